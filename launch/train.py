@@ -1,0 +1,34 @@
+"""Trains a search policy by reinforcement learning on simulated search.
+
+  python -m launch.train --config configs/quickstart.py
+  python -m launch.train --config configs/quickstart.py --config.rl.steps=3 --workdir runs/short
+
+The same command run again in the same --workdir continues from the last checkpoint. Every field of the configuration
+is a flag, --config.SECTION.FIELD=VALUE; the file shows them all. Results are written to --workdir.
+"""
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: a file of configs/.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/NAME_OF_THE_CONFIG.')
+
+
+def main(argv):
+    from launch import common
+
+    common.no_arguments(argv)
+    with common.one_line_errors():
+        from zerosearch_jax import settings, train_rl
+
+        cfg = train_rl.parse(_CONFIG.value)
+        common.set_up_jax()
+        workdir = pathlib.Path(_WORKDIR.value or common.default_workdir(_CONFIG))
+        train_rl.train(cfg, workdir, settings.to_json(_CONFIG.value))
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(main)

@@ -1,0 +1,25 @@
+"""Test set-up: eight fake CPU devices and a persistent compilation cache, both set before jax is imported."""
+
+import os
+import tempfile
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'zerosearch_jax_test_cache'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile('tests', deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile('tests')
+
+
+@pytest.fixture
+def strict_ranks():
+    """Fail on implicit rank promotion inside the test."""
+    with jax.numpy_rank_promotion('raise'):
+        yield

@@ -1,0 +1,85 @@
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zerosearch_jax.search.curriculum import Curriculum, is_noisy, mean_noise, noise_probability
+
+probabilities = st.floats(0, 1)
+bases = st.floats(1e-3, 1e3)
+
+
+@pytest.mark.parametrize(
+    ('start', 'end', 'expected', 'mean'),
+    [
+        (0, 0.5, [0, 0.069, 0.167, 0.305, 0.5], 0.194),
+        (0, 0.25, [0, 0.035, 0.083, 0.152, 0.25], 0.097),
+        (0, 0.75, [0, 0.104, 0.25, 0.457, 0.75], 0.291),
+        (0.25, 0.5, [0.25, 0.285, 0.333, 0.402, 0.5], 0.347),
+        (0.5, 0.5, [0.5] * 5, 0.5),
+    ],
+)
+def test_published_values(start, end, expected, mean):
+    cfg = Curriculum(start, end)
+    assert [noise_probability(cfg, i, 200) for i in range(0, 201, 50)] == pytest.approx(expected, abs=5e-4)
+    assert mean_noise(cfg, 10_000) == pytest.approx(mean, abs=5e-4)
+
+
+def test_mean_is_over_steps_one_to_m():
+    assert mean_noise(Curriculum(0, 0.6, 1), 3) == pytest.approx((0.2 + 0.4 + 0.6) / 3)
+    ramp_mean = 1 / math.log(4) - 1 / 3  # the integral of the ramp
+    assert mean_noise(Curriculum(0, 1), 10_000) == pytest.approx(ramp_mean, abs=1e-4)
+
+
+@given(probabilities, probabilities, bases, st.integers(1, 50))
+def test_monotone_between_its_ends(start, end, base, total):
+    cfg = Curriculum(start, end, base)
+    values = [noise_probability(cfg, i, total) for i in range(total + 3)]
+    assert values[0] == start and values[total:] == [end] * 3
+    signed = [v * math.copysign(1, end - start) for v in values]
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(signed))
+
+
+@given(probabilities, probabilities, bases.filter(lambda b: abs(b - 1) > 0.01), st.integers(0, 30))
+def test_equals_the_formula(start, end, base, step):
+    formula = start + (base ** (step / 30) - 1) / (base - 1) * (end - start)
+    assert noise_probability(Curriculum(start, end, base), step, 30) == pytest.approx(formula, abs=1e-9)
+
+
+@pytest.mark.parametrize('base', [1, 1 + 1e-15, 1 - 1e-15, 1 + 1e-9])
+def test_base_one_is_the_straight_line(base):
+    assert noise_probability(Curriculum(0.2, 0.6, base), 1, 4) == pytest.approx(0.3)
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_noise_at_the_extremes(uniform):
+    assert not is_noisy(uniform, 0.0)
+    assert is_noisy(uniform, 1.0)
+
+
+def test_noise_frequency_is_p():
+    draws = [(k + 0.5) / 1000 for k in range(1000)]
+    assert sum(is_noisy(u, 0.3) for u in draws) == 300
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        ({'start': -0.1}, 'start must be a probability'),
+        ({'end': 1.5}, 'end must be a probability'),
+        ({'end': math.nan}, 'end must be a probability'),
+        ({'base': 0.0}, 'base must be positive'),
+        ({'base': math.inf}, 'base must be positive'),
+    ],
+)
+def test_bad_settings(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Curriculum(**kwargs)
+
+
+@pytest.mark.parametrize(('step', 'total'), [(-1, 10), (1, 0)])
+def test_bad_steps(step, total):
+    with pytest.raises(ValueError, match='total_steps'):
+        noise_probability(Curriculum(), step, total)

@@ -1,0 +1,58 @@
+"""Checkpoints: the training state through Orbax, and one JSON item with the host's state.
+
+A step is visible only once it is complete (Orbax renames it into place), so a run killed at any moment resumes from
+the last complete one.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from zerosearch_jax.state import TrainState
+
+
+class Checkpoints:
+    """Owns the Orbax manager of one run directory.
+
+    Args:
+      directory: holds one sub-directory a step.
+      keep: newest checkpoints kept.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """The last complete step, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, host: dict):
+        """Saves in the background; the state may be donated right after."""
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
+        self._manager.save(step, args=items)
+
+    def restore(self, step: int, abstract: TrainState, places: TrainState) -> tuple[TrainState, dict]:
+        """Reads a step into the given shapes and shardings, on whatever mesh they name.
+
+        Raises:
+          ValueError: the checkpoint holds other weights than the configuration asks for.
+        """
+        target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f'checkpoint {step} in {self._manager.directory} does not match the configured model or adapter; '
+                'use another --workdir, or the configuration in its config.json'
+            ) from error
+        return restored.state, restored.host
+
+    def close(self):
+        """Waits for saves in flight."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,1 @@
+"""Questions and corpora: the built-in world, files, hub data sets, TFDS."""

@@ -1,0 +1,286 @@
+"""Questions and passages from JSONL, parquet, the Hugging Face hub, TFDS, or the built-in world.
+
+Which rows a training step sees depends on (seed, cursor) alone: `item_indices` maps a global cursor to rows, so that
+one integer is enough to resume exactly.
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import json
+import os
+import re
+import string
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+_FORMATS = ('.jsonl', '.jsonl.gz', '.parquet')
+_OWN_FIELDS = ('id', 'question', 'golden_answers', 'dataset', 'data_source', 'metadata')
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question, its accepted answers (at least one), and the other fields of its row (`metadata`)."""
+
+    id: str
+    question: str
+    golden_answers: tuple[str, ...]
+    dataset: str = ''
+    metadata: dict = dataclasses.field(default_factory=dict, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """A document of the corpus. `title` may be empty, `text` is not."""
+
+    id: str
+    title: str
+    text: str
+
+
+def normalise_answer(text: str) -> str:
+    """SQuAD normalisation: lower case, no ASCII punctuation, no English articles, single spaces."""
+    text = ''.join(c for c in text.lower() if c not in string.punctuation)
+    return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+
+def load_questions(source: str, split: str = 'train', skip_unscorable: bool = False) -> list[Question]:
+    """Reads every question of a source, in its order.
+
+    Args:
+      source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); `world`;
+        `tfds:DIRECTORY` as written by `tfds.build`; or `hub:owner/name` (`hub:owner/name:config`). Relative paths are
+        tried as given, then under the directory that the environment variable ZEROSEARCH_DATA names.
+      split: for `world`, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
+      skip_unscorable: leaves out rows none of whose answers can be scored, instead of raising. NQ and HotpotQA have
+        a few: '---', 'The The'.
+
+    Rows have `question` and `golden_answers` (a list), optionally `id` and `dataset` (or `data_source`); the parquet
+    files of Search-R1 and ZeroSearch, whose answers are in `reward_model.ground_truth.target`, work too. Answers that
+    normalise to nothing are dropped, since no prediction can be scored against them; a missing id becomes
+    `{file stem}-{line}`.
+
+    Raises:
+      FileNotFoundError: no such file or directory.
+      ValueError: an unknown source or split, or a bad row; the message starts with `file:line:`.
+    """
+    if source == 'world':
+        from zerosearch_jax.data import world
+
+        if split not in ('train', 'test'):
+            raise ValueError(f"the built-in world has no split {split!r}; use 'train' or 'test'")
+        return list(getattr(world.build(), split))
+    if source.startswith('tfds:'):
+        from zerosearch_jax.data import tfds
+
+        return tfds.load(str(_find(source.removeprefix('tfds:'))), split)
+    name, stem, rows = _open(source, split)
+    read = ((where, _question(row, where, f'{stem}-{line}', skip_unscorable)) for where, line, row in _at(name, rows))
+    return [question for question in _unique(read) if question.golden_answers]
+
+
+def load_passages(source: str) -> list[Passage]:
+    """Reads a corpus, in its order: the doors of `load_questions` except `tfds:`.
+
+    Rows have `text` and optionally `id` and `title`, or Search-R1's `contents` ('"Title"\\ntext').
+    Raises as `load_questions` does.
+    """
+    if source == 'world':
+        from zerosearch_jax.data import world
+
+        return list(world.build().passages)
+    name, stem, rows = _open(source, 'train')
+    return _unique((where, _passage(row, where, f'{stem}-{line}')) for where, line, row in _at(name, rows))
+
+
+@functools.lru_cache(maxsize=8)
+def order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of range(n), [n] int64 and read-only; a function of (seed, epoch) alone, both non-negative."""
+    if min(n, seed, epoch) < 0:
+        raise ValueError(f'n, seed and epoch must not be negative, got {n}, {seed}, {epoch}')
+    # NumPy promises the same raw bits in every version, but not the same Generator.permutation.
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
+    permutation = np.argsort(bits, kind='stable')
+    permutation.flags.writeable = False
+    return permutation
+
+
+def item_indices(n: int, seed: int, start: int, count: int) -> list[tuple[int, int]]:
+    """(epoch, row) of the `count` items from global cursor `start`, when n rows are shuffled anew every epoch."""
+    if n < 1 or start < 0 or count < 0:
+        raise ValueError(f'need n >= 1, start >= 0 and count >= 0, got {n}, {start}, {count}')
+    cursors = (divmod(cursor, n) for cursor in range(start, start + count))
+    return [(epoch, int(order(n, seed, epoch)[position])) for epoch, position in cursors]
+
+
+def subset(questions: Sequence[Question], n: int, salt: str = '') -> list[Question]:
+    """The n questions (or all, if fewer) with the lowest sha256(salt + id), in that order.
+
+    Reordering the rows changes nothing, and an added row displaces at most one.
+    """
+    if n < 0:
+        raise ValueError(f'the size of a subset must not be negative, got {n}')
+    return sorted(questions, key=lambda q: hashlib.sha256((salt + q.id).encode()).digest())[:n]
+
+
+def _find(path: str) -> Path:
+    """The existing path: as given, else under ZEROSEARCH_DATA."""
+    root = os.environ.get('ZEROSEARCH_DATA')
+    for candidate in (Path(path), *([Path(root) / path] if root else [])):
+        if candidate.exists():
+            return candidate
+    hint = f'nor under ZEROSEARCH_DATA={root}' if root else 'and ZEROSEARCH_DATA is not set'
+    raise FileNotFoundError(f'{path} is not here {hint}; give a path that exists or set ZEROSEARCH_DATA')
+
+
+def _open(source: str, split: str) -> tuple[str, str, Iterable]:
+    """(name for messages, stem for ids, rows) of a file or hub data set; a row is bytes (of JSON) or a dict."""
+    if source.startswith('hub:'):
+        return source, source.split('/')[-1], _hub_rows(source.removeprefix('hub:'), split)
+    if not source.endswith(_FORMATS):
+        raise ValueError(f"{source}: unknown source; use a path ending in {', '.join(_FORMATS)}, or 'world', 'hub:'…")
+    path = _find(source)
+    if path.is_dir():
+        raise ValueError(f'{path} is a directory; give one of the files in it')
+    stem = path.name.removesuffix('.gz').rsplit('.', 1)[0]
+    return str(path), stem, _parquet_rows(path) if source.endswith('.parquet') else _json_lines(path)
+
+
+def _json_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
+            yield from file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f'{path} is not a whole gzip file ({error}); fetch it again') from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f'{path} is not a readable parquet file ({_line(error)}); fetch it again') from error
+
+
+def _hub_rows(name: str, split: str) -> Iterable[dict]:
+    import datasets
+
+    name, _, config = name.partition(':')
+    try:
+        return datasets.load_dataset(name, config or None, split=split)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise FileNotFoundError(f'hub:{name} is not available ({_line(error)}); check name and network') from error
+    except ValueError as error:
+        raise ValueError(f'hub:{name}: {_line(error)}') from error
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(str(error).split())
+
+
+def _at(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
+    """('file:line', line, row) of every row that is not blank; lines count from 1."""
+    for line, row in enumerate(rows, start=1):
+        where = f'{name}:{line}'
+        if isinstance(row, bytes):
+            if not row.strip():
+                continue
+            try:
+                row = json.loads(row.removeprefix(b'\xef\xbb\xbf') if line == 1 else row)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f'{where}: not JSON ({error}); expected one object per line') from error
+        if not isinstance(row, dict):
+            raise ValueError(f'{where}: found {type(row).__name__}, expected an object')
+        yield where, line, row
+
+
+def _unique(items: Iterable[tuple]) -> list:
+    first: dict[str, str] = {}
+    found = []
+    for where, item in items:
+        if item.id in first:
+            raise ValueError(f'{where}: the id {item.id!r} was used at {first[item.id]}; ids must be unique')
+        first[item.id] = where
+        found.append(item)
+    return found
+
+
+def _text(value, field: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'{where}: {field!r} is {_short(value)}, expected text')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair, which no tokenizer takes.
+        raise ValueError(f'{where}: {field!r} is not valid Unicode ({error.reason})') from error
+    return value
+
+
+def _short(value) -> str:
+    text = 'missing' if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + '...'
+
+
+def _id(row: dict, where: str, default: str) -> str:
+    value = row.get('id')
+    if value is None:
+        return default
+    return str(value) if type(value) is int else _text(value, 'id', where)
+
+
+def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:
+    answers, field = row.get('golden_answers'), 'golden_answers'
+    if answers is None:
+        field = 'reward_model.ground_truth.target'
+        answers = row.get('reward_model')
+        for key in ('ground_truth', 'target'):
+            answers = answers.get(key) if isinstance(answers, dict) else None
+        if answers is None:
+            field = 'golden_answers'
+    if not isinstance(answers, list):
+        raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers')
+    # A year or a number is an answer too; True is not, since nobody can say whether it means 'yes'.
+    texts = [str(a) if type(a) in (int, float) else a for a in answers]
+    if not all(isinstance(a, str) for a in texts):
+        raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers, each a text')
+    kept = dict.fromkeys(_text(a.strip(), field, where) for a in texts if normalise_answer(a))
+    if not kept and not skip_unscorable:
+        raise ValueError(
+            f'{where}: {field!r} is {_short(answers)}, expected an answer that is more than punctuation and articles; '
+            'correct the row or pass skip_unscorable=True'
+        )
+    return tuple(kept)
+
+
+def _question(row: dict, where: str, default_id: str, skip_unscorable: bool) -> Question:
+    extra = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
+    nested = row.get('metadata')
+    if isinstance(nested, dict):
+        extra = {**nested, **extra}
+    elif nested is not None:
+        extra['metadata'] = nested
+    return Question(
+        id=_id(row, where, default_id),
+        question=_text(row.get('question'), 'question', where).strip(),
+        golden_answers=_answers(row, where, skip_unscorable),
+        dataset=str(row.get('dataset') or row.get('data_source') or ''),
+        metadata=extra,
+    )
+
+
+def _passage(row: dict, where: str, default_id: str) -> Passage:
+    title, text = row.get('title') or '', row.get('text')
+    if text is None and 'contents' in row:
+        title, _, text = _text(row['contents'], 'contents', where).partition('\n')
+        title = title.strip().strip('"')
+    return Passage(
+        id=_id(row, where, default_id),
+        title=_text(title, 'title', where).strip() if title else '',
+        text=_text(text, 'text', where).strip(),
+    )

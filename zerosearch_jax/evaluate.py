@@ -1,0 +1,106 @@
+"""Greedy evaluation of a policy with a search engine, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.search import rewards
+from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, rollout
+from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.trajectory import Kind
+
+METRICS = ('em', 'cover_em', 'f1')
+RESAMPLES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Which held-out questions are asked, when, and with which engine."""
+
+    questions: int = 64
+    every: int = 0  # also evaluate after every so many steps; 0: only before and after training
+    documents: int = 3  # documents a search of the real engine
+
+
+def evaluate(
+    questions: Sequence[Question],
+    policy: Engine,
+    search,
+    tokenizer: Tokenizer,
+    cfg: RolloutConfig,
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Trajectory]:
+    """One greedy episode a question; `policy` must be loaded with temperature 0."""
+    return rollout(
+        questions, 1, policy, search, tokenizer, cfg, identity=('greedy',), stream='evaluation', progress=progress
+    )
+
+
+def scores(trajectory: Trajectory) -> dict[str, float]:
+    """EM, cover-EM and F1 of one trajectory's answer."""
+    golds = trajectory.question.golden_answers
+    return {name: rewards.REWARDS[name](trajectory.answer, golds) for name in METRICS}
+
+
+def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means over trajectories: the three scores, searches, tokens, and shares of how episodes ended."""
+    rows = [scores(t) for t in trajectories]
+    searches = [s for t in trajectories for s in t.searches]
+    return {
+        **{name: float(np.mean([row[name] for row in rows])) for name in METRICS},
+        'searches': float(np.mean([len(t.searches) for t in trajectories])),
+        'response_tokens': float(np.mean([t.response_tokens for t in trajectories])),
+        'answered': float(np.mean([t.status == 'answered' for t in trajectories])),
+        'invalid_actions': float(np.mean([t.invalid_actions for t in trajectories])),
+        'search_failed': float(np.mean([bool(s.failure) for s in searches])) if searches else 0.0,
+    }
+
+
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979), `RESAMPLES` resamples.
+
+    For a paired comparison pass the differences, question by question.
+    """
+    values = np.asarray(values, np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(-1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def row(trajectory: Trajectory, tokenizer: Tokenizer, step: int, **extra) -> dict:
+    """A trajectory as one JSON row: scores, searches, and the text of every segment."""
+    return {
+        'step': step,
+        'id': trajectory.question.id,
+        'sample': trajectory.sample,
+        'question': trajectory.question.question,
+        'golden_answers': list(trajectory.question.golden_answers),
+        'answer': trajectory.answer,
+        'status': trajectory.status,
+        **scores(trajectory),
+        **extra,
+        'searches': [
+            {
+                'query': s.query.text,
+                'noisy': s.noisy,
+                'documents': list(s.documents),
+                'failure': s.failure,
+                'attempts': s.attempts,
+            }
+            for s in trajectory.searches
+        ],
+        'segments': [
+            {'kind': Kind(s.kind).name.lower(), 'tokens': len(s.tokens), 'text': _text(tokenizer, s.tokens)}
+            for s in trajectory.segments
+        ],
+    }
+
+
+def _text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=False)

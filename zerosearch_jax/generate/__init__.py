@@ -1,0 +1,1 @@
+"""Generation: sampling, the jitted prefill and decode steps, the slot engine."""

@@ -1,0 +1,278 @@
+"""The generation engine: slots with a cache each, refilled as rows finish, the same for policy and simulator.
+
+Host state machine, deterministic and replicated: every process runs it on the same small arrays. A request opens a
+generation (a slot, its prompt, a token budget); `step` returns the generations that have just stopped; a stopped one
+keeps its slot and cache until it is extended (an observation, then more tokens) or closed.
+
+    open --> waiting --> decoding --> stopped --extend--> decoding ...
+                                         '----close----> slot free
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zerosearch_jax.generate import step as programs
+from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
+from zerosearch_jax.models import cache as kv
+from zerosearch_jax.models.config import ModelConfig
+from zerosearch_jax.text.stop import StopTable
+
+EXTEND_ROWS = 8  # slots written by one call of `extend`
+EXTEND_WIDTHS = (32, 128)  # tokens a slot in one call; a few fixed widths bound the number of compiled programs
+SPAN_STEP = 256  # decode reads the cache up to a multiple of this
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One generation to open.
+
+    Requests with the same `group` must have the same prompt; it is prefilled once and shared by copying its cache.
+    """
+
+    handle: Hashable
+    prompt: tuple[int, ...]
+    key: np.ndarray  # uint32 [2], prng.row_key
+    budget: int  # tokens to sample at most before it stops
+    group: Hashable = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopped:
+    """A generation that has stopped: what it sampled since it was opened or extended."""
+
+    handle: Hashable
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]  # under the untruncated softmax at the engine's temperature
+    reason: str  # a stop string, 'eos', or 'length' (budget spent)
+
+
+@dataclasses.dataclass
+class _Live:
+    """Host record of one occupied slot."""
+
+    request: Request
+    slot: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    decoding: bool = True
+
+
+class Engine:
+    """Owns the cache and the slots of one model.
+
+    Args:
+      cfg: the model.
+      mesh: the mesh that its weights live on.
+      slots: generations that can be live at once; a multiple of data x fsdp.
+      capacity: tokens a slot can hold, prompt and observations included.
+      stop: automaton of the stop strings.
+      eos_ids: tokens that end a generation.
+      steps: tokens decoded between two looks of the host.
+      truncation: restriction of the sampling support (evaluation only).
+      dtype: compute and cache dtype.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        mesh: jax.sharding.Mesh,
+        *,
+        slots: int,
+        capacity: int,
+        stop: StopTable,
+        eos_ids: tuple[int, ...],
+        steps: int = 16,
+        truncation: Truncation = FULL_SUPPORT,
+        dtype=jnp.float32,
+    ):
+        self.cfg, self.mesh, self.slots, self.steps = cfg, mesh, slots, steps
+        self.capacity = -(-capacity // SPAN_STEP) * SPAN_STEP
+        self.decoded_tokens = self.prefilled_tokens = 0
+        self._stop, self._eos_ids, self._truncation, self._dtype = stop, eos_ids, truncation, dtype
+        self._stop_table = jnp.asarray(stop.table)
+        with jax.set_mesh(mesh):
+            self._cache = kv.create(cfg, mesh, slots, self.capacity, dtype)
+        self._params: dict | None = None
+        self._temperature = 1.0
+        self._clear()
+
+    def _clear(self):
+        self._rows = programs.idle_rows(self.slots)
+        self._free = list(range(self.slots))
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._live: dict[Hashable, _Live] = {}
+        self._writes: list[tuple[int, int, Sequence[int]]] = []  # slot, start, tokens
+
+    def load(self, params: dict, *, temperature: float = 1.0):
+        """Takes new weights; everything cached under the old ones is forgotten.
+
+        Args:
+          params: training layout, adapters beside their kernels. On CPU a decode-only copy is made of it.
+          temperature: of the sampling; 0 is greedy.
+
+        Raises:
+          RuntimeError: generations are open; their cache would be of other weights.
+        """
+        if self._live or self._waiting:
+            raise RuntimeError(f'{len(self._live) + len(self._waiting)} generations are open: close them before load()')
+        on_cpu = self.mesh.devices.flat[0].platform == 'cpu'
+        self._params = None  # let go of the old copy before the new one is made
+        with jax.set_mesh(self.mesh):
+            self._params = programs.serving_layout(params, dtype=self._dtype) if on_cpu else params
+        self._temperature = temperature
+        self._clear()
+
+    @property
+    def active(self) -> int:
+        """Generations that are waiting or decoding."""
+        return len(self._waiting) + sum(live.decoding for live in self._live.values())
+
+    def open(self, request: Request):
+        """Queues a generation.
+
+        Raises:
+          ValueError: prompt and budget do not fit a slot, or the handle is taken.
+        """
+        if request.handle in self._live:
+            raise ValueError(f'generation {request.handle!r} is already open')
+        if not request.prompt or request.budget < 1:
+            raise ValueError(f'generation {request.handle!r} needs a prompt and a budget of at least one token')
+        self._check_room(request.handle, len(request.prompt) + request.budget)
+        self._waiting.append(request)
+
+    def extend(self, handle: Hashable, tokens: Sequence[int], budget: int):
+        """Appends given tokens (an observation) to a stopped generation and lets it sample up to `budget` more."""
+        live = self._live[handle]
+        if live.decoding:
+            raise ValueError(f'generation {handle!r} has not stopped')
+        slot, start = live.slot, int(self._rows.length[live.slot])
+        self._check_room(handle, start + 1 + len(tokens) + budget)
+        if len(tokens):
+            self._writes.append((slot, start, [int(self._rows.pending[slot]), *tokens[:-1]]))
+            self._rows.length[slot] = start + len(tokens)
+            self._rows.pending[slot] = tokens[-1]
+        self._rows.budget[slot], self._rows.stop_state[slot] = budget, 0
+        live.tokens, live.logprobs, live.decoding = [], [], True
+
+    def close(self, handle: Hashable):
+        """Frees the slot of a stopped generation."""
+        live = self._live.pop(handle)
+        if live.decoding:
+            raise ValueError(f'generation {handle!r} has not stopped')
+        self._free.append(live.slot)
+        self._free.sort()
+
+    def step(self) -> list[Stopped]:
+        """Admits what is waiting, writes what is to be written, decodes, and returns what has stopped."""
+        if self._params is None:
+            raise RuntimeError('the engine has no weights: call load() first')
+        with jax.set_mesh(self.mesh):
+            forks = self._admit()
+            self._flush_writes()
+            self._run_forks(forks)
+            return self._decode()
+
+    def _check_room(self, handle: Hashable, tokens: int):
+        if tokens > self.capacity:
+            raise ValueError(f'generation {handle!r} needs {tokens} tokens, but a slot holds {self.capacity}')
+
+    def _admit(self) -> list[tuple[int, int]]:
+        """Gives free slots to waiting requests, in order; returns the (source, target) slots to copy."""
+        owners = {live.request.group: live.slot for live in self._live.values() if live.request.group is not None}
+        forks = []
+        while self._waiting and self._free:
+            request, slot = self._waiting.popleft(), self._free.pop(0)
+            self._live[request.handle] = _Live(request, slot)
+            if request.group in owners:
+                forks.append((owners[request.group], slot))
+            else:
+                self._writes.append((slot, 0, request.prompt[:-1]))
+                if request.group is not None:
+                    owners[request.group] = slot
+            self._rows.length[slot] = len(request.prompt) - 1
+            self._rows.pending[slot] = request.prompt[-1]
+            self._rows.budget[slot], self._rows.stop_state[slot] = request.budget, 0
+            self._rows.key[slot] = request.key
+        return forks
+
+    def _flush_writes(self):
+        """Runs `extend` until every token to be written is in the cache: longest first, a few fixed shapes."""
+        jobs = sorted(((s, b, list(t)) for s, b, t in self._writes if len(t)), key=lambda job: (-len(job[2]), job[0]))
+        self._writes.clear()
+        self.prefilled_tokens += sum(len(tokens) for _, _, tokens in jobs)
+        while jobs:
+            now, jobs = jobs[:EXTEND_ROWS], jobs[EXTEND_ROWS:]
+            width = next((w for w in EXTEND_WIDTHS if w >= len(now[0][2])), EXTEND_WIDTHS[-1])
+            self._extend_once(now, width)
+            rest = [(slot, start + width, tokens[width:]) for slot, start, tokens in now if len(tokens) > width]
+            jobs = sorted(jobs + rest, key=lambda job: (-len(job[2]), job[0]))
+
+    def _extend_once(self, jobs, width: int):
+        slots, starts, counts = (np.zeros(EXTEND_ROWS, np.int32) for _ in range(3))
+        tokens = np.zeros((EXTEND_ROWS, width), np.int32)
+        for row, (slot, start, ids) in enumerate(jobs):
+            count = min(width, len(ids))
+            slots[row], starts[row], counts[row] = slot, start, count
+            tokens[row, :count] = ids[:count]
+        self._cache = programs.extend(
+            self._params, self._cache, slots, tokens, starts, counts, cfg=self.cfg, dtype=self._dtype
+        )
+
+    def _run_forks(self, forks: list[tuple[int, int]]):
+        for begin in range(0, len(forks), EXTEND_ROWS):
+            sources = np.zeros(EXTEND_ROWS, np.int32)
+            targets = np.full(EXTEND_ROWS, self.slots, np.int32)  # past the end: dropped
+            part = forks[begin : begin + EXTEND_ROWS]
+            sources[: len(part)], targets[: len(part)] = zip(*part, strict=True)
+            self._cache = programs.fork(self._cache, sources, targets)
+
+    def _decode(self) -> list[Stopped]:
+        if not any(live.decoding for live in self._live.values()):
+            return []
+        active = self._rows.budget > 0
+        reach = int(np.max(np.where(active, self._rows.length, 0))) + min(self.steps, int(self._rows.budget.max()))
+        span = min(-(-(reach + 1) // SPAN_STEP) * SPAN_STEP, self.capacity)
+        self._cache, rows, tokens, logprobs, counts = programs.decode(
+            self._params,
+            self._cache,
+            self._rows,
+            self._stop_table,
+            np.float32(self._temperature),
+            cfg=self.cfg,
+            dtype=self._dtype,
+            steps=self.steps,
+            span=span,
+            eos_ids=self._eos_ids,
+            first_accept=self._stop.first_accept,
+            truncation=self._truncation,
+        )
+        self._rows = jax.tree.map(np.array, rows)
+        return self._collect(np.asarray(tokens), np.asarray(logprobs), np.asarray(counts))
+
+    def _collect(self, tokens_BxN, logprobs_BxN, counts_B) -> list[Stopped]:
+        self.decoded_tokens += int(counts_B.sum())
+        stopped = []
+        for handle, live in self._live.items():
+            if not live.decoding:
+                continue
+            count = counts_B[live.slot]
+            live.tokens += tokens_BxN[live.slot, :count].tolist()
+            live.logprobs += logprobs_BxN[live.slot, :count].tolist()
+            if self._rows.budget[live.slot] == 0:
+                live.decoding = False
+                reason = self._reason(live.slot, live.tokens[-1])
+                stopped.append(Stopped(handle, tuple(live.tokens), tuple(live.logprobs), reason))
+        return stopped
+
+    def _reason(self, slot: int, last_token: int) -> str:
+        accepted = int(self._rows.stop_state[slot]) - self._stop.first_accept
+        if accepted >= 0:
+            return self._stop.strings[accepted]
+        return 'eos' if last_token in self._eos_ids else 'length'

@@ -1,0 +1,77 @@
+"""Sampling one token a row: inverse CDF with one uniform a row, optional top-k and top-p.
+
+One uniform instead of V Gumbel variates, and two short cumulative sums instead of one over the vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncation:
+    """Restriction of the support. The default is none: what training needs, since log-probs are of the full softmax."""
+
+    top_k: int = 0  # keep the k most likely tokens; 0: all
+    top_p: float = 1.0  # keep the smallest set with at least this probability
+
+    def __post_init__(self):
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f'top_k must be >= 0 and top_p in (0, 1]; got {self.top_k} and {self.top_p}')
+
+
+FULL_SUPPORT = Truncation()
+
+
+def sample(
+    logits_BxV: jax.Array, uniforms_B: jax.Array, temperature: jax.Array, truncation: Truncation = FULL_SUPPORT
+) -> tuple[jax.Array, jax.Array]:
+    """Samples at `temperature`, or takes the argmax where it is 0.
+
+    Returns:
+      tokens int32 [B], and their log-probs float32 [B] under the untruncated log_softmax(logits / temperature)
+      (temperature 1 where it is 0): exactly what the trainer computes.
+    """
+    scaled_BxV = logits_BxV.astype(jnp.float32) / jnp.where(temperature > 0, temperature, 1.0)
+    kept_BxV = truncate(scaled_BxV, truncation)
+    drawn_B = inverse_cdf(jax.nn.softmax(kept_BxV, axis=-1), uniforms_B)
+    tokens_B = jnp.where(temperature > 0, drawn_B, jnp.argmax(scaled_BxV, axis=-1)).astype(jnp.int32)
+    chosen_B = jnp.take_along_axis(scaled_BxV, tokens_B[:, None], axis=-1)[:, 0]
+    return tokens_B, chosen_B - jax.nn.logsumexp(scaled_BxV, axis=-1)
+
+
+def truncate(scaled_BxV: jax.Array, truncation: Truncation) -> jax.Array:
+    """Sets logits outside the top-k and the top-p nucleus to -inf. Sorts only where a nucleus is asked for."""
+    if truncation.top_k:
+        kth_Bx1 = jax.lax.top_k(scaled_BxV, min(truncation.top_k, scaled_BxV.shape[-1]))[0][:, -1:]
+        scaled_BxV = jnp.where(scaled_BxV >= kth_Bx1, scaled_BxV, -jnp.inf)
+    if truncation.top_p < 1:
+        descending_BxV = -jnp.sort(-scaled_BxV, axis=-1)
+        probs_BxV = jax.nn.softmax(descending_BxV, axis=-1)
+        before_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV  # the first token is always kept
+        lowest_Bx1 = jnp.min(jnp.where(before_BxV < truncation.top_p, descending_BxV, jnp.inf), -1, keepdims=True)
+        scaled_BxV = jnp.where(scaled_BxV >= lowest_Bx1, scaled_BxV, -jnp.inf)
+    return scaled_BxV
+
+
+def inverse_cdf(probs_BxV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
+    """The token at which the cumulative probability passes the uniform, int32 [B]; never one of probability 0."""
+    b, v = probs_BxV.shape
+    probs_BxMxC = jnp.pad(probs_BxV, ((0, 0), (0, -v % BLOCK))).reshape(b, -1, BLOCK)
+    block_cdf_BxM = jnp.cumsum(probs_BxMxC.sum(-1), axis=-1)
+    target_B = uniforms_B * block_cdf_BxM[:, -1]  # rounding: the sum is not exactly one
+    block_B = _passed(block_cdf_BxM, target_B)
+    inside_BxC = jnp.take_along_axis(probs_BxMxC, block_B[:, None, None], axis=1)[:, 0]
+    below_B = jnp.take_along_axis(jnp.pad(block_cdf_BxM, ((0, 0), (1, 0))), block_B[:, None], axis=1)[:, 0]
+    return block_B * BLOCK + _passed(jnp.cumsum(inside_BxC, axis=-1), target_B - below_B)
+
+
+def _passed(cdf_BxN: jax.Array, target_B: jax.Array) -> jax.Array:
+    """First index with cdf > target; where rounding leaves none, the last index that adds probability."""
+    last_B = jnp.argmax(cdf_BxN >= cdf_BxN[:, -1:], axis=-1)
+    return jnp.minimum(jnp.sum(cdf_BxN <= target_B[:, None], axis=-1), last_B).astype(jnp.int32)

@@ -1,0 +1,126 @@
+"""The decoder as a layout and pure functions: `hidden` for training and scoring, `logits` for its head.
+
+    tokens [B, T] --embed--> x [B, T, D] --L x (attention, mlp)--> hidden [B, T, D] --head--> logits [B, T, V]
+
+The cached forms (prefill, decode) live in generate/step.py; they run the same `block`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from zerosearch_jax.models import layers
+from zerosearch_jax.models.config import ModelConfig
+from zerosearch_jax.sharding import Param, constrain
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    'none': None,  # keep every activation
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products, recompute the rest
+    'full': jax.checkpoint_policies.nothing_saveable,  # keep only the input of each layer
+}
+
+
+def layout(cfg: ModelConfig) -> dict:
+    """The weights of a model. Per-layer weights are stacked on a leading axis; kernels are [in, out]."""
+    L, D, F, V = cfg.num_layers, cfg.hidden_size, cfg.mlp_size, cfg.vocab_size
+    heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    stack = {
+        'attn_norm': Param((L, D), (None, None), 'ones'),
+        'q': Param((L, D, heads), (None, 'embed', 'heads')),
+        'k': Param((L, D, kv_heads), (None, 'embed', 'kv_heads')),
+        'v': Param((L, D, kv_heads), (None, 'embed', 'kv_heads')),
+        'o': Param((L, heads, D), (None, 'heads', 'embed')),
+        'mlp_norm': Param((L, D), (None, None), 'ones'),
+        'gate': Param((L, D, F), (None, 'embed', 'mlp')),
+        'up': Param((L, D, F), (None, 'embed', 'mlp')),
+        'down': Param((L, F, D), (None, 'mlp', 'embed')),
+    }
+    if cfg.qkv_bias:
+        stack |= {
+            'q_bias': Param((L, heads), (None, 'heads'), 'zeros'),
+            'k_bias': Param((L, kv_heads), (None, 'kv_heads'), 'zeros'),
+            'v_bias': Param((L, kv_heads), (None, 'kv_heads'), 'zeros'),
+        }
+    if cfg.qk_norm:
+        stack |= {
+            'q_norm': Param((L, cfg.head_dim), (None, None), 'ones'),
+            'k_norm': Param((L, cfg.head_dim), (None, None), 'ones'),
+        }
+    tree = {
+        'embed': Param((V, D), ('vocab', 'embed'), 'embedding'),
+        'layers': stack,
+        'final_norm': Param((D,), (None,), 'ones'),
+    }
+    if not cfg.tie_embeddings:
+        tree['head'] = Param((D, V), ('embed', 'vocab'))
+    return tree
+
+
+def embed(params: dict, tokens_BxT: jax.Array, dtype) -> jax.Array:
+    """Token embeddings [B, T, D]."""
+    # Gathering from a table sharded over fsdp makes XLA rematerialize it whole; unshard that axis first.
+    table_VxD = constrain(params['embed'].astype(dtype), 'vocab', None)
+    return constrain(table_VxD[tokens_BxT], 'batch', None, None)
+
+
+def block(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig, attend: Callable):
+    """One layer; `attend(q, k, v) -> [B, T, H * E]` decides what the queries see (training mask or cache)."""
+    with jax.named_scope('attention'):
+        normed = layers.rms_norm(x_BxTxD, layer['attn_norm'], cfg.norm_eps)
+        q, k, v = layers.qkv(layer, normed, positions_BxT, cfg)
+        x_BxTxD = x_BxTxD + layers.linear(layer, 'o', attend(q, k, v))
+    with jax.named_scope('mlp'):
+        normed = layers.rms_norm(x_BxTxD, layer['mlp_norm'], cfg.norm_eps)
+        return x_BxTxD + layers.mlp(layer, normed)
+
+
+def causal_mask(positions_BxT: jax.Array, segments_BxT: jax.Array) -> jax.Array:
+    """[B, T, T]: a token sees the earlier tokens of its own segment. Segment 0 is padding."""
+    same = segments_BxT[:, :, None] == segments_BxT[:, None, :]
+    return same & (positions_BxT[:, :, None] >= positions_BxT[:, None, :]) & (segments_BxT[:, :, None] > 0)
+
+
+def hidden(
+    params: dict,
+    cfg: ModelConfig,
+    tokens_BxT: jax.Array,
+    positions_BxT: jax.Array,
+    segments_BxT: jax.Array,
+    *,
+    dtype=jnp.float32,
+    remat: str = 'none',
+) -> jax.Array:
+    """Final normed hidden states [B, T, D] of packed rows.
+
+    Args:
+      params: weights, optionally with low-rank adapters beside their kernels (models/lora.py).
+      tokens_BxT: token ids; several sequences may share a row.
+      positions_BxT: position of each token in its own sequence.
+      segments_BxT: which sequence of the row a token belongs to, from 1; 0 is padding.
+      dtype: compute dtype.
+      remat: key of REMAT_POLICIES.
+    """
+    mask_BxTxT = causal_mask(positions_BxT, segments_BxT)
+
+    def layer_step(x, layer):
+        x = block(layer, x, positions_BxT, cfg, lambda q, k, v: layers.attention(q, k, v, mask_BxTxT))
+        return constrain(x, 'batch', None, None), None
+
+    if remat != 'none':
+        layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    x_BxTxD, _ = jax.lax.scan(layer_step, embed(params, tokens_BxT, dtype), params['layers'])
+    return layers.rms_norm(x_BxTxD, params['final_norm'], cfg.norm_eps)
+
+
+def head(params: dict) -> jax.Array:
+    """The output projection [D, V]: its own matrix, or the transposed embedding where tied."""
+    return params['head'] if 'head' in params else params['embed'].T
+
+
+def logits(params: dict, hidden_BxTxD: jax.Array) -> jax.Array:
+    """Float32 logits [B, T, V]."""
+    out = jnp.einsum('btd,dv->btv', hidden_BxTxD, head(params).astype(hidden_BxTxD.dtype))
+    return constrain(out.astype(jnp.float32), 'batch', None, 'vocab')

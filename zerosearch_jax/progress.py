@@ -1,0 +1,21 @@
+"""Progress bars: tqdm on a terminal, nothing elsewhere (plain lines per step are printed instead)."""
+
+from __future__ import annotations
+
+import sys
+
+
+def bar(total: int, description: str, unit: str = 'it', *, leave: bool = False, initial: int = 0):
+    """A bar on stderr, hidden where stderr is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, desc=description, unit=unit, leave=leave, initial=initial, disable=None, dynamic_ncols=True
+    )
+
+
+def say(line: str):
+    """One line for people, kept apart from a running bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)

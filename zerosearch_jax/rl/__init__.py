@@ -1,0 +1,1 @@
+"""Policy-gradient learning on a `Batch`: advantages, losses, the jitted update."""

@@ -1,0 +1,122 @@
+"""Token log-probs without the [B, T, V] tensor, and the policy-gradient loss as sums with one global denominator."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from zerosearch_jax.models import transformer
+from zerosearch_jax.models.config import ModelConfig
+from zerosearch_jax.sharding import constrain
+from zerosearch_jax.text.trajectory import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the forward pass is run: numerics and memory, not mathematics."""
+
+    dtype: str = 'float32'
+    remat: str = 'none'  # key of transformer.REMAT_POLICIES
+    chunk: int = 128  # tokens of a row whose logits exist at once
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Coefficients of the policy loss."""
+
+    clip: float = 0.2  # ratio is kept within [1 - clip, 1 + clip]
+    kl: float = 0.001  # weight of the k3 divergence from the reference; 0: no reference is needed
+    entropy: float = 0.0  # weight of the entropy bonus
+
+
+def token_logprobs(
+    params: dict, cfg: ModelConfig, batch: Batch, temperature: float, compute: Compute
+) -> tuple[jax.Array, jax.Array]:
+    """Log-prob of every token given those before it, and the entropy of its distribution, both float32 [R, T].
+
+    Uses log_softmax(logits / temperature), as the engine does. Logits are made a chunk of tokens at a time and remade
+    in the backward pass. A row's first token has no predecessor: log-prob and entropy 0.
+    """
+    hidden_RxTxD = transformer.hidden(
+        params,
+        cfg,
+        batch.tokens,
+        batch.positions,
+        batch.segments,
+        dtype=jnp.dtype(compute.dtype),
+        remat=compute.remat,
+    )
+    rows, length, _ = hidden_RxTxD.shape
+    chunk = min(compute.chunk, length)
+    if length % chunk:
+        raise ValueError(f'row length {length} is not a multiple of the log-prob chunk {chunk}')
+    targets_RxT = jnp.roll(batch.tokens, -1, axis=1)  # the last column predicts nothing and is dropped below
+
+    @jax.checkpoint
+    def one_chunk(hidden_RxCxD, targets_RxC):
+        logits = transformer.logits(params, hidden_RxCxD) / temperature
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        # a comparison instead of a gather keeps a sharded vocabulary sharded
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets_RxC[..., None]
+        chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+        mean_logit = jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1)
+        return chosen - log_z, log_z - mean_logit
+
+    def split(x):  # [R, T, ...] -> [T / C, R, C, ...]
+        return jnp.moveaxis(x.reshape(rows, length // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    def scan_chunk(_, inputs):
+        return None, one_chunk(*inputs)
+
+    _, (logprobs, entropies) = jax.lax.scan(scan_chunk, None, (split(hidden_RxTxD), split(targets_RxT)))
+
+    def join(x):  # back to [R, T], shifted so that index t belongs to token t as the target
+        x = jnp.moveaxis(x, 0, 1).reshape(rows, length)
+        return constrain(jnp.pad(x[:, :-1], ((0, 0), (1, 0))), 'batch', None)
+
+    return join(logprobs), join(entropies)
+
+
+def policy_loss(
+    logprobs: jax.Array, entropies: jax.Array, batch: Batch, cfg: LossConfig
+) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """Clipped policy gradient with k3 KL and entropy bonus, as a *sum* over weighted tokens.
+
+    -min(ratio A, clip(ratio) A) + kl (exp(d) - d - 1) - entropy H,  d = ref - logprob  (PPO: arXiv 1707.06347, eq. 7;
+    k3 estimator: Schulman 2020; adding it pulls the policy towards the reference, the published code subtracts it).
+
+    Returns:
+      the loss sum, and sums of the metrics over the same tokens; divide all by the sum of weights of the whole batch.
+    """
+    weights = batch.weights
+    active = weights > 0
+    # zeroed outside the loss, so that stale values there can neither overflow nor make 0 * inf
+    log_ratio = jnp.where(active, logprobs - batch.old_logprobs, 0.0)
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + cfg.clip)
+    surrogate = jnp.minimum(ratio * batch.advantages, clipped * batch.advantages)
+    d = jnp.where(active, batch.ref_logprobs - logprobs, 0.0)
+    k3 = jnp.expm1(d) - d
+    loss = -surrogate - cfg.entropy * entropies
+    if cfg.kl:
+        loss += cfg.kl * k3
+    was_clipped = (ratio * batch.advantages > clipped * batch.advantages).astype(jnp.float32)
+    terms = {
+        'policy': -surrogate,
+        'kl': k3,
+        'entropy': entropies,
+        'clip_share': was_clipped,
+        'ratio': ratio,
+        'logprob': logprobs,
+    }
+    sums = {name: jnp.sum(weights * value) for name, value in terms.items()}
+    return jnp.sum(weights * loss), {**sums, 'logprob_gap_max': jnp.max(jnp.abs(log_ratio))}
+
+
+def nll_loss(logprobs: jax.Array, batch: Batch) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """Negative log-likelihood of the weighted tokens, as a sum: supervised fine-tuning."""
+    loss = -jnp.sum(batch.weights * logprobs)
+    return loss, {'nll': loss}

@@ -1,0 +1,109 @@
+"""The jitted programs of the learner: `score` (log-probs under fixed weights) and `update`.
+
+Gradients are sums over tokens, added over micro-batches by a scan and divided once by the weight of the whole batch,
+so that neither the split into micro-batches nor the mesh changes them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zerosearch_jax.models import lora
+from zerosearch_jax.models.config import ModelConfig
+from zerosearch_jax.rl import losses
+from zerosearch_jax.sharding import constrain
+from zerosearch_jax.state import TrainState
+from zerosearch_jax.text.trajectory import Batch
+
+
+def _place(batch: Batch) -> Batch:
+    return jax.tree.map(lambda x: constrain(x, None, 'batch', None), batch)
+
+
+@functools.partial(jax.jit, static_argnames=('cfg', 'compute'))
+def score(
+    params: dict, frozen: dict, batch: Batch, temperature: float, *, cfg: ModelConfig, compute: losses.Compute
+) -> jax.Array:
+    """Log-probs [M, R, T] of a batch of micro-batches; empty micro-batches are skipped."""
+    combined = lora.combine(frozen, params)
+
+    def one(_, micro: Batch):
+        def run():
+            return losses.token_logprobs(combined, cfg, micro, temperature, compute)[0]
+
+        def skip():
+            return jnp.zeros(micro.tokens.shape, jnp.float32)
+
+        return None, jax.lax.cond(jnp.any(micro.segments > 0), run, skip)
+
+    return jax.lax.scan(one, None, _place(batch))[1]
+
+
+def make_update(
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    places: TrainState,
+    loss_cfg: losses.LossConfig | None,
+    compute: losses.Compute,
+    temperature: float = 1.0,
+):
+    """Builds the jitted `update(state, frozen, batch) -> (state, metrics)`.
+
+    One optimizer step on a batch of micro-batches [M, R, T]. The state is donated and keeps its shardings; `frozen`
+    are the weights that are not trained ({} if all are). Metrics are float32 means over the weighted tokens ('loss',
+    'kl', ...), 'logprob_gap_max', 'grad_norm' (before clipping) and 'tokens' (the weight of the batch).
+
+    Args:
+      cfg: the model.
+      tx: the optimizer.
+      places: shardings of the state.
+      loss_cfg: coefficients of the policy loss; None for supervised fine-tuning on the weighted tokens.
+      compute: numerics and memory.
+      temperature: of the sampling that made the batch.
+    """
+
+    def update(state: TrainState, frozen: dict, batch: Batch):
+        batch = _place(batch)
+
+        def loss_sum(params, micro: Batch):
+            logprobs, entropies = losses.token_logprobs(lora.combine(frozen, params), cfg, micro, temperature, compute)
+            if loss_cfg is None:
+                return losses.nll_loss(logprobs, micro)
+            return losses.policy_loss(logprobs, entropies, micro, loss_cfg)
+
+        (loss, sums), grads = accumulate(jax.value_and_grad(loss_sum, has_aux=True), state.params, batch)
+        total = jnp.maximum(jnp.sum(batch.weights), 1.0)
+        grads = jax.tree.map(lambda g: g / total, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics = {name: value if name.endswith('_max') else value / total for name, value in sums.items()}
+        metrics |= {'loss': loss / total, 'grad_norm': optax.tree.norm(grads), 'tokens': total}
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    everywhere = NamedSharding(places.step.mesh, P())
+    return jax.jit(update, donate_argnums=0, out_shardings=(places, everywhere))
+
+
+def accumulate(gradient, params: dict, batch: Batch):
+    """Adds ((loss, sums), gradients) over the micro-batches; metrics named '*_max' take the maximum instead."""
+    first = jax.tree.map(lambda x: x[0], batch)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, first))
+
+    def add(accumulated, micro: Batch):
+        def run():
+            (loss, sums), grads = gradient(params, micro)
+            (loss0, sums0), grads0 = accumulated
+            merged = {
+                name: jnp.maximum(sums0[name], value) if name.endswith('_max') else sums0[name] + value
+                for name, value in sums.items()
+            }
+            return (loss0 + loss, merged), jax.tree.map(jnp.add, grads0, grads)
+
+        return jax.lax.cond(jnp.any(micro.weights > 0), run, lambda: accumulated), None
+
+    return jax.lax.scan(add, zeros, batch)[0]

@@ -1,0 +1,114 @@
+"""Loading a model for one of its two roles, policy or simulator: weights, tokenizer and adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from zerosearch_jax import sharding
+from zerosearch_jax.models import download, lora, transformer, weights
+from zerosearch_jax.models.config import PRESETS, ModelConfig
+from zerosearch_jax.text.tokenizer import Tokenizer, byte_tokenizer
+
+SHIPPED_ADAPTERS = pathlib.Path(__file__).parent / 'adapters'
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """The model that is trained."""
+
+    model: str = 'smollm2-135m-instruct'  # name, hub id, directory or .gguf file; 'tiny': random weights, for tests
+    adapter: str = ''  # LoRA adapter to start from: a .safetensors file, or the name of a shipped one; '': none
+    lora_rank: int = 0  # 0: train all weights
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # compute; master weights are float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A loaded model: its configuration, tokenizer and float32 weights on the mesh."""
+
+    cfg: ModelConfig
+    tokenizer: Tokenizer
+    params: dict
+
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """Bytes of every id that the model can sample; ids beyond the tokenizer's have none."""
+        known = self.tokenizer.token_bytes
+        return known + [b''] * (self.cfg.vocab_size - len(known))
+
+
+def load_model(reference: str, mesh: jax.sharding.Mesh) -> Model:
+    """Loads weights and tokenizer.
+
+    Args:
+      reference: what `download.resolve` takes, or 'tiny' for random weights and the byte tokenizer.
+
+    Raises:
+      FileNotFoundError, ValueError: with what to put where.
+    """
+    if reference == 'tiny':
+        cfg = PRESETS['tiny']
+        params = sharding.init(transformer.layout(cfg), jax.random.key(0), mesh)
+        return Model(cfg, byte_tokenizer(), params)
+    path = download.resolve(reference)
+    cfg = weights.read_config(path)
+    return Model(cfg, Tokenizer.load(path), weights.load(path, cfg, mesh))
+
+
+def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """Reads a LoRA adapter into float32 shards.
+
+    Raises:
+      FileNotFoundError: neither a file nor the name of a shipped adapter.
+      ValueError: it was made for a model of other sizes.
+    """
+    path = pathlib.Path(reference)
+    if not path.suffix:
+        path = SHIPPED_ADAPTERS / f'{reference}.safetensors'
+    if not path.is_file():
+        shipped = ', '.join(sorted(p.stem for p in SHIPPED_ADAPTERS.glob('*.safetensors')))
+        raise FileNotFoundError(f'adapter {reference!r}: no such file; shipped adapters: {shipped or "none"}')
+    tree, _ = weights.load_tree(path)
+    rank = next(w.shape[-1] for name, w in tree['layers'].items() if name.endswith('_lora_a'))
+    targets = tuple(name.removesuffix('_lora_a') for name in tree['layers'] if name.endswith('_lora_a'))
+    layout = lora.layout(cfg, rank, targets)
+    for name, param in layout['layers'].items():
+        if tree['layers'][name].shape != param.shape:
+            raise ValueError(
+                f'adapter {reference!r}: {name} is {tree["layers"][name].shape}, but the model needs {param.shape}; '
+                'use the model that it was made for'
+            )
+    place = sharding.shardings(layout, mesh)
+    return jax.tree.map(lambda w, s: jax.device_put(w.astype(jnp.float32), s), tree, place)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """The split of a policy's weights: `params` are trained, `frozen` are not ({} if all are), `layout` is of params."""
+
+    params: dict
+    frozen: dict
+    layout: dict
+
+
+def trainable(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh, seed: int) -> Trainable:
+    """Splits a loaded model as the configuration asks: a (new or given) adapter over frozen weights, or all weights.
+
+    Raises:
+      ValueError: the given adapter has another rank than `lora_rank`.
+    """
+    adapter = load_adapter(cfg.adapter, model.cfg, mesh) if cfg.adapter else None
+    if not cfg.lora_rank:
+        merged = model.params if adapter is None else jax.jit(lora.merge)(lora.combine(model.params, adapter))
+        return Trainable(merged, {}, transformer.layout(model.cfg))
+    layout = lora.layout(model.cfg, cfg.lora_rank)
+    if adapter is None:
+        adapter = sharding.init(layout, jax.random.key(seed), mesh)
+    elif jax.tree.map(jnp.shape, adapter) != jax.tree.map(lambda p: p.shape, layout, is_leaf=sharding.is_param):
+        raise ValueError(f'config.policy.lora_rank = {cfg.lora_rank} differs from adapter {cfg.adapter!r}')
+    return Trainable(adapter, model.params, layout)

@@ -1,0 +1,1 @@
+"""The search task: prompts, simulator, engines, curriculum, rollout, rewards."""

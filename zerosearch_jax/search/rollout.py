@@ -1,0 +1,203 @@
+"""The search episode: think, search, read, answer, over a policy engine and a source of search results.
+
+    prompt --> policy writes --</search>--> search --> observation --> policy writes ... --</answer>--> one token more
+                     '--- neither tag --> notice as an observation ---^                                 (its EOS)
+
+The loop always advances the model with more rows to decode, so that neither waits for the other's stragglers and
+batches stay full. All decisions depend on tokens alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+
+from zerosearch_jax import prng
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.generate.engine import Engine, Request, Stopped
+from zerosearch_jax.search import prompts, rewards
+from zerosearch_jax.search.simulator import Query, Result
+from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.trajectory import Kind, Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Budgets of an episode, in tokens and turns."""
+
+    questions: int = 4  # questions a step
+    group: int = 4  # samples a question
+    max_turns: int = 3  # observations at most; one more action may follow the last
+    turn_tokens: int = 96  # tokens of one action
+    observation_tokens: int = 160  # tokens of one observation, tags included
+    response_tokens: int = 512  # everything after the prompt
+    prompt_tokens: int = 192
+    temperature: float = 1.0
+    slots: int = 16
+    decode_steps: int = 16  # tokens decoded between two looks of the host
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """One finished episode."""
+
+    question: Question
+    sample: int
+    segments: list[Segment]
+    searches: list[Result] = dataclasses.field(default_factory=list)
+    status: str = ''  # answered, turn_limit, token_limit or search_failed
+    answer: str | None = None
+    invalid_actions: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the outside failed it: such a trajectory is counted and never trained on."""
+        return self.status == 'search_failed'
+
+    @property
+    def response_tokens(self) -> int:
+        return sum(len(s.tokens) for s in self.segments if s.kind is not Kind.PROMPT)
+
+    @property
+    def action_tokens(self) -> int:
+        return sum(len(s.tokens) for s in self.segments if s.kind is Kind.ACTION)
+
+
+def encode_prompt(tokenizer: Tokenizer, question: Question, limit: int) -> tuple[int, ...]:
+    """The policy's prompt: through the chat template where the tokenizer has one, raw otherwise.
+
+    Raises:
+      ValueError: it is longer than `limit` tokens.
+    """
+    tokens = tokenizer.chat([{'role': 'user', 'content': prompts.policy_prompt(question.question)}])
+    if len(tokens) > limit:
+        raise ValueError(
+            f'question {question.id}: its prompt has {len(tokens)} tokens, more than config.rollout.prompt_tokens '
+            f'= {limit}; raise it or drop the question'
+        )
+    return tuple(tokens)
+
+
+def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], limit: int) -> tuple[int, ...]:
+    """Documents between the information tags, tokenized once and cut to `limit`; the closing tag survives the cut."""
+    head, tail = tokenizer.encode(prompts.OBSERVATION_OPEN), tokenizer.encode(prompts.OBSERVATION_CLOSE)
+    body = tokenizer.encode(prompts.render_documents(documents) if documents else 'No results.')
+    return (*head, *body[: max(limit - len(head) - len(tail), 0)], *tail)
+
+
+class _Episode:
+    """Host state of one running trajectory."""
+
+    def __init__(self, trajectory: Trajectory, tokenizer: Tokenizer, cfg: RolloutConfig):
+        self.trajectory, self._tokenizer, self._cfg = trajectory, tokenizer, cfg
+        self.turns = 0
+        self.closing = False  # the answer is given; only its end-of-sequence token is still to come
+
+    @property
+    def room(self) -> int:
+        return self._cfg.response_tokens - self.trajectory.response_tokens
+
+    def act(self, stopped: Stopped) -> tuple[str, object]:
+        """Appends an action; returns what comes next and with what.
+
+        That is ('search', query text), ('observe', tokens), ('close', None): sample the end, or ('end', None).
+        """
+        trajectory = self.trajectory
+        trajectory.segments.append(Segment(Kind.ACTION, stopped.tokens, stopped.logprobs))
+        if self.closing:
+            return 'end', None
+        text = self._tokenizer.decode_bytes(stopped.tokens).decode('utf-8', 'replace')
+        answer = rewards.extract_answer(text) if stopped.reason == prompts.ANSWER_STOP else None
+        if answer is not None:
+            trajectory.answer, trajectory.status, self.closing = answer, 'answered', True
+            return ('close' if self.room else 'end'), None
+        if self.room <= 0:
+            trajectory.status = 'token_limit'
+            return 'end', None
+        if self.turns == self._cfg.max_turns:
+            trajectory.status = 'turn_limit'
+            return 'end', None
+        query = prompts.parse_query(text) if stopped.reason == prompts.SEARCH_STOP else None
+        if query is not None:
+            return 'search', query
+        trajectory.invalid_actions += 1
+        return 'observe', tuple(self._tokenizer.encode(prompts.INVALID_NOTICE))
+
+    def read(self, result: Result) -> tuple[str, object]:
+        """Takes a search result; returns what comes next, as `act`."""
+        self.trajectory.searches.append(result)
+        if result.failure:
+            self.trajectory.status = 'search_failed'
+            return 'end', None
+        return 'observe', encode_observation(self._tokenizer, result.documents, self._cfg.observation_tokens)
+
+    def observe(self, tokens: tuple[int, ...]) -> bool:
+        """Appends an observation and counts the turn; False where nothing could be written after it."""
+        if len(tokens) >= self.room:
+            self.trajectory.status = 'token_limit'
+            return False
+        self.trajectory.segments.append(Segment(Kind.OBSERVATION, tokens))
+        self.turns += 1
+        return True
+
+
+def rollout(
+    questions: Sequence[Question],
+    samples: int,
+    policy: Engine,
+    search,
+    tokenizer: Tokenizer,
+    cfg: RolloutConfig,
+    *,
+    identity: tuple,
+    stream: str = 'policy',
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Trajectory]:
+    """Runs `samples` episodes of every question to their end.
+
+    Args:
+      questions: distinct ids.
+      samples: group size.
+      policy: loaded engine whose stop strings are prompts.STOP_STRINGS.
+      search: SimulatedSearch or EngineSearch.
+      tokenizer: the policy's.
+      cfg: budgets.
+      identity: what else the randomness depends on, (seed, step).
+      stream: random stream, see prng.STREAMS.
+      progress: called with 1 for every finished episode.
+
+    Returns:
+      Trajectories ordered by (question, sample).
+    """
+    episodes: dict[Hashable, _Episode] = {}
+    for question in questions:
+        prompt = encode_prompt(tokenizer, question, cfg.prompt_tokens)
+        for sample in range(samples):
+            handle = (question.id, sample)
+            trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)])
+            episodes[handle] = _Episode(trajectory, tokenizer, cfg)
+            key = prng.row_key(stream, *identity, question.id, sample)
+            budget = min(cfg.turn_tokens, cfg.response_tokens)
+            policy.open(Request(handle, prompt, key, budget, group=question.id))
+
+    def carry_on(handle: Hashable, what: str, value):
+        episode = episodes[handle]
+        if what == 'search':
+            trajectory = episode.trajectory
+            search.submit(Query(handle, trajectory.question, trajectory.sample, len(trajectory.searches), value))
+        elif what == 'close':
+            policy.extend(handle, (), 1)
+        elif what == 'observe' and episode.observe(value):
+            policy.extend(handle, value, min(cfg.turn_tokens, episode.room))
+        else:
+            policy.close(handle)
+            progress(1)
+
+    while policy.active or search.active:
+        if policy.active >= search.active:
+            for stopped in policy.step():
+                carry_on(stopped.handle, *episodes[stopped.handle].act(stopped))
+        else:
+            for result in search.step():
+                carry_on(result.query.handle, *episodes[result.query.handle].read(result))
+    return [episode.trajectory for episode in episodes.values()]

@@ -1,0 +1,158 @@
+"""Strict settings: a two-level `ml_collections.ConfigDict` becomes frozen dataclasses, or one clear error.
+
+    config.rl = {algorithm: 'grpo', clip: 0.2}  ->  RL(algorithm='grpo', clip=0.2)
+
+Field types may be bool, int, float, str, None, `Literal`, unions, `tuple[X, ...]` and `list[X]`. An int is
+accepted where a float is declared and a list where a tuple is; a bool is never an int.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union
+
+T = TypeVar('T')
+
+
+def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Builds the dataclass `cls` from one config section, checking names and types.
+
+    Args:
+      cls: a dataclass; fields without a default are required.
+      values: the section, a ConfigDict or any mapping.
+      where: what to call the section in errors, e.g. 'config.rl'.
+
+    Raises:
+      ValueError: an unknown key (with the nearest field), a missing one, a value of another type, or a value
+        that the dataclass itself refuses.
+    """
+    if not hasattr(values, 'keys'):
+        raise ValueError(f'{where} must be a section, got {_shown(values)}')
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    _check_names(values, fields, where)
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f'{where}.{name} is missing; it must be {_type_name(hints[name])}')
+    checked = {name: _checked(values[name], hints[name], f'{where}.{name}') for name in values}
+    try:
+        return cls(**checked)
+    except ValueError as error:
+        raise ValueError(f'{where}: {error}') from error
+
+
+def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks a whole config against `{top-level key: type or dataclass}`.
+
+    A section that the config leaves out is built from the defaults of its dataclass; a scalar is required.
+
+    Returns:
+      `{key: value or dataclass instance}` in the order of the schema.
+
+    Raises:
+      ValueError: as `section`.
+    """
+    _check_names(config, schema, 'config')
+    resolved = {}
+    for name, kind in schema.items():
+        where = f'config.{name}'
+        if dataclasses.is_dataclass(kind):
+            resolved[name] = section(kind, config.get(name, {}), where)
+        elif name in config:
+            resolved[name] = _checked(config[name], kind, where)
+        else:
+            raise ValueError(f'{where} is missing; it must be {_type_name(kind)}')
+    return resolved
+
+
+def to_json(config: Any) -> str:
+    """The config (ConfigDict, mapping or `resolve`'s result) as sorted JSON with its references resolved."""
+    return json.dumps(_plain(config), indent=2, sort_keys=True)
+
+
+def _check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f'did you mean {near[0]!r}?' if near else f'it has {", ".join(known) or "none"}'
+            raise ValueError(f'{where} has no field {name!r}; {hint}')
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    try:
+        return _convert(value, hint)
+    except _Mismatch:
+        raise ValueError(f'{where} must be {_type_name(hint)}, got {_shown(value)}') from None
+
+
+class _Mismatch(Exception):
+    """A value does not have the declared type."""
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """The value as the type `hint`; raises _Mismatch if it is not one, TypeError if hints like it are unknown."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        # a member of exactly this type comes first, so that 3 stays an int in `float | int`
+        for member in sorted(args, key=lambda member: member is not type(value)):
+            try:
+                return _convert(value, member)
+            except _Mismatch:
+                continue
+        raise _Mismatch
+    if origin is Literal:
+        if any(value == arg and type(value) is type(arg) for arg in args):
+            return value
+        raise _Mismatch
+    if origin in (tuple, list):
+        return _convert_sequence(value, origin, args)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is type(None) or hint is None:
+        hint = type(None)
+    elif hint not in (bool, int, float, str):
+        raise TypeError(f'settings do not support fields of type {hint}')
+    if type(value) is not hint:
+        raise _Mismatch
+    return value
+
+
+def _convert_sequence(value: Any, kind: type, args: tuple[Any, ...]) -> Any:
+    if not isinstance(value, list | tuple):
+        raise _Mismatch
+    if kind is list or args[-1] is Ellipsis:
+        args = args[:1] * len(value)
+    if len(args) != len(value):
+        raise _Mismatch
+    return kind(_convert(item, arg) for item, arg in zip(value, args, strict=True))
+
+
+def _type_name(hint: Any) -> str:
+    """The type as one would write it: `float | None`, `'ppo' | 'grpo'`, `tuple[int, ...]`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return ' | '.join(map(_type_name, args))
+    if origin is Literal:
+        return ' | '.join(map(repr, args))
+    if origin in (tuple, list):
+        return f'{origin.__name__}[{", ".join("..." if a is Ellipsis else _type_name(a) for a in args)}]'
+    return 'None' if hint in (None, type(None)) else hint.__name__
+
+
+def _shown(value: Any) -> str:
+    return f'{value!r} ({type(value).__name__})'
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, 'keys'):  # a ConfigDict is no Mapping; reading by key resolves its references
+        return {key: _plain(value[key]) for key in value.keys()}  # noqa: SIM118
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

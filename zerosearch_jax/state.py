@@ -1,0 +1,87 @@
+"""The training state and its optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from zerosearch_jax import sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an update changes: the trainable weights (all of them, or an adapter) and the optimizer's moments."""
+
+    step: jax.Array  # int32, updates done
+    params: dict
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with gradient clipping and a warm-up."""
+
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    schedule: Literal['constant', 'cosine'] = 'constant'
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+
+def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by update: a linear warm-up whose first value is above zero, then constant or cosine to 0."""
+    if cfg.schedule == 'cosine':
+        main = optax.cosine_decay_schedule(cfg.learning_rate, max(total_steps - cfg.warmup_steps, 1))
+    else:
+        main = optax.constant_schedule(cfg.learning_rate)
+    if cfg.warmup_steps < 1:
+        return main
+    first = cfg.learning_rate / cfg.warmup_steps
+    warmup = optax.linear_schedule(first, cfg.learning_rate, max(cfg.warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, main], [cfg.warmup_steps])
+
+
+def optimizer(cfg: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Weight decay acts on matrices only, not on norms and biases (leaves of rank 2 are stacked vectors)."""
+
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= (3 if _stacked(path) else 2), params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip_norm),
+        optax.adamw(schedule(cfg, total_steps), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=decayed),
+    )
+
+
+def _stacked(path) -> bool:
+    return path[0].key == 'layers'
+
+
+def state_shardings(layout: dict, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shardings of a whole state: the optimizer's moments follow the weights, everything else is replicated."""
+    params = sharding.abstract(layout, mesh)
+    weights = sharding.shardings(layout, mesh)
+    everywhere = sharding.named(mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        tx,
+        lambda _, place: place,
+        jax.eval_shape(tx.init, params),
+        weights,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(step=everywhere, params=weights, opt_state=opt_state)
+
+
+def create(params: dict, tx: optax.GradientTransformation, places: TrainState) -> TrainState:
+    """A fresh state around given trainable weights, born in its shardings. Takes ownership of `params` (donated)."""
+    make = jax.jit(
+        lambda p: TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), out_shardings=places, donate_argnums=0
+    )
+    return make(params)

@@ -1,0 +1,1 @@
+"""Tokens: tokenizer, stop-string automaton, typed trajectories."""

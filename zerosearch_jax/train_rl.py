@@ -1,0 +1,468 @@
+"""The main job: reinforcement learning of a search policy against a simulated engine.
+
+    evaluate (real engine) -> [ rollout -> rewards -> advantages -> update -> write ] x steps -> evaluate
+
+Everything of step k is a function of the configuration, the seed, k and the state after step k - 1, so a run that was
+killed continues from its last checkpoint to the same end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+
+from zerosearch_jax import evaluate as ev
+from zerosearch_jax import metrics, progress, roles, settings, sharding, state
+from zerosearch_jax.checkpoint import Checkpoints
+from zerosearch_jax.data import rows
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.models import lora
+from zerosearch_jax.rl import advantages, losses, step
+from zerosearch_jax.search import prompts
+from zerosearch_jax.search.curriculum import Curriculum, noise_probability
+from zerosearch_jax.search.engines import BM25
+from zerosearch_jax.search.rewards import REWARDS
+from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, encode_prompt, rollout
+from zerosearch_jax.search.simulator import EngineSearch, SimulatedSearch, SimulatorConfig
+from zerosearch_jax.text import stop
+from zerosearch_jax.text.trajectory import Batch, flatten, pack, padding_share
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Sources of questions and passages, see data/rows.py; 'world' is the built-in one."""
+
+    train: str = 'world'
+    test: str = 'world'
+    corpus: str = 'world'
+
+
+@dataclasses.dataclass(frozen=True)
+class RLConfig:
+    """Algorithm, loss and how the update is computed."""
+
+    steps: int = 100
+    algorithm: Literal['reinforce', 'reinforce_baseline', 'grpo'] = 'grpo'
+    reward: Literal['f1', 'em', 'cover_em'] = 'f1'
+    clip: float = 0.2
+    kl: float = 0.001  # weight of the k3 divergence from the initial policy; 0: no reference
+    entropy: float = 0.0
+    row_length: int = 1024  # tokens of a packed row; at least prompt_tokens + response_tokens of config.rollout
+    rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp
+    remat: Literal['none', 'dots', 'full'] = 'none'
+    chunk: int = 128  # tokens of a row whose logits exist at once
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What is written, and how often, in steps."""
+
+    checkpoint_every: int = 1
+    trajectories_every: int = 1
+    trajectories: int = 8  # written each time
+    tensorboard: bool = True
+
+
+SCHEMA = {
+    'seed': int,
+    'mesh': tuple[int, int, int],
+    'policy': roles.PolicyConfig,
+    'simulator': SimulatorConfig,
+    'data': DataConfig,
+    'curriculum': Curriculum,
+    'rollout': RolloutConfig,
+    'rl': RLConfig,
+    'optimizer': state.OptimizerConfig,
+    'evaluation': ev.EvaluationConfig,
+    'run': RunConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration, one frozen dataclass a section."""
+
+    seed: int
+    mesh: tuple[int, int, int]
+    policy: roles.PolicyConfig
+    simulator: SimulatorConfig
+    data: DataConfig
+    curriculum: Curriculum
+    rollout: RolloutConfig
+    rl: RLConfig
+    optimizer: state.OptimizerConfig
+    evaluation: ev.EvaluationConfig
+    run: RunConfig
+
+    def __post_init__(self):
+        longest = self.rollout.prompt_tokens + self.rollout.response_tokens
+        if longest > self.rl.row_length:
+            raise ValueError(
+                f'config.rl.row_length = {self.rl.row_length} is less than rollout.prompt_tokens + '
+                f'rollout.response_tokens = {longest}; raise it'
+            )
+        for name in ('steps', 'row_length', 'rows_per_micro'):
+            if getattr(self.rl, name) < (name != 'steps'):
+                raise ValueError(f'config.rl.{name} must be positive, got {getattr(self.rl, name)}')
+
+
+def parse(config) -> Config:
+    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
+    return Config(**settings.resolve(config, SCHEMA))
+
+
+class Trainer:
+    """Owns the loaded models, engines and state of one run; `train` below drives it."""
+
+    def __init__(self, cfg: Config, workdir: pathlib.Path):
+        self.cfg, self.workdir = cfg, workdir
+        self.mesh = sharding.make_mesh(cfg.mesh)
+        self._load_questions()
+        self._load_models()
+        self._build_learner()
+
+    def _load_questions(self):
+        data = self.cfg.data
+        self.train_questions = rows.load_questions(data.train, 'train')
+        if len(self.train_questions) < self.cfg.rollout.questions:
+            raise ValueError(
+                f'config.data.train has {len(self.train_questions)} questions, fewer than the '
+                f'{self.cfg.rollout.questions} of one step (config.rollout.questions)'
+            )
+        self.test_questions = []
+        if self.cfg.evaluation.questions:
+            self.test_questions = rows.subset(rows.load_questions(data.test, 'test'), self.cfg.evaluation.questions)
+
+    def _load_models(self):
+        cfg, mesh = self.cfg, self.mesh
+        self.model = roles.load_model(cfg.policy.model, mesh)
+        for question in (*self.train_questions, *self.test_questions):
+            encode_prompt(self.model.tokenizer, question, cfg.rollout.prompt_tokens)
+        same = cfg.simulator.model == cfg.policy.model
+        self.simulator = self.model if same else roles.load_model(cfg.simulator.model, mesh)
+        self.trainable = roles.trainable(self.model, cfg.policy, mesh, cfg.seed)
+        self.policy_engine = self._engine(
+            self.model,
+            slots=cfg.rollout.slots,
+            capacity=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
+            stops=prompts.STOP_STRINGS,
+            dtype=cfg.policy.dtype,
+        )
+
+    def _engine(self, model: roles.Model, *, slots: int, capacity: int, stops: tuple[str, ...], dtype: str) -> Engine:
+        return Engine(
+            model.cfg,
+            self.mesh,
+            slots=slots,
+            capacity=capacity,
+            stop=stop.compile_table(stops, model.token_bytes),
+            eos_ids=model.tokenizer.eos_ids,
+            steps=self.cfg.rollout.decode_steps,
+            dtype=dtype,
+        )
+
+    def load_simulator(self):
+        """Builds the simulator's engine; frozen for the whole run, so its weights are loaded once."""
+        cfg = self.cfg.simulator
+        params = self.simulator.params
+        if cfg.adapter:
+            params = lora.combine(params, roles.load_adapter(cfg.adapter, self.simulator.cfg, self.mesh))
+        capacity = self.cfg.rollout.prompt_tokens + self.cfg.rollout.turn_tokens + 128 + cfg.max_tokens
+        self.simulator_engine = self._engine(
+            self.simulator, slots=cfg.slots, capacity=capacity, stops=(), dtype=cfg.dtype
+        )
+        self.simulator_engine.load(params, temperature=cfg.temperature)
+
+    def _build_learner(self):
+        rl, mesh = self.cfg.rl, self.mesh
+        tx = state.optimizer(self.cfg.optimizer, rl.steps)
+        self.places = state.state_shardings(self.trainable.layout, tx, mesh)
+        # the reference is the initial policy; a copy, because the state's buffers are donated
+        initial = self.trainable.params
+        self.reference = jax.tree.map(lambda x: x.copy(), initial) if rl.kl else None
+        self.compute = losses.Compute(self.cfg.policy.dtype, rl.remat, rl.chunk)
+        self.update = step.make_update(
+            self.model.cfg,
+            tx,
+            self.places,
+            losses.LossConfig(rl.clip, rl.kl, rl.entropy),
+            self.compute,
+            self.cfg.rollout.temperature,
+        )
+        with jax.set_mesh(mesh):
+            self.state = state.create(initial, tx, self.places)
+        self.trainable = dataclasses.replace(self.trainable, params={})  # now owned by the state
+
+    def policy_params(self) -> dict:
+        return lora.combine(self.trainable.frozen, self.state.params)
+
+    def questions_of(self, number: int) -> list[rows.Question]:
+        """The distinct questions of a step, counted from 1: a function of (seed, step) alone."""
+        size, count = self.cfg.rollout.questions, len(self.train_questions)
+        epoch, batch = divmod(number - 1, count // size)
+        chosen = rows.order(count, self.cfg.seed, epoch)[batch * size : (batch + 1) * size]
+        return [self.train_questions[i] for i in chosen]
+
+    def collect(self, number: int) -> list[Trajectory]:
+        """The step's trajectories on simulated search."""
+        cfg = self.cfg
+        noise = noise_probability(cfg.curriculum, number, cfg.rl.steps)
+        search = SimulatedSearch(
+            self.simulator_engine, self.simulator.tokenizer, cfg.simulator, seed=cfg.seed, step=number, noise=noise
+        )
+        self.policy_engine.load(self.policy_params(), temperature=cfg.rollout.temperature)
+        with progress.bar(cfg.rollout.questions * cfg.rollout.group, f'step {number} rollouts', 'episode') as bar:
+            return rollout(
+                self.questions_of(number),
+                cfg.rollout.group,
+                self.policy_engine,
+                search,
+                self.model.tokenizer,
+                cfg.rollout,
+                identity=(cfg.seed, number),
+                progress=bar.update,
+            )
+
+    def batch(self, trajectories: Sequence[Trajectory], per_trajectory: np.ndarray) -> Batch:
+        """Packs what is trained on: every trajectory that the outside did not fail."""
+        cfg = self.cfg
+        kept = [i for i, t in enumerate(trajectories) if not t.failed]
+        per_row = cfg.rl.row_length // (cfg.rollout.prompt_tokens + cfg.rollout.response_tokens)
+        rows_needed = -(-cfg.rollout.questions * cfg.rollout.group // per_row)
+        return pack(
+            [flatten(trajectories[i].segments) for i in kept],
+            per_trajectory[kept],
+            row_length=cfg.rl.row_length,
+            rows_per_micro=cfg.rl.rows_per_micro,
+            micro_batches=-(-rows_needed // cfg.rl.rows_per_micro),
+        )
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """One update; returns its metrics."""
+        with jax.set_mesh(self.mesh):
+            if self.reference is not None:
+                reference = step.score(
+                    self.reference,
+                    self.trainable.frozen,
+                    batch,
+                    self.cfg.rollout.temperature,
+                    cfg=self.model.cfg,
+                    compute=self.compute,
+                )
+                batch = batch.replace(ref_logprobs=reference)
+            self.state, measured = self.update(self.state, self.trainable.frozen, batch)
+            return {name: float(value) for name, value in measured.items()}
+
+    def evaluate(self) -> list[Trajectory]:
+        """Greedy episodes on the held-out questions with BM25 over the corpus."""
+        if not hasattr(self, '_bm25'):
+            self._bm25 = BM25(rows.load_passages(self.cfg.data.corpus))
+        self.policy_engine.load(self.policy_params(), temperature=0.0)
+        search = EngineSearch(self._bm25.search, self.cfg.evaluation.documents)
+        with progress.bar(len(self.test_questions), 'evaluation with BM25', 'question') as bar:
+            return ev.evaluate(
+                self.test_questions,
+                self.policy_engine,
+                search,
+                self.model.tokenizer,
+                self.cfg.rollout,
+                progress=bar.update,
+            )
+
+
+def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
+    """Runs, or resumes, the whole job in `workdir`; returns the summary that it also writes there.
+
+    Args:
+      cfg: checked configuration.
+      workdir: receives config.json, checkpoints/, metrics.jsonl, trajectories.jsonl, evaluation/, curves.png and summary.json.
+      resolved: the configuration as JSON text.
+
+    Raises:
+      ValueError: `workdir` holds a run with another configuration.
+    """
+    _claim(workdir, resolved)
+    checkpoints = Checkpoints(workdir / 'checkpoints')
+    trainer = Trainer(cfg, workdir)
+    start = checkpoints.latest() or 0
+    if start:
+        trainer.state, host = checkpoints.restore(start, jax.eval_shape(lambda: trainer.state), trainer.places)
+        progress.say(f'resuming after step {host["step"]}')
+    main = jax.process_index() == 0
+    writer = metrics.MetricWriter(workdir, resume_step=start, tensorboard=cfg.run.tensorboard) if main else None
+    try:
+        if not start:
+            _evaluate_at(trainer, writer, 0)
+        _loop(trainer, writer, checkpoints, start)
+        _evaluate_at(trainer, writer, cfg.rl.steps)
+    except KeyboardInterrupt:
+        progress.say('interrupted; run the same command again to continue from the last checkpoint')
+        raise
+    finally:
+        checkpoints.close()
+        if writer is not None:
+            writer.close()
+            summary = summarize(workdir)
+            progress.say(report(summary, workdir))
+    return summary if main else {}
+
+
+def _claim(workdir: pathlib.Path, resolved: str):
+    path = workdir / 'config.json'
+    if path.exists() and path.read_text() != resolved:
+        old, new = json.loads(path.read_text()), json.loads(resolved)
+        changed = [key for key in new if old.get(key) != new[key]]
+        raise ValueError(
+            f'{workdir} holds a run with another configuration (it differs in {", ".join(changed)}); '
+            'choose another --workdir, or delete it to start over'
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        path.write_text(resolved)
+
+
+def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int):
+    cfg = trainer.cfg
+    if start < cfg.rl.steps:
+        trainer.load_simulator()
+    with progress.bar(cfg.rl.steps, 'training', 'step', leave=True, initial=start) as bar:
+        for number in range(start + 1, cfg.rl.steps + 1):
+            measured, trajectories = train_step(trainer, number)
+            if writer is not None:
+                writer.write(number, measured)
+                if number % cfg.run.trajectories_every == 0:
+                    writer.append('trajectories', trajectories[: cfg.run.trajectories])
+            if number % cfg.run.checkpoint_every == 0 or number == cfg.rl.steps:
+                checkpoints.save(number, trainer.state, {'step': number, 'seed': cfg.seed})
+            bar.set_postfix_str(headline(measured))
+            bar.update()
+            if bar.disable:
+                progress.say(f'step {number}/{cfg.rl.steps}  {headline(measured)}')
+            every = cfg.evaluation.every
+            if every and number % every == 0 and number < cfg.rl.steps:
+                _evaluate_at(trainer, writer, number)
+
+
+def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[dict]]:
+    """One step: rollouts, rewards, advantages, update. Returns its metrics and its trajectories as JSON rows."""
+    cfg, began = trainer.cfg, time.perf_counter()
+    trajectories = trainer.collect(number)
+    collected = time.perf_counter()
+    reward = np.array([REWARDS[cfg.rl.reward](t.answer, t.question.golden_answers) for t in trajectories])
+    groups = np.repeat(np.arange(cfg.rollout.questions), cfg.rollout.group)
+    valid = np.array([not t.failed for t in trajectories])
+    per_trajectory = advantages.ADVANTAGES[cfg.rl.algorithm](reward, groups, valid)
+    batch = trainer.batch(trajectories, per_trajectory)
+    learned = trainer.learn(batch)
+    ended = time.perf_counter()
+    summary = ev.summarize(trajectories)
+    noisy = [s.noisy for t in trajectories for s in t.searches]
+    tokens = sum(t.response_tokens for t in trajectories)
+    measured = {
+        'reward/mean': float(reward.mean()),
+        'reward/std': float(reward.std()),
+        **{f'reward/{name}': summary.pop(name) for name in ev.METRICS},
+        **{f'rollout/{name}': value for name, value in summary.items()},
+        'rollout/noise': noise_probability(cfg.curriculum, number, cfg.rl.steps),
+        'rollout/noisy_share': float(np.mean(noisy)) if noisy else 0.0,
+        'rollout/zero_variance_groups': advantages.zero_variance_share(reward, groups, valid),
+        'rollout/failed': float(1 - valid.mean()),
+        **{f'loss/{name}': value for name, value in learned.items()},
+        'loss/padding': padding_share(batch),
+        'speed/tokens_per_second': tokens / (ended - began),
+        'speed/rollout_seconds': collected - began,
+        'speed/update_seconds': ended - collected,
+    }
+    written = [
+        ev.row(t, trainer.model.tokenizer, number, reward=float(r), advantage=float(a))
+        for t, r, a in zip(trajectories, reward, per_trajectory, strict=True)
+    ]
+    return measured, written
+
+
+def headline(measured: dict[str, float]) -> str:
+    """The few numbers people watch."""
+    return (
+        f'reward {measured["reward/mean"]:.3f}  length {measured["rollout/response_tokens"]:.0f}  '
+        f'searches {measured["rollout/searches"]:.2f}  noise {measured["rollout/noise"]:.2f}  '
+        f'{measured["speed/tokens_per_second"]:.0f} tok/s'
+    )
+
+
+def _evaluate_at(trainer: Trainer, writer, number: int):
+    """Evaluates after step `number`; a result that is already on disk is not made again."""
+    if not trainer.test_questions:
+        return
+    path = _evaluation_file(trainer.workdir, number)
+    if not path.exists():
+        trajectories = trainer.evaluate()
+        if writer is None:
+            return
+        found = [ev.row(t, trainer.model.tokenizer, number) for t in trajectories]
+        metrics.write_jsonl(path, found)
+    found = metrics.read_jsonl(path)
+    means = {f'eval/{name}': float(np.mean([row[name] for row in found])) for name in ev.METRICS}
+    means['eval/searches'] = float(np.mean([len(row['searches']) for row in found]))
+    writer.write(number, means)
+    progress.say(
+        f'evaluation after step {number}: EM {means["eval/em"]:.3f}  F1 {means["eval/f1"]:.3f}  '
+        f'searches {means["eval/searches"]:.2f}  ({len(found)} questions, BM25)'
+    )
+
+
+def _evaluation_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
+    return workdir / 'evaluation' / f'step_{number:06d}.jsonl'
+
+
+def summarize(workdir: pathlib.Path) -> dict:
+    """Writes summary.json and curves.png from what the run has written so far."""
+    metrics.plot_curves(workdir)
+    written = metrics.read_jsonl(workdir / 'metrics.jsonl') if (workdir / 'metrics.jsonl').exists() else []
+    steps = [row for row in written if 'reward/mean' in row]
+    summary: dict = {'steps': steps[-1]['step'] if steps else 0}
+    if steps:
+        summary['last_reward'] = steps[-1]['reward/mean']
+    files = sorted((workdir / 'evaluation').glob('step_*.jsonl'))
+    evaluated = {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
+    summary['evaluations'] = {str(number): _scores_with_intervals(found) for number, found in evaluated.items()}
+    if len(evaluated) > 1:
+        first, last = evaluated[min(evaluated)], evaluated[max(evaluated)]
+        gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
+        summary['em_gain'] = {'mean': float(np.mean(gains)), 'interval': ev.bootstrap_interval(gains)}
+    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    return summary
+
+
+def _scores_with_intervals(group: list[dict]) -> dict:
+    return {
+        'questions': len(group),
+        **{
+            name: {
+                'mean': float(np.mean([row[name] for row in group])),
+                'interval': ev.bootstrap_interval([row[name] for row in group]),
+            }
+            for name in ev.METRICS
+        },
+    }
+
+
+def report(summary: dict, workdir: pathlib.Path) -> str:
+    """The summary as a few lines for people."""
+    lines = [f'{summary["steps"]} steps; written to {workdir}']
+    for number, scored in summary['evaluations'].items():
+        parts = [
+            f'{name} {scored[name]["mean"]:.3f} [{scored[name]["interval"][0]:.3f}, {scored[name]["interval"][1]:.3f}]'
+            for name in ev.METRICS
+        ]
+        lines.append(f'  after step {number}: {"  ".join(parts)}  ({scored["questions"]} questions, 95 % intervals)')
+    if 'em_gain' in summary:
+        low, high = summary['em_gain']['interval']
+        lines.append(f'  EM gain {summary["em_gain"]["mean"]:+.3f} [{low:+.3f}, {high:+.3f}], paired bootstrap')
+    return '\n'.join(lines)
