@@ -76,7 +76,7 @@ def extend(
     """Writes `counts` tokens of each listed slot at positions starts, starts + 1, ... Unused rows have count 0."""
     offsets_1xW = jnp.arange(tokens_RxW.shape[1])[None, :]
     positions_RxW = starts_R[:, None] + offsets_1xW
-    capacity = cache.k[0].shape[1]
+    capacity = cache.capacity
     targets_RxW = jnp.where(offsets_1xW < counts_R[:, None], positions_RxW, capacity)  # past the end: dropped
     mask_RxWxS = jnp.arange(capacity)[None, None, :] <= positions_RxW[:, :, None]
     x = transformer.embed(params, tokens_RxW, dtype)
@@ -84,10 +84,12 @@ def extend(
     for layer, k_layer, v_layer in zip(_layer_list(params, cfg), cache.k, cache.v, strict=True):
 
         def attend(q, k, v, k_layer=k_layer, v_layer=v_layer):
-            new_k.append(kv.write(k_layer, slots_R[:, None], targets_RxW, k))
-            new_v.append(kv.write(v_layer, slots_R[:, None], targets_RxW, v))
-            keys, values = new_k[-1][slots_R].astype(q.dtype), new_v[-1][slots_R].astype(q.dtype)
-            return layers.attention(q, keys, values, mask_RxWxS)
+            keys_BxKxExS, values_BxKxSxE = kv.write(k_layer, v_layer, slots_R[:, None], targets_RxW, k, v)
+            new_k.append(keys_BxKxExS)
+            new_v.append(values_BxKxSxE)
+            keys_RxSxKxE = keys_BxKxExS[slots_R].transpose(0, 3, 1, 2).astype(q.dtype)
+            values_RxSxKxE = values_BxKxSxE[slots_R].transpose(0, 2, 1, 3).astype(q.dtype)
+            return layers.attention(q, keys_RxSxKxE, values_RxSxKxE, mask_RxWxS)
 
         x = transformer.block(layer, x, positions_RxW, cfg, attend)
     return kv.KVCache(tuple(new_k), tuple(new_v))
@@ -105,9 +107,10 @@ def _decode_one(params, cache: kv.KVCache, rows: Rows, cfg: ModelConfig, dtype, 
     for layer, k_layer, v_layer in zip(_layer_list(params, cfg), cache.k, cache.v, strict=True):
 
         def attend(q, k, v, k_layer=k_layer, v_layer=v_layer):
-            new_k.append(kv.write(k_layer, slots_B, rows.length, k[:, 0]))
-            new_v.append(kv.write(v_layer, slots_B, rows.length, v[:, 0]))
-            return layers.decode_attention(q, new_k[-1][:, :span], new_v[-1][:, :span], mask_BxS)
+            keys_BxKxExS, values_BxKxSxE = kv.write(k_layer, v_layer, slots_B, rows.length, k[:, 0], v[:, 0])
+            new_k.append(keys_BxKxExS)
+            new_v.append(values_BxKxSxE)
+            return layers.decode_attention(q, keys_BxKxExS[..., :span], values_BxKxSxE[:, :, :span], mask_BxS)
 
         x = transformer.block(layer, x, rows.length[:, None], cfg, attend)
     x = layers.rms_norm(x, params['final_norm'], cfg.norm_eps)

@@ -73,22 +73,19 @@ def attention(q_BxTxHxE: jax.Array, k_BxSxKxE: jax.Array, v_BxSxKxE: jax.Array, 
     return out.reshape(b, t, h * e)
 
 
-def decode_attention(q_Bx1xHxE: jax.Array, k_BxSxKxE: jax.Array, v_BxSxKxE: jax.Array, mask_BxS: jax.Array):
+def decode_attention(q_Bx1xHxE: jax.Array, k_BxKxExS: jax.Array, v_BxKxSxE: jax.Array, mask_BxS: jax.Array):
     """Attention of one query a row against its cache, as multiply-and-reduce. Returns [B, 1, H * E].
 
-    A decode step is bound by reading the cache; on CPU the batched matrix product of [G, E] x [E, S] for every row
-    and head costs several times the read (docs/performance.md), a fused multiply-and-reduce does not.
+    A decode step is bound by reading the cache; on CPU tiny batched matrix products cost several times the read, a
+    fused multiply-and-reduce does not (benchmarks/decode_attention.py).
     """
     b, _, h, e = q_Bx1xHxE.shape
-    kv_heads = k_BxSxKxE.shape[2]
+    kv_heads = k_BxKxExS.shape[1]
     q_BxKxGxE = q_Bx1xHxE.reshape(b, kv_heads, h // kv_heads, e).astype(jnp.float32) * e**-0.5
-    outputs = []
-    for g in range(h // kv_heads):  # few heads share a key-value head: one fused pass each
-        scores_BxSxK = jnp.sum(k_BxSxKxE * q_BxKxGxE[:, None, :, g, :], axis=-1)
-        weights_BxSxK = jax.nn.softmax(jnp.where(mask_BxS[:, :, None], scores_BxSxK, MASKED), axis=1)
-        outputs.append(jnp.sum(v_BxSxKxE * weights_BxSxK[..., None], axis=1))
-    out_BxKxGxE = jnp.stack(outputs, axis=2).astype(q_Bx1xHxE.dtype)
-    return out_BxKxGxE.reshape(b, 1, h * e)
+    scores_BxKxGxS = jnp.sum(k_BxKxExS[:, :, None] * q_BxKxGxE[..., None], axis=3)
+    weights_BxKxGxS = jax.nn.softmax(jnp.where(mask_BxS[:, None, None, :], scores_BxKxGxS, MASKED), axis=-1)
+    out_BxKxGxE = jnp.sum(weights_BxKxGxS[..., None] * v_BxKxSxE[:, :, None], axis=3)
+    return out_BxKxGxE.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
 
 
 def mlp(layer: dict, x_BxTxD: jax.Array) -> jax.Array:

@@ -75,9 +75,11 @@ class Tokenizer:
             return cls(_from_gguf(path))
         if not (path / 'tokenizer.json').is_file() and not (path / 'vocab.json').is_file():
             raise FileNotFoundError(f'{path}: put the tokenizer files of the model (tokenizer.json, ...) there')
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        return cls(AutoTokenizer.from_pretrained(str(path), local_files_only=True), _generation_eos_ids(path))
+        # tokenizer.json is complete; AutoTokenizer may rebuild it after the class that it finds for the model type
+        kind = PreTrainedTokenizerFast if (path / 'tokenizer.json').is_file() else AutoTokenizer
+        return cls(kind.from_pretrained(str(path), local_files_only=True), _generation_eos_ids(path))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: no token is added, and none of the added tokens is recognized in it."""
