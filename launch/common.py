@@ -40,10 +40,10 @@ def set_up_jax():
         jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))
 
 
-def default_workdir(config_flag) -> str:
+def default_workdir() -> str:
     """runs/NAME for configs/NAME.py, runs/NAME_PRESET for configs/NAME.py:PRESET."""
+    from absl import flags
     from ml_collections import config_flags
 
-    filename = config_flags.get_config_filename(sys.modules['absl.flags'].FLAGS['config'])
-    path, _, preset = filename.partition(':')
+    path, _, preset = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
     return str(pathlib.Path('runs') / '_'.join(filter(None, [pathlib.Path(path).stem, preset])))

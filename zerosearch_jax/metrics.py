@@ -16,6 +16,24 @@ from typing import IO, Any
 logger = logging.getLogger(__name__)
 
 
+def claim(workdir: Path, resolved: str) -> None:
+    """Makes `workdir` the place of the run with this configuration (JSON text), or checks that it is.
+
+    Raises:
+      ValueError: it holds a run with another configuration.
+    """
+    path = workdir / 'config.json'
+    if path.exists() and path.read_text() != resolved:
+        old, new = json.loads(path.read_text()), json.loads(resolved)
+        changed = [key for key in new if old.get(key) != new[key]]
+        raise ValueError(
+            f'{workdir} holds a run with another configuration (it differs in {", ".join(changed)}); '
+            'choose another --workdir, or delete it to start over'
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(resolved)
+
+
 class MetricWriter:
     """Appends JSON lines and TensorBoard scalars to a directory; a resumed run never repeats a row.
 

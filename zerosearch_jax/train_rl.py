@@ -288,7 +288,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
     Raises:
       ValueError: `workdir` holds a run with another configuration.
     """
-    _claim(workdir, resolved)
+    metrics.claim(workdir, resolved)
     checkpoints = Checkpoints(workdir / 'checkpoints')
     trainer = Trainer(cfg, workdir)
     start = checkpoints.latest() or 0
@@ -312,20 +312,6 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
             summary = summarize(workdir)
             progress.say(report(summary, workdir))
     return summary if main else {}
-
-
-def _claim(workdir: pathlib.Path, resolved: str):
-    path = workdir / 'config.json'
-    if path.exists() and path.read_text() != resolved:
-        old, new = json.loads(path.read_text()), json.loads(resolved)
-        changed = [key for key in new if old.get(key) != new[key]]
-        raise ValueError(
-            f'{workdir} holds a run with another configuration (it differs in {", ".join(changed)}); '
-            'choose another --workdir, or delete it to start over'
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        path.write_text(resolved)
 
 
 def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int):

@@ -42,7 +42,7 @@ class Passage:
     text: str
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """SQuAD normalisation: lower case, no ASCII punctuation, no English articles, single spaces."""
     text = ''.join(c for c in text.lower() if c not in string.punctuation)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
@@ -249,7 +249,7 @@ def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:
     texts = [str(a) if type(a) in (int, float) else a for a in answers]
     if not all(isinstance(a, str) for a in texts):
         raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers, each a text')
-    kept = dict.fromkeys(_text(a.strip(), field, where) for a in texts if normalise_answer(a))
+    kept = dict.fromkeys(_text(a.strip(), field, where) for a in texts if normalize_answer(a))
     if not kept and not skip_unscorable:
         raise ValueError(
             f'{where}: {field!r} is {_short(answers)}, expected an answer that is more than punctuation and articles; '

@@ -21,7 +21,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from zerosearch_jax.data.rows import Passage, Question, normalise_answer
+from zerosearch_jax.data.rows import Passage, Question, normalize_answer
 
 TEST_FRACTION = 0.3
 # By split and number of hops: the few one-hop types get more, so that each kind is about half of the questions.
@@ -103,7 +103,6 @@ class _City:
     state: str  # of the United States, else ''
     population: int
     region: str
-    position: str
 
     @property
     def passage(self) -> str:
@@ -135,8 +134,8 @@ def build(min_population: int = 15000) -> World:
     chosen: dict[str, list[Question]] = {'train': [], 'test': []}
     for (split, _), questions in by_type.items():
         chosen[split] += _spread(questions, MOST_PER_TYPE[split, questions[0].metadata['hops']])
-    trained = {normalise_answer(answer) for q in chosen['train'] for answer in q.golden_answers}
-    chosen['test'] = [q for q in chosen['test'] if trained.isdisjoint(map(normalise_answer, q.golden_answers))]
+    trained = {normalize_answer(answer) for q in chosen['train'] for answer in q.golden_answers}
+    chosen['test'] = [q for q in chosen['test'] if trained.isdisjoint(map(normalize_answer, q.golden_answers))]
     train, test = (tuple(sorted(chosen[split], key=lambda q: _hash(q.id))) for split in ('train', 'test'))
     return World(tuple(passages), train, test)
 
@@ -174,7 +173,6 @@ def _facts(min_population: int) -> tuple[dict[str, _Country], list[_City], list[
             state=states.get(row['admin1code'], '') if row['countrycode'] == 'US' else '',
             population=int(row['population']),
             region=row['timezone'].split('/')[0],  # The rest of it ('Europe/Budapest') often tells the capital.
-            position=_position(row['latitude'], row['longitude']),
         )
         for row in sorted(facts.get_cities().values(), key=lambda row: row['geonameid'])
         # Names such as 'Zürich (Kreis 11) / Seebach' are parts of cities, or hold two names.
@@ -187,11 +185,6 @@ def _facts(min_population: int) -> tuple[dict[str, _Country], list[_City], list[
 
 def _clean(name: str) -> str:
     return ' '.join(unicodedata.normalize('NFC', name).split())
-
-
-def _position(latitude: float, longitude: float) -> str:
-    north, east = ('N' if latitude >= 0 else 'S'), ('E' if longitude >= 0 else 'W')
-    return f'{abs(latitude):.1f}° {north}, {abs(longitude):.1f}° {east}'
 
 
 def _key(name: str) -> str:
@@ -266,17 +259,14 @@ def _city_passage(city: _City, country: _Country, ambiguous: bool) -> Passage:
     where = f'{city.state}, {_the(country.name)}' if city.state else _the(country.name)
     text = _pick(
         (
-            '{name} is a city in {where}. It has {people} inhabitants. It lies at {position}, in a time zone of '
-            'the region {region}.',
-            'The city of {name} belongs to {where}. Its population is {people}. The position is {position}; clocks '
-            'there follow a time zone of the region {region}.',
-            'With {people} inhabitants, {name} is a populated place in {where}. Its time zone belongs to the region '
-            '{region} and the coordinates are {position}.',
-            '{name} lies in {where}, at {position}. {people} people live in this city, whose time zone is one of the '
-            'region {region}.',
+            '{name} is a city in {where}. It has {people} inhabitants and keeps a time zone of the region {region}.',
+            'The city of {name} belongs to {where}. Its population is {people}; its time zone is of the region '
+            '{region}.',
+            'With {people} inhabitants, {name} is a populated place in {where}, in a time zone of the region {region}.',
+            '{name} lies in {where}. {people} people live in this city, whose time zone is one of the region {region}.',
         ),
         city.passage,
-    ).format(name=city.name, where=where, people=f'{city.population:,}', position=city.position, region=city.region)
+    ).format(name=city.name, where=where, people=f'{city.population:,}', region=city.region)
     title = f'{city.name} ({city.state or country.name})' if ambiguous else city.name
     return Passage(city.passage, title, text)
 

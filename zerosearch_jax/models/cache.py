@@ -57,7 +57,12 @@ def bytes_per_slot(cfg: ModelConfig, capacity: int, dtype=jnp.float32) -> int:
 
 
 def write(
-    keys_BxKxExS: jax.Array, values_BxKxSxE: jax.Array, rows: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array
+    keys_BxKxExS: jax.Array,
+    values_BxKxSxE: jax.Array,
+    rows: jax.Array,
+    positions: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Writes k and v [..., K, E] of one layer at (row, position), both [...]; out-of-range positions are dropped."""
     keys = keys_BxKxExS.at[rows, :, :, positions].set(k.astype(keys_BxKxExS.dtype), mode='drop')

@@ -57,9 +57,9 @@ def resolve(reference: str) -> pathlib.Path:
     if reference in WHEELS:
         return _from_wheel(WHEELS[reference])
     path = pathlib.Path(reference).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == '.gguf'):
+    if reference and (path.is_dir() or (path.is_file() and path.suffix == '.gguf')):
         return path
-    if path.exists():
+    if reference and path.exists():
         raise ValueError(f'{path}: a model is a directory with config.json and *.safetensors, or a .gguf file')
     if reference.count('/') == 1 and not reference.startswith(('.', '/', '~')) and path.suffix != '.gguf':
         return _from_hub(reference)

@@ -257,7 +257,7 @@ def load(path: str | pathlib.Path, cfg: ModelConfig, mesh, dtype=jnp.float32, pr
     targets = _flat(sharding.abstract(layout, mesh, dtype))
     source = GgufFile(path, cfg) if path.suffix == '.gguf' else SafetensorsFiles(path)
     _check(path, source, {key: target.shape for key, target in targets.items()})
-    bar = tqdm(targets.items(), desc=f'loading {path.name}', disable=not progress)
+    bar = tqdm(targets.items(), desc=f'loading {path.name}', disable=not progress or jax.process_index() > 0)
     return traverse_util.unflatten_dict({key: _array(source, key, target) for key, target in bar}, sep='.')
 
 

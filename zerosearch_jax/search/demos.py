@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from zerosearch_jax.data.rows import Question, order
+from zerosearch_jax.data.rows import Question, normalize_answer, order
 from zerosearch_jax.search import prompts, rollout
 from zerosearch_jax.search.engines import Document
-from zerosearch_jax.search.rewards import normalize
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind, Segment
 
@@ -64,10 +63,10 @@ def simulator_example(
     step = question.metadata['decomposition'][turn]
     found = search([step['query']], 4 * documents)[0]
     right = [d for d in found if d.id == step['passage']]
-    golds = [normalize(answer) for answer in (*question.golden_answers, step['answer'])]
+    golds = [normalize_answer(answer) for answer in (*question.golden_answers, step['answer'])]
     others = [d for d in found if d.id != step['passage']]
     if noisy:
-        others = [d for d in others if not any(gold in normalize(d.text) for gold in golds)]
+        others = [d for d in others if not any(gold in normalize_answer(d.text) for gold in golds)]
     chosen = others[:documents] if noisy else right + others[: documents - 1]
     if len(chosen) < documents or not (noisy or right):
         return None

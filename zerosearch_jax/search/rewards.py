@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import collections
 import re
-import string
 from collections.abc import Callable, Sequence
 
-_DROP_PUNCTUATION = str.maketrans('', '', string.punctuation)
-_ARTICLES = re.compile(r'\b(a|an|the)\b')
+from zerosearch_jax.data.rows import normalize_answer
+
 # the content holds no further tag, so that a stray opening or closing tag never becomes part of an answer
 _ANSWER = re.compile(r'<answer>((?:(?!</?answer>).)*)</answer>', re.DOTALL)
-
-
-def normalize(text: str) -> str:
-    """Lower case, without ASCII punctuation and the articles a, an, the; runs of whitespace become one space."""
-    return ' '.join(_ARTICLES.sub(' ', text.lower().translate(_DROP_PUNCTUATION)).split())
 
 
 def f1(prediction: str | None, golds: Sequence[str]) -> float:
@@ -65,8 +59,8 @@ def _best(score: Callable[[str, str], float], prediction: str | None, golds: Seq
         raise TypeError(f'golds must be a sequence of strings, got the string {golds!r}')
     if prediction is None:
         return 0.0
-    pred = normalize(prediction)
-    return max((float(score(pred, normalize(gold))) for gold in golds), default=0.0)
+    pred = normalize_answer(prediction)
+    return max((float(score(pred, normalize_answer(gold))) for gold in golds), default=0.0)
 
 
 def _f1(pred: str, gold: str) -> float:

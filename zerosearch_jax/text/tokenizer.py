@@ -60,7 +60,7 @@ class Tokenizer:
         self._special = {i: content.encode() for content, i in added.items() if content in special}
         longest_first = sorted(added, key=len, reverse=True)
         self._added_pattern = re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')') if added else None
-        self._plain = _plain_backend(spec)
+        self._plain = tokenizer.backend_tokenizer
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Tokenizer:
@@ -122,7 +122,8 @@ class Tokenizer:
         """Tables that replace the first characters of added tokens by unused private ones, and back.
 
         The template sees contents in which no added token can begin, and nothing is split at a different place: the
-        merges across the border of template and content stay those of the whole text.
+        merges across the border of template and content stay those of the whole text. (A template's `trim` does not
+        see whitespace if an added token begins with it; no supported family has such a token.)
         """
         firsts = sorted({token[0] for token in self._added})
         taken = set(json.dumps(messages, ensure_ascii=False, default=str))

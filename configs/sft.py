@@ -1,0 +1,27 @@
+r"""The warm starts that ship with the project, as LoRA adapters of SmolLM2-135M-Instruct.
+
+  python -m launch.sft --config configs/sft.py:policy --workdir runs/sft_policy
+  python -m launch.sft --config configs/sft.py:simulator --workdir runs/sft_simulator
+
+The length of the policy's warm start was chosen before any reinforcement learning was run, to leave room for it.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset='policy'):
+    from zerosearch_jax import train_sft
+
+    config = ConfigDict()
+    config.seed = 0
+    config.mesh = (1, 1, 1)
+    for name, kind in train_sft.SCHEMA.items():
+        if dataclasses.is_dataclass(kind):
+            config[name] = ConfigDict(dataclasses.asdict(kind()))
+    config.model.lora_rank = 8
+    config.demos.role = preset
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=2, weight_decay=0.0)
+    config.sft.steps = {'policy': 16, 'simulator': 64}[preset]
+    return config

@@ -1,0 +1,34 @@
+"""Fine-tunes a model on demonstrations: a policy's warm start, or a simulator.
+
+  python -m launch.sft --config configs/sft.py:policy --workdir runs/sft_policy
+  python -m launch.sft --config configs/sft.py:simulator --workdir runs/sft_simulator
+
+The same command run again in the same --workdir continues from the last checkpoint. The adapter is written to
+WORKDIR/adapter.safetensors; name that file in config.policy.adapter or config.simulator.adapter of launch.train.
+"""
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: a file of configs/.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/NAME_OF_THE_CONFIG.')
+
+
+def main(argv):
+    from launch import common
+
+    common.no_arguments(argv)
+    with common.one_line_errors():
+        from zerosearch_jax import progress, settings, train_sft
+
+        cfg = train_sft.parse(_CONFIG.value)
+        common.set_up_jax()
+        workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
+        progress.say(f'written: {train_sft.train(cfg, workdir, settings.to_json(_CONFIG.value))}')
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(main)
