@@ -60,7 +60,7 @@ class Tokenizer:
         self._special = {i: content.encode() for content, i in added.items() if content in special}
         longest_first = sorted(added, key=len, reverse=True)
         self._added_pattern = re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')') if added else None
-        self._plain = tokenizer.backend_tokenizer
+        self._plain = _plain_backend(spec)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Tokenizer:
