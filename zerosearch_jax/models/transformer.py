@@ -77,12 +77,6 @@ def block(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelC
         return x_BxTxD + layers.mlp(layer, normed)
 
 
-def causal_mask(positions_BxT: jax.Array, segments_BxT: jax.Array) -> jax.Array:
-    """[B, T, T]: a token sees the earlier tokens of its own segment. Segment 0 is padding."""
-    same = segments_BxT[:, :, None] == segments_BxT[:, None, :]
-    return same & (positions_BxT[:, :, None] >= positions_BxT[:, None, :]) & (segments_BxT[:, :, None] > 0)
-
-
 def hidden(
     params: dict,
     cfg: ModelConfig,
@@ -103,10 +97,9 @@ def hidden(
       dtype: compute dtype.
       remat: key of REMAT_POLICIES.
     """
-    mask_BxTxT = causal_mask(positions_BxT, segments_BxT)
 
     def layer_step(x, layer):
-        x = block(layer, x, positions_BxT, cfg, lambda q, k, v: layers.attention(q, k, v, mask_BxTxT))
+        x = block(layer, x, positions_BxT, cfg, lambda q, k, v: layers.causal_attention(q, k, v, segments_BxT))
         return constrain(x, 'batch', None, None), None
 
     if remat != 'none':

@@ -1,0 +1,22 @@
+r"""The main job on a laptop's CPU: SmolLM2-135M-Instruct learns to search, with a second SmolLM2 as the search engine.
+
+  python -m launch.train --config configs/quickstart.py
+
+Both roles start from the small LoRA adapters that ship with the project (configs/sft.py made them). Evaluation asks 64
+held-out questions with a real engine, BM25 over the built-in corpus, before and after. Measured results: README.md.
+"""
+
+from configs.common import base
+
+
+def get_config(preset=''):
+    config = base()
+    config.policy.update(adapter='smollm2_policy', lora_rank=8)
+    config.simulator.update(adapter='smollm2_simulator', documents=2, words=25, max_tokens=176, slots=16)
+    config.curriculum.update(start=0.0, end=0.5)
+    config.rollout.update(questions=4, group=4, max_turns=3, turn_tokens=80, observation_tokens=176)
+    config.rollout.update(prompt_tokens=192, response_tokens=576, slots=16)
+    config.rl.update(steps=5, algorithm='grpo', row_length=768, kl=0.001)
+    config.optimizer.update(learning_rate=1e-4, weight_decay=0.0)
+    config.evaluation.update(questions=64, documents=2)
+    return config
