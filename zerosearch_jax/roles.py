@@ -89,7 +89,7 @@ def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> d
 
 @dataclasses.dataclass(frozen=True)
 class Trainable:
-    """The split of a policy's weights: `params` are trained, `frozen` are not ({} if all are), `layout` is of params."""
+    """A policy's weights: `params` are trained, `frozen` are not ({} if all are); `layout` is of params."""
 
     params: dict
     frozen: dict

@@ -108,6 +108,10 @@ class Config:
                 f'config.rl.row_length = {self.rl.row_length} is less than rollout.prompt_tokens + '
                 f'rollout.response_tokens = {longest}; raise it'
             )
+        if self.rl.row_length % self.rl.chunk:
+            raise ValueError(
+                f'config.rl.row_length = {self.rl.row_length} must be a multiple of config.rl.chunk = {self.rl.chunk}'
+            )
         for name in ('steps', 'row_length', 'rows_per_micro'):
             if getattr(self.rl, name) < (name != 'steps'):
                 raise ValueError(f'config.rl.{name} must be positive, got {getattr(self.rl, name)}')
@@ -144,7 +148,7 @@ class Trainer:
         cfg, mesh = self.cfg, self.mesh
         self.model = roles.load_model(cfg.policy.model, mesh)
         for question in (*self.train_questions, *self.test_questions):
-            encode_prompt(self.model.tokenizer, question, cfg.rollout.prompt_tokens)
+            encode_prompt(self.model.tokenizer, question, cfg.rollout)
         same = cfg.simulator.model == cfg.policy.model
         self.simulator = self.model if same else roles.load_model(cfg.simulator.model, mesh)
         self.trainable = roles.trainable(self.model, cfg.policy, mesh, cfg.seed)
@@ -174,7 +178,7 @@ class Trainer:
         params = self.simulator.params
         if cfg.adapter:
             params = lora.combine(params, roles.load_adapter(cfg.adapter, self.simulator.cfg, self.mesh))
-        capacity = self.cfg.rollout.prompt_tokens + self.cfg.rollout.turn_tokens + 128 + cfg.max_tokens
+        capacity = cfg.prompt_tokens + cfg.max_tokens
         self.simulator_engine = self._engine(
             self.simulator, slots=cfg.slots, capacity=capacity, stops=(), dtype=cfg.dtype
         )
@@ -282,7 +286,8 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
 
     Args:
       cfg: checked configuration.
-      workdir: receives config.json, checkpoints/, metrics.jsonl, trajectories.jsonl, evaluation/, curves.png and summary.json.
+      workdir: receives config.json, checkpoints/, metrics.jsonl, trajectories.jsonl, evaluation/, curves.png and
+        summary.json.
       resolved: the configuration as JSON text.
 
     Raises:

@@ -108,6 +108,7 @@ class Engine:
         self._free = list(range(self.slots))
         self._waiting: collections.deque[Request] = collections.deque()
         self._live: dict[Hashable, _Live] = {}
+        self._open: set[Hashable] = set()  # handles of both; never iterated
         self._writes: list[tuple[int, int, Sequence[int]]] = []  # slot, start, tokens
 
     def load(self, params: dict, *, temperature: float = 1.0):
@@ -120,8 +121,8 @@ class Engine:
         Raises:
           RuntimeError: generations are open; their cache would be of other weights.
         """
-        if self._live or self._waiting:
-            raise RuntimeError(f'{len(self._live) + len(self._waiting)} generations are open: close them before load()')
+        if self._open:
+            raise RuntimeError(f'{len(self._open)} generations are open: close them before load()')
         on_cpu = self.mesh.devices.flat[0].platform == 'cpu'
         self._params = None  # let go of the old copy before the new one is made
         with jax.set_mesh(self.mesh):
@@ -140,18 +141,25 @@ class Engine:
         Raises:
           ValueError: prompt and budget do not fit a slot, or the handle is taken.
         """
-        if request.handle in self._live:
+        if request.handle in self._open:
             raise ValueError(f'generation {request.handle!r} is already open')
         if not request.prompt or request.budget < 1:
             raise ValueError(f'generation {request.handle!r} needs a prompt and a budget of at least one token')
         self._check_room(request.handle, len(request.prompt) + request.budget)
+        self._open.add(request.handle)
         self._waiting.append(request)
 
     def extend(self, handle: Hashable, tokens: Sequence[int], budget: int):
-        """Appends given tokens (an observation) to a stopped generation and lets it sample up to `budget` more."""
+        """Appends given tokens (an observation) to a stopped generation and lets it sample up to `budget` more.
+
+        Raises:
+          ValueError: it has not stopped, the budget is below one, or a slot cannot hold so many tokens.
+        """
         live = self._live[handle]
         if live.decoding:
             raise ValueError(f'generation {handle!r} has not stopped')
+        if budget < 1:
+            raise ValueError(f'generation {handle!r} needs a budget of at least one token')
         slot, start = live.slot, int(self._rows.length[live.slot])
         self._check_room(handle, start + 1 + len(tokens) + budget)
         if len(tokens):
@@ -163,9 +171,11 @@ class Engine:
 
     def close(self, handle: Hashable):
         """Frees the slot of a stopped generation."""
-        live = self._live.pop(handle)
+        live = self._live[handle]
         if live.decoding:
             raise ValueError(f'generation {handle!r} has not stopped')
+        del self._live[handle]
+        self._open.discard(handle)
         self._free.append(live.slot)
         self._free.sort()
 

@@ -63,15 +63,21 @@ def inverse_cdf(probs_BxV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
     """The token at which the cumulative probability passes the uniform, int32 [B]; never one of probability 0."""
     b, v = probs_BxV.shape
     probs_BxMxC = jnp.pad(probs_BxV, ((0, 0), (0, -v % BLOCK))).reshape(b, -1, BLOCK)
-    block_cdf_BxM = jnp.cumsum(probs_BxMxC.sum(-1), axis=-1)
+    blocks_BxM = probs_BxMxC.sum(-1)
+    block_cdf_BxM = jnp.cumsum(blocks_BxM, axis=-1)
     target_B = uniforms_B * block_cdf_BxM[:, -1]  # rounding: the sum is not exactly one
-    block_B = _passed(block_cdf_BxM, target_B)
+    block_B = _passed(blocks_BxM, block_cdf_BxM, target_B)
     inside_BxC = jnp.take_along_axis(probs_BxMxC, block_B[:, None, None], axis=1)[:, 0]
     below_B = jnp.take_along_axis(jnp.pad(block_cdf_BxM, ((0, 0), (1, 0))), block_B[:, None], axis=1)[:, 0]
-    return block_B * BLOCK + _passed(jnp.cumsum(inside_BxC, axis=-1), target_B - below_B)
+    return block_B * BLOCK + _passed(inside_BxC, jnp.cumsum(inside_BxC, axis=-1), target_B - below_B)
 
 
-def _passed(cdf_BxN: jax.Array, target_B: jax.Array) -> jax.Array:
-    """First index with cdf > target; where rounding leaves none, the last index that adds probability."""
-    last_B = jnp.argmax(cdf_BxN >= cdf_BxN[:, -1:], axis=-1)
-    return jnp.minimum(jnp.sum(cdf_BxN <= target_B[:, None], axis=-1), last_B).astype(jnp.int32)
+def _passed(probs_BxN: jax.Array, cdf_BxN: jax.Array, target_B: jax.Array) -> jax.Array:
+    """First index of positive probability with cdf > target; where rounding leaves none, the last positive one.
+
+    A cumulative sum taken as a tree (accelerators) is not monotone to the last bit: it may rise where nothing is added.
+    """
+    positive_BxN = probs_BxN > 0
+    passed_BxN = positive_BxN & (cdf_BxN > target_B[:, None])
+    last_B = probs_BxN.shape[-1] - 1 - jnp.argmax(positive_BxN[:, ::-1], axis=-1)
+    return jnp.where(jnp.any(passed_BxN, axis=-1), jnp.argmax(passed_BxN, axis=-1), last_B).astype(jnp.int32)

@@ -23,13 +23,39 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (x32 * scale).astype(x.dtype) * jax.lax.expand_dims(weight, range(x.ndim - weight.ndim)).astype(x.dtype)
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [..., in] @ w [in, out], with a gradient whose matrix products XLA cannot rearrange.
+
+    Left alone, XLA on CPU writes the incoming gradient transposed, recomputing the activation function in strided
+    order, before it multiplies: a gradient then takes three times as long (benchmarks/linear_gradient.py).
+    """
+    return x @ w
+
+
+def _matmul_forward(x, w):
+    return x @ w, (x, w)
+
+
+def _matmul_backward(residuals, g):
+    x, w = residuals
+    g = jax.lax.optimization_barrier(g)
+    dx = jax.lax.dot_general(g, w, (((g.ndim - 1,), (1,)), ((), ())))
+    rows = tuple(range(x.ndim - 1))
+    return dx, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 def linear(layer: dict, name: str, x: jax.Array) -> jax.Array:
     """x @ W, plus the bias and the low-rank update where the layer has them."""
-    y = x @ layer[name].astype(x.dtype)
+    y = matmul(x, layer[name].astype(x.dtype))
     if f'{name}_bias' in layer:
         y += jax.lax.expand_dims(layer[f'{name}_bias'], range(y.ndim - 1)).astype(x.dtype)
     if f'{name}_lora_a' in layer:
-        y += (x @ layer[f'{name}_lora_a'].astype(x.dtype)) @ layer[f'{name}_lora_b'].astype(x.dtype)
+        low = matmul(x, layer[f'{name}_lora_a'].astype(x.dtype))
+        y += matmul(low, layer[f'{name}_lora_b'].astype(x.dtype))
     return y
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -91,19 +92,21 @@ def policy_loss(
     Returns:
       the loss sum, and sums of the metrics over the same tokens; divide all by the sum of weights of the whole batch.
     """
+    chex.assert_equal_shape([logprobs, entropies, *jax.tree.leaves(batch)])
     weights = batch.weights
     active = weights > 0
     # zeroed outside the loss, so that stale values there can neither overflow nor make 0 * inf
     log_ratio = jnp.where(active, logprobs - batch.old_logprobs, 0.0)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + cfg.clip)
-    surrogate = jnp.minimum(ratio * batch.advantages, clipped * batch.advantages)
+    advantages = jnp.where(active, batch.advantages, 0.0)
+    surrogate = jnp.minimum(ratio * advantages, clipped * advantages)
     d = jnp.where(active, batch.ref_logprobs - logprobs, 0.0)
     k3 = jnp.expm1(d) - d
     loss = -surrogate - cfg.entropy * entropies
     if cfg.kl:
         loss += cfg.kl * k3
-    was_clipped = (ratio * batch.advantages > clipped * batch.advantages).astype(jnp.float32)
+    was_clipped = (ratio * advantages > clipped * advantages).astype(jnp.float32)
     terms = {
         'policy': -surrogate,
         'kl': k3,

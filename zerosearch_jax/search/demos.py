@@ -28,7 +28,7 @@ def policy_episode(
     question: Question, search: Search, tokenizer: Tokenizer, cfg: rollout.RolloutConfig, documents: int
 ) -> list[Segment] | None:
     """The episode of one question, None where the engine does not find a needed passage or a budget is exceeded."""
-    prompt = rollout.encode_prompt(tokenizer, question, cfg.prompt_tokens)
+    prompt = rollout.encode_prompt(tokenizer, question, cfg)
     segments, learned = [Segment(Kind.PROMPT, prompt)], ''
     for step in question.metadata['decomposition']:
         found = search([step['query']], documents)[0]

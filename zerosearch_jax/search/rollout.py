@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
 
 from zerosearch_jax import prng
 from zerosearch_jax.data.rows import Question
@@ -31,7 +32,8 @@ class RolloutConfig:
     turn_tokens: int = 96  # tokens of one action
     observation_tokens: int = 160  # tokens of one observation, tags included
     response_tokens: int = 512  # everything after the prompt
-    prompt_tokens: int = 192
+    prompt_tokens: int = 256
+    prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were never shown a chat template
     temperature: float = 1.0
     slots: int = 16
     decode_steps: int = 16  # tokens decoded between two looks of the host
@@ -63,17 +65,21 @@ class Trajectory:
         return sum(len(s.tokens) for s in self.segments if s.kind is Kind.ACTION)
 
 
-def encode_prompt(tokenizer: Tokenizer, question: Question, limit: int) -> tuple[int, ...]:
-    """The policy's prompt: through the chat template where the tokenizer has one, raw otherwise.
+def encode_prompt(tokenizer: Tokenizer, question: Question, cfg: RolloutConfig) -> tuple[int, ...]:
+    """The policy's prompt, as a chat turn or as raw text.
 
     Raises:
-      ValueError: it is longer than `limit` tokens.
+      ValueError: it is longer than cfg.prompt_tokens.
     """
-    tokens = tokenizer.chat([{'role': 'user', 'content': prompts.policy_prompt(question.question)}])
-    if len(tokens) > limit:
+    text = prompts.policy_prompt(question.question)
+    if cfg.prompt_format == 'chat':
+        tokens = tokenizer.chat([{'role': 'user', 'content': text}])
+    else:
+        tokens = [*tokenizer.prefix, *tokenizer.encode(text + '\n')]
+    if len(tokens) > cfg.prompt_tokens:
         raise ValueError(
             f'question {question.id}: its prompt has {len(tokens)} tokens, more than config.rollout.prompt_tokens '
-            f'= {limit}; raise it or drop the question'
+            f'= {cfg.prompt_tokens}; raise it or drop the question'
         )
     return tuple(tokens)
 
@@ -171,7 +177,7 @@ def rollout(
     """
     episodes: dict[Hashable, _Episode] = {}
     for question in questions:
-        prompt = encode_prompt(tokenizer, question, cfg.prompt_tokens)
+        prompt = encode_prompt(tokenizer, question, cfg)
         for sample in range(samples):
             handle = (question.id, sample)
             trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)])

@@ -48,6 +48,7 @@ class SimulatorConfig:
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     documents: int = 3  # documents a search
     words: int = 30  # words a document, as asked for
+    prompt_tokens: int = 320  # tokens of one request: template, question, answer and query
     max_tokens: int = 160  # tokens of one output
     temperature: float = 0.8
     attempts: int = 3  # generations at most before the search counts as failed
@@ -112,7 +113,7 @@ class SimulatedSearch:
             words=cfg.words,
         )
         prompt = tuple(self._tokenizer.chat([{'role': 'user', 'content': text}]))
-        if len(prompt) + cfg.max_tokens > self._engine.capacity:
+        if len(prompt) > cfg.prompt_tokens:
             self._ready.append(dataclasses.replace(asked, failure='too_long'))
             return
         identity = (*self._identity, query.question.id, query.sample, query.turn, asked.attempts)

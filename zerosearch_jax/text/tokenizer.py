@@ -33,6 +33,7 @@ class Tokenizer:
       eos_ids: tokens that end a generation, the tokenizer's own first.
       pad_id: a filler; it may equal an eos id, so masks never come from it.
       token_bytes: bytes of each id; b'' for control tokens and unused ids.
+      prefix: ids that begin any raw text (a beginning-of-sequence token, or nothing).
       has_chat_template: whether `chat` has a template to render.
     """
 
@@ -55,6 +56,7 @@ class Tokenizer:
         self.eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None and i < self.vocab_size))
         pads = [tokenizer.pad_token_id, *self.eos_ids, 0]
         self.pad_id = next(i for i in pads if i is not None)
+        self.prefix = tuple(tokenizer('').input_ids)
         self.has_chat_template = tokenizer.chat_template is not None
         self._added = added
         self._special = {i: content.encode() for content, i in added.items() if content in special}

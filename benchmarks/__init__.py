@@ -1,0 +1,1 @@
+"""One JSON line a figure; run with nothing else on the machine."""

@@ -1,0 +1,14 @@
+r"""The quickstart with more steps and 256 held-out questions, once a seed: what the claim in the README rests on.
+
+python -m launch.train --config configs/quickstart_long.py --config.seed=0 --workdir runs/quickstart_long_0
+"""
+
+from configs import quickstart
+
+
+def get_config(preset=''):
+    config = quickstart.get_config()
+    config.rl.steps = 60
+    config.evaluation.questions = 256
+    config.run.checkpoint_every = 2
+    return config
