@@ -31,11 +31,14 @@ def one_line_errors():
 
 
 def set_up_jax():
-    """Keeps compiled programs between runs, in the cache directory of the project."""
+    """Keeps compiled programs between runs, in the project's cache directory, and libraries' chatter off the screen."""
     import jax
+    from absl import logging
 
     from zerosearch_jax.models import download
 
+    if not os.environ.get('ZEROSEARCH_DEBUG'):
+        logging.set_verbosity(logging.WARNING)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))
 

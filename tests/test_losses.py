@@ -86,7 +86,9 @@ def test_packed_rows_equal_separate_rows(params):
     together, alone = token_logprobs(params, packed), token_logprobs(params, apart)
     for r, part in enumerate(parts):
         place = np.flatnonzero([(packed.tokens[0, i : i + len(part)] == part).all() for i in range(25 - len(part))])[0]
-        for packed_values, alone_values in zip(together, alone, strict=True):  # a first token follows nothing of its own
+        for packed_values, alone_values in zip(
+            together, alone, strict=True
+        ):  # a first token follows nothing of its own
             np.testing.assert_allclose(
                 packed_values[0, place + 1 : place + len(part)], alone_values[r, 1 : len(part)], rtol=1e-4, atol=1e-4
             )
@@ -204,12 +206,16 @@ def test_logits_of_prompts_and_observations_get_exactly_no_gradient():
     assert (np.abs(gradient[WEIGHTS > 0]).max(-1) > 1e-3).all()
 
 
-@pytest.mark.parametrize('wrong', [np.ones_like(WEIGHTS), (WEIGHTS == 0).astype(np.float32)], ids=['absent', 'inverted'])
+@pytest.mark.parametrize(
+    'wrong', [np.ones_like(WEIGHTS), (WEIGHTS == 0).astype(np.float32)], ids=['absent', 'inverted']
+)
 def test_a_missing_or_inverted_mask_would_be_seen(wrong):
     """The test above fails under these masks, and the loss differs: it can fail."""
     assert (np.abs(logits_gradient(wrong)[WEIGHTS == 0]).max(-1) > 1e-3).all()
     logprobs, entropies = make_logprobs()
-    right, mutated = (losses.policy_loss(logprobs, entropies, make_batch(weights=w), LossConfig()) for w in (WEIGHTS, wrong))
+    right, mutated = (
+        losses.policy_loss(logprobs, entropies, make_batch(weights=w), LossConfig()) for w in (WEIGHTS, wrong)
+    )
     assert abs(float(right[0] - mutated[0])) > 0.05
 
 
@@ -234,9 +240,14 @@ def test_k3_is_never_negative_and_zero_at_the_reference(values, seed):
     logprobs = np.array([values], np.float32)
     batch = make_batch(weights=np.ones_like(logprobs))
     other = np.random.default_rng(seed).uniform(-20, 0, logprobs.shape).astype(np.float32)
-    assert float(losses.policy_loss(logprobs, logprobs, batch.replace(ref_logprobs=logprobs), LossConfig())[1]['kl']) == 0
+    assert (
+        float(losses.policy_loss(logprobs, logprobs, batch.replace(ref_logprobs=logprobs), LossConfig())[1]['kl']) == 0
+    )
     for ref in (other, logprobs + np.float32(1e-3), logprobs - np.float32(1e-3)):
-        assert float(losses.policy_loss(logprobs, logprobs, batch.replace(ref_logprobs=ref), LossConfig())[1]['kl']) > -1e-6
+        assert (
+            float(losses.policy_loss(logprobs, logprobs, batch.replace(ref_logprobs=ref), LossConfig())[1]['kl'])
+            > -1e-6
+        )
 
 
 def expected_kl_gradient(theta, reference, coefficient):
@@ -244,7 +255,9 @@ def expected_kl_gradient(theta, reference, coefficient):
     weights = np.asarray(jax.nn.softmax(theta))[None]
     old = np.asarray(jax.nn.log_softmax(theta))[None]
     batch = make_batch(weights=weights).replace(
-        advantages=np.zeros_like(weights), old_logprobs=old, ref_logprobs=np.asarray(jax.nn.log_softmax(reference))[None]
+        advantages=np.zeros_like(weights),
+        old_logprobs=old,
+        ref_logprobs=np.asarray(jax.nn.log_softmax(reference))[None],
     )
 
     def loss(theta):

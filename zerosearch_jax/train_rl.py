@@ -23,7 +23,7 @@ from zerosearch_jax import metrics, progress, roles, settings, sharding, state
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import rows
 from zerosearch_jax.generate.engine import Engine
-from zerosearch_jax.models import lora
+from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.rl import advantages, losses, step
 from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import Curriculum, noise_probability
@@ -131,6 +131,13 @@ class Trainer:
         self._load_questions()
         self._load_models()
         self._build_learner()
+        trained = sum(x.size for x in jax.tree.leaves(self.state.params)) / 1e6
+        whole = transformer.num_parameters(self.model.cfg) / 1e6
+        progress.say(
+            f'{cfg.policy.model} ({whole:.1f} M weights): {trained:.1f} M weights trained on '
+            f'{len(self.train_questions)} questions, {len(self.test_questions)} held out; '
+            f'mesh {"x".join(map(str, self.mesh.devices.shape))} of {jax.devices()[0].device_kind}'
+        )
 
     def _load_questions(self):
         data = self.cfg.data

@@ -24,8 +24,8 @@ from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.text.stop import StopTable
 
-EXTEND_ROWS = 8  # slots written by one call of `extend`
-EXTEND_WIDTHS = (32, 128)  # tokens a slot in one call; a few fixed widths bound the number of compiled programs
+EXTEND_ROWS = (1, 2, 4, 8)  # slots that one call of `extend` writes: a few sizes bound the number of compiled programs
+EXTEND_WIDTH = 128  # tokens a slot in one call
 SPAN_STEP = 256  # decode reads the cache up to a multiple of this
 
 
@@ -213,22 +213,22 @@ class Engine:
         return forks
 
     def _flush_writes(self):
-        """Runs `extend` until every token to be written is in the cache: longest first, a few fixed shapes."""
+        """Runs `extend` until every token to be written is in the cache: longest first, smallest fitting shape."""
         jobs = sorted(((s, b, list(t)) for s, b, t in self._writes if len(t)), key=lambda job: (-len(job[2]), job[0]))
         self._writes.clear()
         self.prefilled_tokens += sum(len(tokens) for _, _, tokens in jobs)
         while jobs:
-            now, jobs = jobs[:EXTEND_ROWS], jobs[EXTEND_ROWS:]
-            width = next((w for w in EXTEND_WIDTHS if w >= len(now[0][2])), EXTEND_WIDTHS[-1])
-            self._extend_once(now, width)
-            rest = [(slot, start + width, tokens[width:]) for slot, start, tokens in now if len(tokens) > width]
-            jobs = sorted(jobs + rest, key=lambda job: (-len(job[2]), job[0]))
+            rows = next((size for size in EXTEND_ROWS if size >= len(jobs)), EXTEND_ROWS[-1])
+            now, jobs = jobs[:rows], jobs[rows:]
+            self._extend_once(now, rows)
+            rest = [(slot, start + EXTEND_WIDTH, tokens[EXTEND_WIDTH:]) for slot, start, tokens in now]
+            jobs = sorted((job for job in jobs + rest if job[2]), key=lambda job: (-len(job[2]), job[0]))
 
-    def _extend_once(self, jobs, width: int):
-        slots, starts, counts = (np.zeros(EXTEND_ROWS, np.int32) for _ in range(3))
-        tokens = np.zeros((EXTEND_ROWS, width), np.int32)
+    def _extend_once(self, jobs, rows: int):
+        slots, starts, counts = (np.zeros(rows, np.int32) for _ in range(3))
+        tokens = np.zeros((rows, EXTEND_WIDTH), np.int32)
         for row, (slot, start, ids) in enumerate(jobs):
-            count = min(width, len(ids))
+            count = min(EXTEND_WIDTH, len(ids))
             slots[row], starts[row], counts[row] = slot, start, count
             tokens[row, :count] = ids[:count]
         self._cache = programs.extend(
@@ -236,10 +236,11 @@ class Engine:
         )
 
     def _run_forks(self, forks: list[tuple[int, int]]):
-        for begin in range(0, len(forks), EXTEND_ROWS):
-            sources = np.zeros(EXTEND_ROWS, np.int32)
-            targets = np.full(EXTEND_ROWS, self.slots, np.int32)  # past the end: dropped
-            part = forks[begin : begin + EXTEND_ROWS]
+        size = EXTEND_ROWS[-1]
+        for begin in range(0, len(forks), size):
+            part = forks[begin : begin + size]
+            sources = np.zeros(size, np.int32)
+            targets = np.full(size, self.slots, np.int32)  # past the end: dropped
             sources[: len(part)], targets[: len(part)] = zip(*part, strict=True)
             self._cache = programs.fork(self._cache, sources, targets)
 

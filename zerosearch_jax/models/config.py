@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 
 
@@ -40,16 +39,6 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     max_position: int = 32768
-
-    @property
-    def num_parameters(self) -> int:
-        """Count of weights, tied embeddings counted once."""
-        import jax
-
-        from zerosearch_jax.models import transformer
-
-        leaves = jax.tree.leaves(transformer.layout(self), is_leaf=lambda x: hasattr(x, 'axes'))
-        return sum(math.prod(p.shape) for p in leaves)
 
 
 FAMILIES = {

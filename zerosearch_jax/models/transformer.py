@@ -7,6 +7,7 @@ The cached forms (prefill, decode) live in generate/step.py; they run the same `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from zerosearch_jax.models import layers
 from zerosearch_jax.models.config import ModelConfig
-from zerosearch_jax.sharding import Param, constrain
+from zerosearch_jax.sharding import Param, constrain, is_param
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     'none': None,  # keep every activation
@@ -57,6 +58,11 @@ def layout(cfg: ModelConfig) -> dict:
     if not cfg.tie_embeddings:
         tree['head'] = Param((D, V), ('embed', 'vocab'))
     return tree
+
+
+def num_parameters(cfg: ModelConfig) -> int:
+    """Count of weights, tied embeddings counted once."""
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(layout(cfg), is_leaf=is_param))
 
 
 def embed(params: dict, tokens_BxT: jax.Array, dtype) -> jax.Array:

@@ -56,7 +56,7 @@ def neutralize(text: str) -> str:
 
     Chat-control tokens need nothing here: the tokenizer never encodes plain text as special tokens.
     """
-    return _CONTROL.sub(' ', _TAG.sub(r'(\1\2)', text))
+    return _TAG.sub(r'(\1\2)', _CONTROL.sub(' ', text))
 
 
 def policy_prompt(question: str, template: str = POLICY_PROMPT) -> str:
