@@ -5,15 +5,58 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import sys
 
-from absl import app
+from absl import app, flags
+from ml_collections import config_flags
 
 
-def no_arguments(argv):
-    """Refuses positional arguments, which are usually a flag with its dashes missing."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected argument {argv[1]!r}; flags look like --config.rl.steps=3')
+def run(main):
+    """Parses the command line and calls `main(argv)`; what does not parse is told in one line, with exit code 2."""
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise flags.Error(f'unexpected argument {rest[1]!r}; flags look like --config.rl.steps=3')
+        if not flags.FLAGS['config'].present:
+            raise flags.Error('which experiment? for example --config configs/quickstart.py')
+        if not os.path.isfile(_config_path()):
+            raise flags.Error(f'--config {_config_path()}: no such file; experiments are the files of configs/')
+        return rest
+    except (flags.Error, ValueError, OSError, AttributeError, KeyError) as error:
+        message = _flag_error(error, argv)
+        if os.environ.get('ZEROSEARCH_DEBUG') or not message:
+            raise
+        _print_error(message)
+        sys.exit(2)
+
+
+def _config_path() -> str:
+    return config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
+
+
+def _flag_error(error: Exception, argv: list[str]) -> str:
+    """What to tell of an error in parsing flags; '' if it is a bug."""
+    if not isinstance(error, AttributeError | KeyError):
+        return str(error)
+    # ml_collections raises KeyError, in places wrapped: 'NAME'\nDid you mean "OTHER" instead of "NAME"?
+    cause = error if isinstance(error, KeyError) else next(iter(error.args), None)
+    text = str(cause.args[0]) if isinstance(cause, KeyError) else ''
+    if unknown := re.match(r"('.*')(?:\nDid you mean \"(.*)\" instead)?", text):
+        return f'the configuration has no field {unknown[1]}' + (
+            f'; did you mean {unknown[2]!r}?' if unknown[2] else ''
+        )
+    if text and any(argument.endswith(f':{text}') for argument in argv):
+        return f'the configuration has no preset {text!r}; its docstring lists them'
+    return ''
+
+
+def _print_error(message: str):
+    print('error:', ' '.join(message.split()), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -21,10 +64,10 @@ def one_line_errors():
     """Turns expected errors into one line and exit code 1 (Ctrl-C: 130); ZEROSEARCH_DEBUG=1 shows the traceback."""
     try:
         yield
-    except (ValueError, OSError, AttributeError) as error:
-        if os.environ.get('ZEROSEARCH_DEBUG') or (isinstance(error, AttributeError) and 'config' not in str(error)):
+    except (ValueError, OSError) as error:
+        if os.environ.get('ZEROSEARCH_DEBUG'):
             raise
-        print(f'error: {error}', file=sys.stderr)
+        _print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -45,8 +88,5 @@ def set_up_jax():
 
 def default_workdir() -> str:
     """runs/NAME for configs/NAME.py, runs/NAME_PRESET for configs/NAME.py:PRESET."""
-    from absl import flags
-    from ml_collections import config_flags
-
     path, _, preset = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
     return str(pathlib.Path('runs') / '_'.join(filter(None, [pathlib.Path(path).stem, preset])))

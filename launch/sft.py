@@ -9,17 +9,16 @@ WORKDIR/adapter.safetensors; name that file in config.policy.adapter or config.s
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: a file of configs/.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Run directory; default: runs/NAME_OF_THE_CONFIG.')
 
 
-def main(argv):
+def main(_):
     from launch import common
 
-    common.no_arguments(argv)
     with common.one_line_errors():
         from zerosearch_jax import progress, settings, train_sft
 
@@ -30,5 +29,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    flags.mark_flag_as_required('config')
-    app.run(main)
+    from launch import common
+
+    common.run(main)

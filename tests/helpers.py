@@ -68,14 +68,15 @@ def full_logits(params, tokens_BxT, cfg=TINY):
     return transformer.logits(params, hidden)
 
 
-def random_batch(sequences=14, row_length=64, rows_per_micro=8, seed=0):
-    """Packed rows of prompts (weight 0) and actions (weight 1) of unequal lengths, in several micro-batches."""
+def random_batch(sequences=24, row_length=64, rows_per_micro=8, seed=0):
+    """Packed rows of prompts (weight 0) and actions (weight 1) of unequal lengths; three micro-batches."""
     rng = np.random.default_rng(seed)
     rows = []
     for length in rng.integers(8, 60, sequences):
         weights = (np.arange(length) >= length // 3).astype(np.float32)
         tokens = rng.integers(0, TINY.vocab_size, length).astype(np.int32)
         rows.append(TokenSequence(tokens, weights, rng.normal(-5.0, 1.0, length).astype(np.float32) * weights))
-    batch = pack(rows, rng.normal(size=sequences), row_length=row_length, rows_per_micro=rows_per_micro)
+    advantages = rng.normal(size=sequences)
+    batch = pack(rows, advantages, row_length=row_length, rows_per_micro=rows_per_micro, micro_batches=3)
     ref = rng.normal(-5.0, 1.0, batch.tokens.shape).astype(np.float32) * batch.weights
     return batch.replace(ref_logprobs=ref)

@@ -19,11 +19,14 @@ logger = logging.getLogger(__name__)
 def claim(workdir: Path, resolved: str) -> None:
     """Makes `workdir` the place of the run with this configuration (JSON text), or checks that it is.
 
+    A run that wrote no result yet, say because its data was not found, does not hold the place.
+
     Raises:
       ValueError: it holds a run with another configuration.
     """
     path = workdir / 'config.json'
-    if path.exists() and path.read_text() != resolved:
+    begun = any((workdir / name).exists() for name in ('metrics.jsonl', 'evaluation'))
+    if begun and path.exists() and path.read_text() != resolved:
         old, new = json.loads(path.read_text()), json.loads(resolved)
         changed = [key for key in new if old.get(key) != new[key]]
         raise ValueError(

@@ -140,3 +140,12 @@ def init(layout: Mapping, key: jax.Array, mesh: Mesh, dtype=jnp.float32) -> dict
     )
     with jax.set_mesh(mesh):
         return make()
+
+
+def agree(flag: bool) -> bool:
+    """Process 0's value on every process: decisions that depend on files are taken once."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))

@@ -8,6 +8,7 @@ killed continues from its last checkpoint to the same end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -301,28 +302,28 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
       ValueError: `workdir` holds a run with another configuration.
     """
     metrics.claim(workdir, resolved)
-    checkpoints = Checkpoints(workdir / 'checkpoints')
     trainer = Trainer(cfg, workdir)
-    start = checkpoints.latest() or 0
-    if start:
-        trainer.state, host = checkpoints.restore(start, jax.eval_shape(lambda: trainer.state), trainer.places)
-        progress.say(f'resuming after step {host["step"]}')
     main = jax.process_index() == 0
-    writer = metrics.MetricWriter(workdir, resume_step=start, tensorboard=cfg.run.tensorboard) if main else None
-    try:
-        if not start:
-            _evaluate_at(trainer, writer, 0)
-        _loop(trainer, writer, checkpoints, start)
-        _evaluate_at(trainer, writer, cfg.rl.steps)
-    except KeyboardInterrupt:
-        progress.say('interrupted; run the same command again to continue from the last checkpoint')
-        raise
-    finally:
-        checkpoints.close()
-        if writer is not None:
-            writer.close()
-            summary = summarize(workdir)
-            progress.say(report(summary, workdir))
+    with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
+        start = checkpoints.latest() or 0
+        if start:
+            trainer.state, host = checkpoints.restore(start, jax.eval_shape(lambda: trainer.state), trainer.places)
+            progress.say(f'resuming after step {host["step"]}')
+        writer = metrics.MetricWriter(workdir, resume_step=start, tensorboard=cfg.run.tensorboard) if main else None
+        try:
+            if not start:
+                _evaluate_at(trainer, writer, 0)
+            _loop(trainer, writer, checkpoints, start)
+            if cfg.rl.steps:
+                _evaluate_at(trainer, writer, cfg.rl.steps)
+        except KeyboardInterrupt:
+            progress.say('interrupted; run the same command again to continue from the last checkpoint')
+            raise
+        finally:
+            if writer is not None:
+                writer.close()
+                summary = summarize(workdir)
+                progress.say(report(summary, workdir))
     return summary if main else {}
 
 
@@ -337,15 +338,15 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int):
                 writer.write(number, measured)
                 if number % cfg.run.trajectories_every == 0:
                     writer.append('trajectories', trajectories[: cfg.run.trajectories])
+            every = cfg.evaluation.every
+            if every and number % every == 0 and number < cfg.rl.steps:  # before the save, or a resume skips it
+                _evaluate_at(trainer, writer, number)
             if number % cfg.run.checkpoint_every == 0 or number == cfg.rl.steps:
                 checkpoints.save(number, trainer.state, {'step': number, 'seed': cfg.seed})
             bar.set_postfix_str(headline(measured))
             bar.update()
             if bar.disable:
                 progress.say(f'step {number}/{cfg.rl.steps}  {headline(measured)}')
-            every = cfg.evaluation.every
-            if every and number % every == 0 and number < cfg.rl.steps:
-                _evaluate_at(trainer, writer, number)
 
 
 def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[dict]]:
@@ -399,20 +400,26 @@ def _evaluate_at(trainer: Trainer, writer, number: int):
     if not trainer.test_questions:
         return
     path = _evaluation_file(trainer.workdir, number)
-    if not path.exists():
+    if not sharding.agree(path.exists()):
         trajectories = trainer.evaluate()
-        if writer is None:
-            return
-        found = [ev.row(t, trainer.model.tokenizer, number) for t in trajectories]
-        metrics.write_jsonl(path, found)
+        if writer is not None:
+            metrics.write_jsonl(path, [ev.row(t, trainer.model.tokenizer, number) for t in trajectories])
+    if writer is None:
+        return
     found = metrics.read_jsonl(path)
     means = {f'eval/{name}': float(np.mean([row[name] for row in found])) for name in ev.METRICS}
     means['eval/searches'] = float(np.mean([len(row['searches']) for row in found]))
-    writer.write(number, means)
+    if not _has_evaluation(trainer.workdir, number):
+        writer.write(number, means)
     progress.say(
         f'evaluation after step {number}: EM {means["eval/em"]:.3f}  F1 {means["eval/f1"]:.3f}  '
         f'searches {means["eval/searches"]:.2f}  ({len(found)} questions, BM25)'
     )
+
+
+def _has_evaluation(workdir: pathlib.Path, number: int) -> bool:
+    path = workdir / 'metrics.jsonl'
+    return path.exists() and any(row['step'] == number and 'eval/em' in row for row in metrics.read_jsonl(path))
 
 
 def _evaluation_file(workdir: pathlib.Path, number: int) -> pathlib.Path:

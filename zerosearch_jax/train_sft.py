@@ -6,6 +6,7 @@ adapter, or a whole model, beside the checkpoints from which an interrupted run 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -136,8 +137,11 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
     sequences = demonstrations(cfg, model)
     taught, held_out = sequences[: cfg.demos.count], sequences[cfg.demos.count :]
     update = step.make_update(model.cfg, tx, places, None, _compute(cfg))
-    checkpoints = Checkpoints(workdir / 'checkpoints')
-    with jax.set_mesh(mesh), metrics.MetricWriter(workdir, resume_step=checkpoints.latest() or 0) as writer:
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints,
+        metrics.MetricWriter(workdir, resume_step=checkpoints.latest() or 0) as writer,
+    ):
         current = state.create(split.params, tx, places)
         start = checkpoints.latest() or 0
         if start:
@@ -158,7 +162,6 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
                 bar.update()
                 if bar.disable:
                     progress.say(f'step {number}/{cfg.sft.steps}  {line}')
-        checkpoints.close()
         return _export(cfg, model, current.params, workdir, resolved)
 
 

@@ -132,8 +132,9 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """Generations that are waiting or decoding."""
-        return len(self._waiting) + sum(live.decoding for live in self._live.values())
+        """Generations that the next `step` would advance: decoding, or waiting for a slot that is free."""
+        decoding = sum(live.decoding for live in self._live.values())
+        return decoding + min(len(self._waiting), len(self._free))
 
     def open(self, request: Request):
         """Queues a generation.

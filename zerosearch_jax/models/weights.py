@@ -257,7 +257,8 @@ def load(path: str | pathlib.Path, cfg: ModelConfig, mesh, dtype=jnp.float32, pr
     targets = _flat(sharding.abstract(layout, mesh, dtype))
     source = GgufFile(path, cfg) if path.suffix == '.gguf' else SafetensorsFiles(path)
     _check(path, source, {key: target.shape for key, target in targets.items()})
-    bar = tqdm(targets.items(), desc=f'loading {path.name}', disable=not progress or jax.process_index() > 0)
+    hidden = None if progress and jax.process_index() == 0 else True  # None: only where there is a terminal
+    bar = tqdm(targets.items(), desc=f'loading {path.name}', disable=hidden)
     return traverse_util.unflatten_dict({key: _array(source, key, target) for key, target in bar}, sep='.')
 
 

@@ -1,0 +1,121 @@
+"""Every experiment builds and parses, and the published model sizes are the published ones."""
+
+import ast
+import dataclasses
+import importlib
+import math
+import pathlib
+import re
+
+import jax
+import pytest
+
+from zerosearch_jax import settings, sharding, train_rl, train_sft
+from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+FILES = sorted(path for path in CONFIGS.glob('*.py') if 'def get_config' in path.read_text())
+PUBLISHED = {
+    'qwen2.5-0.5b': 0.494e9,
+    'qwen2.5-1.5b': 1.54e9,
+    'qwen2.5-3b': 3.09e9,
+    'qwen2.5-7b': 7.62e9,
+    'qwen2.5-14b': 14.77e9,
+    'qwen3-0.6b': 0.596e9,
+    'qwen3-1.7b': 1.72e9,
+    'qwen3-4b': 4.02e9,
+    'qwen3-8b': 8.19e9,
+    'llama3.2-1b': 1.236e9,
+    'llama3.2-3b': 3.213e9,
+    'smollm2-135m': 134.5e6,
+    'smollm2-360m': 361.8e6,
+    'smollm2-1.7b': 1.711e9,
+}
+
+
+def presets(path):
+    """The presets that the commands of a configuration's docstring name; '' is the bare file."""
+    doc = ast.get_docstring(ast.parse(path.read_text()))
+    found = re.findall(rf'--config configs/{path.name}(?::(\w+))?', doc)
+    assert found, f'{path.name}: its docstring shows no command'
+    return sorted(set(found))
+
+
+def build(path, preset):
+    module = importlib.import_module(f'configs.{path.stem}')
+    return module.get_config(preset) if preset else module.get_config()
+
+
+EXPERIMENTS = [(path, preset) for path in FILES for preset in presets(path)]
+NAMES = [f'{path.stem}:{preset}' for path, preset in EXPERIMENTS]
+
+
+def is_sft(path):
+    return 'launch.sft' in path.read_text()
+
+
+@pytest.mark.parametrize(('path', 'preset'), EXPERIMENTS, ids=NAMES)
+def test_an_experiment_builds_parses_and_survives_being_written(path, preset):
+    config = build(path, preset)
+    parsed = (train_sft if is_sft(path) else train_rl).parse(config)
+    assert settings.to_json(dataclasses.asdict(parsed)) == settings.to_json(config)  # no section is left out
+
+
+@pytest.mark.parametrize(('path', 'preset'), EXPERIMENTS, ids=NAMES)
+def test_a_configuration_stays_readable(path, preset):
+    leaves = sum(len(value) if hasattr(value, 'keys') else 1 for value in build(path, preset).values())
+    assert leaves <= 80
+
+
+def test_the_presets_of_a_file_differ():
+    for path in FILES:
+        built = [settings.to_json(build(path, preset)) for preset in presets(path) if preset]
+        assert len(set(built)) == len(built), path
+
+
+def test_a_docstring_claims_no_result_without_saying_where_it_was_measured():
+    for path in FILES:
+        doc = ast.get_docstring(ast.parse(path.read_text()))
+        assert 'launch.' in doc
+        if 'Expected:' in doc:
+            assert re.search(r'Expected: (not run|.*(CPU|GPU|TPU|H200))', doc, re.DOTALL), path
+
+
+def test_every_configuration_has_its_own_sections():
+    first, second = build(FILES[0], ''), build(FILES[0], '')
+    first.seed = 99
+    next(value for value in first.values() if hasattr(value, 'keys')).update({})
+    assert second.seed != 99
+
+
+def size(layout):
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(layout, is_leaf=sharding.is_param))
+
+
+def test_all_published_presets_are_checked():
+    assert PUBLISHED.keys() == PRESETS.keys() - {'tiny'}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_a_published_model_has_its_published_size_and_shards(name):
+    cfg = PRESETS[name]
+    layout = transformer.layout(cfg)
+    assert size(layout) == pytest.approx(PUBLISHED[name], rel=0.01)
+    assert from_hf(to_hf(cfg)) == cfg
+    data, fsdp, tensor = (1, 4, 2)
+    if cfg.num_heads % 2 or cfg.num_kv_heads % 2:  # SmolLM2-135M and -360M: three and five key-value heads
+        tensor = 1
+    mesh = sharding.make_mesh((data, fsdp, tensor))
+    tree = sharding.abstract(layout, mesh)
+    tree = lora.combine(tree, sharding.abstract(lora.layout(cfg, 8), mesh))
+    for leaf in jax.tree.leaves(tree):
+        leaf.sharding.shard_shape(leaf.shape)  # raises where the mesh does not divide it
+    big = [leaf for leaf in jax.tree.leaves(tree) if leaf.size > 10**6 and leaf.shape[-1] > 8 < leaf.shape[-2]]
+    assert all(not leaf.sharding.is_fully_replicated for leaf in big)
+    tokens = jax.ShapeDtypeStruct((4, 16), 'int32')
+    with jax.set_mesh(mesh):
+        hidden = jax.eval_shape(lambda p, t: transformer.hidden(p, cfg, t, t, t), tree, tokens)
+        logits = jax.eval_shape(transformer.logits, tree, hidden)
+    assert hidden.shape == (4, 16, cfg.hidden_size)
+    assert logits.shape == (4, 16, cfg.vocab_size)

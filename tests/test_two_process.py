@@ -1,0 +1,102 @@
+"""Two real processes of four devices each compute what one process of eight does."""
+
+import os
+import pathlib
+import pickle
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import two_process_worker
+from helpers import TINY, random_batch, tiny_params
+
+from zerosearch_jax import state
+from zerosearch_jax.checkpoint import Checkpoints
+from zerosearch_jax.models import transformer
+from zerosearch_jax.rl import losses, step
+from zerosearch_jax.sharding import make_mesh
+
+HERE = pathlib.Path(__file__).parent
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """(results of the two processes, results of one, directory of the checkpoints that the two saved)."""
+    directory = tmp_path_factory.mktemp('two')
+    env = os.environ | {'PYTHONPATH': os.pathsep.join([str(HERE), str(HERE.parent)])}
+    command = [sys.executable, str(HERE / 'two_process_worker.py')]
+    port = str(free_port())
+    logs = [directory / f'log_{i}' for i in range(2)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), '2', port, str(directory)], env=env, stdout=log.open('w'), stderr=subprocess.STDOUT
+        )
+        for i, log in enumerate(logs)
+    ]
+    try:
+        for process, log in zip(processes, logs, strict=True):
+            assert process.wait(timeout=240) == 0, log.read_text()[-5000:]
+    finally:
+        for process in processes:
+            process.kill()  # a process whose peer died would wait for it
+    two = [pickle.loads((directory / f'results_{i}.pickle').read_bytes()) for i in range(2)]
+    return two, two_process_worker.work(tmp_path_factory.mktemp('one')), directory / 'checkpoints'
+
+
+def generated(results):
+    return {key: (r['tokens'], r['reason']) for key, r in results['generations'].items()}
+
+
+def logprobs(results):
+    return [r['logprobs'] for _, r in sorted(results['generations'].items())]
+
+
+def test_both_processes_see_the_same(run):
+    (a, b), _, _ = run
+    assert str(a) == str(b)
+
+
+def test_generations_equal_those_of_one_process(run):
+    (two, _), one, _ = run
+    assert len(one['generations']) == 2 * (8 + 8 + 10)
+    assert generated(two) == generated(one)
+    for a, b in zip(logprobs(two), logprobs(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_updates_equal_those_of_one_process(run):
+    (two, _), one, _ = run
+    for a, b in zip(two['metrics'], one['metrics'], strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+    assert two['norms'] == pytest.approx(one['norms'], rel=1e-5)
+    assert one['metrics'][0]['loss'] != one['metrics'][1]['loss']
+
+
+@pytest.mark.parametrize('shape', [(2, 2, 2), (1, 1, 1)], ids=str)
+def test_one_process_resumes_what_two_saved(run, shape):
+    _, one, directory = run
+    mesh, layout = make_mesh(shape), transformer.layout(TINY)
+    tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
+    places = state.state_shardings(layout, tx, mesh)
+    saved = Checkpoints(directory)
+    assert saved.latest() == 1
+    with jax.set_mesh(mesh):
+        now, host = saved.restore(1, state.create(tiny_params(mesh), tx, places), places)
+        saved.close()
+        assert host == {'step': 1, 'note': 'saved by all'} and int(now.step) == 1
+        update = step.make_update(TINY, tx, places, losses.LossConfig(), losses.Compute(chunk=32))
+        now, metrics = update(now, {}, random_batch(seed=1))
+    second = {name: float(value) for name, value in metrics.items()}
+    assert second == pytest.approx(one['metrics'][1], rel=1e-5, abs=1e-6)
+    leaves = jax.tree_util.tree_leaves_with_path(now.params)
+    norms = {jax.tree_util.keystr(path): float(np.linalg.norm(w)) for path, w in leaves}
+    assert norms == pytest.approx(one['norms'], rel=1e-5)

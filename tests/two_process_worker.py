@@ -1,0 +1,71 @@
+"""One of the processes of tests/test_two_process.py: `work` on the mesh (2, 2, 2) of all processes.
+
+python two_process_worker.py PROCESS PROCESSES PORT DIRECTORY
+"""
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import sys
+
+
+def work(checkpoints: pathlib.Path) -> dict:
+    """Greedy and sampled generations and two updates; saves the state in between. Plain Python and NumPy results."""
+    import jax
+    from helpers import TINY, drain, random_batch, requests, tiny_engine, tiny_params
+
+    from zerosearch_jax import state
+    from zerosearch_jax.checkpoint import Checkpoints
+    from zerosearch_jax.models import transformer
+    from zerosearch_jax.rl import losses, step
+    from zerosearch_jax.sharding import make_mesh
+
+    mesh = make_mesh((2, 2, 2))
+    params = tiny_params(mesh)
+    engine = tiny_engine(mesh, params)
+    results = {}
+    for temperature in (0.0, 1.0):
+        engine.load(params, temperature=temperature)
+        asked = requests((1, 5, 20, 40, 33, 60, 2, 20), 10)
+        first = drain(engine, asked, close=False)
+        for handle in first:
+            engine.extend(handle, (1, 2, 3), 4)
+        second = drain(engine)
+        third = drain(engine, requests((9, 9, 30, 30, 30, 30, 30, 30, 30, 30), 5))
+        for turn, stopped in enumerate((first, second, third)):
+            results |= {(temperature, turn, h): dataclasses.asdict(r) for h, r in stopped.items()}
+
+    tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
+    places = state.state_shardings(transformer.layout(TINY), tx, mesh)
+    update = step.make_update(TINY, tx, places, losses.LossConfig(), losses.Compute(chunk=32))
+    metrics, saved = [], Checkpoints(checkpoints)
+    with jax.set_mesh(mesh):
+        now = state.create(params, tx, places)
+        for seed in range(2):
+            now, measured = update(now, {}, random_batch(seed=seed))
+            metrics.append({name: float(value) for name, value in measured.items()})
+            if seed == 0:
+                saved.save(1, now, {'step': 1, 'note': 'saved by all'})
+        norms = {
+            jax.tree_util.keystr(path): float(jax.jit(jax.numpy.linalg.norm)(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(now.params)
+        }
+    saved.close()
+    return {'generations': results, 'metrics': metrics, 'norms': norms}
+
+
+def main(process: int, processes: int, port: str, directory: pathlib.Path):
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={8 // processes}'
+    import jax
+
+    jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=processes, process_id=process)
+    assert jax.local_device_count() == 8 // processes and len(jax.devices()) == 8
+    results = work(directory / 'checkpoints')
+    (directory / f'results_{process}.pickle').write_bytes(pickle.dumps(results))
+    jax.distributed.shutdown()
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[4]))
