@@ -23,7 +23,7 @@ def get_config(preset='policy'):
     config.model.lora_rank = 8
     config.demos.role = preset
     config.optimizer.update(learning_rate=1e-3, warmup_steps=2, weight_decay=0.0)
-    config.sft.steps = {'policy': 12, 'simulator': 64}[preset]
+    config.sft.steps = {'policy': 12, 'simulator': 48}[preset]
     config.sft.row_length = 512
     config.rollout.update(observation_tokens=176, response_tokens=380)
     return config
