@@ -18,6 +18,12 @@ def base() -> ConfigDict:
     return config
 
 
+def no_preset(preset: str):
+    """For experiments that have none; raises KeyError, as a look-up of an unknown preset does."""
+    if preset:
+        raise KeyError(preset)
+
+
 def published() -> ConfigDict:
     """What the experiments of ZeroSearch (arXiv 2505.04588) share, for one host of 8 accelerators of 80 GB.
 

@@ -6,10 +6,11 @@ Both roles start from the small LoRA adapters that ship with the project (config
 held-out questions with a real engine, BM25 over the built-in corpus, before and after. Measured results: README.md.
 """
 
-from configs.common import base
+from configs.common import base, no_preset
 
 
 def get_config(preset=''):
+    no_preset(preset)
     config = base()
     config.policy.update(adapter='smollm2_policy', lora_rank=8)
     config.simulator.update(adapter='smollm2_simulator', documents=2, words=25, max_tokens=176, slots=16)

@@ -4,9 +4,11 @@ python -m launch.train --config configs/quickstart_long.py --config.seed=0 --wor
 """
 
 from configs import quickstart
+from configs.common import no_preset
 
 
 def get_config(preset=''):
+    no_preset(preset)
     config = quickstart.get_config()
     config.rl.steps = 60
     config.evaluation.questions = 256

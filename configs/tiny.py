@@ -3,10 +3,11 @@ r"""A random model of 150,000 weights in both roles: exercises every part in sec
 python -m launch.train --config configs/tiny.py --workdir /tmp/tiny
 """
 
-from configs.common import base
+from configs.common import base, no_preset
 
 
 def get_config(preset=''):
+    no_preset(preset)
     config = base()
     config.policy.model = config.simulator.model = 'tiny'
     config.policy.lora_rank = 4

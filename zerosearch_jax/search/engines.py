@@ -1,6 +1,7 @@
 """Search engines that run in this process: BM25 over a corpus of passages."""
 
 import dataclasses
+import logging
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ class BM25:
         """Indexes the passages (84,000 of 100 words: about 10 s). Raises ValueError if none of them has a word."""
         import bm25s
 
+        logging.getLogger('bm25s').setLevel(logging.WARNING)  # it reports every stage of the index
         tokens = _tokenize([f'{p.title} {p.text}' for p in passages])
         if not tokens.vocab:
             raise ValueError(f'none of the {len(passages)} passages has a word to index; give a corpus with text')
