@@ -3,7 +3,9 @@ r"""The warm starts that ship with the project, as LoRA adapters of SmolLM2-135M
   python -m launch.sft --config configs/sft.py:policy --workdir runs/sft_policy
   python -m launch.sft --config configs/sft.py:simulator --workdir runs/sft_simulator
 
-The length of the policy's warm start was chosen before any reinforcement learning was run, to leave room for it.
+Measured (2 vCPUs, seed 0; logs in docs/runs/): held-out loss 0.052 nats a token after 18 steps of the policy, 0.56 after
+48 of the simulator. The length of the policy's warm start was chosen before any reinforcement learning was run: after
+8, 12 and 18 steps it answered 25 %, 41 % and 44 % of 64 held-out questions, and only after 18 did it search twice.
 """
 
 import dataclasses
@@ -23,7 +25,7 @@ def get_config(preset='policy'):
     config.model.lora_rank = 8
     config.demos.role = preset
     config.optimizer.update(learning_rate=1e-3, warmup_steps=2, weight_decay=0.0)
-    config.sft.steps = {'policy': 12, 'simulator': 48}[preset]
+    config.sft.steps = {'policy': 18, 'simulator': 48}[preset]
     config.sft.row_length = 512
     config.rollout.update(observation_tokens=176, response_tokens=380)
     return config

@@ -17,6 +17,8 @@ STREAMS = ('policy', 'simulator', 'curriculum', 'evaluation', 'data')
 def _digest(stream: str, *identity: int | str) -> bytes:
     if stream not in STREAMS:
         raise ValueError(f'unknown random stream {stream!r}; known: {", ".join(STREAMS)}')
+    if any(type(part) not in (int, str) for part in identity):
+        raise TypeError(f'identities are made of int and str, got {identity!r}')  # np.int64(1) has another repr
     # repr keeps 1 and '1', and ('ab', 'c') and ('a', 'bc'), apart
     return hashlib.sha256(repr((stream, *identity)).encode()).digest()
 
