@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 
 from zerosearch_jax import evaluate as ev
-from zerosearch_jax import metrics, progress, roles, settings, sharding, state
+from zerosearch_jax import metrics, progress, report, roles, settings, sharding, state
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import rows
 from zerosearch_jax.generate.engine import Engine
@@ -322,8 +321,8 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
         finally:
             if writer is not None:
                 writer.close()
-                summary = summarize(workdir)
-                progress.say(report(summary, workdir))
+                summary = report.summarize(workdir)
+                progress.say(report.text(summary, workdir))
     return summary if main else {}
 
 
@@ -343,10 +342,10 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int):
                 _evaluate_at(trainer, writer, number)
             if number % cfg.run.checkpoint_every == 0 or number == cfg.rl.steps:
                 checkpoints.save(number, trainer.state, {'step': number, 'seed': cfg.seed})
-            bar.set_postfix_str(headline(measured))
+            bar.set_postfix_str(report.headline(measured))
             bar.update()
             if bar.disable:
-                progress.say(f'step {number}/{cfg.rl.steps}  {headline(measured)}')
+                progress.say(f'step {number}/{cfg.rl.steps}  {report.headline(measured)}')
 
 
 def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[dict]]:
@@ -386,20 +385,11 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
     return measured, written
 
 
-def headline(measured: dict[str, float]) -> str:
-    """The few numbers people watch."""
-    return (
-        f'reward {measured["reward/mean"]:.3f}  length {measured["rollout/response_tokens"]:.0f}  '
-        f'searches {measured["rollout/searches"]:.2f}  noise {measured["rollout/noise"]:.2f}  '
-        f'{measured["speed/tokens_per_second"]:.0f} tok/s'
-    )
-
-
 def _evaluate_at(trainer: Trainer, writer, number: int):
     """Evaluates after step `number`; a result that is already on disk is not made again."""
     if not trainer.test_questions:
         return
-    path = _evaluation_file(trainer.workdir, number)
+    path = report.evaluation_file(trainer.workdir, number)
     if not sharding.agree(path.exists()):
         trajectories = trainer.evaluate()
         if writer is not None:
@@ -409,65 +399,9 @@ def _evaluate_at(trainer: Trainer, writer, number: int):
     found = metrics.read_jsonl(path)
     means = {f'eval/{name}': float(np.mean([row[name] for row in found])) for name in ev.METRICS}
     means['eval/searches'] = float(np.mean([len(row['searches']) for row in found]))
-    if not _has_evaluation(trainer.workdir, number):
+    if not report.has_evaluation(trainer.workdir, number):
         writer.write(number, means)
     progress.say(
         f'evaluation after step {number}: EM {means["eval/em"]:.3f}  F1 {means["eval/f1"]:.3f}  '
         f'searches {means["eval/searches"]:.2f}  ({len(found)} questions, BM25)'
     )
-
-
-def _has_evaluation(workdir: pathlib.Path, number: int) -> bool:
-    path = workdir / 'metrics.jsonl'
-    return path.exists() and any(row['step'] == number and 'eval/em' in row for row in metrics.read_jsonl(path))
-
-
-def _evaluation_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
-    return workdir / 'evaluation' / f'step_{number:06d}.jsonl'
-
-
-def summarize(workdir: pathlib.Path) -> dict:
-    """Writes summary.json and curves.png from what the run has written so far."""
-    metrics.plot_curves(workdir)
-    written = metrics.read_jsonl(workdir / 'metrics.jsonl') if (workdir / 'metrics.jsonl').exists() else []
-    steps = [row for row in written if 'reward/mean' in row]
-    summary: dict = {'steps': steps[-1]['step'] if steps else 0}
-    if steps:
-        summary['last_reward'] = steps[-1]['reward/mean']
-    files = sorted((workdir / 'evaluation').glob('step_*.jsonl'))
-    evaluated = {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
-    summary['evaluations'] = {str(number): _scores_with_intervals(found) for number, found in evaluated.items()}
-    if len(evaluated) > 1:
-        first, last = evaluated[min(evaluated)], evaluated[max(evaluated)]
-        gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
-        summary['em_gain'] = {'mean': float(np.mean(gains)), 'interval': ev.bootstrap_interval(gains)}
-    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
-    return summary
-
-
-def _scores_with_intervals(group: list[dict]) -> dict:
-    return {
-        'questions': len(group),
-        **{
-            name: {
-                'mean': float(np.mean([row[name] for row in group])),
-                'interval': ev.bootstrap_interval([row[name] for row in group]),
-            }
-            for name in ev.METRICS
-        },
-    }
-
-
-def report(summary: dict, workdir: pathlib.Path) -> str:
-    """The summary as a few lines for people."""
-    lines = [f'{summary["steps"]} steps; written to {workdir}']
-    for number, scored in summary['evaluations'].items():
-        parts = [
-            f'{name} {scored[name]["mean"]:.3f} [{scored[name]["interval"][0]:.3f}, {scored[name]["interval"][1]:.3f}]'
-            for name in ev.METRICS
-        ]
-        lines.append(f'  after step {number}: {"  ".join(parts)}  ({scored["questions"]} questions, 95 % intervals)')
-    if 'em_gain' in summary:
-        low, high = summary['em_gain']['interval']
-        lines.append(f'  EM gain {summary["em_gain"]["mean"]:+.3f} [{low:+.3f}, {high:+.3f}], paired bootstrap')
-    return '\n'.join(lines)

@@ -1,0 +1,76 @@
+"""What a run tells people: the headline of a step, the evaluations and the summary at its end."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+
+from zerosearch_jax import evaluate as ev
+from zerosearch_jax import metrics
+
+
+def headline(measured: dict[str, float]) -> str:
+    """The few numbers people watch."""
+    return (
+        f'reward {measured["reward/mean"]:.3f}  length {measured["rollout/response_tokens"]:.0f}  '
+        f'searches {measured["rollout/searches"]:.2f}  noise {measured["rollout/noise"]:.2f}  '
+        f'{measured["speed/tokens_per_second"]:.0f} tok/s'
+    )
+
+
+def has_evaluation(workdir: pathlib.Path, number: int) -> bool:
+    path = workdir / 'metrics.jsonl'
+    return path.exists() and any(row['step'] == number and 'eval/em' in row for row in metrics.read_jsonl(path))
+
+
+def evaluation_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
+    return workdir / 'evaluation' / f'step_{number:06d}.jsonl'
+
+
+def summarize(workdir: pathlib.Path) -> dict:
+    """Writes summary.json and curves.png from what the run has written so far."""
+    metrics.plot_curves(workdir)
+    written = metrics.read_jsonl(workdir / 'metrics.jsonl') if (workdir / 'metrics.jsonl').exists() else []
+    steps = [row for row in written if 'reward/mean' in row]
+    summary: dict = {'steps': steps[-1]['step'] if steps else 0}
+    if steps:
+        summary['last_reward'] = steps[-1]['reward/mean']
+    files = sorted((workdir / 'evaluation').glob('step_*.jsonl'))
+    evaluated = {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
+    summary['evaluations'] = {str(number): _scores_with_intervals(found) for number, found in evaluated.items()}
+    if len(evaluated) > 1:
+        first, last = evaluated[min(evaluated)], evaluated[max(evaluated)]
+        gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
+        summary['em_gain'] = {'mean': float(np.mean(gains)), 'interval': ev.bootstrap_interval(gains)}
+    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    return summary
+
+
+def _scores_with_intervals(group: list[dict]) -> dict:
+    return {
+        'questions': len(group),
+        **{
+            name: {
+                'mean': float(np.mean([row[name] for row in group])),
+                'interval': ev.bootstrap_interval([row[name] for row in group]),
+            }
+            for name in ev.METRICS
+        },
+    }
+
+
+def text(summary: dict, workdir: pathlib.Path) -> str:
+    """The summary as a few lines for people."""
+    lines = [f'{summary["steps"]} steps; written to {workdir}']
+    for number, scored in summary['evaluations'].items():
+        parts = [
+            f'{name} {scored[name]["mean"]:.3f} [{scored[name]["interval"][0]:.3f}, {scored[name]["interval"][1]:.3f}]'
+            for name in ev.METRICS
+        ]
+        lines.append(f'  after step {number}: {"  ".join(parts)}  ({scored["questions"]} questions, 95 % intervals)')
+    if 'em_gain' in summary:
+        low, high = summary['em_gain']['interval']
+        lines.append(f'  EM gain {summary["em_gain"]["mean"]:+.3f} [{low:+.3f}, {high:+.3f}], paired bootstrap')
+    return '\n'.join(lines)
