@@ -29,6 +29,7 @@ ALLOWED = {
     'search': BELOW | {'search', 'generate', 'text', 'data'},
     'roles': MODELS | {'text'},
     'evaluate': BELOW | {'search', 'generate', 'text', 'data'},
+    'report': BELOW | {'evaluate', 'metrics'},
 }
 
 
