@@ -3,10 +3,10 @@ r"""The warm starts that ship with the project, as LoRA adapters of SmolLM2-135M
   python -m launch.sft --config configs/sft.py:policy --workdir runs/sft_policy
   python -m launch.sft --config configs/sft.py:simulator --workdir runs/sft_simulator
 
-Measured (2 vCPUs, seed 0; logs in docs/runs/): held-out loss 0.052 nats a token after 18 steps of the policy, 0.58 after
-48 of the simulator. The length of the policy's warm start was chosen before any reinforcement learning was run: after
-8, 12 and 18 steps it answered 25 %, 41 % and 44 % of 64 held-out questions, and only after 18 any that name a city and
-ask for the capital of its country, which takes two searches.
+Measured (2 vCPUs, seed 0; logs in docs/runs/): held-out loss 0.052 nats a token after 18 steps of the policy, 0.58
+after 48 of the simulator. The length of the policy's warm start was chosen before any reinforcement learning was run:
+after 8, 12 and 18 steps it answered 25 %, 41 % and 44 % of 64 held-out questions, and only after 18 any that name a
+city and ask for the capital of its country, which takes two searches.
 """
 
 import dataclasses
