@@ -131,7 +131,15 @@ def test_interrupting_a_run_leaves_a_summary_and_the_way_to_continue(tmp_path):
     tmp_path = tmp_path / 'run'
     arguments = command(*TINY, *flags, '--workdir', tmp_path)
     running = subprocess.Popen(
-        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        arguments,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a background job ignores it, and passes that on
     )
     try:
         metrics = tmp_path / 'metrics.jsonl'

