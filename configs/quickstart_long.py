@@ -1,4 +1,4 @@
-r"""The quickstart with more steps and 256 held-out questions, once a seed: what the claim in the README rests on.
+r"""The quickstart with more steps and 256 held-out questions, run once a seed. Expected: not run.
 
 python -m launch.train --config configs/quickstart_long.py --config.seed=0 --workdir runs/quickstart_long_0
 """

@@ -6,7 +6,7 @@
 
 p prompt, a action, o observation. Writing past the capacity drops the write. Layers are separate arrays, because
 slicing one stacked array copies it on every decode step on CPU. Keys are [B, K, E, S] and values [B, K, S, E]: a decode
-step reduces keys over E and values over S, and both are read along their last, contiguous axis (on CPU five times
+step reduces keys over E and values over S, and both are read along their last, contiguous axis (on CPU four times
 faster than [B, S, K, E] at 16 slots of 512 tokens, benchmarks/decode_attention.py).
 """
 
@@ -50,10 +50,6 @@ def create(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: int,
         return KVCache(zeros(cfg.head_dim, capacity), zeros(capacity, cfg.head_dim))
 
     return jax.jit(empty, out_shardings=sharding.named(mesh, *axes(cfg, mesh)))()
-
-
-def bytes_per_slot(cfg: ModelConfig, capacity: int, dtype=jnp.float32) -> int:
-    return 2 * cfg.num_layers * capacity * cfg.num_kv_heads * cfg.head_dim * jnp.dtype(dtype).itemsize
 
 
 def write(

@@ -28,7 +28,7 @@ def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """x [..., in] @ w [in, out], with a gradient whose matrix products XLA cannot rearrange.
 
     Left alone, XLA on CPU writes the incoming gradient transposed, recomputing the activation function in strided
-    order, before it multiplies: a gradient then takes three times as long (benchmarks/linear_gradient.py).
+    order, before it multiplies: a gradient then takes twice as long (benchmarks/linear_gradient.py).
     """
     return x @ w
 
@@ -108,7 +108,7 @@ def causal_attention(
     """Attention of packed rows: a token sees itself and the earlier tokens of its own segment. Returns [B, T, H * E].
 
     Queries go in chunks, each against the keys up to its own end, so that half of the score matrix is never made:
-    on CPU a gradient costs a fifth of that of one masked matrix (benchmarks/train_attention.py).
+    on CPU a gradient costs a third of that of one masked matrix (benchmarks/train_attention.py).
     """
     b, t, h, e = q_BxTxHxE.shape
     kv_heads = k_BxTxKxE.shape[2]

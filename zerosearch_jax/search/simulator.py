@@ -14,6 +14,7 @@ from zerosearch_jax import prng
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine, Request
 from zerosearch_jax.search import prompts
+from zerosearch_jax.search.curriculum import is_noisy
 from zerosearch_jax.text.tokenizer import Tokenizer
 
 
@@ -79,7 +80,7 @@ class SimulatedSearch:
     def submit(self, query: Query):
         """Queues a query; its result comes out of a later `step`."""
         draw = prng.uniform('curriculum', *self._identity, query.question.id, query.sample, query.turn)
-        self._ask(Result(query, noisy=draw < self.noise))
+        self._ask(Result(query, noisy=is_noisy(draw, self.noise)))
 
     @property
     def active(self) -> int:
