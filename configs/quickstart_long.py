@@ -10,7 +10,7 @@ from configs.common import no_preset
 def get_config(preset=''):
     no_preset(preset)
     config = quickstart.get_config()
-    config.rl.steps = 60
+    config.rl.steps = 48
     config.evaluation.questions = 256
     config.run.checkpoint_every = 2
     return config
