@@ -62,14 +62,21 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence, *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron 1979), `RESAMPLES` resamples.
 
-    For a paired comparison pass the differences, question by question.
+    Args:
+      values: one a question, or [questions, runs]: then questions and runs are both drawn anew, so that the interval
+        covers the choice of the seeds too. For a paired comparison pass the differences, question by question.
+      seed: of the draws.
+      level: coverage.
     """
     values = np.asarray(values, np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(-1), [(1 - level) / 2, (1 + level) / 2])
+    values = values.reshape(len(values), -1)
+    generator = np.random.default_rng(seed)
+    questions, runs = (generator.integers(0, n, (RESAMPLES, n)) for n in values.shape)
+    means = values[questions[:, :, None], runs[:, None, :]].mean((1, 2))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

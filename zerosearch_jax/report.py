@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,8 +38,7 @@ def summarize(workdir: pathlib.Path) -> dict:
     summary: dict = {'steps': steps[-1]['step'] if steps else 0}
     if steps:
         summary['last_reward'] = steps[-1]['reward/mean']
-    files = sorted((workdir / 'evaluation').glob('step_*.jsonl'))
-    evaluated = {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
+    evaluated = _evaluations(workdir)
     summary['evaluations'] = {str(number): _scores_with_intervals(found) for number, found in evaluated.items()}
     if len(evaluated) > 1:
         first, last = evaluated[min(evaluated)], evaluated[max(evaluated)]
@@ -46,6 +46,12 @@ def summarize(workdir: pathlib.Path) -> dict:
         summary['em_gain'] = {'mean': float(np.mean(gains)), 'interval': ev.bootstrap_interval(gains)}
     (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
     return summary
+
+
+def _evaluations(workdir: pathlib.Path) -> dict[int, list[dict]]:
+    """Rows of every evaluation of a run, by step."""
+    files = sorted((workdir / 'evaluation').glob('step_*.jsonl'))
+    return {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
 
 
 def _scores_with_intervals(group: list[dict]) -> dict:
@@ -74,3 +80,40 @@ def text(summary: dict, workdir: pathlib.Path) -> str:
         low, high = summary['em_gain']['interval']
         lines.append(f'  EM gain {summary["em_gain"]["mean"]:+.3f} [{low:+.3f}, {high:+.3f}], paired bootstrap')
     return '\n'.join(lines)
+
+
+def pool(workdirs: Sequence[pathlib.Path]) -> dict:
+    """What training gained in runs that differ in their seed only.
+
+    Returns:
+      'before', 'after' and 'gain' for EM and F1: the mean over questions and runs and its interval, 'searches' before
+      and after, and 'runs' with the gain of each. The comparison is paired: the same questions before and after.
+
+    Raises:
+      ValueError: a run has not been evaluated twice, or the runs differ in more than their seed.
+    """
+    configs = [json.loads((workdir / 'config.json').read_text()) for workdir in workdirs]
+    for workdir, config in zip(workdirs, configs, strict=True):
+        if config | {'seed': 0} != configs[0] | {'seed': 0}:
+            raise ValueError(f'{workdir} and {workdirs[0]} have different configurations: only seeds may differ')
+    if len({config['seed'] for config in configs}) < len(configs):
+        raise ValueError(f'of {len(configs)} runs some have the same seed')
+    pairs = []
+    for workdir in workdirs:
+        evaluated = _evaluations(workdir)
+        if len(evaluated) < 2:
+            raise ValueError(f'{workdir} has {len(evaluated)} evaluations; a gain needs one before and one after')
+        pairs.append((evaluated[min(evaluated)], evaluated[max(evaluated)]))
+    pooled: dict = {'questions': len(pairs[0][0])}
+    for name in ('em', 'f1'):
+        before, after = (np.array([[row[name] for row in pair[i]] for pair in pairs]).T for i in (0, 1))
+        parts = {'before': before, 'after': after, 'gain': after - before}
+        pooled[name] = {
+            part: {'mean': float(values.mean()), 'interval': ev.bootstrap_interval(values)}
+            for part, values in parts.items()
+        }
+        pooled[name]['runs'] = {
+            config['seed']: float(gain) for config, gain in zip(configs, parts['gain'].mean(0), strict=True)
+        }
+    pooled['searches'] = [float(np.mean([len(row['searches']) for pair in pairs for row in pair[i]])) for i in (0, 1)]
+    return pooled
