@@ -19,7 +19,7 @@ def main():
         mask = jnp.tril(jnp.ones((1, length, length), bool))
 
         def chunked(q, k, v, segments=segments):
-            return jnp.sum(layers.causal_attention(q, k, v, segments) ** 2)
+            return jnp.sum(layers.causal_attention(q, k, v, segments, segments) ** 2)
 
         def whole(q, k, v, mask=mask):
             return jnp.sum(layers.attention(q, k, v, mask) ** 2)

@@ -64,7 +64,8 @@ def requests(lengths, budget, **kw):
 def full_logits(params, tokens_BxT, cfg=TINY):
     """Logits of right-padded rows by one uncached forward pass."""
     positions = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-    hidden = transformer.hidden(params, cfg, tokens_BxT, positions, jnp.ones_like(tokens_BxT))
+    ones = jnp.ones_like(tokens_BxT)
+    hidden = transformer.hidden(params, cfg, tokens_BxT, positions, ones, ones)
     return transformer.logits(params, hidden)
 
 

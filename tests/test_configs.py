@@ -115,7 +115,7 @@ def test_a_published_model_has_its_published_size_and_shards(name):
     assert all(not leaf.sharding.is_fully_replicated for leaf in big)
     tokens = jax.ShapeDtypeStruct((4, 16), 'int32')
     with jax.set_mesh(mesh):
-        hidden = jax.eval_shape(lambda p, t: transformer.hidden(p, cfg, t, t, t), tree, tokens)
+        hidden = jax.eval_shape(lambda p, t: transformer.hidden(p, cfg, t, t, t, t), tree, tokens)
         logits = jax.eval_shape(transformer.logits, tree, hidden)
     assert hidden.shape == (4, 16, cfg.hidden_size)
     assert logits.shape == (4, 16, cfg.vocab_size)

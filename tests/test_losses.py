@@ -50,13 +50,13 @@ def token_logprobs(params, batch, temperature=1.0, compute=Compute(chunk=8)):  #
 def test_token_logprobs_and_entropies_are_those_of_the_whole_logits(params, temperature, strict_ranks):
     batch = two_rows()
     with jax.set_mesh(MESH):
-        hidden = transformer.hidden(params, TINY, batch.tokens, batch.positions, batch.segments)
+        hidden = transformer.hidden(params, TINY, batch.tokens, batch.positions, batch.segments, batch.prefixes)
         logits = np.asarray(transformer.logits(params, hidden), np.float64) / temperature
     log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     entropy = -(np.exp(log_softmax) * log_softmax).sum(-1)
     expected, expected_entropy = np.zeros((2, *batch.tokens.shape))
     for r, t in np.ndindex(batch.tokens.shape):
-        if t:
+        if t and batch.weights[r, t]:
             expected[r, t] = log_softmax[r, t - 1, batch.tokens[r, t]]
             expected_entropy[r, t] = entropy[r, t - 1]
     got, got_entropy = token_logprobs(params, batch, temperature)
@@ -83,7 +83,8 @@ def test_packed_rows_equal_separate_rows(params):
     parts = [apart.tokens[r][apart.segments[r] > 0] for r in range(2)]
     sequences = [flatten([Segment(Kind.ACTION, tuple(part))]) for part in parts]
     packed = jax.tree.map(lambda x: x[0], pack(sequences, [0, 0], row_length=24, rows_per_micro=1))
-    together, alone = token_logprobs(params, packed), token_logprobs(params, apart)
+    everything = apart.replace(weights=(apart.segments > 0).astype(np.float32))
+    together, alone = token_logprobs(params, packed), token_logprobs(params, everything)
     for r, part in enumerate(parts):
         place = np.flatnonzero([(packed.tokens[0, i : i + len(part)] == part).all() for i in range(25 - len(part))])[0]
         for packed_values, alone_values in zip(
@@ -92,6 +93,19 @@ def test_packed_rows_equal_separate_rows(params):
             np.testing.assert_allclose(
                 packed_values[0, place + 1 : place + len(part)], alone_values[r, 1 : len(part)], rtol=1e-4, atol=1e-4
             )
+
+
+def test_tokens_without_weight_cost_no_logits_and_score_zero(params):
+    """A chunk of logits is skipped only if it is not needed: NaN weights of the head would show in one that is not."""
+    batch = two_rows()
+    logprobs, entropies = token_logprobs(params, batch)
+    assert (logprobs[batch.weights == 0] == 0).all()
+    assert (entropies[batch.weights == 0] == 0).all()
+    assert (logprobs[batch.weights > 0] < 0).all()
+    poisoned = params | {'head': jnp.full((TINY.hidden_size, TINY.vocab_size), jnp.nan)}
+    nothing = batch.replace(weights=np.zeros_like(batch.weights))
+    assert not np.isnan(token_logprobs(poisoned, nothing)[0]).any()
+    assert np.isnan(token_logprobs(poisoned, batch)[0][batch.weights > 0]).all()
 
 
 def test_log_probs_do_not_depend_on_later_tokens(params):
@@ -111,7 +125,7 @@ def make_batch(seed=0, weights=WEIGHTS, spread=0.5):
     zeros = np.zeros(weights.shape, np.int32)
     old, ref = (rng.normal(-2, spread, weights.shape).astype(np.float32) for _ in range(2))
     advantages = rng.normal(size=weights.shape).astype(np.float32)
-    return Batch(zeros, zeros, zeros, weights, advantages, old, ref)
+    return Batch(zeros, zeros, zeros, zeros, weights, advantages, old, ref)
 
 
 def make_logprobs(seed=0, spread=0.5, shape=SHAPE):

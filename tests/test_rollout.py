@@ -392,8 +392,9 @@ def test_a_failed_trajectory_is_neither_rewarded_nor_packed():
     batch = Trainer.batch(types.SimpleNamespace(cfg=cfg), found, per_trajectory)
     assert batch.tokens.shape == (3, 1, 3072)  # one shape, whatever failed
     places = [(m, n) for m in range(3) for n in range(1, batch.segments[m].max() + 1)]
-    packed = [batch.tokens[m, 0][batch.segments[m, 0] == n].tolist() for m, n in places]
-    assert sorted(packed) == sorted(flatten(found[i].segments).tokens.tolist() for i in (0, 2))
+    packed = [batch.tokens[m, 0][(batch.segments[m, 0] == n) & (batch.weights[m, 0] > 0)].tolist() for m, n in places]
+    actions = [flatten(found[i].segments) for i in (0, 2)]
+    assert sorted(filter(None, packed)) == sorted(a.tokens[a.weights > 0].tolist() for a in actions)
     assert np.isfinite(batch.advantages).all()
     nothing = Trainer.batch(types.SimpleNamespace(cfg=cfg), [found[1]] * 3, per_trajectory)
     assert nothing.tokens.shape == (3, 1, 3072)

@@ -1,5 +1,6 @@
 """The jitted update: neither packing, accumulation nor memory policy changes it, and masked tokens do no harm."""
 
+import dataclasses
 import functools
 
 import jax
@@ -103,6 +104,27 @@ def test_the_test_batch_is_one_micro_batch_with_a_gradient_everywhere():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
     assert metrics['kl'] > 0.001
     assert 0 < metrics['clip_share'] < 1
+
+
+def test_a_shared_prompt_gives_the_loss_and_gradient_of_prompts_apart():
+    rng = np.random.default_rng(2)
+    prompts = [Segment(Kind.PROMPT, tuple(int(i) for i in rng.integers(0, 384, n))) for n in (7, 11)]
+    groups = []
+    for number in range(8):
+        ids = [tuple(int(i) for i in rng.integers(0, 384, 2 + number % 3)) for _ in range(3)]
+        actions = [Segment(Kind.ACTION, part, tuple(rng.normal(-6, 0.3, len(part)))) for part in ids[:2]]
+        segments = [prompts[number % 2], actions[0], Segment(Kind.OBSERVATION, ids[2]), actions[1]]
+        groups.append(flatten(segments))
+
+    def batch(row_length, sequences):
+        made = pack(sequences, ADVANTAGES, row_length=row_length, rows_per_micro=1)
+        return made.replace(ref_logprobs=(-6 + np.sin(made.tokens) / 5).astype(np.float32) * (made.segments > 0))
+
+    apart = batch(LENGTH, [dataclasses.replace(s, prefix=0) for s in groups])
+    shared = batch(4 * LENGTH, groups)
+    used = [int((x.segments > 0).sum()) for x in (apart, shared)]
+    assert used[0] - used[1] == 3 * 6 + 3 * 10  # each prompt but its last token, three times less
+    assert_same(run(shared), run(apart))
 
 
 @pytest.mark.parametrize('split', [dict(rows_per_micro=1), dict(rows_per_micro=2)], ids=str)

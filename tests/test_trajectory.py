@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from zerosearch_jax.text.tokenizer import byte_tokenizer
-from zerosearch_jax.text.trajectory import Kind, Segment, TokenSequence, first_fit, flatten, pack, padding_share
+from zerosearch_jax.text.trajectory import Kind, Segment, TokenSequence, assign_rows, flatten, pack, padding_share
 
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=20)
 
@@ -99,19 +99,70 @@ def test_sequences_of_a_row_are_contiguous(lengths):
         assert set(used) == set(range(1, len(set(used)) + 1))
 
 
+def rows_of(lengths, row_length):
+    return [[i for group in row for i in group] for row in assign_rows(random_sequences(lengths), row_length)]
+
+
 @hypothesis.given(st.lists(st.integers(0, 50), max_size=40), st.integers(50, 90))
-def test_first_fit_places_everything_once_and_exceeds_no_row(lengths, row_length):
-    rows = first_fit(lengths, row_length)
+def test_every_sequence_gets_one_row_and_no_row_is_exceeded(lengths, row_length):
+    rows = rows_of(lengths, row_length)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     sums = [sum(lengths[i] for i in row) for row in rows]
     assert max(sums, default=0) <= row_length
     # any-fit: a row was opened only because nothing else had room, so no two rows could be one
     assert all(a + b > row_length for i, a in enumerate(sums) for b in sums[:i] if a and b)
-    assert rows == first_fit(lengths, row_length)
+    assert rows == rows_of(lengths, row_length)
 
 
-def test_first_fit_uses_the_last_token_of_a_row():
-    assert len(first_fit([5, 3, 2, 7, 3], 10)) == 2
+def test_the_last_token_of_a_row_is_used():
+    assert len(rows_of([5, 3, 2, 7, 3], 10)) == 2
+
+
+def grouped_sequences(groups, seed=0):
+    """Sequences [prompt of the group, response of its own]; groups: [(prompt length, response lengths)]."""
+    rng, sequences = np.random.default_rng(seed), []
+    for number, (prompt, responses) in enumerate(groups):
+        head = Segment(Kind.PROMPT, tuple(range(1000 * number, 1000 * number + prompt)))
+        for length in responses:
+            action = tuple(int(i) for i in rng.integers(100_000, 900_000, length))
+            sequences.append(flatten([head, Segment(Kind.ACTION, action, tuple(rng.normal(size=length)))]))
+    return sequences
+
+
+GROUPS = st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 12), min_size=1, max_size=6)), min_size=1)
+
+
+@hypothesis.given(GROUPS, st.integers(24, 80))
+def test_what_a_token_of_a_packed_row_sees_is_its_own_trajectory(groups, row_length):
+    """Follows every sequence through segments, prefixes and order alone, as the attention mask does."""
+    sequences = grouped_sequences(groups)
+    batch = pack(sequences, np.arange(len(sequences)) + 1.0, row_length=row_length, rows_per_micro=1)
+    expected = sorted((tuple(s.tokens), i + 1.0) for i, s in enumerate(sequences))
+    found = []
+    for row in range(len(batch.tokens)):
+        tokens, segments, prefixes = (np.asarray(x)[row, 0] for x in (batch.tokens, batch.segments, batch.prefixes))
+        for number in range(1, segments.max() + 1):
+            last = np.flatnonzero(segments == number)[-1]
+            if not batch.weights[row, 0, last]:
+                continue  # a shared prefix
+            sees = ((segments == number) | (segments == prefixes[last])) & (np.arange(row_length) <= last)
+            found.append((tuple(tokens[sees]), float(batch.advantages[row, 0, last])))
+            np.testing.assert_array_equal(batch.positions[row, 0][sees], np.arange(sees.sum()))
+    assert sorted(found) == expected
+    assert batch.weights.sum() == sum(s.weights.sum() for s in sequences)
+
+
+def test_a_group_that_fits_a_row_holds_its_prompt_once():
+    sequences = grouped_sequences([(257, [128] * 8)])
+    batch = pack(sequences, np.ones(8), row_length=1288, rows_per_micro=1)
+    assert batch.tokens.shape == (1, 1, 1288)
+    assert padding_share(batch) == 0  # 256 + 8 x (1 + 128)
+    assert not batch.weights[0, 0, :257].any()
+
+
+def test_a_group_that_does_not_fit_holds_its_prompt_once_a_row():
+    batch = pack(grouped_sequences([(9, [4] * 5)]), np.ones(5), row_length=18, rows_per_micro=1)
+    assert (batch.segments > 0).sum(-1).ravel().tolist() == [18, 18, 13]
 
 
 def test_padding_is_below_five_percent_on_realistic_lengths():

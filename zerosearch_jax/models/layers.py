@@ -103,9 +103,9 @@ QUERY_CHUNK = 128
 
 
 def causal_attention(
-    q_BxTxHxE: jax.Array, k_BxTxKxE: jax.Array, v_BxTxKxE: jax.Array, segments_BxT: jax.Array
+    q_BxTxHxE: jax.Array, k_BxTxKxE: jax.Array, v_BxTxKxE: jax.Array, segments_BxT: jax.Array, prefixes_BxT: jax.Array
 ) -> jax.Array:
-    """Attention of packed rows: a token sees itself and the earlier tokens of its own segment. Returns [B, T, H * E].
+    """Attention of packed rows: a token sees itself and earlier tokens of its segment and prefix. [B, T, H * E].
 
     Queries go in chunks, each against the keys up to its own end, so that half of the score matrix is never made:
     on CPU a gradient costs a third of that of one masked matrix (benchmarks/train_attention.py).
@@ -119,6 +119,7 @@ def causal_attention(
         end = min(start + QUERY_CHUNK, t)
         scores = jnp.einsum('bkgce,bkse->bkgcs', q_BxKxGxTxE[:, :, :, start:end], k_BxKxTxE[:, :, :end])
         sees_BxCxS = segments_BxT[:, start:end, None] == segments_BxT[:, None, :end]
+        sees_BxCxS |= prefixes_BxT[:, start:end, None] == segments_BxT[:, None, :end]
         sees_BxCxS &= jnp.arange(start, end)[None, :, None] >= jnp.arange(end)[None, None, :]
         scores = jnp.where(sees_BxCxS[:, None, None], scores.astype(jnp.float32), MASKED)
         weights = jax.nn.softmax(scores, axis=-1).astype(v_BxTxKxE.dtype)

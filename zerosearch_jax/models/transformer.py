@@ -89,6 +89,7 @@ def hidden(
     tokens_BxT: jax.Array,
     positions_BxT: jax.Array,
     segments_BxT: jax.Array,
+    prefixes_BxT: jax.Array,
     *,
     dtype=jnp.float32,
     remat: str = 'none',
@@ -100,12 +101,16 @@ def hidden(
       tokens_BxT: token ids; several sequences may share a row.
       positions_BxT: position of each token in its own sequence.
       segments_BxT: which sequence of the row a token belongs to, from 1; 0 is padding.
+      prefixes_BxT: the segment that it sees besides its own; its own again where nothing is shared.
       dtype: compute dtype.
       remat: key of REMAT_POLICIES.
     """
 
     def layer_step(x, layer):
-        x = block(layer, x, positions_BxT, cfg, lambda q, k, v: layers.causal_attention(q, k, v, segments_BxT))
+        def attend(q, k, v):
+            return layers.causal_attention(q, k, v, segments_BxT, prefixes_BxT)
+
+        x = block(layer, x, positions_BxT, cfg, attend)
         return constrain(x, 'batch', None, None), None
 
     if remat != 'none':

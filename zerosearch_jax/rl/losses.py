@@ -36,10 +36,11 @@ class LossConfig:
 def token_logprobs(
     params: dict, cfg: ModelConfig, batch: Batch, temperature: float, compute: Compute
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-prob of every token given those before it, and the entropy of its distribution, both float32 [R, T].
+    """Log-prob of every weighted token given those before it, and the entropy of its distribution, float32 [R, T].
 
-    Uses log_softmax(logits / temperature), as the engine does. Logits are made a chunk of tokens at a time and remade
-    in the backward pass. A row's first token has no predecessor: log-prob and entropy 0.
+    Uses log_softmax(logits / temperature), as the engine does; 0 for tokens of weight 0 and for a row's first token,
+    which has no predecessor. Logits are made a chunk of tokens at a time and remade in the backward pass. Weighted
+    tokens go first, and chunks without any are skipped: prompts and observations cost no logits.
     """
     hidden_RxTxD = transformer.hidden(
         params,
@@ -47,6 +48,7 @@ def token_logprobs(
         batch.tokens,
         batch.positions,
         batch.segments,
+        batch.prefixes,
         dtype=jnp.dtype(compute.dtype),
         remat=compute.remat,
     )
@@ -54,30 +56,40 @@ def token_logprobs(
     chunk = min(compute.chunk, length)
     if length % chunk:
         raise ValueError(f'row length {length} is not a multiple of the log-prob chunk {chunk}')
-    targets_RxT = jnp.roll(batch.tokens, -1, axis=1)  # the last column predicts nothing and is dropped below
+    # index t is about the token that t predicts; the last index predicts nothing
+    targets_RxT = jnp.roll(batch.tokens, -1, axis=1)
+    wanted_RxT = jnp.roll(batch.weights > 0, -1, axis=1).at[:, -1].set(False)
+    order_RxT = jnp.argsort(~wanted_RxT, axis=1, stable=True)
 
     @jax.checkpoint
-    def one_chunk(hidden_RxCxD, targets_RxC):
+    def one_chunk(hidden_RxCxD, targets_RxC, wanted_RxC):
         logits = transformer.logits(params, hidden_RxCxD) / temperature
         log_z = jax.nn.logsumexp(logits, axis=-1)
         # a comparison instead of a gather keeps a sharded vocabulary sharded
         is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets_RxC[..., None]
         chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
         mean_logit = jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1)
-        return chosen - log_z, log_z - mean_logit
+        return jnp.where(wanted_RxC, chosen - log_z, 0.0), jnp.where(wanted_RxC, log_z - mean_logit, 0.0)
 
-    def split(x):  # [R, T, ...] -> [T / C, R, C, ...]
-        return jnp.moveaxis(x.reshape(rows, length // chunk, chunk, *x.shape[2:]), 1, 0)
+    def skip_chunk(hidden_RxCxD, targets_RxC, wanted_RxC):
+        zeros = jnp.zeros(targets_RxC.shape, jnp.float32)
+        return zeros, zeros
 
     def scan_chunk(_, inputs):
-        return None, one_chunk(*inputs)
+        return None, jax.lax.cond(jnp.any(inputs[-1]), one_chunk, skip_chunk, *inputs)
 
-    _, (logprobs, entropies) = jax.lax.scan(scan_chunk, None, (split(hidden_RxTxD), split(targets_RxT)))
+    def split(x):  # [R, T, ...] -> [T / C, R, C, ...], weighted tokens first
+        x = jnp.take_along_axis(x, order_RxT.reshape(rows, length, *(1,) * (x.ndim - 2)), axis=1)
+        return jnp.moveaxis(x.reshape(rows, length // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    _, found = jax.lax.scan(scan_chunk, None, (split(hidden_RxTxD), split(targets_RxT), split(wanted_RxT)))
+    inverse_RxT = jnp.argsort(order_RxT, axis=1)
 
     def join(x):  # back to [R, T], shifted so that index t belongs to token t as the target
-        x = jnp.moveaxis(x, 0, 1).reshape(rows, length)
+        x = jnp.take_along_axis(jnp.moveaxis(x, 0, 1).reshape(rows, length), inverse_RxT, axis=1)
         return constrain(jnp.pad(x[:, :-1], ((0, 0), (1, 0))), 'batch', None)
 
+    logprobs, entropies = found
     return join(logprobs), join(entropies)
 
 

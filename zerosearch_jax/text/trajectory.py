@@ -5,6 +5,14 @@ segment, never from the value of an id, so a padding id that equals an end-of-se
 
     question 7, sample 2   [ PROMPT ........ | ACTION .... | OBSERVATION ........ | ACTION ... ]
     weight                   0 0 0 0 0 0 0 0   1 1 1 1 1 1   0 0 0 0 0 0 0 0 0 0   1 1 1 1 1
+
+In a row, the samples of a question share one copy of their prompt. It ends before the prompt's last token, which every
+sample keeps: its first action token is predicted from there.
+
+    row         [ p p p p p | p a a a o o a a | p a a a a | padding ]
+    segments      1 1 1 1 1   2 2 2 2 2 2 2 2   3 3 3 3 3   0 0 0
+    prefixes      1 1 1 1 1   1 1 1 1 1 1 1 1   1 1 1 1 1   0 0 0     a token sees its segment and its prefix
+    positions     0 1 2 3 4   5 6 7 8 ...       5 6 7 8 9   0 0 0
 """
 
 from __future__ import annotations
@@ -40,6 +48,7 @@ class TokenSequence:
     tokens: np.ndarray
     weights: np.ndarray
     logprobs: np.ndarray
+    prefix: int = 0  # leading tokens that sequences with the same ones may share: the prompt but its last token
 
 
 def flatten(segments: Sequence[Segment]) -> TokenSequence:
@@ -50,7 +59,10 @@ def flatten(segments: Sequence[Segment]) -> TokenSequence:
         tokens += segment.tokens
         weights += [float(action)] * len(segment.tokens)
         logprobs += segment.logprobs or (0.0,) * len(segment.tokens)
-    return TokenSequence(np.array(tokens, np.int32), np.array(weights, np.float32), np.array(logprobs, np.float32))
+    prefix = len(segments[0].tokens) - 1 if segments[0].kind is Kind.PROMPT else 0
+    return TokenSequence(
+        np.array(tokens, np.int32), np.array(weights, np.float32), np.array(logprobs, np.float32), prefix
+    )
 
 
 @flax.struct.dataclass
@@ -62,29 +74,48 @@ class Batch:
 
     tokens: jax.Array  # int32
     positions: jax.Array  # int32, position in its own sequence
-    segments: jax.Array  # int32, which sequence of the row, from 1; 0 is padding
+    segments: jax.Array  # int32, which sequence or shared prefix of the row, from 1; 0 is padding
+    prefixes: jax.Array  # int32, the segment that it sees besides its own; its own again where nothing is shared
     weights: jax.Array  # float32, weight of the token in the loss; 0 on prompts, observations and padding
     advantages: jax.Array  # float32
     old_logprobs: jax.Array  # float32, under the policy that sampled
     ref_logprobs: jax.Array  # float32, under the frozen reference
 
 
-def first_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """First-fit-decreasing bin packing: rows of indices whose lengths sum to at most `row_length`. Deterministic."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
+@dataclasses.dataclass
+class _Row:
+    """Sequences of one row, grouped by the prefix that they share, and the tokens that are still free."""
+
+    room: int
+    groups: dict[bytes, list[int]] = dataclasses.field(default_factory=dict)
+
+
+def assign_rows(sequences: Sequence[TokenSequence], row_length: int) -> list[list[list[int]]]:
+    """First-fit bin packing of groups with a common prefix, longest first: rows of groups of indices. Deterministic.
+
+    A sequence goes to a row that already has its prefix, else to the first one with room for both.
+
+    Raises:
+      ValueError: a sequence is longer than a row.
+    """
+    lengths = [len(s.tokens) for s in sequences]
+    keys = [s.tokens[: s.prefix].tobytes() if s.prefix else b'alone %d' % i for i, s in enumerate(sequences)]
+    longest = {}
+    for key, length in zip(keys, lengths, strict=True):
+        longest[key] = max(longest.get(key, 0), length)
+    rows: list[_Row] = []
+    for index in sorted(range(len(sequences)), key=lambda i: (-longest[keys[i]], keys[i], -lengths[i], i)):
+        key, length, prefix = keys[index], lengths[index], sequences[index].prefix
         if length > row_length:
             raise ValueError(f'sequence {index} has {length} tokens, but a row holds {row_length}')
-        row = next((r for r, left in enumerate(room) if left >= length), None)
+        row = next((r for r in rows if key in r.groups and r.room >= length - prefix), None)
+        row = row or next((r for r in rows if r.room >= length), None)
         if row is None:
-            rows.append([])
-            room.append(row_length)
-            row = -1
-        rows[row].append(index)
-        room[row] -= length
-    return rows
+            row = _Row(row_length)
+            rows.append(row)
+        row.room -= length - prefix if key in row.groups else length
+        row.groups.setdefault(key, []).append(index)
+    return [list(row.groups.values()) for row in rows]
 
 
 def pack(
@@ -111,26 +142,40 @@ def pack(
     Returns:
       Batch of NumPy arrays [M, R, T].
     """
-    rows = first_fit([len(s.tokens) for s in sequences], row_length)
+    rows = assign_rows(sequences, row_length)
     needed = max(-(-len(rows) // rows_per_micro), 1)
     if micro_batches and needed > micro_batches:
         raise ValueError(f'{len(rows)} rows do not fit {micro_batches} micro-batches of {rows_per_micro}')
     shape = ((micro_batches or needed) * rows_per_micro, row_length)
-    ints = {name: np.zeros(shape, np.int32) for name in ('tokens', 'positions', 'segments')}
-    floats = {name: np.zeros(shape, np.float32) for name in ('weights', 'advantages', 'old_logprobs', 'ref_logprobs')}
-    for r, members in enumerate(rows):
-        start = 0
-        for number, index in enumerate(members, start=1):
-            sequence, end = sequences[index], start + len(sequences[index].tokens)
-            ints['tokens'][r, start:end] = sequence.tokens
-            ints['positions'][r, start:end] = np.arange(end - start)
-            ints['segments'][r, start:end] = number
-            floats['weights'][r, start:end] = sequence.weights
-            floats['advantages'][r, start:end] = advantages[index] * (sequence.weights > 0)
-            floats['old_logprobs'][r, start:end] = sequence.logprobs
-            start = end
-    batch = Batch(**ints, **floats)
+    batch = Batch(**{f.name: np.zeros(shape, _dtype(f.name)) for f in dataclasses.fields(Batch)})
+    for r, groups in enumerate(rows):
+        _fill(jax.tree.map(lambda x, r=r: x[r], batch), groups, sequences, advantages)
     return jax.tree.map(lambda x: x.reshape(-1, rows_per_micro, row_length), batch)
+
+
+def _dtype(field: str):
+    return np.int32 if field in ('tokens', 'positions', 'segments', 'prefixes') else np.float32
+
+
+def _fill(row: Batch, groups: list[list[int]], sequences: Sequence[TokenSequence], advantages: Sequence[float]):
+    """Writes groups of sequences, each behind the prefix that its members share, into the arrays [T] of one row."""
+    end = number = 0
+    for members in groups:
+        prefix = sequences[members[0]].prefix if len(members) > 1 else 0
+        parts = [(i, prefix, len(sequences[i].tokens)) for i in members]
+        if prefix:
+            parts.insert(0, (members[0], 0, prefix))
+        first = number + 1
+        for number, (index, begin, stop) in enumerate(parts, start=first):
+            sequence, part, here = sequences[index], slice(begin, stop), slice(end, end + stop - begin)
+            row.tokens[here] = sequence.tokens[part]
+            row.positions[here] = np.arange(begin, stop)
+            row.segments[here] = number
+            row.prefixes[here] = first if prefix else number
+            row.weights[here] = sequence.weights[part]
+            row.advantages[here] = advantages[index] * (sequence.weights[part] > 0)
+            row.old_logprobs[here] = sequence.logprobs[part]
+            end = here.stop
 
 
 def padding_share(batch: Batch) -> float:

@@ -1,0 +1,97 @@
+"""The update: all weights of the model with AdamW, on full rows and on packed search trajectories.
+
+python -m benchmarks.update
+
+`share` is of the measured matmul peak, counting 6 operations a weight and token (the logits of every weighted token
+included), nothing for recomputation.
+"""
+
+import jax
+import numpy as np
+
+from benchmarks import common
+from zerosearch_jax import sharding, state
+from zerosearch_jax.models import transformer
+from zerosearch_jax.rl import losses, step
+from zerosearch_jax.text.trajectory import Kind, Segment, flatten, pack, padding_share
+
+OBSERVATION, PROMPT = 150, 115
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument('--rows', type=int, default=8)
+    parser.add_argument('--length', type=int, default=512, help='tokens a row')
+    parser.add_argument('--micro', type=int, default=1, help='rows a micro-batch')
+    parser.add_argument('--remat', default='none', choices=transformer.REMAT_POLICIES)
+    parser.add_argument('--groups', type=int, default=4, help='groups of 8 search trajectories in the packed batch')
+    args = parser.parse_args()
+    mesh = sharding.make_mesh()
+    model = common.load_model(args.model, mesh)
+    measure('update, full rows', model, mesh, args, full_rows(model.cfg, args))
+    measure('update, packed trajectories', model, mesh, args, packed(model.cfg, args))
+
+
+def full_rows(cfg, args):
+    tokens = common.random_tokens(cfg, args.rows, args.length)
+    rows = [flatten([Segment(Kind.ACTION, tuple(row.tolist()))]) for row in tokens]
+    return pack(rows, np.ones(args.rows), row_length=args.length, rows_per_micro=args.micro)
+
+
+def packed(cfg, args):
+    """Search trajectories of one to four actions, with a long and random spread of lengths."""
+    rng = np.random.default_rng(0)
+
+    def ids(n):
+        return tuple(int(i) for i in rng.integers(1, cfg.vocab_size - 1, n))
+
+    made = []
+    for _ in range(args.groups):
+        prompt = Segment(Kind.PROMPT, ids(PROMPT))
+        for _ in range(8):
+            segments = [prompt, Segment(Kind.ACTION, ids(rng.integers(30, 60)))]
+            for _ in range(rng.integers(0, 4)):
+                segments += [
+                    Segment(Kind.OBSERVATION, ids(OBSERVATION)),
+                    Segment(Kind.ACTION, ids(rng.integers(30, 60))),
+                ]
+            made.append(flatten(segments))
+    return pack(made, rng.normal(size=len(made)), row_length=3 * args.length, rows_per_micro=args.micro)
+
+
+def measure(name: str, model, mesh, args, batch):
+    layout, tx = transformer.layout(model.cfg), state.optimizer(state.OptimizerConfig(learning_rate=1e-6), 100)
+    places = state.state_shardings(layout, tx, mesh)
+    compute = losses.Compute(args.dtype, args.remat)
+    update = step.make_update(model.cfg, tx, places, losses.LossConfig(kl=0.0), compute)
+    with jax.set_mesh(mesh):
+        current = state.create(jax.tree.map(lambda x: x.copy(), model.params), tx, places)
+        old = step.score(current.params, {}, batch, 1.0, cfg=model.cfg, compute=compute)
+        batch = batch.replace(old_logprobs=np.asarray(old))
+
+        def once():
+            nonlocal current
+            current, metrics = update(current, {}, batch)
+            return metrics
+
+        times = common.timed(once, args.repeats)
+    used, targets = int((batch.segments > 0).sum()), int((batch.weights > 0).sum())
+    context = float(batch.positions[batch.segments > 0].mean())
+    body = common.forward_flops(model.cfg, context, head=False)
+    head = 2 * model.cfg.vocab_size * model.cfg.hidden_size
+    work = 3 * (used * body + targets * head)
+    limits = common.limits(args.dtype)
+    common.emit(
+        name,
+        model=args.model,
+        seconds=common.spread(times),
+        tokens_per_second=common.spread([used / t for t in times]),
+        share=common.spread([1e-9 * work / t / limits['gflops'] for t in times]),
+        tokens=used,
+        padding=padding_share(batch),
+        limits=limits,
+    )
+
+
+if __name__ == '__main__':
+    main()
