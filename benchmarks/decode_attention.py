@@ -1,4 +1,4 @@
-"""Attention of a decode step by cache layout: [B, S, K, E] with matrix products, or keys [B, K, E, S] reduced over E.
+"""Attention of a decode step by cache layout: keys and values [B, S, K, E], or [B, K, E, S] and [B, K, S, E].
 
 python -m benchmarks.decode_attention
 """

@@ -6,8 +6,8 @@
 
 p prompt, a action, o observation. Writing past the capacity drops the write. Layers are separate arrays, because
 slicing one stacked array copies it on every decode step on CPU. Keys are [B, K, E, S] and values [B, K, S, E]: a decode
-step reduces keys over E and values over S, and both are read along their last, contiguous axis (on CPU four times
-faster than [B, S, K, E] at 16 slots of 512 tokens, benchmarks/decode_attention.py).
+step multiplies rows of both by a vector, along their last, contiguous axis (on CPU four times faster than [B, S, K, E]
+at 16 slots of 512 tokens, benchmarks/decode_attention.py).
 """
 
 from __future__ import annotations

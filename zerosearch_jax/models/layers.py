@@ -128,17 +128,17 @@ def causal_attention(
 
 
 def decode_attention(q_Bx1xHxE: jax.Array, k_BxKxExS: jax.Array, v_BxKxSxE: jax.Array, mask_BxS: jax.Array):
-    """Attention of one query a row against its cache, as multiply-and-reduce. Returns [B, 1, H * E].
+    """Attention of one query a row against its cache; softmax in float32. Returns [B, 1, H * E].
 
-    A decode step is bound by reading the cache; on CPU tiny batched matrix products cost several times the read, a
-    fused multiply-and-reduce does not (benchmarks/decode_attention.py).
+    A decode step is bound by reading the cache, and both products read it along its last axis
+    (benchmarks/decode_attention.py).
     """
     b, _, h, e = q_Bx1xHxE.shape
     kv_heads = k_BxKxExS.shape[1]
-    q_BxKxGxE = q_Bx1xHxE.reshape(b, kv_heads, h // kv_heads, e).astype(jnp.float32) * e**-0.5
-    scores_BxKxGxS = jnp.sum(k_BxKxExS[:, :, None] * q_BxKxGxE[..., None], axis=3)
-    weights_BxKxGxS = jax.nn.softmax(jnp.where(mask_BxS[:, None, None, :], scores_BxKxGxS, MASKED), axis=-1)
-    out_BxKxGxE = jnp.sum(weights_BxKxGxS[..., None] * v_BxKxSxE[:, :, None], axis=3)
+    q_BxKxGxE = q_Bx1xHxE.reshape(b, kv_heads, h // kv_heads, e) * e**-0.5
+    scores_BxKxGxS = jnp.einsum('bkge,bkes->bkgs', q_BxKxGxE, k_BxKxExS, preferred_element_type=jnp.float32)
+    weights_BxKxGxS = jax.nn.softmax(jnp.where(mask_BxS[:, None, None], scores_BxKxGxS, MASKED), axis=-1)
+    out_BxKxGxE = jnp.einsum('bkgs,bkse->bkge', weights_BxKxGxS.astype(v_BxKxSxE.dtype), v_BxKxSxE)
     return out_BxKxGxE.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
 
 
