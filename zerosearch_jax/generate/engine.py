@@ -27,6 +27,7 @@ from zerosearch_jax.text.stop import StopTable
 EXTEND_ROWS = (1, 2, 4, 8)  # slots that one call of `extend` writes: a few sizes bound the number of compiled programs
 EXTEND_WIDTH = 128  # tokens a slot in one call
 SPAN_STEP = 256  # decode reads the cache up to a multiple of this
+FEW = 4  # where no more than slots / FEW decode, only so many rows are computed: the stragglers' share of a rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,10 +252,13 @@ class Engine:
         active = self._rows.budget > 0
         reach = int(np.max(np.where(active, self._rows.length, 0))) + min(self.steps, int(self._rows.budget.max()))
         span = min(-(-(reach + 1) // SPAN_STEP) * SPAN_STEP, self.capacity)
+        few = self._few(active)
+        slots_N = np.arange(self.slots) if few is None else few
         self._cache, rows, tokens, logprobs, counts = programs.decode(
             self._params,
             self._cache,
-            self._rows,
+            jax.tree.map(lambda x: x[slots_N], self._rows),
+            few,
             self._stop_table,
             np.float32(self._temperature),
             cfg=self.cfg,
@@ -265,18 +269,27 @@ class Engine:
             first_accept=self._stop.first_accept,
             truncation=self._truncation,
         )
-        self._rows = jax.tree.map(np.array, rows)
-        return self._collect(np.asarray(tokens), np.asarray(logprobs), np.asarray(counts))
+        for whole, part in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
+            whole[slots_N] = part
+        return self._collect(slots_N, np.asarray(tokens), np.asarray(logprobs), np.asarray(counts))
 
-    def _collect(self, tokens_BxN, logprobs_BxN, counts_B) -> list[Stopped]:
-        self.decoded_tokens += int(counts_B.sum())
+    def _few(self, active: np.ndarray) -> np.ndarray | None:
+        """The slots to compute if few are active, filled up with idle ones; None: all of them."""
+        count = self.slots // FEW
+        if not 0 < active.sum() <= count or self.mesh.shape['data'] * self.mesh.shape['fsdp'] > 1:
+            return None
+        return np.sort(np.argsort(~active, kind='stable')[:count]).astype(np.int32)
+
+    def _collect(self, slots_N, tokens_NxT, logprobs_NxT, counts_N) -> list[Stopped]:
+        self.decoded_tokens += int(counts_N.sum())
+        row_of = {slot: row for row, slot in enumerate(slots_N.tolist())}
         stopped = []
         for handle, live in self._live.items():
             if not live.decoding:
                 continue
-            count = counts_B[live.slot]
-            live.tokens += tokens_BxN[live.slot, :count].tolist()
-            live.logprobs += logprobs_BxN[live.slot, :count].tolist()
+            row = row_of[live.slot]
+            live.tokens += tokens_NxT[row, : counts_N[row]].tolist()
+            live.logprobs += logprobs_NxT[row, : counts_N[row]].tolist()
             if self._rows.budget[live.slot] == 0:
                 live.decoding = False
                 reason = self._reason(live.slot, live.tokens[-1])

@@ -126,6 +126,7 @@ def decode(
     params: dict,
     cache: kv.KVCache,
     rows: Rows,
+    slots_B: jax.Array | None,
     stop_table_SxV: jax.Array,
     temperature: jax.Array,
     *,
@@ -140,7 +141,9 @@ def decode(
     """Samples up to `steps` tokens in every row that has budget, on the device.
 
     A row ends at exactly the token that completes a stop string, at an end-of-sequence token, or when its budget is
-    spent. `span` bounds the cache positions that are read: every length + steps must be at most `span`.
+    spent. `span` bounds the cache positions that are read: every length + steps must be at most `span`, idle rows
+    excepted. `slots_B` are the distinct slots of the rows, whose part of the cache is copied out and back; None: the
+    rows are all the slots, and the cache is updated in place.
 
     Returns:
       cache, rows, tokens int32 [B, steps], log-probs float32 [B, steps], counts int32 [B].
@@ -165,8 +168,12 @@ def decode(
         logprobs = logprobs.at[:, i].set(jnp.where(active, logprob, 0.0))
         return i + 1, cache, rows, tokens, logprobs, counts + active
 
-    count = rows.length.shape[0]
+    whole, count = cache, rows.length.shape[0]
+    if slots_B is not None:
+        cache = kv.take(whole, slots_B, span)
     empty = jnp.zeros((count, steps), jnp.int32), jnp.zeros((count, steps), jnp.float32), jnp.zeros(count, jnp.int32)
     carry = jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[2].budget > 0), one, (0, cache, rows, *empty))
     _, cache, *small = carry
+    if slots_B is not None:
+        cache = kv.put(whole, cache, slots_B)
     return cache, *jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), tuple(small))

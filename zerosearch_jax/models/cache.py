@@ -69,3 +69,16 @@ def write(
 def fork(cache: KVCache, sources_R: jax.Array, targets_R: jax.Array) -> KVCache:
     """Copies whole slots: a group's members share one prefill of their prompt. Out-of-range targets are dropped."""
     return jax.tree.map(lambda x: x.at[targets_R].set(x[sources_R], mode='drop'), cache)
+
+
+def take(cache: KVCache, slots_N: jax.Array, span: int) -> KVCache:
+    """A copy of the first `span` positions of the listed slots, as a cache of N slots."""
+    return KVCache(tuple(k[slots_N, :, :, :span] for k in cache.k), tuple(v[slots_N, :, :span] for v in cache.v))
+
+
+def put(cache: KVCache, part: KVCache, slots_N: jax.Array) -> KVCache:
+    """Writes what `take` has copied back to its slots, which are distinct."""
+    span = part.capacity
+    keys = (k.at[slots_N, :, :, :span].set(p) for k, p in zip(cache.k, part.k, strict=True))
+    values = (v.at[slots_N, :, :span].set(p) for v, p in zip(cache.v, part.v, strict=True))
+    return KVCache(tuple(keys), tuple(values))
