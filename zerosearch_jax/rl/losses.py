@@ -61,7 +61,6 @@ def token_logprobs(
     wanted_RxT = jnp.roll(batch.weights > 0, -1, axis=1).at[:, -1].set(False)
     order_RxT = jnp.argsort(~wanted_RxT, axis=1, stable=True)
 
-    @jax.checkpoint
     def one_chunk(hidden_RxCxD, targets_RxC, wanted_RxC):
         logits = transformer.logits(params, hidden_RxCxD) / temperature
         log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -75,6 +74,7 @@ def token_logprobs(
         zeros = jnp.zeros(targets_RxC.shape, jnp.float32)
         return zeros, zeros
 
+    @jax.checkpoint  # around the condition: within it, the head's weights would be kept for every chunk
     def scan_chunk(_, inputs):
         return None, jax.lax.cond(jnp.any(inputs[-1]), one_chunk, skip_chunk, *inputs)
 
