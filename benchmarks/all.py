@@ -19,11 +19,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=pathlib.Path, required=True, help='JSON lines; appended to')
     parser.add_argument('--only', nargs='+', default=PROGRAMS, choices=PROGRAMS)
-    args, rest = parser.parse_known_args()
+    args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for program in args.only:
         print(f'{time.strftime("%H:%M:%S")} benchmarks.{program}', file=sys.stderr)
-        command = [sys.executable, '-m', f'benchmarks.{program}', *rest]
+        command = [sys.executable, '-m', f'benchmarks.{program}']
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         with args.out.open('a') as file:
             file.write(done.stdout)
