@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import best_ms, emit
-from zerosearch_jax.models import layers
+from zerosearch_jax.models import attention
 
 
 def einsum_attention(q_Bx1xHxE, k_BxSxKxE, v_BxSxKxE, mask_BxS):
     """The same attention with batched matrix products on [B, S, K, E]."""
-    return layers.attention(q_Bx1xHxE, k_BxSxKxE, v_BxSxKxE, mask_BxS[:, None])
+    return attention.cache_attention(q_Bx1xHxE, k_BxSxKxE, v_BxSxKxE, mask_BxS[:, None])
 
 
 def main():
@@ -24,7 +24,7 @@ def main():
         shape = dict(slots=slots, positions=positions)
         moved = 2 * k.nbytes
         plain = best_ms(einsum_attention, q, k, v, mask)
-        ours = best_ms(layers.decode_attention, q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask)
+        ours = best_ms(attention.decode_attention, q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask)
         emit('decode_attention', **shape, bske_ms=plain, bkes_ms=ours, bkes_gb_per_s=moved / ours / 1e6)
 
 

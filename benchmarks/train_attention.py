@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import best_ms, emit
-from zerosearch_jax.models import layers
+from zerosearch_jax.models import attention
 
 
 def main():
@@ -19,10 +19,10 @@ def main():
         mask = jnp.tril(jnp.ones((1, length, length), bool))
 
         def chunked(q, k, v, segments=segments):
-            return jnp.sum(layers.causal_attention(q, k, v, segments, segments) ** 2)
+            return jnp.sum(attention.causal_attention(q, k, v, segments, segments) ** 2)
 
         def whole(q, k, v, mask=mask):
-            return jnp.sum(layers.attention(q, k, v, mask) ** 2)
+            return jnp.sum(attention.cache_attention(q, k, v, mask) ** 2)
 
         figures = {name: best_ms(jax.grad(f, (0, 1, 2)), q, k, v) for name, f in (('ours', chunked), ('whole', whole))}
         emit('train_attention_gradient', length=length, chunked_ms=figures['ours'], whole_ms=figures['whole'])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -65,17 +66,32 @@ def test_token_logprobs_and_entropies_are_those_of_the_whole_logits(params, temp
     np.testing.assert_allclose(got_entropy, expected_entropy, rtol=1e-4, atol=1e-4)
 
 
-def test_the_chunk_changes_nothing(params):
+def plain_logprobs(params, batch, temperature):
+    """As token_logprobs, from the logits of every token at once, with the gradient that JAX derives."""
+    hidden = transformer.hidden(params, TINY, batch.tokens, batch.positions, batch.segments, batch.prefixes)
+    log_softmax = jax.nn.log_softmax(transformer.logits(params, hidden) / temperature)[:, :-1]
+    chosen = jnp.take_along_axis(log_softmax, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(log_softmax) * log_softmax, axis=-1)
+    active = batch.weights[:, 1:] > 0
+    return tuple(jnp.pad(jnp.where(active, x, 0.0), ((0, 0), (1, 0))) for x in (chosen, entropy))
+
+
+@pytest.mark.parametrize('chunk', [2, 5, 16, 64])  # 5 does not divide the row
+@pytest.mark.parametrize('temperature', [1.0, 0.7])
+def test_the_gradient_is_that_of_the_whole_logits_for_any_chunk(params, chunk, temperature):
     batch = two_rows()
-    whole = token_logprobs(params, batch, compute=Compute(chunk=64))
-    for chunk in (2, 16):
-        for got, expected in zip(token_logprobs(params, batch, compute=Compute(chunk=chunk)), whole, strict=True):
-            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    weights = np.random.default_rng(0).normal(size=(2, *batch.tokens.shape))
 
+    def gradient(function, *args):
+        def total(params):
+            logprobs, entropies = function(params, *args)
+            return jnp.sum(weights[0] * jnp.sin(logprobs) + weights[1] * jnp.cos(entropies))
 
-def test_a_chunk_that_does_not_divide_the_row_is_an_error(params):
-    with pytest.raises(ValueError, match='row length 16 is not a multiple of the log-prob chunk 5'):
-        token_logprobs(params, two_rows(), compute=Compute(chunk=5))
+        with jax.set_mesh(MESH):
+            return jax.value_and_grad(total)(params)
+
+    ours = gradient(losses.token_logprobs, TINY, batch, temperature, Compute(chunk=chunk))
+    chex.assert_trees_all_close(ours, gradient(plain_logprobs, batch, temperature), rtol=1e-4, atol=1e-4)
 
 
 def test_packed_rows_equal_separate_rows(params):
@@ -102,7 +118,7 @@ def test_tokens_without_weight_cost_no_logits_and_score_zero(params):
     assert (logprobs[batch.weights == 0] == 0).all()
     assert (entropies[batch.weights == 0] == 0).all()
     assert (logprobs[batch.weights > 0] < 0).all()
-    poisoned = params | {'head': jnp.full((TINY.hidden_size, TINY.vocab_size), jnp.nan)}
+    poisoned = params | {'head': jax.device_put(np.full((64, 384), np.nan, np.float32), sharding.named(MESH))}
     nothing = batch.replace(weights=np.zeros_like(batch.weights))
     assert not np.isnan(token_logprobs(poisoned, nothing)[0]).any()
     assert np.isnan(token_logprobs(poisoned, batch)[0][batch.weights > 0]).all()

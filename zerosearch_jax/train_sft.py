@@ -48,7 +48,7 @@ class SFTConfig:
     row_length: int = 1024
     rows_per_micro: int = 1
     remat: Literal['none', 'dots', 'full'] = 'none'
-    chunk: int = 128
+    chunk: int = 512
 
 
 SCHEMA = {

@@ -20,7 +20,7 @@ import numpy as np
 from zerosearch_jax import prng
 from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation, sample
 from zerosearch_jax.models import cache as kv
-from zerosearch_jax.models import layers, lora, transformer
+from zerosearch_jax.models import attention, layers, lora, transformer
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.sharding import constrain
 from zerosearch_jax.text import stop
@@ -89,7 +89,7 @@ def extend(
             new_v.append(values_BxKxSxE)
             keys_RxSxKxE = keys_BxKxExS[slots_R].transpose(0, 3, 1, 2).astype(q.dtype)
             values_RxSxKxE = values_BxKxSxE[slots_R].transpose(0, 2, 1, 3).astype(q.dtype)
-            return layers.attention(q, keys_RxSxKxE, values_RxSxKxE, mask_RxWxS)
+            return attention.cache_attention(q, keys_RxSxKxE, values_RxSxKxE, mask_RxWxS)
 
         x = transformer.block(layer, x, positions_RxW, cfg, attend)
     return kv.KVCache(tuple(new_k), tuple(new_v))
@@ -110,7 +110,7 @@ def _decode_one(params, cache: kv.KVCache, rows: Rows, cfg: ModelConfig, dtype, 
             keys_BxKxExS, values_BxKxSxE = kv.write(k_layer, v_layer, slots_B, rows.length, k[:, 0], v[:, 0])
             new_k.append(keys_BxKxExS)
             new_v.append(values_BxKxSxE)
-            return layers.decode_attention(q, keys_BxKxExS[..., :span], values_BxKxSxE[:, :, :span], mask_BxS)
+            return attention.decode_attention(q, keys_BxKxExS[..., :span], values_BxKxSxE[:, :, :span], mask_BxS)
 
         x = transformer.block(layer, x, rows.length[:, None], cfg, attend)
     x = layers.rms_norm(x, params['final_norm'], cfg.norm_eps)

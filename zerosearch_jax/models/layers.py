@@ -13,14 +13,30 @@ import jax.numpy as jnp
 
 from zerosearch_jax.models.config import ModelConfig, RopeScaling
 
-MASKED = -1e30  # finite, so that a fully masked row has finite values and gradients
-
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last dimension, computed in float32."""
+    """Root-mean-square norm over the last dimension, computed in float32; `weight` has that dimension alone."""
+    return _scaled(_normalized(x, eps), weight.astype(x.dtype))
+
+
+def _normalized(x: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (x32 * scale).astype(x.dtype) * jax.lax.expand_dims(weight, range(x.ndim - weight.ndim)).astype(x.dtype)
+    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _scaled(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x * weight along the last dimension; the weight's gradient is a matrix product, on CPU far faster than a sum."""
+    return x * jax.lax.expand_dims(weight, range(x.ndim - 1))
+
+
+def _scaled_backward(residuals, g):
+    x, weight = residuals
+    terms = (g * x).reshape(-1, x.shape[-1])
+    return _scaled(g, weight), jnp.ones(len(terms), x.dtype) @ terms
+
+
+_scaled.defvjp(lambda x, weight: (_scaled(x, weight), (x, weight)), _scaled_backward)
 
 
 @jax.custom_vjp
@@ -90,56 +106,6 @@ def qkv(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelCon
     if cfg.qk_norm:
         q, k = rms_norm(q, layer['q_norm'], cfg.norm_eps), rms_norm(k, layer['k_norm'], cfg.norm_eps)
     return rope(q, positions_BxT, cfg), rope(k, positions_BxT, cfg), v
-
-
-def attention(q_BxTxHxE: jax.Array, k_BxSxKxE: jax.Array, v_BxSxKxE: jax.Array, mask_BxTxS: jax.Array) -> jax.Array:
-    """Grouped-query attention under a boolean mask (True: may attend); softmax in float32. Returns [B, T, H * E]."""
-    b, t, h, e = q_BxTxHxE.shape
-    out = jax.nn.dot_product_attention(q_BxTxHxE, k_BxSxKxE, v_BxSxKxE, mask=mask_BxTxS[:, None])
-    return out.reshape(b, t, h * e)
-
-
-QUERY_CHUNK = 128
-
-
-def causal_attention(
-    q_BxTxHxE: jax.Array, k_BxTxKxE: jax.Array, v_BxTxKxE: jax.Array, segments_BxT: jax.Array, prefixes_BxT: jax.Array
-) -> jax.Array:
-    """Attention of packed rows: a token sees itself and earlier tokens of its segment and prefix. [B, T, H * E].
-
-    Queries go in chunks, each against the keys up to its own end, so that half of the score matrix is never made:
-    on CPU a gradient costs a third of that of one masked matrix (benchmarks/train_attention.py).
-    """
-    b, t, h, e = q_BxTxHxE.shape
-    kv_heads = k_BxTxKxE.shape[2]
-    q_BxKxGxTxE = (q_BxTxHxE * e**-0.5).reshape(b, t, kv_heads, h // kv_heads, e).transpose(0, 2, 3, 1, 4)
-    k_BxKxTxE, v_BxKxTxE = k_BxTxKxE.transpose(0, 2, 1, 3), v_BxTxKxE.transpose(0, 2, 1, 3)
-    outputs = []
-    for start in range(0, t, QUERY_CHUNK):
-        end = min(start + QUERY_CHUNK, t)
-        scores = jnp.einsum('bkgce,bkse->bkgcs', q_BxKxGxTxE[:, :, :, start:end], k_BxKxTxE[:, :, :end])
-        sees_BxCxS = segments_BxT[:, start:end, None] == segments_BxT[:, None, :end]
-        sees_BxCxS |= prefixes_BxT[:, start:end, None] == segments_BxT[:, None, :end]
-        sees_BxCxS &= jnp.arange(start, end)[None, :, None] >= jnp.arange(end)[None, None, :]
-        scores = jnp.where(sees_BxCxS[:, None, None], scores.astype(jnp.float32), MASKED)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v_BxTxKxE.dtype)
-        outputs.append(jnp.einsum('bkgcs,bkse->bkgce', weights, v_BxKxTxE[:, :, :end]))
-    return jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4).reshape(b, t, h * e)
-
-
-def decode_attention(q_Bx1xHxE: jax.Array, k_BxKxExS: jax.Array, v_BxKxSxE: jax.Array, mask_BxS: jax.Array):
-    """Attention of one query a row against its cache; softmax in float32. Returns [B, 1, H * E].
-
-    A decode step is bound by reading the cache, and both products read it along its last axis
-    (benchmarks/decode_attention.py).
-    """
-    b, _, h, e = q_Bx1xHxE.shape
-    kv_heads = k_BxKxExS.shape[1]
-    q_BxKxGxE = q_Bx1xHxE.reshape(b, kv_heads, h // kv_heads, e) * e**-0.5
-    scores_BxKxGxS = jnp.einsum('bkge,bkes->bkgs', q_BxKxGxE, k_BxKxExS, preferred_element_type=jnp.float32)
-    weights_BxKxGxS = jax.nn.softmax(jnp.where(mask_BxS[:, None, None], scores_BxKxGxS, MASKED), axis=-1)
-    out_BxKxGxE = jnp.einsum('bkgs,bkse->bkge', weights_BxKxGxS.astype(v_BxKxSxE.dtype), v_BxKxSxE)
-    return out_BxKxGxE.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
 
 
 def mlp(layer: dict, x_BxTxD: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from zerosearch_jax.models import layers
+from zerosearch_jax.models import attention, layers
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.sharding import Param, constrain, is_param
 
@@ -93,6 +93,7 @@ def hidden(
     *,
     dtype=jnp.float32,
     remat: str = 'none',
+    form: str = 'chunked',
 ) -> jax.Array:
     """Final normed hidden states [B, T, D] of packed rows.
 
@@ -104,11 +105,12 @@ def hidden(
       prefixes_BxT: the segment that it sees besides its own; its own again where nothing is shared.
       dtype: compute dtype.
       remat: key of REMAT_POLICIES.
+      form: key of attention.TRAINING.
     """
 
     def layer_step(x, layer):
         def attend(q, k, v):
-            return layers.causal_attention(q, k, v, segments_BxT, prefixes_BxT)
+            return attention.causal_attention(q, k, v, segments_BxT, prefixes_BxT, form)
 
         x = block(layer, x, positions_BxT, cfg, attend)
         return constrain(x, 'batch', None, None), None
@@ -126,5 +128,10 @@ def head(params: dict) -> jax.Array:
 
 def logits(params: dict, hidden_BxTxD: jax.Array) -> jax.Array:
     """Float32 logits [B, T, V]."""
-    out = jnp.einsum('btd,dv->btv', hidden_BxTxD, head(params).astype(hidden_BxTxD.dtype))
+    return project(hidden_BxTxD, head(params).astype(hidden_BxTxD.dtype))
+
+
+def project(hidden_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:
+    """Float32 logits [B, T, V] by a head that is given."""
+    out = jnp.einsum('btd,dv->btv', hidden_BxTxD, head_DxV)
     return constrain(out.astype(jnp.float32), 'batch', None, 'vocab')
