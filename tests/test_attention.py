@@ -1,5 +1,6 @@
 """Attention of packed rows against a softmax over explicit sets of visible tokens, in value and gradient."""
 
+import itertools
 import types
 
 import jax
@@ -15,7 +16,7 @@ HEADS, KV_HEADS, SIZE = 4, 2, 8
 
 
 def packed(length, seed=0):
-    """q, k, v, segments and prefixes of two rows: a shared prefix (1), two that see it (2, 3), one alone (4), padding."""
+    """q, k, v, segments and prefixes of two rows: a shared prefix (1), two that see it (2, 3), one alone (4)."""
     rng = np.random.default_rng(seed)
     q, k, v = (rng.normal(size=(2, length, n, SIZE)).astype(np.float32) for n in (HEADS, KV_HEADS, KV_HEADS))
     bounds = [int(length * share) for share in (0.2, 0.5, 0.7, 0.9)]
@@ -68,7 +69,7 @@ def test_long_rows_have_a_bounded_number_of_chunks():
         chunks = attention._chunks(length)
         assert len(chunks) <= attention.MOST_CHUNKS
         assert (chunks[0][0], chunks[-1][1]) == (0, length)
-        assert all(a[1] == b[0] for a, b in zip(chunks, chunks[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(chunks))
 
 
 def mesh_of(platform, tensor=1):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import re
 
 import helpers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, drain, key, prompt, requests, tiny_engine, tiny_params
@@ -12,6 +14,7 @@ from helpers import TINY, drain, key, prompt, requests, tiny_engine, tiny_params
 from zerosearch_jax.generate import step as programs
 from zerosearch_jax.generate.engine import EXTEND_ROWS, SPAN_STEP, Request, Stopped
 from zerosearch_jax.generate.sampling import Truncation
+from zerosearch_jax.models import cache as kv
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.text import stop, trajectory
@@ -305,7 +308,22 @@ def test_extend_checks_its_room_and_leaves_the_generation_as_it_was():
 
 
 def test_capacity_is_rounded_up_to_the_span():
-    assert [engine(slots=4, capacity=c).capacity for c in (1, 256, 257)] == [256, 256, 512]
+    assert [engine(slots=4, capacity=c).capacity for c in (1, 128, 129)] == [128, 128, 256]
+
+
+def test_a_byte_budget_bounds_the_slots():
+    capacity = 512
+    each = kv.slot_bytes(TINY, MESH, capacity, jnp.float32)
+    assert each == sum(x.nbytes for x in jax.tree.leaves(kv.create(TINY, MESH, 1, capacity)))
+    held = 2 * capacity - SPAN_STEP  # in the worst case decoding copies all but the last span
+    budget = 5 * each * held // capacity
+    got = engine(slots=64, capacity=capacity, cache_bytes=budget)
+    assert (got.slots, engine(slots=3, capacity=capacity, cache_bytes=budget).slots) == (5, 3)
+    assert set(drain(got, requests(RAGGED, 3))) == set(range(len(RAGGED)))
+    wide = make_mesh((1, 4, 2))  # a device has a quarter of the slots and half of the heads
+    assert tiny_engine(wide, slots=64, capacity=capacity, cache_bytes=budget).slots == 40
+    with pytest.raises(ValueError, match=r'no slot of 512 tokens fits .* it needs'):
+        engine(slots=4, capacity=capacity, cache_bytes=each)
 
 
 def test_slots_are_refilled_as_rows_finish():
@@ -372,6 +390,26 @@ def test_compiled_programs_are_few_whatever_the_lengths():
     # its sharding differently
     most = np.array([len(EXTEND_ROWS), 1, 2 * 512 // SPAN_STEP])
     assert (few >= (2, 1, 2)).all() and (few <= most + 1).all(), few
+
+
+@pytest.mark.parametrize('span', [384, 512])
+def test_a_decode_step_copies_no_cache(span):
+    """In the compiled program: the loop has no copy of a layer's keys or values, and a whole span needs no room."""
+    with jax.set_mesh(MESH):
+        cache = kv.create(TINY, MESH, 16, 512)
+        program = programs.decode.lower(
+            *(programs.serving_layout(params(), dtype=jnp.float32), cache, programs.idle_rows(16), None),
+            *(jnp.zeros((1, TINY.vocab_size), jnp.int32), np.float32(1)),
+            **dict(cfg=TINY, dtype=jnp.float32, steps=4, span=span, eos_ids=(), first_accept=1),
+        ).compile()
+    layer = rf'f32\[16,{TINY.num_kv_heads},(?:{TINY.head_dim},{span}|{span},{TINY.head_dim})\]'
+    loop = [line for line in program.as_text().splitlines() if '/while/body/' in line]
+    assert any(re.search(rf'= {layer}.*(scatter|dynamic-update-slice)', line) for line in loop)
+    assert not [line for line in loop if re.search(rf'= {layer}\S* (copy|slice|transpose)\(', line)]
+    assert not [line for line in loop if re.search(rf'= {layer}\S* fusion\(.*calls=%?\S*(slice|copy)', line)]
+    whole, memory = sum(x.nbytes for x in jax.tree.leaves(cache)), program.memory_analysis()
+    assert memory.alias_size_in_bytes >= whole  # donated: updated in place
+    assert memory.temp_size_in_bytes < (whole / 4 if span == 512 else 1.1 * whole)
 
 
 def test_misuse_is_refused_and_harmless():

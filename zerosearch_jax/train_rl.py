@@ -23,7 +23,7 @@ from zerosearch_jax import metrics, progress, report, roles, settings, sharding,
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import rows
 from zerosearch_jax.generate.engine import Engine
-from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.models import attention, lora, transformer
 from zerosearch_jax.rl import advantages, losses, step
 from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import Curriculum, noise_probability
@@ -126,13 +126,15 @@ class Trainer:
         self.mesh = sharding.make_mesh(cfg.mesh)
         self._load_questions()
         self._load_models()
-        self._build_learner()
+        form = self._build_learner()
         trained = sum(x.size for x in jax.tree.leaves(self.state.params)) / 1e6
         whole = transformer.num_parameters(self.model.cfg) / 1e6
         progress.say(
             f'{cfg.policy.model} ({whole:.1f} M weights): {trained:.1f} M weights trained on '
             f'{len(self.train_questions)} questions, {len(self.test_questions)} held out; '
-            f'mesh {"x".join(map(str, self.mesh.devices.shape))} of {jax.devices()[0].device_kind}'
+            f'mesh {"x".join(map(str, self.mesh.devices.shape))} of {jax.devices()[0].device_kind}; '
+            f'{self.policy_engine.slots} slots of {self.policy_engine.capacity} tokens; '
+            f'{form.name} attention ({form.reason})'
         )
 
     def _load_questions(self):
@@ -157,17 +159,20 @@ class Trainer:
         self.trainable = roles.trainable(self.model, cfg.policy, mesh, cfg.seed)
         self.policy_engine = self._engine(
             self.model,
-            slots=cfg.rollout.slots,
+            cfg.rollout,
             capacity=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
             stops=prompts.STOP_STRINGS,
             dtype=cfg.policy.dtype,
         )
 
-    def _engine(self, model: roles.Model, *, slots: int, capacity: int, stops: tuple[str, ...], dtype: str) -> Engine:
+    def _engine(
+        self, model: roles.Model, size: RolloutConfig | SimulatorConfig, *, capacity: int, stops, dtype: str
+    ) -> Engine:
         return Engine(
             model.cfg,
             self.mesh,
-            slots=slots,
+            slots=size.slots,
+            cache_bytes=int(size.cache_gib * 2**30) or None,
             capacity=capacity,
             stop=stop.compile_table(stops, model.token_bytes),
             eos_ids=model.tokenizer.eos_ids,
@@ -182,19 +187,18 @@ class Trainer:
         if cfg.adapter:
             params = lora.combine(params, roles.load_adapter(cfg.adapter, self.simulator.cfg, self.mesh))
         capacity = cfg.prompt_tokens + cfg.max_tokens
-        self.simulator_engine = self._engine(
-            self.simulator, slots=cfg.slots, capacity=capacity, stops=(), dtype=cfg.dtype
-        )
+        self.simulator_engine = self._engine(self.simulator, cfg, capacity=capacity, stops=(), dtype=cfg.dtype)
         self.simulator_engine.load(params, temperature=cfg.temperature)
 
-    def _build_learner(self):
+    def _build_learner(self) -> attention.Choice:
         rl, mesh = self.cfg.rl, self.mesh
         tx = state.optimizer(self.cfg.optimizer, rl.steps)
         self.places = state.state_shardings(self.trainable.layout, tx, mesh)
         # the reference is the initial policy; a copy, because the state's buffers are donated
         initial = self.trainable.params
         self.reference = jax.tree.map(lambda x: x.copy(), initial) if rl.kl else None
-        self.compute = losses.Compute(self.cfg.policy.dtype, rl.remat, rl.chunk)
+        form = attention.choose(self.model.cfg, self.cfg.policy.dtype, mesh)
+        self.compute = losses.Compute(self.cfg.policy.dtype, rl.remat, rl.chunk, form.name)
         self.update = step.make_update(
             self.model.cfg,
             tx,
@@ -206,6 +210,7 @@ class Trainer:
         with jax.set_mesh(mesh):
             self.state = state.create(initial, tx, self.places)
         self.trainable = dataclasses.replace(self.trainable, params={})  # now owned by the state
+        return form
 
     def policy_params(self) -> dict:
         return lora.combine(self.trainable.frozen, self.state.params)

@@ -19,7 +19,7 @@ import numpy as np
 from zerosearch_jax import metrics, progress, roles, settings, sharding, state
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import rows
-from zerosearch_jax.models import weights
+from zerosearch_jax.models import attention, weights
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.search import demos
 from zerosearch_jax.search.engines import BM25
@@ -111,19 +111,17 @@ def _batch(cfg: Config, sequences: list[TokenSequence]) -> Batch:
     )
 
 
-def _held_out_loss(cfg: Config, model: roles.Model, params: dict, frozen: dict, held_out: list[TokenSequence]) -> float:
+def _held_out_loss(
+    cfg: Config, model: roles.Model, compute: losses.Compute, params: dict, frozen: dict, held_out: list[TokenSequence]
+) -> float:
     """Mean negative log-likelihood of a held-out token."""
     total, weight = 0.0, 0.0
     for start in range(0, len(held_out), cfg.sft.batch):
         batch = _batch(cfg, held_out[start : start + cfg.sft.batch])
-        logprobs = step.score(params, frozen, batch, 1.0, cfg=model.cfg, compute=_compute(cfg))
+        logprobs = step.score(params, frozen, batch, 1.0, cfg=model.cfg, compute=compute)
         total -= float(jnp.sum(logprobs * batch.weights))
         weight += float(batch.weights.sum())
     return total / weight
-
-
-def _compute(cfg: Config) -> losses.Compute:
-    return losses.Compute(cfg.model.dtype, cfg.sft.remat, cfg.sft.chunk)
 
 
 def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
@@ -136,7 +134,9 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
     places = state.state_shardings(split.layout, tx, mesh)
     sequences = demonstrations(cfg, model)
     taught, held_out = sequences[: cfg.demos.count], sequences[cfg.demos.count :]
-    update = step.make_update(model.cfg, tx, places, None, _compute(cfg))
+    form = attention.choose(model.cfg, cfg.model.dtype, mesh).name
+    compute = losses.Compute(cfg.model.dtype, cfg.sft.remat, cfg.sft.chunk, form)
+    update = step.make_update(model.cfg, tx, places, None, compute)
     with (
         jax.set_mesh(mesh),
         contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints,
@@ -154,7 +154,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
                 row = {f'loss/{name}': float(value) for name, value in measured.items()}
                 row['speed/tokens_per_second'] = float((batch.segments > 0).sum()) / (time.perf_counter() - began)
                 if held_out and (number % cfg.sft.evaluate_every == 0 or number == cfg.sft.steps):
-                    row['loss/held_out'] = _held_out_loss(cfg, model, current.params, split.frozen, held_out)
+                    row['loss/held_out'] = _held_out_loss(cfg, model, compute, current.params, split.frozen, held_out)
                 writer.write(number, row)
                 checkpoints.save(number, current, {'step': number})
                 line = '  '.join(f'{name.split("/")[1]} {row[name]:.3f}' for name in row if name in _SHOWN)

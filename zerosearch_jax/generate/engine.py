@@ -26,7 +26,7 @@ from zerosearch_jax.text.stop import StopTable
 
 EXTEND_ROWS = (1, 2, 4, 8)  # slots that one call of `extend` writes: a few sizes bound the number of compiled programs
 EXTEND_WIDTH = 128  # tokens a slot in one call
-SPAN_STEP = 256  # decode reads the cache up to a multiple of this
+SPAN_STEP = 128  # decode reads the cache up to a multiple of this
 FEW = 4  # where no more than slots / FEW decode, only so many rows are computed: the stragglers' share of a rollout
 
 
@@ -72,6 +72,7 @@ class Engine:
       cfg: the model.
       mesh: the mesh that its weights live on.
       slots: generations that can be live at once; a multiple of data x fsdp.
+      cache_bytes: of memory a device for the cache; fewer slots are given where not all fit. None: no limit.
       capacity: tokens a slot can hold, prompt and observations included.
       stop: automaton of the stop strings.
       eos_ids: tokens that end a generation.
@@ -89,20 +90,32 @@ class Engine:
         capacity: int,
         stop: StopTable,
         eos_ids: tuple[int, ...],
+        cache_bytes: int | None = None,
         steps: int = 16,
         truncation: Truncation = FULL_SUPPORT,
         dtype=jnp.float32,
     ):
-        self.cfg, self.mesh, self.slots, self.steps = cfg, mesh, slots, steps
+        self.cfg, self.mesh, self.steps = cfg, mesh, steps
         self.capacity = -(-capacity // SPAN_STEP) * SPAN_STEP
+        self.slots = slots if cache_bytes is None else min(slots, self._slots_in(cache_bytes, dtype))
         self.decoded_tokens = self.prefilled_tokens = 0
         self._stop, self._eos_ids, self._truncation, self._dtype = stop, eos_ids, truncation, dtype
         self._stop_table = jnp.asarray(stop.table)
         with jax.set_mesh(mesh):
-            self._cache = kv.create(cfg, mesh, slots, self.capacity, dtype)
+            self._cache = kv.create(cfg, mesh, self.slots, self.capacity, dtype)
         self._params: dict | None = None
         self._temperature = 1.0
         self._clear()
+
+    def _slots_in(self, cache_bytes: int, dtype) -> int:
+        """Slots that fit, with the copy that decoding makes of all spans but the last."""
+        one = kv.slot_bytes(self.cfg, self.mesh, 2 * self.capacity - SPAN_STEP, dtype)
+        slots = cache_bytes // one * self.mesh.shape['data'] * self.mesh.shape['fsdp']
+        if not slots:
+            raise ValueError(
+                f'no slot of {self.capacity} tokens fits {cache_bytes / 2**30:.3g} GiB: it needs {one / 2**30:.3g} GiB'
+            )
+        return slots
 
     def _clear(self):
         self._rows = programs.idle_rows(self.slots)

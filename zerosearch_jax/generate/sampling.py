@@ -38,9 +38,14 @@ def sample(
       (temperature 1 where it is 0): exactly what the trainer computes.
     """
     scaled_BxV = logits_BxV.astype(jnp.float32) / jnp.where(temperature > 0, temperature, 1.0)
-    kept_BxV = truncate(scaled_BxV, truncation)
-    drawn_B = inverse_cdf(jax.nn.softmax(kept_BxV, axis=-1), uniforms_B)
-    tokens_B = jnp.where(temperature > 0, drawn_B, jnp.argmax(scaled_BxV, axis=-1)).astype(jnp.int32)
+
+    def draw():
+        return inverse_cdf(jax.nn.softmax(truncate(scaled_BxV, truncation), axis=-1), uniforms_B)
+
+    def best():
+        return jnp.argmax(scaled_BxV, axis=-1).astype(jnp.int32)
+
+    tokens_B = jax.lax.cond(temperature > 0, draw, best)  # on CPU an argmax costs as much as the softmax
     chosen_B = jnp.take_along_axis(scaled_BxV, tokens_B[:, None], axis=-1)[:, 0]
     return tokens_B, chosen_B - jax.nn.logsumexp(scaled_BxV, axis=-1)
 

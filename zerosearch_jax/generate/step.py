@@ -19,8 +19,8 @@ import numpy as np
 
 from zerosearch_jax import prng
 from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation, sample
-from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models import attention, layers, lora, transformer
+from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.sharding import constrain
 from zerosearch_jax.text import stop
@@ -98,10 +98,10 @@ def extend(
 fork = jax.jit(kv.fork, donate_argnums=0)
 
 
-def _decode_one(params, cache: kv.KVCache, rows: Rows, cfg: ModelConfig, dtype, span: int):
+def _decode_one(params, cache: kv.KVCache, rows: Rows, cfg: ModelConfig, dtype):
     """Logits [B, V] for the position after each row's pending token, which is written into the cache."""
     slots_B = jnp.arange(rows.length.shape[0])
-    mask_BxS = jnp.arange(span)[None, :] <= rows.length[:, None]
+    mask_BxS = jnp.arange(cache.capacity)[None, :] <= rows.length[:, None]
     x = transformer.embed(params, rows.pending[:, None], dtype)
     new_k, new_v = [], []
     for layer, k_layer, v_layer in zip(_layer_list(params, cfg), cache.k, cache.v, strict=True):
@@ -110,7 +110,7 @@ def _decode_one(params, cache: kv.KVCache, rows: Rows, cfg: ModelConfig, dtype, 
             keys_BxKxExS, values_BxKxSxE = kv.write(k_layer, v_layer, slots_B, rows.length, k[:, 0], v[:, 0])
             new_k.append(keys_BxKxExS)
             new_v.append(values_BxKxSxE)
-            return attention.decode_attention(q, keys_BxKxExS[..., :span], values_BxKxSxE[:, :, :span], mask_BxS)
+            return attention.decode_attention(q, keys_BxKxExS, values_BxKxSxE, mask_BxS)
 
         x = transformer.block(layer, x, rows.length[:, None], cfg, attend)
     x = layers.rms_norm(x, params['final_norm'], cfg.norm_eps)
@@ -142,8 +142,7 @@ def decode(
 
     A row ends at exactly the token that completes a stop string, at an end-of-sequence token, or when its budget is
     spent. `span` bounds the cache positions that are read: every length + steps must be at most `span`, idle rows
-    excepted. `slots_B` are the distinct slots of the rows, whose part of the cache is copied out and back; None: the
-    rows are all the slots, and the cache is updated in place.
+    excepted. `slots_B` are the distinct slots of the rows; None: the rows are all the slots.
 
     Returns:
       cache, rows, tokens int32 [B, steps], log-probs float32 [B, steps], counts int32 [B].
@@ -152,7 +151,7 @@ def decode(
     def one(carry):
         i, cache, rows, tokens, logprobs, counts = carry
         active = rows.budget > 0
-        logits, cache = _decode_one(params, cache, rows, cfg, dtype, span)
+        logits, cache = _decode_one(params, cache, rows, cfg, dtype)
         uniforms = prng.position_uniforms(rows.key, rows.length + 1)
         token, logprob = sample(logits, uniforms, temperature, truncation)
         state = stop.advance(stop_table_SxV, rows.stop_state, token)
@@ -169,11 +168,12 @@ def decode(
         return i + 1, cache, rows, tokens, logprobs, counts + active
 
     whole, count = cache, rows.length.shape[0]
-    if slots_B is not None:
+    in_place = slots_B is None and span == cache.capacity
+    if not in_place:  # one copy out and one back, where reading a part of an array would copy it in every step
         cache = kv.take(whole, slots_B, span)
     empty = jnp.zeros((count, steps), jnp.int32), jnp.zeros((count, steps), jnp.float32), jnp.zeros(count, jnp.int32)
     carry = jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[2].budget > 0), one, (0, cache, rows, *empty))
     _, cache, *small = carry
-    if slots_B is not None:
+    if not in_place:
         cache = kv.put(whole, cache, slots_B)
     return cache, *jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), tuple(small))

@@ -32,7 +32,7 @@ def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh) -> Choice:
     if dtype not in (jnp.bfloat16, jnp.float16):
         return Choice('chunked', f'cuDNN attention has no {dtype}')
     if cfg.head_dim % 8 or cfg.head_dim > 128:
-        return Choice('chunked', f'cuDNN attention wants a head size of at most 128, a multiple of 8; not {cfg.head_dim}')
+        return Choice('chunked', f'cuDNN attention has no head size {cfg.head_dim}: multiples of 8 up to 128')
     if cfg.num_kv_heads % mesh.shape['tensor']:
         return Choice('chunked', f'{cfg.num_kv_heads} key-value heads are not split over tensor={mesh.shape["tensor"]}')
     return Choice('cudnn', f'{dtype} on a GPU: a fused kernel')

@@ -37,6 +37,12 @@ def axes(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[str | None, ...]:
     return ('batch', 'kv_heads' if cfg.num_kv_heads % mesh.shape['tensor'] == 0 else None, None, None)
 
 
+def slot_bytes(cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
+    """Bytes of one slot on each of the devices that hold a part of it."""
+    heads = cfg.num_kv_heads // (mesh.shape['tensor'] if axes(cfg, mesh)[1] else 1)
+    return 2 * cfg.num_layers * heads * cfg.head_dim * capacity * jnp.dtype(dtype).itemsize
+
+
 def create(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: int, dtype=jnp.float32) -> KVCache:
     """An empty cache, born sharded. `slots` must be a multiple of the mesh's data x fsdp."""
     rows = mesh.shape['data'] * mesh.shape['fsdp']
@@ -71,14 +77,15 @@ def fork(cache: KVCache, sources_R: jax.Array, targets_R: jax.Array) -> KVCache:
     return jax.tree.map(lambda x: x.at[targets_R].set(x[sources_R], mode='drop'), cache)
 
 
-def take(cache: KVCache, slots_N: jax.Array, span: int) -> KVCache:
-    """A copy of the first `span` positions of the listed slots, as a cache of N slots."""
-    return KVCache(tuple(k[slots_N, :, :, :span] for k in cache.k), tuple(v[slots_N, :, :span] for v in cache.v))
+def take(cache: KVCache, slots_N: jax.Array | None, span: int) -> KVCache:
+    """A copy of the first `span` positions of the listed slots, as a cache of N slots; None: of all slots."""
+    rows = slice(None) if slots_N is None else slots_N
+    return KVCache(tuple(k[rows, :, :, :span] for k in cache.k), tuple(v[rows, :, :span] for v in cache.v))
 
 
-def put(cache: KVCache, part: KVCache, slots_N: jax.Array) -> KVCache:
+def put(cache: KVCache, part: KVCache, slots_N: jax.Array | None) -> KVCache:
     """Writes what `take` has copied back to its slots, which are distinct."""
-    span = part.capacity
-    keys = (k.at[slots_N, :, :, :span].set(p) for k, p in zip(cache.k, part.k, strict=True))
-    values = (v.at[slots_N, :, :span].set(p) for v, p in zip(cache.v, part.v, strict=True))
+    rows, span = slice(None) if slots_N is None else slots_N, part.capacity
+    keys = (k.at[rows, :, :, :span].set(p) for k, p in zip(cache.k, part.k, strict=True))
+    values = (v.at[rows, :, :span].set(p) for v, p in zip(cache.v, part.v, strict=True))
     return KVCache(tuple(keys), tuple(values))

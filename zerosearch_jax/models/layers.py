@@ -14,6 +14,14 @@ import jax.numpy as jnp
 from zerosearch_jax.models.config import ModelConfig, RopeScaling
 
 
+def last_sum(x: jax.Array) -> jax.Array:
+    """Sum over the last dimension as a product with ones: on CPU many times faster than a sum that XLA fuses.
+
+    Float32 at highest precision, where an accelerator would round its factors.
+    """
+    return jnp.matmul(x, jnp.ones(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last dimension, computed in float32; `weight` has that dimension alone."""
     return _scaled(_normalized(x, eps), weight.astype(x.dtype))
@@ -21,19 +29,19 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 def _normalized(x: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)).astype(x.dtype)
+    mean_square = last_sum(jnp.square(x32))[..., None] / x.shape[-1]
+    return (x32 * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype)
 
 
 @jax.custom_vjp
 def _scaled(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x * weight along the last dimension; the weight's gradient is a matrix product, on CPU far faster than a sum."""
+    """x * weight along the last dimension, with a weight's gradient as `last_sum` has it."""
     return x * jax.lax.expand_dims(weight, range(x.ndim - 1))
 
 
 def _scaled_backward(residuals, g):
     x, weight = residuals
-    terms = (g * x).reshape(-1, x.shape[-1])
-    return _scaled(g, weight), jnp.ones(len(terms), x.dtype) @ terms
+    return _scaled(g, weight), last_sum((g * x).reshape(-1, x.shape[-1]).T)
 
 
 _scaled.defvjp(lambda x, weight: (_scaled(x, weight), (x, weight)), _scaled_backward)

@@ -35,7 +35,8 @@ class RolloutConfig:
     prompt_tokens: int = 256
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were never shown a chat template
     temperature: float = 1.0
-    slots: int = 16
+    slots: int = 16  # episodes that run at once
+    cache_gib: float = 0.0  # of a device's memory for their cache: fewer slots if not all fit; 0: no limit
     decode_steps: int = 16  # tokens decoded between two looks of the host
 
 

@@ -54,6 +54,7 @@ class SimulatorConfig:
     temperature: float = 0.8
     attempts: int = 3  # generations at most before the search counts as failed
     slots: int = 16
+    cache_gib: float = 0.0  # as config.rollout.cache_gib
 
 
 class SimulatedSearch:
