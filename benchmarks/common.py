@@ -21,6 +21,13 @@ from zerosearch_jax.models.config import PRESETS, ModelConfig
 from zerosearch_jax.text.tokenizer import byte_tokenizer
 
 MODEL = 'smollm2-135m-instruct'
+COMPILED: list[float] = []  # seconds of each program compiled by this process
+
+
+@jax.monitoring.register_event_duration_secs_listener
+def _count_compilations(event: str, seconds: float, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+        COMPILED.append(seconds)
 
 
 def parser(doc: str, *, repeats: int = 3) -> argparse.ArgumentParser:
@@ -96,6 +103,8 @@ def emit(name: str, **figures):
         'device': jax.devices()[0].device_kind,
         'cores': os.cpu_count(),
         'jax': jax.__version__,
+        'compiled': len(COMPILED),
+        'compile_seconds': sum(COMPILED),
         'load': round(os.getloadavg()[0], 2),
         'peak_gib': (memory or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**30,
     }

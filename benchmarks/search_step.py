@@ -2,9 +2,14 @@
 
 python -m benchmarks.search_step
 
-The quickstart's configuration and adapters, with `--questions` x `--group` trajectories of real length.
+The quickstart's configuration and adapters, with `--questions` x `--group` trajectories of real length. `--record`
+writes what the last step did, for benchmarks.peers.transformers_search to do the same work.
 """
 
+import collections
+import itertools
+import json
+import pathlib
 import time
 
 import jax
@@ -13,6 +18,8 @@ import numpy as np
 from benchmarks import common
 from configs import quickstart
 from zerosearch_jax import train_rl
+from zerosearch_jax.search import prompts
+from zerosearch_jax.text.trajectory import Kind, flatten
 
 
 def main():
@@ -21,16 +28,22 @@ def main():
     parser.add_argument('--group', type=int, default=8)
     parser.add_argument('--slots', type=int, default=16, help='of each engine')
     parser.add_argument('--row', type=int, default=768, help='tokens of a row of the update')
+    parser.add_argument('--lora-rank', type=int, default=8, help='of the policy; 0: all weights are trained')
+    parser.add_argument('--kl', type=float, default=0.001, help='0: no reference policy')
+    parser.add_argument('--record', type=pathlib.Path, help='JSON file')
     args = parser.parse_args()
     config = quickstart.get_config()
     config.evaluation.questions = 0
     config.rollout.update(questions=args.questions, group=args.group, slots=args.slots)
     config.simulator.slots = args.slots
-    config.rl.row_length = args.row
+    config.rl.update(row_length=args.row, kl=args.kl)
+    config.policy.lora_rank = args.lora_rank
     trainer = train_rl.Trainer(train_rl.parse(config), None)
     trainer.load_simulator()
     clocks = {'policy': clock(trainer.policy_engine), 'simulator': clock(trainer.simulator_engine)}
+    simulated = listen(trainer.simulator_engine)
     for repeat in range(args.repeats + 1):
+        simulated.clear()
         counted = {name: (engine.decoded_tokens, engine.prefilled_tokens) for name, (engine, _) in clocks.items()}
         for _, seconds in clocks.values():
             seconds.clear()
@@ -49,6 +62,8 @@ def main():
                 f'{name}_decoded': engine.decoded_tokens - decoded,
                 f'{name}_prefilled': engine.prefilled_tokens - prefilled,
             }
+        if args.record:
+            args.record.write_text(json.dumps(recorded(trajectories, simulated, trainer)))
         common.emit(
             f'search step, {args.questions} x {args.group}',
             seconds=ended - began,
@@ -74,6 +89,50 @@ def clock(engine):
 
     engine.step = step
     return engine, seconds
+
+
+def listen(engine) -> dict[tuple, list]:
+    """Receives the prompt and the number of tokens of every generation, a list for each handle."""
+    seen, open_, run = collections.defaultdict(list), engine.open, engine.step
+
+    def opened(request):
+        seen[request.handle].append([request.prompt, 0])
+        open_(request)
+
+    def step():
+        stopped = run()
+        for generation in stopped:
+            seen[generation.handle][-1][1] = len(generation.tokens)
+        return stopped
+
+    engine.open, engine.step = opened, step
+    return seen
+
+
+def recorded(trajectories, simulated: dict[tuple, list], trainer: train_rl.Trainer) -> dict:
+    """The lengths and texts that decide how much work the rollout is, turn by turn."""
+    turns, notice = [], trainer.model.tokenizer.encode(prompts.INVALID_NOTICE)
+    for trajectory in trajectories:
+        generations = iter(simulated[(trajectory.question.id, trajectory.sample)])
+        searches, own = iter(trajectory.searches), []
+        for kind, segments in itertools.groupby(trajectory.segments[1:], lambda s: s.kind):
+            tokens = [int(token) for s in segments for token in s.tokens]
+            if kind is Kind.ACTION:
+                own.append({'action': len(tokens), 'observation': [], 'simulator_prompt': None, 'simulator_tokens': 0})
+                continue
+            own[-1]['observation'] = tokens
+            if tokens != list(notice):
+                search = next(searches)
+                prompt, length = list(itertools.islice(generations, search.attempts))[-1]
+                own[-1] |= {'simulator_prompt': list(map(int, prompt)), 'simulator_tokens': length}
+        turns.append(own)
+    flat = [flatten(t.segments) for t in trajectories]
+    return {
+        'turn_tokens': trainer.cfg.rollout.turn_tokens,
+        'prompts': [list(map(int, t.segments[0].tokens)) for t in trajectories],
+        'turns': turns,
+        'trajectories': [{'tokens': f.tokens.tolist(), 'weights': f.weights.tolist()} for f in flat],
+    }
 
 
 if __name__ == '__main__':

@@ -6,14 +6,17 @@ python -m benchmarks.update
 included), nothing for recomputation.
 """
 
+import json
+import pathlib
+
 import jax
 import numpy as np
 
 from benchmarks import common
 from zerosearch_jax import sharding, state
-from zerosearch_jax.models import transformer
+from zerosearch_jax.models import attention, transformer
 from zerosearch_jax.rl import losses, step
-from zerosearch_jax.text.trajectory import Kind, Segment, flatten, pack, padding_share
+from zerosearch_jax.text.trajectory import Kind, Segment, TokenSequence, flatten, pack, padding_share
 
 OBSERVATION, PROMPT = 150, 115
 
@@ -25,11 +28,16 @@ def main():
     parser.add_argument('--micro', type=int, default=1, help='rows a micro-batch')
     parser.add_argument('--remat', default='none', choices=transformer.REMAT_POLICIES)
     parser.add_argument('--groups', type=int, default=4, help='groups of 8 search trajectories in the packed batch')
+    parser.add_argument('--row', type=int, default=0, help='tokens a packed row; 0: three times --length')
+    parser.add_argument('--trajectories', type=pathlib.Path, help='pack these (search_step --record) instead')
     args = parser.parse_args()
     mesh = sharding.make_mesh()
     model = common.load_model(args.model, mesh)
     measure('update, full rows', model, mesh, args, full_rows(model.cfg, args))
-    measure('update, packed trajectories', model, mesh, args, packed(model.cfg, args))
+    made = read(args.trajectories) if args.trajectories else invented(model.cfg, args)
+    advantages, row = np.random.default_rng(0).normal(size=len(made)), args.row or 3 * args.length
+    batch = pack(made, advantages, row_length=row, rows_per_micro=args.micro)
+    measure('update, packed trajectories', model, mesh, args, batch)
 
 
 def full_rows(cfg, args):
@@ -38,7 +46,17 @@ def full_rows(cfg, args):
     return pack(rows, np.ones(args.rows), row_length=args.length, rows_per_micro=args.micro)
 
 
-def packed(cfg, args):
+def read(path: pathlib.Path) -> list[TokenSequence]:
+    """Trajectories of a file; what comes before the first action but one token may be shared."""
+    made = []
+    for row in json.loads(path.read_text()):
+        weights = np.array(row['weights'], np.float32)
+        tokens, prefix = np.array(row['tokens'], np.int32), int(weights.argmax()) - 1
+        made.append(TokenSequence(tokens, weights, np.zeros_like(weights), prefix))
+    return made
+
+
+def invented(cfg, args) -> list[TokenSequence]:
     """Search trajectories of one to four actions, with a long and random spread of lengths."""
     rng = np.random.default_rng(0)
 
@@ -56,18 +74,16 @@ def packed(cfg, args):
                     Segment(Kind.ACTION, ids(rng.integers(30, 60))),
                 ]
             made.append(flatten(segments))
-    return pack(made, rng.normal(size=len(made)), row_length=3 * args.length, rows_per_micro=args.micro)
+    return made
 
 
 def measure(name: str, model, mesh, args, batch):
     layout, tx = transformer.layout(model.cfg), state.optimizer(state.OptimizerConfig(learning_rate=1e-6), 100)
     places = state.state_shardings(layout, tx, mesh)
-    compute = losses.Compute(args.dtype, args.remat)
+    compute = losses.Compute(args.dtype, args.remat, attention=attention.choose(model.cfg, args.dtype, mesh).name)
     update = step.make_update(model.cfg, tx, places, losses.LossConfig(kl=0.0), compute)
     with jax.set_mesh(mesh):
         current = state.create(jax.tree.map(lambda x: x.copy(), model.params), tx, places)
-        old = step.score(current.params, {}, batch, 1.0, cfg=model.cfg, compute=compute)
-        batch = batch.replace(old_logprobs=np.asarray(old))
 
         def once():
             nonlocal current
@@ -89,6 +105,7 @@ def measure(name: str, model, mesh, args, batch):
         share=common.spread([1e-9 * work / t / limits['gflops'] for t in times]),
         tokens=used,
         padding=padding_share(batch),
+        attention=compute.attention,
         limits=limits,
     )
 

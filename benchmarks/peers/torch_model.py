@@ -1,0 +1,37 @@
+"""The model in transformers, in float32 on all cores, and generation without an end from rows of any length."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+def load(path: pathlib.Path):
+    torch.set_num_threads(os.cpu_count())  # its default leaves out hyperthreads
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation='sdpa')
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def random_rows(model, rows: int, length: int) -> list[list[int]]:
+    made = torch.randint(1, model.config.vocab_size - 1, (rows, length), generator=torch.Generator().manual_seed(0))
+    return made.tolist()
+
+
+@torch.inference_mode()
+def generate(model, rows: list[list[int]], new: int) -> list[list[int]]:
+    """Samples exactly `new` tokens after every row from the whole distribution; rows are padded on the left."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    model.eval()
+    written = model.generate(
+        tokens, attention_mask=mask, max_new_tokens=new, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+    )
+    assert written.shape[1] == width + new
+    return written[:, width:].tolist()
