@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.machine import cpu
 from zerosearch_jax import roles, sharding
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS, ModelConfig
@@ -100,7 +101,7 @@ def emit(name: str, **figures):
     """One JSON line: the figure's name, its values, and on what it was measured."""
     memory = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
     where = {
-        'device': jax.devices()[0].device_kind,
+        'device': cpu() if jax.default_backend() == 'cpu' else jax.devices()[0].device_kind,
         'cores': os.cpu_count(),
         'jax': jax.__version__,
         'compiled': len(COMPILED),

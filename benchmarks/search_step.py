@@ -26,7 +26,7 @@ def main():
     parser = common.parser(__doc__, repeats=1)
     parser.add_argument('--questions', type=int, default=8)
     parser.add_argument('--group', type=int, default=8)
-    parser.add_argument('--slots', type=int, default=16, help='of each engine')
+    parser.add_argument('--slots', type=int, default=32, help='of each engine')
     parser.add_argument('--row', type=int, default=768, help='tokens of a row of the update')
     parser.add_argument('--lora-rank', type=int, default=8, help='of the policy; 0: all weights are trained')
     parser.add_argument('--kl', type=float, default=0.001, help='0: no reference policy')

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 
+from benchmarks.machine import cpu
+
 STEPS = 4
 
 
@@ -50,7 +52,8 @@ def run(directory: pathlib.Path, name: str) -> tuple[float, float]:
 
 
 def emit(cache: str, first: float, later: float):
-    print(json.dumps({'name': f'start-up, {cache} cache', 'seconds': round(first - later, 2), 'step': round(later, 2)}))
+    seconds = {'seconds': round(first - later, 2), 'step': round(later, 2)}
+    print(json.dumps({'name': f'start-up, {cache} cache', **seconds, 'device': cpu(), 'cores': os.cpu_count()}))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
-"""Writes the table of benchmarks/README.md from results files, one row a figure.
+"""Writes the tables of benchmarks/README.md from results files, one row a figure.
 
-python -m benchmarks.table benchmarks/results/cpu.jsonl
+python -m benchmarks.table benchmarks/results/cpu.jsonl benchmarks/results/peers.jsonl
+
+The lines of benchmarks.peers.run have a ratio and go to a table of their own. Of lines with one name the last counts.
 """
 
 import argparse
@@ -8,34 +10,61 @@ import json
 import pathlib
 
 README = pathlib.Path(__file__).with_name('README.md')
-BEGIN, END = '<!-- table: begin -->', '<!-- table: end -->'
-HEAD = '| figure | result | of the limit | peak memory | device |\n|---|---|---|---|---|'
+OWN = '| figure | result | of the limit | programs compiled | peak memory | device |\n|---|---|---|---|---|---|'
+PEERS = '| figure | ours | peer | ratio (extremes) | device |\n|---|---|---|---|---|'
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('results', type=pathlib.Path, nargs='+')
     args = parser.parse_args()
-    rows = [json.loads(line) for path in args.results for line in path.read_text().splitlines()]
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    README.write_text('\n'.join([before + BEGIN, HEAD, *map(table_row, rows), END + rest.split(END)[1]]))
+    README.write_text(filled(README.read_text(), args.results))
 
 
-def table_row(row: dict) -> str:
+def filled(text: str, results: list[pathlib.Path]) -> str:
+    """The README with the tables of these results."""
+    lines = [json.loads(line) for path in results for line in path.read_text().splitlines()]
+    rows = list({(row['name'], row.get('model'), row.get('device')): row for row in lines}.values())
+    text = replaced(text, 'table', OWN, [own(row) for row in rows if 'ratio' not in row])
+    return replaced(text, 'peers', PEERS, [beside(row) for row in rows if 'ratio' in row])
+
+
+def replaced(text: str, name: str, head: str, rows: list[str]) -> str:
+    """The text with other rows between the two comments of a table."""
+    begin, end = f'<!-- {name}: begin -->', f'<!-- {name}: end -->'
+    before, rest = text.split(begin)
+    return '\n'.join([before + begin, head, *rows, end + rest.split(end)[1]])
+
+
+def own(row: dict) -> str:
     share = f'{100 * row["share"]["median"]:.0f} %' if 'share' in row else ''
     memory = f'{row["peak_gib"]:.1f} GiB' if 'peak_gib' in row else ''
-    return f'| {row["name"]} | {result(row)} | {share} | {memory} | {row.get("device", "")} |'
+    compiled = f'{row["compiled"]} in {row["compile_seconds"]:.0f} s' if 'compiled' in row else ''
+    return f'| {row["name"]} | {result(row)} | {share} | {compiled} | {memory} | {row.get("device", "")} |'
 
 
 def result(row: dict) -> str:
     if 'tokens_per_second' in row:
-        rate = row['tokens_per_second']
-        return f'{rate["median"]:.0f} tokens/s ({rate["low"]:.0f}–{rate["high"]:.0f})'
+        return spread(row['tokens_per_second'], 'tokens/s')
     if 'rollout_seconds' in row:
         parts = ', '.join(f'{part} {row[f"{part}_seconds"]:.0f}' for part in ('policy', 'simulator', 'host', 'update'))
         return f'{row["seconds"]:.0f} s ({parts})'
+    if 'to_shallow' in row:
+        return f'{row["seconds"]:.1f} s, {row["to_shallow"]:.2f} x that of 4 layers'
     return f'{row["seconds"]:.1f} s'
+
+
+def beside(row: dict) -> str:
+    ratio = row['ratio']
+    figures = (spread(row[who], row['unit']) for who in ('ours', 'peer'))
+    extremes = f' ({ratio["low"]:.2f}–{ratio["high"]:.2f})' if row['rounds'] > 1 else ''
+    return f'| {row["name"]} | {" | ".join(figures)} | {ratio["median"]:.2f}{extremes} | {row["device"]} |'
+
+
+def spread(values: dict, unit: str) -> str:
+    """Median with its extremes, where they differ."""
+    low, median, high = (f'{values[name]:.3g}' for name in ('low', 'median', 'high'))
+    return f'{median} {unit}' if low == high else f'{median} {unit} ({low}–{high})'
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from benchmarks.all import HUGE_PAGES
+from benchmarks.machine import cpu
 from benchmarks.peers.common import spread
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -223,11 +224,6 @@ def run(command: list[str]) -> list[dict]:
 
 def log(text: str):
     print(f'{time.strftime("%H:%M:%S")} {text}', file=sys.stderr, flush=True)
-
-
-def cpu() -> str:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-    return next((line.split(': ')[1] for line in lines if line.startswith('model name')), 'unknown')
 
 
 if __name__ == '__main__':

@@ -87,9 +87,7 @@ def extend(
             keys_BxKxExS, values_BxKxSxE = kv.write(k_layer, v_layer, slots_R[:, None], targets_RxW, k, v)
             new_k.append(keys_BxKxExS)
             new_v.append(values_BxKxSxE)
-            keys_RxSxKxE = keys_BxKxExS[slots_R].transpose(0, 3, 1, 2).astype(q.dtype)
-            values_RxSxKxE = values_BxKxSxE[slots_R].transpose(0, 2, 1, 3).astype(q.dtype)
-            return attention.cache_attention(q, keys_RxSxKxE, values_RxSxKxE, mask_RxWxS)
+            return attention.cache_attention(q, keys_BxKxExS[slots_R], values_BxKxSxE[slots_R], mask_RxWxS)
 
         x = transformer.block(layer, x, positions_RxW, cfg, attend)
     return kv.KVCache(tuple(new_k), tuple(new_v))
@@ -101,7 +99,7 @@ fork = jax.jit(kv.fork, donate_argnums=0)
 def _decode_one(params, cache: kv.KVCache, rows: Rows, cfg: ModelConfig, dtype):
     """Logits [B, V] for the position after each row's pending token, which is written into the cache."""
     slots_B = jnp.arange(rows.length.shape[0])
-    mask_BxS = jnp.arange(cache.capacity)[None, :] <= rows.length[:, None]
+    mask_Bx1xS = jnp.arange(cache.capacity)[None, None, :] <= rows.length[:, None, None]
     x = transformer.embed(params, rows.pending[:, None], dtype)
     new_k, new_v = [], []
     for layer, k_layer, v_layer in zip(_layer_list(params, cfg), cache.k, cache.v, strict=True):
@@ -110,7 +108,7 @@ def _decode_one(params, cache: kv.KVCache, rows: Rows, cfg: ModelConfig, dtype):
             keys_BxKxExS, values_BxKxSxE = kv.write(k_layer, v_layer, slots_B, rows.length, k[:, 0], v[:, 0])
             new_k.append(keys_BxKxExS)
             new_v.append(values_BxKxSxE)
-            return attention.decode_attention(q, keys_BxKxExS, values_BxKxSxE, mask_BxS)
+            return attention.cache_attention(q, keys_BxKxExS, values_BxKxSxE, mask_Bx1xS)
 
         x = transformer.block(layer, x, rows.length[:, None], cfg, attend)
     x = layers.rms_norm(x, params['final_norm'], cfg.norm_eps)

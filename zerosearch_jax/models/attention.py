@@ -147,23 +147,16 @@ _attend.defvjp(_attend_forward, _attend_backward)
 TRAINING = {'chunked': _chunked, 'cudnn': _cudnn}
 
 
-def cache_attention(q_BxTxHxE: jax.Array, k_BxSxKxE: jax.Array, v_BxSxKxE: jax.Array, mask_BxTxS: jax.Array):
-    """Grouped-query attention under a boolean mask (True: may attend); softmax in float32. Returns [B, T, H * E]."""
-    b, t, h, e = q_BxTxHxE.shape
-    out = jax.nn.dot_product_attention(q_BxTxHxE, k_BxSxKxE, v_BxSxKxE, mask=mask_BxTxS[:, None])
-    return out.reshape(b, t, h * e)
+def cache_attention(q_BxTxHxE: jax.Array, k_BxKxExS: jax.Array, v_BxKxSxE: jax.Array, mask_BxTxS: jax.Array):
+    """Attention of queries against their rows' cache (True: may attend); softmax in float32. Returns [B, T, H * E].
 
-
-def decode_attention(q_Bx1xHxE: jax.Array, k_BxKxExS: jax.Array, v_BxKxSxE: jax.Array, mask_BxS: jax.Array):
-    """Attention of one query a row against its cache; softmax in float32. Returns [B, 1, H * E].
-
-    A decode step is bound by reading the cache, and both products read it along its last axis
+    A decode step (T = 1) is bound by reading the cache, and both products read it along its last axis
     (benchmarks/decode_attention.py).
     """
-    b, _, h, e = q_Bx1xHxE.shape
+    b, t, h, e = q_BxTxHxE.shape
     kv_heads = k_BxKxExS.shape[1]
-    q_BxKxGxE = q_Bx1xHxE.reshape(b, kv_heads, h // kv_heads, e) * e**-0.5
-    scores_BxKxGxS = jnp.einsum('bkge,bkes->bkgs', q_BxKxGxE, k_BxKxExS, preferred_element_type=jnp.float32)
-    weights_BxKxGxS = jax.nn.softmax(jnp.where(mask_BxS[:, None, None], scores_BxKxGxS, MASKED), axis=-1)
-    out_BxKxGxE = jnp.einsum('bkgs,bkse->bkge', weights_BxKxGxS.astype(v_BxKxSxE.dtype), v_BxKxSxE)
-    return out_BxKxGxE.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
+    q_BxKxGxTxE = (q_BxTxHxE * e**-0.5).reshape(b, t, kv_heads, h // kv_heads, e).transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum('bkgte,bkes->bkgts', q_BxKxGxTxE, k_BxKxExS, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask_BxTxS[:, None, None], scores, MASKED), axis=-1)
+    out_BxKxGxTxE = jnp.einsum('bkgts,bkse->bkgte', weights.astype(v_BxKxSxE.dtype), v_BxKxSxE)
+    return out_BxKxGxTxE.astype(q_BxTxHxE.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, h * e)

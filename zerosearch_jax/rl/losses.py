@@ -142,8 +142,8 @@ def _wanted_backward(chunk, kept, gradients):
     order = _Order.of(wanted_RxT, chunk)
     weights_DxV = head_DxV.astype(hidden_RxTxD.dtype)
     d_logprobs_RxT, d_entropies_RxT = (jnp.where(wanted_RxT, g, 0.0) for g in gradients)
-    tokens = hidden_RxTxD, targets_RxT, d_logprobs_RxT, d_entropies_RxT
-    tokens = *map(order.apply, tokens), entropies_RxN, log_z_RxN
+    ordered = map(order.apply, (hidden_RxTxD, targets_RxT, d_logprobs_RxT, d_entropies_RxT))
+    tokens = *ordered, entropies_RxN, log_z_RxN
 
     def one(i, carry):
         d_hidden_RxNxD, d_head_DxV = carry
