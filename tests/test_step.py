@@ -247,3 +247,16 @@ def test_with_an_adapter_only_the_adapter_is_trained():
     assert metrics['loss'] == pytest.approx(whole_metrics['loss'], rel=1e-4)
     expected = np.einsum('lio,lro->lir', whole['layers']['gate'], adapter['layers']['gate_lora_b'])
     np.testing.assert_allclose(gradients['layers']['gate_lora_a'], expected, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize('rank', [0, 2])
+def test_the_gradient_of_a_frozen_head_is_not_computed(rank):
+    """It would be a third of the work on the logits: the compiled loop over chunks has it only if the head is trained."""
+    update, places = updater(rank=rank)
+    layout = lora.layout(TINY, rank) if rank else transformer.layout(TINY)
+    params = sharding.abstract(layout, MESH)
+    current = state.TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(SGD.init, params))
+    frozen = sharding.abstract(transformer.layout(TINY), MESH) if rank else {}
+    with jax.set_mesh(MESH):
+        compiled = update.lower(current, frozen, packed(4)).compile().as_text()
+    assert ('rcd,rcv->dv' in compiled) == (rank == 0)

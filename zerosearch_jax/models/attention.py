@@ -121,7 +121,7 @@ def _attend_backward(kept, d_out_BxKxGxTxE):
     barrier, dtype = jax.lax.optimization_barrier, q_BxKxGxTxE.dtype
     d_out_BxKxGxTxE = barrier(d_out_BxKxGxTxE)
     b, k, _, t, e = q_BxKxGxTxE.shape
-    inner = jnp.sum((d_out_BxKxGxTxE * out_BxKxGxTxE).astype(jnp.float32), axis=-1, keepdims=True)
+    inner = jnp.sum(d_out_BxKxGxTxE.astype(jnp.float32) * out_BxKxGxTxE, axis=-1, keepdims=True)
     d_queries, d_keys_BxKxExT = [], jnp.zeros((b, k, e, t), jnp.float32)
     d_values_BxKxExT = d_keys_BxKxExT
     for start, end in _chunks(t):
