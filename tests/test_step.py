@@ -251,8 +251,8 @@ def test_with_an_adapter_only_the_adapter_is_trained():
 
 @pytest.mark.parametrize('rank', [0, 2])
 def test_the_gradient_of_a_frozen_head_is_not_computed(rank):
-    """It would be a third of the work on the logits: the compiled loop over chunks has it only if the head is trained."""
-    update, places = updater(rank=rank)
+    """A quarter of the products with the head: the compiled loop over chunks has it only if the head is trained."""
+    update, _ = updater(rank=rank)
     layout = lora.layout(TINY, rank) if rank else transformer.layout(TINY)
     params = sharding.abstract(layout, MESH)
     current = state.TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(SGD.init, params))

@@ -27,7 +27,7 @@ from zerosearch_jax.text.stop import StopTable
 EXTEND_ROWS = (1, 2, 4, 8)  # slots that one call of `extend` writes: a few sizes bound the number of compiled programs
 EXTEND_WIDTH = 128  # tokens a slot in one call
 SPAN_STEP = 128  # decode reads the cache up to a multiple of this
-FEW = 4  # where no more than slots / FEW decode, only so many rows are computed: the stragglers' share of a rollout
+SHARES = (4, 2)  # where no more than slots / 4, or / 2, decode, only so many rows are computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,10 +288,10 @@ class Engine:
 
     def _few(self, active: np.ndarray) -> np.ndarray | None:
         """The slots to compute if few are active, filled up with idle ones; None: all of them."""
-        count = self.slots // FEW
-        if not 0 < active.sum() <= count or self.mesh.shape['data'] * self.mesh.shape['fsdp'] > 1:
+        if self.mesh.shape['data'] * self.mesh.shape['fsdp'] > 1:
             return None
-        return np.sort(np.argsort(~active, kind='stable')[:count]).astype(np.int32)
+        count = next((self.slots // share for share in SHARES if active.sum() <= self.slots // share), None)
+        return None if count is None else np.sort(np.argsort(~active, kind='stable')[:count]).astype(np.int32)
 
     def _collect(self, slots_N, tokens_NxT, logprobs_NxT, counts_N) -> list[Stopped]:
         self.decoded_tokens += int(counts_N.sum())
