@@ -63,8 +63,12 @@ def beside(row: dict) -> str:
 
 def spread(values: dict, unit: str) -> str:
     """Median with its extremes, where they differ."""
-    low, median, high = (f'{values[name]:.3g}' for name in ('low', 'median', 'high'))
+    low, median, high = (short(values[name]) for name in ('low', 'median', 'high'))
     return f'{median} {unit}' if low == high else f'{median} {unit} ({low}–{high})'
+
+
+def short(value: float) -> str:
+    return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
 
 
 if __name__ == '__main__':
