@@ -24,12 +24,8 @@ def test_the_tables_are_those_of_the_committed_results():
 @pytest.mark.parametrize(
     'program, flags, names',
     [
-        (decode, ['--batches', '2', '--prompt', '9', '--new', '5'], ['decode, batch 2', 'prefill, batch 2']),
-        (
-            update,
-            ['--rows', '2', '--length', '256', '--groups', '1'],
-            ['update, full rows', 'update, packed trajectories'],
-        ),
+        (decode, '--batches 2 --prompt 9 --new 5', ['decode, batch 2', 'prefill, batch 2']),
+        (update, '--rows 2 --length 128 --groups 1 --row 1024', ['update, full rows', 'update, packed trajectories']),
     ],
 )
 def test_a_program_prints_a_line_a_figure(monkeypatch, capsys, program, flags, names):
