@@ -1,52 +1,127 @@
-"""The curriculum: the share of simulated searches that return noisy documents rises during training."""
+"""The curriculum: the share of noisy documents that simulated searches return changes during training.
+
+All kinds are pure functions of (configuration, step, total steps, rewards of the steps before):
+
+    exponential   p_i = p_s + (b^(i/m) - 1) / (b - 1) * (p_e - p_s); ZeroSearch, arXiv:2505.04588, Eq. 1
+    linear        its limit for b -> 1
+    constant      p_s
+    step          p_s, and p_e from the fraction `at` of training on
+    reversed      the values of exponential, last first
+    shuffled      the values of exponential in an order drawn at random: the same noise, without a curriculum
+    matched       the mean of exponential at every step: the same noise in total, without a change
+    adaptive      p_s, moved by `increment` towards p_e whenever the mean reward of `window` steps reaches `threshold`
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from zerosearch_jax.data.rows import order
 
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Noise probabilities at the start and the end of training, and the base of the exponential between them.
+    """Noise probabilities at the start and the end of training, and the way between them (see the module)."""
 
-    A base above 1 rises late, below 1 early; at 1 the formula is 0 / 0 and its limit, a straight line, is used.
-    """
-
+    kind: Literal['exponential', 'linear', 'constant', 'step', 'reversed', 'shuffled', 'matched', 'adaptive'] = (
+        'exponential'
+    )
     start: float = 0.0
     end: float = 0.5
-    base: float = 4.0
+    base: float = 4.0  # of exponential: above 1 it rises late, below 1 early
+    at: float = 0.5  # of step: the fraction of training
+    threshold: float = 0.5  # of adaptive: the reward, ...
+    window: int = 5  # ... the steps that it is the mean of; the count begins anew after every move
+    increment: float = 0.05  # of adaptive: what is added to the noise
+    seed: int = 0  # of shuffled
 
     def __post_init__(self) -> None:
-        for name in ('start', 'end'):
+        for name in ('start', 'end', 'at', 'increment'):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} must be a probability in [0, 1], got {getattr(self, name)}')
+                noun = 'a probability' if name in ('start', 'end') else 'a number'
+                raise ValueError(f'{name} must be {noun} in [0, 1], got {getattr(self, name)}')
         if not 0 < self.base < math.inf:
             raise ValueError(f'base must be positive and finite, got {self.base}')
+        if self.window < 1:
+            raise ValueError(f'window must be at least 1, got {self.window}')
 
 
-def noise_probability(cfg: Curriculum, step: int, total_steps: int) -> float:
+def noise_probability(cfg: Curriculum, step: int, total_steps: int, rewards: Sequence[float] = ()) -> float:
     """The probability that a search made at this step returns noisy documents.
 
-    `p_i = p_s + (b^(i/m) - 1) / (b - 1) * (p_e - p_s)`; ZeroSearch, arXiv:2505.04588, Eq. 1.
-
     Args:
-      cfg: p_s, p_e and b.
-      step: i, the optimizer step, counted from 1; from `total_steps` on the result is p_e.
+      cfg: the kind and its numbers.
+      step: i, the optimizer step, counted from 1; from `total_steps` on the result is that of the last step.
       total_steps: m.
+      rewards: mean rewards of steps 1 to i - 1 (adaptive reads them, later ones are ignored).
 
     Raises:
-      ValueError: a negative step, or no steps at all.
+      ValueError: a negative step, no steps at all, or rewards missing where they are needed.
     """
     if step < 0 or total_steps < 1:
         raise ValueError(f'need step >= 0 and total_steps >= 1, got {step} and {total_steps}')
-    if step >= total_steps:
+    if cfg.kind == 'adaptive':
+        if len(rewards) < step - 1:
+            raise ValueError(f'an adaptive curriculum needs the rewards of {step - 1} steps, got {len(rewards)}')
+        return _adaptive(cfg, rewards[: max(step - 1, 0)])
+    return _FIXED[cfg.kind](cfg, min(step, total_steps), total_steps)
+
+
+def _exponential(cfg: Curriculum, step: int, total: int) -> float:
+    if step >= total:
         return cfg.end
-    fraction = step / total_steps
-    log_base = math.log(cfg.base)
-    # expm1 keeps the ratio exact for bases close to 1
+    fraction, log_base = step / total, math.log(cfg.base)
+    # expm1 keeps the ratio exact for bases close to 1, where the formula is 0 / 0 and its limit a straight line
     ramp = math.expm1(fraction * log_base) / math.expm1(log_base) if log_base else fraction
     return cfg.start + ramp * (cfg.end - cfg.start)
+
+
+def _linear(cfg: Curriculum, step: int, total: int) -> float:
+    return _exponential(dataclasses.replace(cfg, base=1.0), step, total)
+
+
+def _step(cfg: Curriculum, step: int, total: int) -> float:
+    return cfg.start if step < cfg.at * total else cfg.end
+
+
+def _reversed(cfg: Curriculum, step: int, total: int) -> float:
+    return _exponential(cfg, total + 1 - max(step, 1), total)
+
+
+def _shuffled(cfg: Curriculum, step: int, total: int) -> float:
+    return _exponential(cfg, 1 + int(order(total, cfg.seed, 0)[max(step, 1) - 1]), total)
+
+
+def _matched(cfg: Curriculum, step: int, total: int) -> float:
+    return math.fsum(_exponential(cfg, i, total) for i in range(1, total + 1)) / total
+
+
+_FIXED: dict[str, Callable[[Curriculum, int, int], float]] = {
+    'exponential': _exponential,
+    'linear': _linear,
+    'constant': lambda cfg, step, total: cfg.start,
+    'step': _step,
+    'reversed': _reversed,
+    'shuffled': _shuffled,
+    'matched': _matched,
+}
+
+
+def _adaptive(cfg: Curriculum, rewards: Sequence[float]) -> float:
+    """The noise after these steps' rewards: every `window` steps in a row whose mean reaches the threshold move it."""
+    noise, since = cfg.start, []
+    for reward in rewards:
+        since.append(reward)
+        if len(since) >= cfg.window and math.fsum(since[-cfg.window :]) / cfg.window >= cfg.threshold:
+            since.clear()
+            if cfg.end >= cfg.start:
+                noise = min(noise + cfg.increment, cfg.end)
+            else:
+                noise = max(noise - cfg.increment, cfg.end)
+    return noise
 
 
 def is_noisy(uniform: float, p: float) -> bool:
@@ -55,5 +130,5 @@ def is_noisy(uniform: float, p: float) -> bool:
 
 
 def mean_noise(cfg: Curriculum, total_steps: int) -> float:
-    """The mean noise probability over steps 1 to `total_steps`."""
+    """The mean noise probability over steps 1 to `total_steps`; not of an adaptive curriculum."""
     return math.fsum(noise_probability(cfg, i, total_steps) for i in range(1, total_steps + 1)) / total_steps
