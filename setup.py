@@ -40,5 +40,11 @@ setuptools.setup(
         'tqdm>=4.66',
         'transformers>=5.0,<6',
     ],
-    extras_require={'test': TEST, 'cuda': ['jax[cuda12]'], 'tpu': ['jax[tpu]'], 'parity': ['torch']},
+    extras_require={
+        'test': [*TEST, 'openai>=2'],
+        'endpoint': ['openai>=2'],
+        'cuda': ['jax[cuda12]'],
+        'tpu': ['jax[tpu]'],
+        'parity': ['torch'],
+    },
 )

@@ -40,8 +40,8 @@ def main():
     config.policy.lora_rank = args.lora_rank
     trainer = train_rl.Trainer(train_rl.parse(config), None)
     trainer.load_simulator()
-    clocks = {'policy': clock(trainer.policy_engine), 'simulator': clock(trainer.simulator_engine)}
-    simulated = listen(trainer.simulator_engine)
+    clocks = {'policy': clock(trainer.policy_engine), 'simulator': clock(trainer.simulator.engine)}
+    simulated = listen(trainer.simulator.engine)
     for repeat in range(args.repeats + 1):
         simulated.clear()
         counted = {name: (engine.decoded_tokens, engine.prefilled_tokens) for name, (engine, _) in clocks.items()}

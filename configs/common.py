@@ -9,10 +9,15 @@ def base() -> ConfigDict:
     """All sections with the defaults of zerosearch_jax.train_rl.Config; an experiment overrides what it is about."""
     from zerosearch_jax import train_rl
 
+    return sections(train_rl.SCHEMA)
+
+
+def sections(schema: dict) -> ConfigDict:
+    """The sections of a program with the defaults of their dataclasses, a seed and a mesh of one device."""
     config = ConfigDict()
     config.seed = 0
     config.mesh = (1, 1, 1)  # sizes of data, fsdp, tensor; -1: the rest of the devices
-    for name, kind in train_rl.SCHEMA.items():
+    for name, kind in schema.items():
         if dataclasses.is_dataclass(kind):
             config[name] = ConfigDict(dataclasses.asdict(kind()))
     return config

@@ -9,22 +9,16 @@ after 8, 12 and 18 steps it answered 25 %, 41 % and 44 % of 64 held-out question
 city and ask for the capital of its country, which takes two searches.
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict
+from configs.common import sections
 
 
 def get_config(preset='policy'):
     from zerosearch_jax import train_sft
 
-    config = ConfigDict()
-    config.seed = 0
-    config.mesh = (1, 1, 1)
-    for name, kind in train_sft.SCHEMA.items():
-        if dataclasses.is_dataclass(kind):
-            config[name] = ConfigDict(dataclasses.asdict(kind()))
+    config = sections(train_sft.SCHEMA)
     config.model.lora_rank = 8
-    config.demos.role = preset
+    config.demos.source = f'world:{preset}'
+    config.simulator.update(documents=2, words=25)
     config.optimizer.update(learning_rate=1e-3, warmup_steps=2, weight_decay=0.0)
     config.sft.steps = {'policy': 18, 'simulator': 48}[preset]
     config.sft.row_length = 512

@@ -13,6 +13,7 @@ import pytest
 from zerosearch_jax import settings, sharding, train_rl, train_sft
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
+from zerosearch_jax.tools import audit, collect
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py') if 'def get_config' in path.read_text())
@@ -51,14 +52,18 @@ EXPERIMENTS = [(path, preset) for path in FILES for preset in presets(path)]
 NAMES = [f'{path.stem}:{preset}' for path, preset in EXPERIMENTS]
 
 
-def is_sft(path):
-    return 'launch.sft' in path.read_text()
+PROGRAMS = {'train': train_rl, 'sft': train_sft, 'collect': collect, 'audit_simulator': audit}
+
+
+def program(path):
+    """What runs a configuration: that of the first command of its docstring."""
+    return PROGRAMS[re.search(r'python -m launch\.(\w+) --config configs/' + path.name, path.read_text())[1]]
 
 
 @pytest.mark.parametrize(('path', 'preset'), EXPERIMENTS, ids=NAMES)
 def test_an_experiment_builds_parses_and_survives_being_written(path, preset):
     config = build(path, preset)
-    parsed = (train_sft if is_sft(path) else train_rl).parse(config)
+    parsed = program(path).parse(config)
     assert settings.to_json(dataclasses.asdict(parsed)) == settings.to_json(config)  # no section is left out
 
 

@@ -26,8 +26,10 @@ ALLOWED = {
     'checkpoint': MODELS | {'state'},
     'generate': MODELS | {'generate', 'text'},
     'rl': MODELS | {'rl', 'state', 'text'},
-    'search': BELOW | {'search', 'generate', 'text', 'data'},
+    'outside': BELOW,
+    'search': BELOW | {'search', 'generate', 'text', 'data', 'outside'},
     'roles': MODELS | {'text'},
+    'simulators': MODELS | {'roles', 'search', 'generate', 'text', 'outside'},
     'evaluate': BELOW | {'search', 'generate', 'text', 'data'},
     'report': BELOW | {'evaluate', 'metrics'},
 }

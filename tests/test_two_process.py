@@ -65,6 +65,16 @@ def test_both_processes_see_the_same(run):
     assert str(a) == str(b)
 
 
+def test_the_outside_is_called_once_for_all_and_kept(run):
+    (a, b), _, _ = run
+    first, second = a['calls']
+    assert b['calls'] == [first, second]
+    assert len({answer.split(',')[0] for answer in first + second}) == 1  # one process alone calls
+    assert second[0] == first[0]  # from the log
+    assert second[1] != first[1]  # a failure is asked for again
+    assert len(second) == 3
+
+
 def test_generations_equal_those_of_one_process(run):
     (two, _), one, _ = run
     assert len(one['generations']) == 2 * (8 + 8 + 10)

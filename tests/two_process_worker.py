@@ -4,6 +4,7 @@ python two_process_worker.py PROCESS PROCESSES PORT DIRECTORY
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import pickle
@@ -11,11 +12,11 @@ import sys
 
 
 def work(checkpoints: pathlib.Path) -> dict:
-    """Greedy and sampled generations and two updates; saves the state in between. Plain Python and NumPy results."""
+    """Greedy and sampled generations, calls to the outside and two updates; saves the state in between. Plain Python and NumPy results."""
     import jax
     from helpers import TINY, drain, random_batch, requests, tiny_engine, tiny_params
 
-    from zerosearch_jax import state
+    from zerosearch_jax import outside, state
     from zerosearch_jax.checkpoint import Checkpoints
     from zerosearch_jax.models import transformer
     from zerosearch_jax.rl import losses, step
@@ -36,6 +37,13 @@ def work(checkpoints: pathlib.Path) -> dict:
         for turn, stopped in enumerate((first, second, third)):
             results |= {(temperature, turn, h): dataclasses.asdict(r) for h, r in stopped.items()}
 
+    log, answers = outside.Log(checkpoints.parent / 'calls.log'), itertools.count()
+
+    def ask(positions):  # an engine that answers differently on every call, on every process
+        return ((i, f'{os.getpid()}, call {next(answers)}: {i}', i != 1) for i in positions)
+
+    calls = [outside.call(log, ['a', 'b', 'c'][: 2 + turn], ask) for turn in range(2)]
+
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
     places = state.state_shardings(transformer.layout(TINY), tx, mesh)
     update = step.make_update(TINY, tx, places, losses.LossConfig(), losses.Compute(chunk=32))
@@ -52,7 +60,7 @@ def work(checkpoints: pathlib.Path) -> dict:
             for path, leaf in jax.tree_util.tree_leaves_with_path(now.params)
         }
     saved.close()
-    return {'generations': results, 'metrics': metrics, 'norms': norms}
+    return {'generations': results, 'metrics': metrics, 'norms': norms, 'calls': calls}
 
 
 def main(process: int, processes: int, port: str, directory: pathlib.Path):

@@ -9,23 +9,23 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 logger = logging.getLogger(__name__)
 
 
-def claim(workdir: Path, resolved: str) -> None:
+def claim(workdir: Path, resolved: str, results: Sequence[str] = ('metrics.jsonl', 'evaluation')) -> None:
     """Makes `workdir` the place of the run with this configuration (JSON text), or checks that it is.
 
-    A run that wrote no result yet, say because its data was not found, does not hold the place.
+    A run that wrote none of its `results` yet, say because its data was not found, does not hold the place.
 
     Raises:
       ValueError: it holds a run with another configuration.
     """
     path = workdir / 'config.json'
-    begun = any((workdir / name).exists() for name in ('metrics.jsonl', 'evaluation'))
+    begun = any((workdir / name).exists() for name in results)
     if begun and path.exists() and path.read_text() != resolved:
         old, new = json.loads(path.read_text()), json.loads(resolved)
         changed = [key for key in new if old.get(key) != new[key]]
@@ -142,7 +142,7 @@ PANELS = (
     Panel('Response tokens', ('rollout/response_tokens',)),
     Panel('KL to the reference', ('loss/kl',)),
     Panel('Entropy', ('loss/entropy',)),
-    Panel('Loss', ('loss/total', 'loss/policy', 'loss/value', 'loss/sft')),
+    Panel('Loss', ('loss/total', 'loss/policy', 'loss/value', 'loss/nll', 'loss/held_out')),
     Panel('Tokens per second', ('speed/tokens_per_second',)),
 )
 

@@ -8,6 +8,7 @@ is a no-op on CPU: without a mesh `constrain` raises.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -144,8 +145,16 @@ def init(layout: Mapping, key: jax.Array, mesh: Mesh, dtype=jnp.float32) -> dict
 
 def agree(flag: bool) -> bool:
     """Process 0's value on every process: decisions that depend on files are taken once."""
+    return from_first_process(flag)
+
+
+def from_first_process(value):
+    """Process 0's value, anything that JSON holds, on every process; the others' arguments are not looked at."""
     if jax.process_count() == 1:
-        return flag
+        return value
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(text.size)))
+    text = np.resize(text, size) if jax.process_index() else text
+    return json.loads(multihost_utils.broadcast_one_to_all(text).tobytes())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -28,9 +29,12 @@ from zerosearch_jax.rl import advantages, losses, step
 from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import Curriculum, noise_probability
 from zerosearch_jax.search.engines import BM25
+from zerosearch_jax.search.oracle import Oracle
 from zerosearch_jax.search.rewards import REWARDS
 from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, encode_prompt, rollout
-from zerosearch_jax.search.simulator import EngineSearch, SimulatedSearch, SimulatorConfig
+from zerosearch_jax.search.simulator import SimulatorConfig, engine_search
+from zerosearch_jax.search.writers import EndpointConfig
+from zerosearch_jax.simulators import Simulator
 from zerosearch_jax.text import stop
 from zerosearch_jax.text.trajectory import Batch, flatten, pack, padding_share
 
@@ -75,6 +79,7 @@ SCHEMA = {
     'mesh': tuple[int, int, int],
     'policy': roles.PolicyConfig,
     'simulator': SimulatorConfig,
+    'endpoint': EndpointConfig,
     'data': DataConfig,
     'curriculum': Curriculum,
     'rollout': RolloutConfig,
@@ -93,6 +98,7 @@ class Config:
     mesh: tuple[int, int, int]
     policy: roles.PolicyConfig
     simulator: SimulatorConfig
+    endpoint: EndpointConfig
     data: DataConfig
     curriculum: Curriculum
     rollout: RolloutConfig
@@ -123,6 +129,7 @@ class Trainer:
 
     def __init__(self, cfg: Config, workdir: pathlib.Path):
         self.cfg, self.workdir = cfg, workdir
+        self.rewards: list[float] = []  # the mean of every step so far; the curriculum may follow it
         self.mesh = sharding.make_mesh(cfg.mesh)
         self._load_questions()
         self._load_models()
@@ -154,41 +161,35 @@ class Trainer:
         self.model = roles.load_model(cfg.policy.model, mesh)
         for question in (*self.train_questions, *self.test_questions):
             encode_prompt(self.model.tokenizer, question, cfg.rollout)
-        same = cfg.simulator.model == cfg.policy.model
-        self.simulator = self.model if same else roles.load_model(cfg.simulator.model, mesh)
         self.trainable = roles.trainable(self.model, cfg.policy, mesh, cfg.seed)
-        self.policy_engine = self._engine(
-            self.model,
-            cfg.rollout,
+        self.policy_engine = Engine(
+            self.model.cfg,
+            mesh,
+            slots=cfg.rollout.slots,
+            cache_bytes=int(cfg.rollout.cache_gib * 2**30) or None,
             capacity=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
-            stops=prompts.STOP_STRINGS,
+            stop=stop.compile_table(prompts.STOP_STRINGS, self.model.token_bytes),
+            eos_ids=self.model.tokenizer.eos_ids,
+            steps=cfg.rollout.decode_steps,
             dtype=cfg.policy.dtype,
         )
 
-    def _engine(
-        self, model: roles.Model, size: RolloutConfig | SimulatorConfig, *, capacity: int, stops, dtype: str
-    ) -> Engine:
-        return Engine(
-            model.cfg,
-            self.mesh,
-            slots=size.slots,
-            cache_bytes=int(size.cache_gib * 2**30) or None,
-            capacity=capacity,
-            stop=stop.compile_table(stops, model.token_bytes),
-            eos_ids=model.tokenizer.eos_ids,
-            steps=self.cfg.rollout.decode_steps,
-            dtype=dtype,
+    def load_simulator(self):
+        """Opens the simulator; frozen for the whole run, so this is done once."""
+        cfg = self.cfg
+        self.simulator = Simulator(
+            cfg.simulator,
+            cfg.endpoint,
+            mesh=self.mesh,
+            decode_steps=cfg.rollout.decode_steps,
+            oracle=lambda: Oracle(self.bm25.search, rows.load_passages(cfg.data.corpus)),
+            loaded=(cfg.policy.model, self.model),
+            log=self.workdir / 'calls.log' if self.workdir else None,
         )
 
-    def load_simulator(self):
-        """Builds the simulator's engine; frozen for the whole run, so its weights are loaded once."""
-        cfg = self.cfg.simulator
-        params = self.simulator.params
-        if cfg.adapter:
-            params = lora.combine(params, roles.load_adapter(cfg.adapter, self.simulator.cfg, self.mesh))
-        capacity = cfg.prompt_tokens + cfg.max_tokens
-        self.simulator_engine = self._engine(self.simulator, cfg, capacity=capacity, stops=(), dtype=cfg.dtype)
-        self.simulator_engine.load(params, temperature=cfg.temperature)
+    @functools.cached_property
+    def bm25(self) -> BM25:
+        return BM25(rows.load_passages(self.cfg.data.corpus))
 
     def _build_learner(self) -> attention.Choice:
         rl, mesh = self.cfg.rl, self.mesh
@@ -222,13 +223,14 @@ class Trainer:
         chosen = rows.order(count, self.cfg.seed, epoch)[batch * size : (batch + 1) * size]
         return [self.train_questions[i] for i in chosen]
 
+    def noise(self, number: int) -> float:
+        """The curriculum's value at a step."""
+        return noise_probability(self.cfg.curriculum, number, self.cfg.rl.steps, self.rewards)
+
     def collect(self, number: int) -> list[Trajectory]:
         """The step's trajectories on simulated search."""
         cfg = self.cfg
-        noise = noise_probability(cfg.curriculum, number, cfg.rl.steps)
-        search = SimulatedSearch(
-            self.simulator_engine, self.simulator.tokenizer, cfg.simulator, seed=cfg.seed, step=number, noise=noise
-        )
+        search = self.simulator.search(seed=cfg.seed, step=number, noise=self.noise(number))
         self.policy_engine.load(self.policy_params(), temperature=cfg.rollout.temperature)
         with progress.bar(cfg.rollout.questions * cfg.rollout.group, f'step {number} rollouts', 'episode') as bar:
             return rollout(
@@ -274,10 +276,8 @@ class Trainer:
 
     def evaluate(self) -> list[Trajectory]:
         """Greedy episodes on the held-out questions with BM25 over the corpus."""
-        if not hasattr(self, '_bm25'):
-            self._bm25 = BM25(rows.load_passages(self.cfg.data.corpus))
         self.policy_engine.load(self.policy_params(), temperature=0.0)
-        search = EngineSearch(self._bm25.search, self.cfg.evaluation.documents)
+        search = engine_search(self.bm25.search, self.cfg.evaluation.documents)
         with progress.bar(len(self.test_questions), 'evaluation with BM25', 'question') as bar:
             return ev.evaluate(
                 self.test_questions,
@@ -308,6 +308,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
         start = checkpoints.latest() or 0
         if start:
             trainer.state, host = checkpoints.restore(start, jax.eval_shape(lambda: trainer.state), trainer.places)
+            trainer.rewards = host['rewards']
             progress.say(f'resuming after step {host["step"]}')
         writer = metrics.MetricWriter(workdir, resume_step=start, tensorboard=cfg.run.tensorboard) if main else None
         try:
@@ -334,6 +335,7 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int):
     with progress.bar(cfg.rl.steps, 'training', 'step', leave=True, initial=start) as bar:
         for number in range(start + 1, cfg.rl.steps + 1):
             measured, trajectories = train_step(trainer, number)
+            trainer.rewards.append(measured['reward/mean'])
             if writer is not None:
                 writer.write(number, measured)
                 if number % cfg.run.trajectories_every == 0:
@@ -342,7 +344,7 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int):
             if every and number % every == 0 and number < cfg.rl.steps:  # before the save, or a resume skips it
                 _evaluate_at(trainer, writer, number)
             if number % cfg.run.checkpoint_every == 0 or number == cfg.rl.steps:
-                checkpoints.save(number, trainer.state, {'step': number, 'seed': cfg.seed})
+                checkpoints.save(number, trainer.state, {'step': number, 'seed': cfg.seed, 'rewards': trainer.rewards})
             bar.set_postfix_str(report.headline(measured))
             bar.update()
             if bar.disable:
@@ -362,14 +364,14 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
     learned = trainer.learn(batch)
     ended = time.perf_counter()
     summary = ev.summarize(trajectories)
-    noisy = [s.noisy for t in trajectories for s in t.searches]
+    noisy = [label for t in trajectories for s in t.searches for label in s.labels]
     tokens = sum(t.response_tokens for t in trajectories)
     measured = {
         'reward/mean': float(reward.mean()),
         'reward/std': float(reward.std()),
         **{f'reward/{name}': summary.pop(name) for name in ev.METRICS},
         **{f'rollout/{name}': value for name, value in summary.items()},
-        'rollout/noise': noise_probability(cfg.curriculum, number, cfg.rl.steps),
+        'rollout/noise': trainer.noise(number),
         'rollout/noisy_share': float(np.mean(noisy)) if noisy else 0.0,
         'rollout/zero_variance_groups': advantages.zero_variance_share(reward, groups, valid),
         'rollout/failed': float(1 - valid.mean()),

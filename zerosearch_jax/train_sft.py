@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 from typing import Literal
@@ -18,24 +19,30 @@ import numpy as np
 
 from zerosearch_jax import metrics, progress, roles, settings, sharding, state
 from zerosearch_jax.checkpoint import Checkpoints
-from zerosearch_jax.data import rows
+from zerosearch_jax.data import pairs, rows
 from zerosearch_jax.models import attention, weights
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.search import demos
 from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.search.rollout import RolloutConfig
+from zerosearch_jax.search.simulator import SimulatorConfig
 from zerosearch_jax.text.trajectory import Batch, TokenSequence, flatten, pack
 
 
 @dataclasses.dataclass(frozen=True)
 class DemosConfig:
-    """Which demonstrations are made from the built-in world's training questions (search/demos.py)."""
+    """Where demonstrations come from, and which of them are trained on."""
 
-    role: Literal['policy', 'simulator'] = 'policy'
-    count: int = 256  # demonstrations trained on; the steps below go through them in a fresh order every epoch
+    # 'world:policy', 'world:simulator': made from the built-in world (search/demos.py); else for a simulator a file or
+    # hub:owner/name of requests and documents, or of recorded searches (data/pairs.py); several with commas between
+    source: str = 'world:policy'
+    corpus: str = ''  # the passages that recorded searches name
+    label: str = 'label'  # the field of recorded searches that says useful or noisy
+    folds: tuple[int, ...] = ()  # rows of the source that are trained on ...
+    held_out_folds: tuple[int, ...] = ()  # ... and that are kept; (): the last ones of the same rows are
+    balance: bool = True  # as many useful as noisy ones
+    count: int = 256  # demonstrations trained on, 0: all; the steps go through them in a fresh order every epoch
     held_out: int = 16  # demonstrations kept for the evaluation loss
-    documents: int = 2  # documents a search
-    words: int = 25  # words a document, as the simulator's prompt asks for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +52,8 @@ class SFTConfig:
     steps: int = 16
     batch: int = 8  # demonstrations a step
     evaluate_every: int = 8
+    patience: int = 0  # evaluations without a new lowest held-out loss after which it stops; 0: never
+    checkpoint_every: int = 1
     row_length: int = 1024
     rows_per_micro: int = 1
     remat: Literal['none', 'dots', 'full'] = 'none'
@@ -56,6 +65,7 @@ SCHEMA = {
     'mesh': tuple[int, int, int],
     'model': roles.PolicyConfig,
     'demos': DemosConfig,
+    'simulator': SimulatorConfig,
     'rollout': RolloutConfig,
     'sft': SFTConfig,
     'optimizer': state.OptimizerConfig,
@@ -70,7 +80,8 @@ class Config:
     mesh: tuple[int, int, int]
     model: roles.PolicyConfig
     demos: DemosConfig
-    rollout: RolloutConfig  # budgets of the policy's episodes
+    simulator: SimulatorConfig  # how a simulator is asked: template, documents, words, ...
+    rollout: RolloutConfig  # budgets of a policy's episodes
     sft: SFTConfig
     optimizer: state.OptimizerConfig
 
@@ -80,48 +91,62 @@ def parse(config) -> Config:
     return Config(**settings.resolve(config, SCHEMA))
 
 
-def demonstrations(cfg: Config, model: roles.Model) -> list[TokenSequence]:
-    """The demonstrations as token sequences, the held-out ones last."""
-    questions, search = rows.load_questions('world', 'train'), BM25(rows.load_passages('world')).search
-    count = cfg.demos.count + cfg.demos.held_out
-    if cfg.demos.role == 'policy':
-        made = demos.policy_demos(
-            questions, search, model.tokenizer, cfg.rollout, documents=cfg.demos.documents, count=count, seed=cfg.seed
-        )
+# ---------------------------------------------------------------- demonstrations
+
+
+def demonstrations(cfg: Config, model: roles.Model) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    """Those that are trained on, and those kept for the evaluation loss."""
+    if cfg.demos.source.startswith('world:'):
+        taught, held_out = _world(cfg, model)
     else:
-        made = demos.simulator_demos(
-            questions,
-            search,
-            model.tokenizer,
-            documents=cfg.demos.documents,
-            words=cfg.demos.words,
-            count=count,
-            seed=cfg.seed,
+        taught, held_out = ([demos.simulator_example(i, cfg.simulator, model.tokenizer) for i in p] for p in _read(cfg))
+    if not taught:
+        raise ValueError('no demonstration is left to train on; look at the fields of config.demos')
+    return [flatten(segments) for segments in taught], [flatten(segments) for segments in held_out]
+
+
+def _world(cfg: Config, model: roles.Model):
+    questions, search = rows.load_questions('world', 'train'), BM25(rows.load_passages('world')).search
+    how = {'documents': cfg.simulator.documents, 'count': cfg.demos.count + cfg.demos.held_out, 'seed': cfg.seed}
+    if cfg.demos.source == 'world:policy':
+        made = demos.policy_demos(questions, search, model.tokenizer, cfg.rollout, **how)
+    elif cfg.demos.source == 'world:simulator':
+        found = demos.world_searches(questions, search, **how)
+        made = [demos.simulator_example(item, cfg.simulator, model.tokenizer) for item in found]
+    else:
+        raise ValueError(f"config.demos.source = {cfg.demos.source!r}: there are 'world:policy' and 'world:simulator'")
+    return made[: cfg.demos.count], made[cfg.demos.count :]
+
+
+def _read(cfg: Config) -> tuple[list, list]:
+    """Rows to train on, and rows kept."""
+    corpus = {p.id: p for p in rows.load_passages(cfg.demos.corpus)} if cfg.demos.corpus else {}
+
+    def load(folds: tuple[int, ...]) -> list:
+        found: list = []
+        for source in cfg.demos.source.split(','):
+            found += pairs.load_pairs(source.strip(), corpus=corpus, label=cfg.demos.label, folds=folds)
+        cut = (
+            demos.recorded_search(item, cfg.simulator.documents, cfg.simulator.words)
+            if isinstance(item, pairs.RecordedSearch)
+            else item
+            for item in found
         )
-    return [flatten(segments) for segments in made]
+        kept = [item for item in cut if item is not None]
+        if cfg.demos.balance:
+            return demos.balanced(kept, cfg.seed)
+        return [kept[i] for i in rows.order(len(kept), cfg.seed, 0)]
+
+    taught = load(cfg.demos.folds)
+    if cfg.demos.held_out_folds:
+        held_out = load(cfg.demos.held_out_folds)[: cfg.demos.held_out]
+    else:
+        end = len(taught) - cfg.demos.held_out
+        taught, held_out = taught[:end], taught[end:]
+    return taught[: cfg.demos.count or None], held_out
 
 
-def _batch(cfg: Config, sequences: list[TokenSequence]) -> Batch:
-    return pack(
-        sequences,
-        np.zeros(len(sequences)),
-        row_length=cfg.sft.row_length,
-        rows_per_micro=cfg.sft.rows_per_micro,
-        micro_batches=-(-len(sequences) // cfg.sft.rows_per_micro),
-    )
-
-
-def _held_out_loss(
-    cfg: Config, model: roles.Model, compute: losses.Compute, params: dict, frozen: dict, held_out: list[TokenSequence]
-) -> float:
-    """Mean negative log-likelihood of a held-out token."""
-    total, weight = 0.0, 0.0
-    for start in range(0, len(held_out), cfg.sft.batch):
-        batch = _batch(cfg, held_out[start : start + cfg.sft.batch])
-        logprobs = step.score(params, frozen, batch, 1.0, cfg=model.cfg, compute=compute)
-        total -= float(jnp.sum(logprobs * batch.weights))
-        weight += float(batch.weights.sum())
-    return total / weight
+# ---------------------------------------------------------------- training
 
 
 def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
@@ -130,57 +155,127 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
     mesh = sharding.make_mesh(cfg.mesh)
     model = roles.load_model(cfg.model.model, mesh)
     split = roles.trainable(model, cfg.model, mesh, cfg.seed)
-    tx = state.optimizer(cfg.optimizer, cfg.sft.steps)
-    places = state.state_shardings(split.layout, tx, mesh)
-    sequences = demonstrations(cfg, model)
-    taught, held_out = sequences[: cfg.demos.count], sequences[cfg.demos.count :]
-    form = attention.choose(model.cfg, cfg.model.dtype, mesh).name
-    compute = losses.Compute(cfg.model.dtype, cfg.sft.remat, cfg.sft.chunk, form)
-    update = step.make_update(model.cfg, tx, places, None, compute)
+    taught, held_out = demonstrations(cfg, model)
+    tokens = sum(int(s.weights.sum()) for s in taught)
+    progress.say(f'{len(taught)} demonstrations, {tokens} tokens with loss; {len(held_out)} held out')
     with (
         jax.set_mesh(mesh),
         contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints,
         metrics.MetricWriter(workdir, resume_step=checkpoints.latest() or 0) as writer,
     ):
-        current = state.create(split.params, tx, places)
-        start = checkpoints.latest() or 0
-        if start:
-            current, _ = checkpoints.restore(start, jax.eval_shape(lambda: current), places)
-        with progress.bar(cfg.sft.steps, f'{cfg.demos.role} fine-tuning', 'step', leave=True, initial=start) as bar:
-            for number in range(start + 1, cfg.sft.steps + 1):
-                began = time.perf_counter()
-                batch = _batch(cfg, _step_sequences(cfg, taught, number))
-                current, measured = update(current, split.frozen, batch)
-                row = {f'loss/{name}': float(value) for name, value in measured.items()}
-                row['speed/tokens_per_second'] = float((batch.segments > 0).sum()) / (time.perf_counter() - began)
-                if held_out and (number % cfg.sft.evaluate_every == 0 or number == cfg.sft.steps):
-                    row['loss/held_out'] = _held_out_loss(cfg, model, compute, current.params, split.frozen, held_out)
-                writer.write(number, row)
-                checkpoints.save(number, current, {'step': number})
-                line = '  '.join(f'{name.split("/")[1]} {row[name]:.3f}' for name in row if name in _SHOWN)
-                bar.set_postfix_str(line)
-                bar.update()
-                if bar.disable:
-                    progress.say(f'step {number}/{cfg.sft.steps}  {line}')
-        return _export(cfg, model, current.params, workdir, resolved)
+        learner = _Learner(cfg, model, split, mesh, workdir, resolved)
+        learner.resume(checkpoints)
+        _loop(learner, taught, held_out, checkpoints, writer)
+        metrics.plot_curves(workdir)
+        return learner.export(final=True)
+
+
+class _Learner:
+    """State of one run: the weights being trained, and the lowest held-out loss so far."""
+
+    def __init__(self, cfg: Config, model: roles.Model, split: roles.Trainable, mesh, workdir, resolved: str):
+        self.cfg, self._model, self._frozen, self._workdir, self._resolved = cfg, model, split.frozen, workdir, resolved
+        tx = state.optimizer(cfg.optimizer, cfg.sft.steps)
+        self._places = state.state_shardings(split.layout, tx, mesh)
+        form = attention.choose(model.cfg, cfg.model.dtype, mesh).name
+        self._compute = losses.Compute(cfg.model.dtype, cfg.sft.remat, cfg.sft.chunk, form)
+        self._update = step.make_update(model.cfg, tx, self._places, None, self._compute)
+        self._state = state.create(split.params, tx, self._places)
+        self.number = 0  # steps done
+        self.best, self.since = math.inf, 0  # the lowest held-out loss, and evaluations since
+
+    def resume(self, checkpoints: Checkpoints):
+        latest = checkpoints.latest()
+        if latest:
+            abstract = jax.eval_shape(lambda: self._state)
+            self._state, host = checkpoints.restore(latest, abstract, self._places)
+            self.number, self.since = host['step'], host['since']
+            self.best = math.inf if host['best'] is None else host['best']
+            progress.say(f'resuming after step {self.number}')
+
+    def save(self, checkpoints: Checkpoints):
+        best = self.best if math.isfinite(self.best) else None
+        checkpoints.save(self.number, self._state, {'step': self.number, 'best': best, 'since': self.since})
+
+    @property
+    def finished(self) -> bool:
+        patience = self.cfg.sft.patience
+        return self.number >= self.cfg.sft.steps or bool(patience and self.since >= patience)
+
+    def learn(self, sequences: list[TokenSequence]) -> dict[str, float]:
+        began = time.perf_counter()
+        batch = self._batch(sequences)
+        self._state, measured = self._update(self._state, self._frozen, batch)
+        self.number += 1
+        row = {f'loss/{name}': float(value) for name, value in measured.items()}
+        return row | {'speed/tokens_per_second': float((batch.segments > 0).sum()) / (time.perf_counter() - began)}
+
+    def evaluate(self, held_out: list[TokenSequence]) -> float:
+        """Mean negative log-likelihood of a held-out token; with early stopping the best weights are written."""
+        total, weight, size = 0.0, 0.0, self.cfg.sft.batch
+        for start in range(0, len(held_out), size):
+            batch = self._batch(held_out[start : start + size])
+            logprobs = step.score(
+                self._state.params, self._frozen, batch, 1.0, cfg=self._model.cfg, compute=self._compute
+            )
+            total -= float(jnp.sum(logprobs * batch.weights))
+            weight += float(batch.weights.sum())
+        loss = total / weight
+        self.best, self.since = (loss, 0) if loss < self.best else (self.best, self.since + 1)
+        if self.cfg.sft.patience and not self.since:
+            self.export()
+        return loss
+
+    def _batch(self, sequences: list[TokenSequence]) -> Batch:
+        sft = self.cfg.sft
+        return pack(
+            sequences,
+            np.zeros(len(sequences)),
+            row_length=sft.row_length,
+            rows_per_micro=sft.rows_per_micro,
+            micro_batches=-(-len(sequences) // sft.rows_per_micro),
+        )
+
+    def export(self, final: bool = False) -> pathlib.Path:
+        """Writes the adapter in bfloat16 with its configuration as metadata, or the whole model in float32.
+
+        At the end of a run with early stopping the best weights are there already.
+        """
+        adapter = bool(self.cfg.model.lora_rank)
+        path = self._workdir / ('adapter.safetensors' if adapter else 'model')
+        if final and self.cfg.sft.patience and path.exists():
+            return path
+        if adapter:
+            half = jax.tree.map(lambda w: np.asarray(w.astype(jnp.bfloat16)), self._state.params)
+            weights.save_tree(path, half, {'config': self._resolved})
+        else:
+            weights.save(self._state.params, self._model.cfg, path)
+            self._model.tokenizer.save(path)
+        return path
 
 
 _SHOWN = ('loss/nll', 'loss/held_out', 'speed/tokens_per_second')
 
 
-def _step_sequences(cfg: Config, taught: list[TokenSequence], number: int) -> list[TokenSequence]:
-    """The demonstrations of a step, counted from 1: a function of (seed, step) alone."""
-    items = rows.item_indices(len(taught), cfg.seed, (number - 1) * cfg.sft.batch, cfg.sft.batch)
+def _loop(learner: _Learner, taught: list, held_out: list, checkpoints: Checkpoints, writer: metrics.MetricWriter):
+    cfg = learner.cfg.sft
+    with progress.bar(cfg.steps, 'fine-tuning', 'step', leave=True, initial=learner.number) as bar:
+        while not learner.finished:
+            row = learner.learn(_step_sequences(learner.cfg, taught, learner.number))
+            number = learner.number
+            if held_out and (number % cfg.evaluate_every == 0 or number == cfg.steps):
+                row['loss/held_out'] = learner.evaluate(held_out)
+            writer.write(number, row)
+            if number % cfg.checkpoint_every == 0 or learner.finished:
+                learner.save(checkpoints)
+            line = '  '.join(f'{name.split("/")[1]} {row[name]:.3f}' for name in row if name in _SHOWN)
+            bar.set_postfix_str(line)
+            bar.update()
+            if bar.disable:
+                progress.say(f'step {number}/{cfg.steps}  {line}')
+
+
+def _step_sequences(cfg: Config, taught: list[TokenSequence], done: int) -> list[TokenSequence]:
+    """The demonstrations of the step after `done` steps: a function of (seed, step) alone."""
+    items = rows.item_indices(len(taught), cfg.seed, done * cfg.sft.batch, cfg.sft.batch)
     return [taught[index] for _, index in items]
-
-
-def _export(cfg: Config, model: roles.Model, params: dict, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
-    """Writes the adapter in bfloat16 with its configuration as metadata, or the whole model in float32."""
-    if not cfg.model.lora_rank:
-        weights.save(params, model.cfg, workdir / 'model')
-        model.tokenizer.save(workdir / 'model')
-        return workdir / 'model'
-    path = workdir / 'adapter.safetensors'
-    half = jax.tree.map(lambda w: np.asarray(w.astype(jnp.bfloat16)), params)
-    weights.save_tree(path, half, {'config': resolved})
-    return path

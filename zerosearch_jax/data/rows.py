@@ -48,6 +48,12 @@ def normalize_answer(text: str) -> str:
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
 
+def holds_answer(text: str, answers: Iterable[str]) -> bool:
+    """Whether an answer stands in a text, word for word after normalization."""
+    padded = f' {normalize_answer(text)} '
+    return any(f' {normalize_answer(answer)} ' in padded for answer in answers)
+
+
 def load_questions(source: str, split: str = 'train', skip_unscorable: bool = False) -> list[Question]:
     """Reads every question of a source, in its order.
 
@@ -78,8 +84,11 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
         from zerosearch_jax.data import tfds
 
         return tfds.load(str(_find(source.removeprefix('tfds:'))), split)
-    name, stem, rows = _open(source, split)
-    read = ((where, _question(row, where, f'{stem}-{line}', skip_unscorable)) for where, line, row in _at(name, rows))
+    name, stem, rows = open_rows(source, split)
+    read = (
+        (where, as_question(row, where, f'{stem}-{line}', skip_unscorable))
+        for where, line, row in with_places(name, rows)
+    )
     return [question for question in _unique(read) if question.golden_answers]
 
 
@@ -93,8 +102,8 @@ def load_passages(source: str) -> list[Passage]:
         from zerosearch_jax.data import world
 
         return list(world.build().passages)
-    name, stem, rows = _open(source, 'train')
-    return _unique((where, _passage(row, where, f'{stem}-{line}')) for where, line, row in _at(name, rows))
+    name, stem, rows = open_rows(source, 'train')
+    return _unique((where, _passage(row, where, f'{stem}-{line}')) for where, line, row in with_places(name, rows))
 
 
 @functools.lru_cache(maxsize=8)
@@ -137,7 +146,7 @@ def _find(path: str) -> Path:
     raise FileNotFoundError(f'{path} is not here {hint}; give a path that exists or set ZEROSEARCH_DATA')
 
 
-def _open(source: str, split: str) -> tuple[str, str, Iterable]:
+def open_rows(source: str, split: str) -> tuple[str, str, Iterable]:
     """(name for messages, stem for ids, rows) of a file or hub data set; a row is bytes (of JSON) or a dict."""
     if source.startswith('hub:'):
         return source, source.split('/')[-1], _hub_rows(source.removeprefix('hub:'), split)
@@ -185,7 +194,7 @@ def _line(error: Exception) -> str:
     return ' '.join(str(error).split())
 
 
-def _at(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
+def with_places(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
     """('file:line', line, row) of every row that is not blank; lines count from 1."""
     for line, row in enumerate(rows, start=1):
         where = f'{name}:{line}'
@@ -258,7 +267,7 @@ def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _question(row: dict, where: str, default_id: str, skip_unscorable: bool) -> Question:
+def as_question(row: dict, where: str, default_id: str, skip_unscorable: bool) -> Question:
     extra = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
     nested = row.get('metadata')
     if isinstance(nested, dict):

@@ -44,11 +44,11 @@ def idle_rows(slots: int) -> Rows:
 
 @functools.partial(jax.jit, static_argnames='dtype')
 def serving_layout(params: dict, *, dtype) -> dict:
-    """Decode-only copy of the weights: adapters merged, one array a layer, head as [D, V].
+    """Decode-only copy of the weights: adapters merged, one array a layer, head as [D, V]; int8 stays int8.
 
     On CPU a decode step that slices stacked weights copies them every time; accelerators read the training layout.
     """
-    merged = jax.tree.map(lambda w: w.astype(dtype), lora.merge(params))
+    merged = jax.tree.map(lambda w: w if w.dtype == jnp.int8 else w.astype(dtype), lora.merge(params))
     count = merged['layers']['q'].shape[0]
     unstacked = tuple(jax.tree.map(lambda w, i=i: w[i], merged['layers']) for i in range(count))
     return {**merged, 'layers': unstacked, 'head': transformer.head(merged)}

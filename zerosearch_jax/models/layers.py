@@ -73,8 +73,10 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def linear(layer: dict, name: str, x: jax.Array) -> jax.Array:
-    """x @ W, plus the bias and the low-rank update where the layer has them."""
+    """x @ W, times the scale of an int8 W, plus the bias and the low-rank update, where the layer has them."""
     y = matmul(x, layer[name].astype(x.dtype))
+    if f'{name}_scale' in layer:
+        y *= jax.lax.expand_dims(layer[f'{name}_scale'], range(y.ndim - 1)).astype(x.dtype)
     if f'{name}_bias' in layer:
         y += jax.lax.expand_dims(layer[f'{name}_bias'], range(y.ndim - 1)).astype(x.dtype)
     if f'{name}_lora_a' in layer:

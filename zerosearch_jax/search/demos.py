@@ -1,27 +1,27 @@
-"""Demonstrations for supervised warm starts, made from the built-in world's training questions and real BM25 results.
+"""Demonstrations for supervised fine-tuning: episodes for a policy, requests and documents for a simulator.
 
-A policy demonstration is an episode that follows a question's decomposition; a simulator demonstration is a prompt
-for useful or noisy documents and the documents that BM25 finds with, or without, the right passage among them.
+A policy's episode follows the decomposition of a question of the built-in world, with real BM25 results. A simulator's
+example is a request for useful or noisy documents and the documents: those that BM25 finds in the world with, or
+without, the right passage among them, or those of a search that was recorded (data/pairs.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from zerosearch_jax.data.rows import Question, normalize_answer, order
+from zerosearch_jax.data import pairs
+from zerosearch_jax.data.rows import Passage, Question, holds_answer, normalize_answer, order
 from zerosearch_jax.search import prompts, rollout
 from zerosearch_jax.search.engines import Document
+from zerosearch_jax.search.simulator import Query, SimulatorConfig, request
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind, Segment
 
 Search = Callable[[Sequence[str], int], list[list[Document]]]
-
-
-def _texts(documents: Sequence[Document]) -> list[str]:
-    return [f'{d.title}. {d.text}' for d in documents]
 
 
 def policy_episode(
@@ -35,7 +35,7 @@ def policy_episode(
         if step['passage'] not in [d.id for d in found]:
             return None
         action = f'<think>{learned}I need {step["need"]}.</think>\n<search>{step["query"]}</search>'
-        observation = rollout.encode_observation(tokenizer, _texts(found), cfg.observation_tokens)
+        observation = rollout.encode_observation(tokenizer, [d.as_text for d in found], cfg.observation_tokens)
         segments += [
             Segment(Kind.ACTION, tuple(tokenizer.encode(action))),
             Segment(Kind.OBSERVATION, observation),
@@ -48,18 +48,10 @@ def policy_episode(
     return segments if response <= cfg.response_tokens else None
 
 
-def simulator_example(
-    question: Question,
-    noisy: bool,
-    search: Search,
-    tokenizer: Tokenizer,
-    *,
-    documents: int,
-    words: int,
-    turn: int,
-    rng: np.random.Generator,
-) -> list[Segment] | None:
-    """One prompt and its documents; useful ones hold the passage of the step `turn`, noisy ones hold no gold answer."""
+def world_search(
+    question: Question, noisy: bool, search: Search, *, documents: int, turn: int, rng: np.random.Generator
+) -> pairs.RecordedSearch | None:
+    """One search of the world; useful documents hold the passage of the step `turn`, noisy ones no gold answer."""
     step = question.metadata['decomposition'][turn]
     found = search([step['query']], 4 * documents)[0]
     right = [d for d in found if d.id == step['passage']]
@@ -70,13 +62,67 @@ def simulator_example(
     chosen = others[:documents] if noisy else right + others[: documents - 1]
     if len(chosen) < documents or not (noisy or right):
         return None
-    texts = _texts([chosen[i] for i in rng.permutation(documents)])
-    user = prompts.simulator_prompt(
-        step['query'], question.question, question.golden_answers, noisy=noisy, count=documents, words=words
-    )
-    prompt = tuple(tokenizer.chat([{'role': 'user', 'content': user}]))
-    completion = (*tokenizer.encode(prompts.render_documents(texts)), tokenizer.eos_ids[0])
-    return [Segment(Kind.PROMPT, prompt), Segment(Kind.ACTION, completion)]
+    passages = tuple(Passage(d.id, d.title, d.text) for d in (chosen[i] for i in rng.permutation(documents)))
+    return pairs.RecordedSearch(question.id, question, step['query'], passages, 'noisy' if noisy else 'useful')
+
+
+def recorded_search(search: pairs.RecordedSearch, documents: int, words: int) -> pairs.RecordedSearch | None:
+    """A recorded search with so many documents of so many words; None if it has fewer.
+
+    The best ones are kept, and among useful ones at least one with an answer, if any has it; of a long passage the part
+    with the answer.
+    """
+    answers = search.question.golden_answers
+    if len(search.passages) < documents:
+        return None
+    chosen = list(search.passages[:documents])
+    if search.label == 'useful' and not any(holds_answer(p.text, answers) for p in chosen):
+        chosen[-1] = next((p for p in search.passages if holds_answer(p.text, answers)), chosen[-1])
+    cut = (dataclasses.replace(p, text=excerpt(p.text, words, answers)) for p in chosen)
+    return dataclasses.replace(search, passages=tuple(cut))
+
+
+def excerpt(text: str, words: int, answers: Sequence[str]) -> str:
+    """So many words of a text: the first half-overlapping part that holds an answer, or else the beginning."""
+    parts = text.split()
+    windows = [' '.join(parts[i : i + words]) for i in range(0, max(len(parts) - words // 2, 1), max(words // 2, 1))]
+    return next((window for window in windows if holds_answer(window, answers)), windows[0])
+
+
+def simulator_example(
+    item: pairs.Pair | pairs.RecordedSearch, cfg: SimulatorConfig, tokenizer: Tokenizer
+) -> list[Segment]:
+    """The request and, as the only tokens with loss, the documents and the end of the sequence."""
+    if isinstance(item, pairs.Pair):
+        message, completion = item.prompt, item.completion
+    else:
+        template, count = prompts.simulator_template(cfg.template), len(item.passages)
+        query = Query(None, item.question, 0, 0, item.query)
+        message = request(query, cfg, template, item.label == 'noisy', count)
+        texts = [Document(p.title, p.text).as_text for p in item.passages]
+        completion = prompts.render_documents([prompts.neutralize(text) for text in texts])
+    prompt = tuple(tokenizer.chat([{'role': 'user', 'content': message}]))
+    return [
+        Segment(Kind.PROMPT, prompt),
+        Segment(Kind.ACTION, (*tokenizer.encode(completion), tokenizer.eos_ids[0])),
+    ]
+
+
+def balanced(items: Sequence[pairs.Pair | pairs.RecordedSearch], seed: int) -> list[pairs.Pair | pairs.RecordedSearch]:
+    """Useful and noisy items in turn, each in an order that `seed` decides, until one of the two is used up.
+
+    Raises:
+      ValueError: an item has no label.
+    """
+    unlabelled = [item.id for item in items if item.label not in pairs.LABELS]
+    if unlabelled:
+        raise ValueError(
+            f'{len(unlabelled)} rows say neither useful nor noisy (the first is {unlabelled[0]}); give them a field '
+            '"label", or set config.demos.balance=False'
+        )
+    parts = [[item for item in items if item.label == label] for label in pairs.LABELS]
+    shuffled = [[part[i] for i in order(len(part), seed, 0)] for part in parts]
+    return [item for pair in zip(*shuffled, strict=False) for item in pair]
 
 
 def policy_demos(questions, search, tokenizer, cfg, *, documents: int, count: int, seed: int) -> list[list[Segment]]:
@@ -85,23 +131,19 @@ def policy_demos(questions, search, tokenizer, cfg, *, documents: int, count: in
     return _take((make(questions[i]) for i in order(len(questions), seed, 0)), count)
 
 
-def simulator_demos(
-    questions, search, tokenizer, *, documents: int, words: int, count: int, seed: int
-) -> list[list[Segment]]:
-    """`count` examples, useful and noisy in turn, over all steps of the questions' decompositions."""
+def world_searches(questions, search, *, documents: int, count: int, seed: int) -> list[pairs.RecordedSearch]:
+    """`count` searches, useful and noisy in turn, over all steps of the questions' decompositions."""
 
-    def examples():
+    def made():
         for number, i in enumerate(order(len(questions), seed, 0)):
             question, rng = questions[i], np.random.default_rng([seed, number])
             turn = int(rng.integers(len(question.metadata['decomposition'])))
-            yield simulator_example(
-                question, bool(number % 2), search, tokenizer, documents=documents, words=words, turn=turn, rng=rng
-            )
+            yield world_search(question, bool(number % 2), search, documents=documents, turn=turn, rng=rng)
 
-    return _take(examples(), count)
+    return _take(made(), count)
 
 
-def _take(candidates, count: int) -> list[list[Segment]]:
+def _take(candidates, count: int) -> list:
     taken = []
     for segments in candidates:
         if segments is not None:

@@ -19,6 +19,11 @@ class Document:
     text: str
     id: str = ''
 
+    @property
+    def as_text(self) -> str:
+        """Title and text as a model reads them."""
+        return f'{self.title}. {self.text}' if self.title else self.text
+
 
 class BM25:
     """BM25 (Lucene's form, k1 1.5, b 0.75) over title and text: words of two letters or more, no English stop words,

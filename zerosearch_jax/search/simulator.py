@@ -1,21 +1,22 @@
-"""Where search results come from: a language model playing the engine, or a real engine, behind one small interface.
+"""Where search results come from: a model that plays the engine, an oracle, or a real engine, behind one interface.
 
-Both take queries with `submit`, and return results with `step`, in an order that depends on nothing but the queries.
+All take queries with `submit` and return results with `step`, in an order that depends on nothing but the queries.
 Each query carries its own question and gold answers. A search that fails is a typed result, never a text.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
 from zerosearch_jax import prng
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.generate.engine import Engine, Request
+from zerosearch_jax.outside import Log
 from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import is_noisy
-from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.search.writers import Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,109 +32,180 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came back: documents, or the kind of failure ('malformed' output, 'too_long' prompt)."""
+    """What came back: documents, or the kind of failure (of writers.Written, or of prompts.parse_documents)."""
 
     query: Query
     documents: tuple[str, ...] = ()
-    noisy: bool = False
+    labels: tuple[bool, ...] = ()  # of a simulated search: which of the documents were asked to be noisy
     failure: str = ''
     attempts: int = 1
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any of its documents was asked to be noisy."""
+        return any(self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class SimulatorConfig:
-    """Which model plays the search engine, and how it is asked and read."""
+    """Who plays the search engine, how it is asked, and how it is read."""
 
-    model: str = 'smollm2-135m-instruct'  # as config.policy.model
+    kind: Literal['model', 'endpoint', 'oracle'] = 'model'  # ours, config.endpoint's, or gold passages of the corpus
+    model: str = 'smollm2-135m-instruct'  # as config.policy.model; of an endpoint the served model's name
     adapter: str = ''  # as config.policy.adapter
     dtype: Literal['float32', 'bfloat16'] = 'float32'
+    weights: Literal['as_loaded', 'int8'] = 'as_loaded'  # int8: a quarter of float32's memory
+    template: str = 'tuned'  # wording: 'tuned', 'prompted', or a JSON file (prompts.SimulatorTemplate)
+    style: str = 'documents'  # what they are called in the request, e.g. 'web snippets', 'encyclopedia passages'
     documents: int = 3  # documents a search
     words: int = 30  # words a document, as asked for
+    blind_noise: bool = False  # whether requests for noisy documents tell neither question nor answer
+    noise_per: Literal['search', 'document'] = 'search'  # what is useful or noisy as a whole
     prompt_tokens: int = 320  # tokens of one request: template, question, answer and query
     max_tokens: int = 160  # tokens of one output
     temperature: float = 0.8
     attempts: int = 3  # generations at most before the search counts as failed
     slots: int = 16
     cache_gib: float = 0.0  # as config.rollout.cache_gib
+    remember: str = ''  # a file of documents by (query, question, quality, seed), written once; '': written anew
+
+
+def request(query: Query, cfg: SimulatorConfig, template: prompts.SimulatorTemplate, noisy: bool, count: int) -> str:
+    """The message that asks a simulator for `count` documents of one quality."""
+    return prompts.simulator_prompt(
+        query.text,
+        template,
+        question=query.question.question,
+        golds=query.question.golden_answers,
+        noisy=noisy,
+        blind=cfg.blind_noise,
+        count=count,
+        words=cfg.words,
+        style=cfg.style,
+    )
+
+
+def draw_labels(query: Query, cfg: SimulatorConfig, identity: tuple[int, int], noise: float) -> tuple[bool, ...]:
+    """Which of the documents are to be noisy: one draw a search, or one a document. identity: (seed, step)."""
+    who = (*identity, query.question.id, query.sample, query.turn)
+    if cfg.noise_per == 'search':
+        return (is_noisy(prng.uniform('curriculum', *who), noise),) * cfg.documents
+    return tuple(is_noisy(prng.uniform('curriculum', *who, i), noise) for i in range(cfg.documents))
+
+
+@dataclasses.dataclass
+class _Search:
+    """A search under way: the documents of each quality that are there, and how many times they were asked for."""
+
+    query: Query
+    labels: tuple[bool, ...]
+    found: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    attempts: int = 1
+    failure: str = ''
+
+    @property
+    def complete(self) -> bool:
+        return self.found.keys() == set(self.labels)
+
+    def result(self) -> Result:
+        parts = {noisy: iter(documents) for noisy, documents in self.found.items()}
+        documents = tuple(next(parts[noisy]) for noisy in self.labels) if self.complete and not self.failure else ()
+        return Result(self.query, documents, self.labels, self.failure, self.attempts)
 
 
 class SimulatedSearch:
-    """A language model that writes useful or noisy documents on demand, for one training step.
+    """A model that writes useful or noisy documents on demand, for one training step.
 
     Args:
-      engine: the simulator's engine, loaded.
-      tokenizer: the simulator's.
+      writer: the model.
       cfg: wording and limits.
       seed: run seed.
       step: training step; with the seed, question, sample and turn it decides every draw.
-      noise: probability that a query gets noisy documents (the curriculum's value at this step).
+      noise: probability that a query (or a document) is noisy: the curriculum's value at this step.
+      memory: where documents are remembered by (query, question, quality, seed); None: they are not.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, cfg: SimulatorConfig, *, seed: int, step: int, noise: float
+        self, writer: Writer, cfg: SimulatorConfig, *, seed: int, step: int, noise: float, memory: Log | None = None
     ):
-        self.noise = noise
-        self._engine, self._tokenizer, self._cfg = engine, tokenizer, cfg
+        self._writer, self._cfg, self._noise, self._memory = writer, cfg, noise, memory
+        self._template = prompts.simulator_template(cfg.template)
         self._identity = (seed, step)
-        self._pending: dict[Hashable, Result] = {}
+        self._searches: dict[Hashable, _Search] = {}
         self._ready: list[Result] = []
 
     def submit(self, query: Query):
         """Queues a query; its result comes out of a later `step`."""
-        draw = prng.uniform('curriculum', *self._identity, query.question.id, query.sample, query.turn)
-        self._ask(Result(query, noisy=is_noisy(draw, self.noise)))
+        search = _Search(query, draw_labels(query, self._cfg, self._identity, self._noise))
+        self._searches[query.handle] = search
+        for noisy in sorted(set(search.labels)):
+            known = self._memory.get(self._key(query, noisy)) if self._memory else None
+            if known is None:
+                self._ask(search, noisy, 1)
+            else:
+                search.found[noisy] = tuple(known[: search.labels.count(noisy)])
+        self._finish(search)
 
     @property
     def active(self) -> int:
-        """Searches under way."""
-        return len(self._ready) + self._engine.active
+        """Requests under way."""
+        return len(self._ready) + self._writer.active
 
     def step(self) -> list[Result]:
         """Advances the simulator by one engine step; returns the finished searches."""
-        done, self._ready = self._ready, []
-        for stopped in self._engine.step():
-            self._engine.close(stopped.handle)
-            asked = self._pending.pop(stopped.handle)
-            text = prompts.neutralize(self._tokenizer.decode(stopped.tokens))
-            documents = prompts.parse_documents(text, self._cfg.documents)
-            if documents:
-                done.append(dataclasses.replace(asked, documents=tuple(documents)))
-            elif asked.attempts < self._cfg.attempts:
-                self._ask(dataclasses.replace(asked, attempts=asked.attempts + 1))
+        for written in self._writer.step():
+            handle, noisy, attempt = written.handle
+            search, failure = self._searches[handle], written.failure
+            if not failure:
+                count = search.labels.count(noisy)
+                documents, failure = prompts.parse_documents(written.text, count, self._cfg.words)
+            if not failure:
+                search.found[noisy] = documents
+                if self._memory:
+                    self._memory.put(self._key(search.query, noisy), list(documents))
+            elif written.failure or attempt >= self._cfg.attempts:
+                search.failure = failure
+                search.found.setdefault(noisy, ())
             else:
-                done.append(dataclasses.replace(asked, failure='malformed'))
+                self._ask(search, noisy, attempt + 1)
+            self._finish(search)
+        done, self._ready = self._ready, []
         return done
 
-    def _ask(self, asked: Result):
-        query, cfg = asked.query, self._cfg
-        text = prompts.simulator_prompt(
-            query.text,
-            query.question.question,
-            query.question.golden_answers,
-            noisy=asked.noisy,
-            count=cfg.documents,
-            words=cfg.words,
-        )
-        prompt = tuple(self._tokenizer.chat([{'role': 'user', 'content': text}]))
-        if len(prompt) > cfg.prompt_tokens:
-            self._ready.append(dataclasses.replace(asked, failure='too_long'))
-            return
-        identity = (*self._identity, query.question.id, query.sample, query.turn, asked.attempts)
-        self._pending[query.handle] = asked
-        self._engine.open(Request(query.handle, prompt, prng.row_key('simulator', *identity), cfg.max_tokens))
+    def _finish(self, search: _Search):
+        if search.complete:
+            self._ready.append(self._searches.pop(search.query.handle).result())
+
+    def _ask(self, search: _Search, noisy: bool, attempt: int):
+        query, search.attempts = search.query, max(search.attempts, attempt)
+        message = request(query, self._cfg, self._template, noisy, search.labels.count(noisy))
+        if self._memory:
+            identity = (self._key(query, noisy), attempt)
+        else:
+            identity = (*self._identity, query.question.id, query.sample, query.turn, attempt)
+            if self._cfg.noise_per == 'document':
+                identity += (int(noisy),)
+        self._writer.ask((query.handle, noisy, attempt), message, identity)
+
+    def _key(self, query: Query, noisy: bool) -> str:
+        who = (self._cfg, self._identity[0], query.text, query.question.question, noisy)
+        return hashlib.sha256(repr(who).encode()).hexdigest()
 
 
-class EngineSearch:
-    """A real search engine behind the same interface; queries of one step are searched together.
+class DocumentSearch:
+    """Documents that are at hand: a real search engine, or an oracle. Queries of one step are answered together.
 
     Args:
-      search: function of (queries, k) to documents for each query, e.g. BM25(...).search.
-      documents: documents a search.
+      find: function of the queries and, for each of its documents, whether it is to be noisy, to the documents' texts.
+      labels: function of a query to these labels; None: a real engine, which has none.
     """
 
-    def __init__(self, search: Callable, documents: int):
-        self.noise = 0.0
-        self._search, self._documents = search, documents
+    def __init__(
+        self,
+        find: Callable[[Sequence[Query], Sequence[tuple[bool, ...]]], list[list[str]]],
+        labels: Callable[[Query], tuple[bool, ...]] = lambda query: (),
+    ):
+        self._find, self._labels = find, labels
         self._queue: list[Query] = []
 
     def submit(self, query: Query):
@@ -145,8 +217,18 @@ class EngineSearch:
 
     def step(self) -> list[Result]:
         queue, self._queue = self._queue, []
-        found = self._search([query.text for query in queue], self._documents) if queue else []
+        labels = [self._labels(query) for query in queue]
+        found = self._find(queue, labels) if queue else []
         return [
-            Result(query, tuple(prompts.neutralize(f'{d.title}. {d.text}') for d in documents))
-            for query, documents in zip(queue, found, strict=True)
+            Result(query, tuple(map(prompts.neutralize, texts)), label)
+            for query, texts, label in zip(queue, found, labels, strict=True)
         ]
+
+
+def engine_search(search: Callable, documents: int) -> DocumentSearch:
+    """A real search engine: `search` is a function of (queries, k) to documents, e.g. BM25(...).search."""
+
+    def find(queries: Sequence[Query], labels) -> list[list[str]]:
+        return [[d.as_text for d in found] for found in search([query.text for query in queries], documents)]
+
+    return DocumentSearch(find)

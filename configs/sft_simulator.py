@@ -1,0 +1,41 @@
+r"""A simulator from recorded searches: SmolLM2-135M learns to write useful or noisy encyclopedia passages on demand.
+
+  python -m launch.sft --config configs/sft_simulator.py
+  python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
+  python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
+
+Reads sim/search_episodes.jsonl.gz and corpus/corpus.jsonl.gz under ZEROSEARCH_DATA: searches that real policies made,
+with the passages that real retrievers returned. Folds 0-6 are trained on, 7 and 8 are for reports; useful are searches
+that brought a passage with an answer.
+
+  python -m launch.sft --config configs/sft_simulator.py:published
+
+is the published setting (learning rate 1e-6, batch 2, 1,000 steps; arXiv 2505.04588, appendix F) on the published data.
+
+Expected: not run.
+"""
+
+from configs.common import sections
+
+
+def get_config(preset=''):
+    from zerosearch_jax import train_sft
+
+    if preset not in ('', 'published'):
+        raise KeyError(preset)
+    config = sections(train_sft.SCHEMA)
+    if preset:
+        config.mesh = (1, 8, 1)
+        config.model.update(model='Qwen/Qwen2.5-3B-Instruct', dtype='bfloat16')
+        config.demos.update(source='hub:Alibaba-NLP/SimulationTuning_wiki_dataset', count=0, held_out=200)
+        config.optimizer.update(learning_rate=1e-6, weight_decay=0.0)
+        config.sft.update(steps=1000, batch=2, evaluate_every=100, checkpoint_every=100, rows_per_micro=8)
+        config.sft.update(row_length=4096, remat='full')
+        return config
+    config.model.lora_rank = 16
+    config.demos.update(source='sim/search_episodes.jsonl.gz', corpus='corpus/corpus.jsonl.gz', label='label_docs')
+    config.demos.update(folds=(0, 1, 2, 3, 4, 5, 6), held_out_folds=(7, 8), count=0, held_out=32)
+    config.simulator.update(documents=3, words=30)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=5, schedule='cosine', weight_decay=0.0)
+    config.sft.update(steps=200, batch=8, evaluate_every=25, checkpoint_every=10, row_length=1024)
+    return config

@@ -1,0 +1,25 @@
+"""Weights that are only read, in eight bits: one scale an output channel, the kernels turned back in the product.
+
+x W is computed as (x Q) * s, where Q = round(W / s) is int8 and s [out] = max |W| / 127 over the inputs. Embedding,
+head and norms stay as they are.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from zerosearch_jax.models import lora
+
+
+@jax.jit
+def quantize(params: dict) -> dict:
+    """The weights with int8 kernels `name` [L, in, out] and float32 `name_scale` [L, out]; adapters merged first."""
+    merged = lora.merge(params)
+    stack = dict(merged['layers'])
+    for name in lora.TARGETS:
+        kernel = stack[name].astype(jnp.float32)
+        scale = jnp.maximum(jnp.max(jnp.abs(kernel), axis=1), 1e-30) / 127
+        stack[name] = jnp.round(kernel / scale[:, None, :]).astype(jnp.int8)
+        stack[f'{name}_scale'] = scale
+    return {**merged, 'layers': stack}

@@ -1,0 +1,86 @@
+"""Calls to the outside, a search API or a served model: made by one process, known to all, and never made twice.
+
+Process 0 calls; every result is appended to a log as soon as it is there, and then told to all processes. A run that
+was interrupted, or is run again, takes from the log what it asked before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from zerosearch_jax import sharding
+
+
+class Log:
+    """JSON values by key, the same on all processes, and in a file if one is given.
+
+    Args:
+      path: JSON lines {"key": ..., "value": ...}, read if there; ''  or None: remembered by this object only.
+
+    Raises:
+      ValueError: the file is something else.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None):
+        self._path = pathlib.Path(path) if path else None
+        main = jax.process_index() == 0
+        read = dict(_read(self._path)) if main and self._path and self._path.exists() else {}
+        self._known: dict[str, Any] = sharding.from_first_process(read)
+
+    def get(self, key: str) -> Any:
+        """The value, None if there is none."""
+        return self._known.get(key)
+
+    def put(self, key: str, value: Any):
+        """Remembers a value; process 0 appends it to the file at once."""
+        self._known[key] = value
+        if self._path and jax.process_index() == 0:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, 'a', encoding='utf-8') as file:
+                file.write(json.dumps({'key': key, 'value': value}) + '\n')
+
+
+def call(log: Log, keys: Sequence[str], ask: Callable[[list[int]], Iterator[tuple[int, Any, bool]]]) -> list[Any]:
+    """The value of every key, in order, on all processes; those that the log does not have are asked for on process 0.
+
+    Args:
+      log: what is known.
+      keys: what identifies each result; equal keys get one result.
+      ask: is given the positions of the keys that are not known; yields (position, JSON value, whether to keep it) in
+        any order. A value that is not kept, a failure say, is asked for again the next time.
+    """
+    positions = {key: i for i, key in reversed(list(enumerate(keys))) if log.get(key) is None}
+    fresh: dict[str, tuple[Any, bool]] = {}
+    if positions and jax.process_index() == 0:
+        for position, value, keep in ask(sorted(positions.values())):
+            fresh[keys[position]] = value, keep
+            if keep:
+                log.put(keys[position], value)
+    fresh = sharding.from_first_process(fresh)
+    for key, (value, keep) in fresh.items():
+        if keep and log.get(key) is None:
+            log.put(key, value)
+    return [fresh[key][0] if key in fresh else log.get(key) for key in keys]
+
+
+def _read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """(key, value) of every line; a last line that a crash tore is cut off, so that the next one begins anew."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            yield row['key'], row['value']
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise ValueError(f'{path}:{number}: not a line of this log; move the file elsewhere') from error
+            os.truncate(path, path.stat().st_size - len(line))
+            return
+    if lines and not lines[-1].endswith(b'\n'):
+        with open(path, 'a', encoding='utf-8') as file:
+            file.write('\n')

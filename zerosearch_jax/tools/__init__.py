@@ -1,0 +1,1 @@
+"""What launch/ calls beside training: collection of searches, audit of a simulator."""

@@ -1,0 +1,201 @@
+"""Audit of a simulator: what it writes when asked for useful documents, and what when asked for noisy ones.
+
+The number that matters is the gap: how much more often useful documents hold the answer than noisy ones do.
+
+    WORKDIR/NAME/answers.jsonl    every request and what came of it, appended as it comes
+    WORKDIR/audit.{json,md,png}   all audits of the directory side by side
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+
+from zerosearch_jax import metrics, prng, progress, roles, settings, sharding
+from zerosearch_jax.data import pairs, rows
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.generate.engine import Engine, Request
+from zerosearch_jax.models import lora
+from zerosearch_jax.search import prompts, rewards
+from zerosearch_jax.search.engines import BM25
+from zerosearch_jax.search.oracle import Oracle
+from zerosearch_jax.search.rollout import RolloutConfig, encode_observation, encode_prompt
+from zerosearch_jax.search.simulator import Query, SimulatorConfig
+from zerosearch_jax.search.writers import EndpointConfig
+from zerosearch_jax.simulators import Simulator
+from zerosearch_jax.text import stop
+from zerosearch_jax.tools import audit_figures
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """Which queries are asked, and what is reported of the answers."""
+
+    name: str = 'simulator'  # row of the table
+    source: str = 'world'  # held-out questions of the world, or recorded searches (data/pairs.py; commas between)
+    corpus: str = 'world'  # passages that recorded searches name, and those of the oracle
+    label: str = 'label'  # as config.demos.label
+    folds: tuple[int, ...] = ()  # rows of the source; (): all
+    queries: int = 200
+    read: bool = False  # whether config.reader answers from the documents
+    gpu_hour_price: float = 0.0  # dollars; 0: no cost is reported
+
+
+SCHEMA = {
+    'seed': int,
+    'mesh': tuple[int, int, int],
+    'simulator': SimulatorConfig,
+    'endpoint': EndpointConfig,
+    'audit': AuditConfig,
+    'reader': roles.PolicyConfig,
+    'rollout': RolloutConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration, one frozen dataclass a section."""
+
+    seed: int
+    mesh: tuple[int, int, int]
+    simulator: SimulatorConfig
+    endpoint: EndpointConfig
+    audit: AuditConfig
+    reader: roles.PolicyConfig  # a policy that answers from the documents
+    rollout: RolloutConfig  # the reader's budgets
+
+    def __post_init__(self):
+        if not re.fullmatch(r'[\w.-]+', self.audit.name):
+            raise ValueError(f'config.audit.name = {self.audit.name!r} may hold letters, digits, ".", "_" and "-"')
+
+
+def parse(config) -> Config:
+    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
+    return Config(**settings.resolve(config, SCHEMA))
+
+
+def audit(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
+    """Runs, or resumes, an audit in `workdir`; returns the table of all audits there."""
+    here = workdir / cfg.audit.name
+    metrics.claim(here, resolved, ('answers.jsonl',))
+    mesh = sharding.make_mesh(cfg.mesh)
+    asked = queries(cfg)
+    _ask(cfg, here, asked, mesh)
+    answers = metrics.read_jsonl(here / 'answers.jsonl')
+    if cfg.audit.read and 'read' not in answers[0]:
+        readings = read(cfg, answers, mesh)
+        answers = [row | {'read': right} for row, right in zip(answers, readings, strict=True)]
+        metrics.write_jsonl(here / 'answers.jsonl', answers)
+    return audit_figures.report(workdir, cfg.audit.gpu_hour_price)
+
+
+def queries(cfg: Config) -> list[Query]:
+    """Distinct queries, chosen by a hash of their ids, so that another source order changes nothing."""
+    if cfg.audit.source == 'world':
+        questions = rows.load_questions('world', 'test')
+        texts = {q.id: q.metadata['decomposition'][0]['query'] for q in questions}
+    else:
+        corpus = {p.id: p for p in rows.load_passages(cfg.audit.corpus)} if cfg.audit.corpus else {}
+        found: dict[str, pairs.RecordedSearch] = {}
+        for source in cfg.audit.source.split(','):
+            read_rows = pairs.load_pairs(source.strip(), corpus=corpus, label=cfg.audit.label, folds=cfg.audit.folds)
+            found |= {item.question.question: item for item in read_rows if isinstance(item, pairs.RecordedSearch)}
+        questions, texts = [item.question for item in found.values()], {i.question.id: i.query for i in found.values()}
+    if not questions:
+        raise ValueError(f'{cfg.audit.source}: no search to ask for; an audit needs rows with a query and answers')
+    chosen = rows.subset(questions, cfg.audit.queries)
+    return [Query((question.id, 0), question, 0, 0, texts[question.id]) for question in chosen]
+
+
+def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
+    """Asks for useful, then for noisy documents, what is on disk already excepted."""
+    with metrics.MetricWriter(here, resume_step=1, tensorboard=False) as writer:
+        path = here / 'answers.jsonl'
+        done = {(row['id'], row['noisy']) for row in metrics.read_jsonl(path)} if path.exists() else set()
+        missing = {n: [q for q in asked if (q.question.id, n) not in done] for n in (False, True)}
+        if not any(missing.values()):
+            return
+        simulator = open_simulator(cfg, mesh)
+        began = time.perf_counter()
+        with progress.bar(sum(map(len, missing.values())), f'audit of {cfg.audit.name}', 'query') as bar:
+            for noisy, part in missing.items():
+                search = simulator.search(seed=cfg.seed, step=int(noisy), noise=float(noisy))
+                for query in part:
+                    search.submit(query)
+                while search.active:
+                    results = search.step()
+                    writer.append('answers', [_row(result, noisy) for result in results])
+                    bar.update(len(results))
+    speed = {'queries': sum(map(len, missing.values())), 'seconds': time.perf_counter() - began}
+    if simulator.engine:
+        speed['tokens'] = simulator.engine.decoded_tokens
+    (here / 'speed.json').write_text(json.dumps(speed) + '\n')
+
+
+def open_simulator(cfg: Config, mesh) -> Simulator:
+    def oracle() -> Oracle:
+        passages = rows.load_passages(cfg.audit.corpus)
+        return Oracle(BM25(passages).search, passages)
+
+    return Simulator(cfg.simulator, cfg.endpoint, mesh=mesh, decode_steps=cfg.rollout.decode_steps, oracle=oracle)
+
+
+def _row(result, noisy: bool) -> dict:
+    question = result.query.question
+    return {
+        'step': 0,
+        'id': question.id,
+        'noisy': noisy,
+        'query': result.query.text,
+        'question': question.question,
+        'golden_answers': list(question.golden_answers),
+        'documents': list(result.documents),
+        'failure': result.failure,
+        'attempts': result.attempts,
+    }
+
+
+# ---------------------------------------------------------------- a policy reads the documents
+
+
+def read(cfg: Config, answers: Sequence[dict], mesh) -> list[bool]:
+    """Whether config.reader, after one search that returned these documents, gives a right answer (cover-EM)."""
+    model = roles.load_model(cfg.reader.model, mesh)
+    params = model.params
+    if cfg.reader.adapter:
+        params = lora.combine(params, roles.load_adapter(cfg.reader.adapter, model.cfg, mesh))
+    size = cfg.rollout
+    engine = Engine(
+        model.cfg,
+        mesh,
+        slots=size.slots,
+        capacity=size.prompt_tokens + 2 * size.turn_tokens + size.observation_tokens,
+        stop=stop.compile_table(prompts.STOP_STRINGS, model.token_bytes),
+        eos_ids=model.tokenizer.eos_ids,
+        steps=size.decode_steps,
+        dtype=cfg.reader.dtype,
+    )
+    engine.load(params, temperature=0.0)
+    for number, row in enumerate(answers):
+        question = Question(row['id'], row['question'], tuple(row['golden_answers']))
+        action = model.tokenizer.encode(f'<think>I need to look it up.</think>\n<search>{row["query"]}</search>')
+        prompt = (
+            *encode_prompt(model.tokenizer, question, size),
+            *action[: size.turn_tokens],
+            *encode_observation(model.tokenizer, row['documents'], size.observation_tokens),
+        )
+        engine.open(Request(number, prompt, prng.row_key('evaluation', row['id']), size.turn_tokens))
+    right = [False] * len(answers)
+    with progress.bar(len(answers), 'reading', 'query') as bar:
+        while engine.active:
+            for stopped in engine.step():
+                engine.close(stopped.handle)
+                answer = rewards.extract_answer(model.tokenizer.decode(stopped.tokens))
+                golds = answers[stopped.handle]['golden_answers']
+                right[stopped.handle] = bool(rewards.REWARDS['cover_em'](answer, golds))
+                bar.update()
+    return right
