@@ -372,7 +372,7 @@ def test_a_failed_search_ends_the_trajectory_as_failed_and_writes_nothing():
     search = FakeSearch(lambda query: Result(query, failure='count'))
     trajectory, _, _ = play(['<search>a</search>'], search)
     assert (kinds(trajectory), trajectory.status, trajectory.failed) == ('PA', 'search_failed', True)
-    assert trajectory.searches[0].failure == 'malformed'
+    assert trajectory.searches[0].failure == 'count'
     found, _, _ = play(['<search>a</search>', '<answer>x</answer>', ''])
     assert not found.failed
 
@@ -408,11 +408,10 @@ def test_a_failed_trajectory_is_neither_rewarded_nor_packed():
 def simulate(outputs, cfg=None, *, noise=0.0, step=1, seed=0, queries=None, capacity=10**6):
     """Results of queries to a simulator whose model writes `outputs(handle, attempt)`; and its engine."""
     cfg = cfg or SimulatorConfig(documents=2, attempts=3, max_tokens=2000)
-    counts = {}
 
     def script(handle, number, engine):
-        counts[handle] = counts.get(handle, 0) + 1
-        return [*BYTES.encode(outputs(handle, counts[handle])), EOS]
+        query, _, attempt = handle
+        return [*BYTES.encode(outputs(query, attempt)), EOS]
 
     engine = FakeEngine(script, stops=(), capacity=capacity)
     writer = EngineWriter(engine, BYTES, prompt_tokens=cfg.prompt_tokens, max_tokens=cfg.max_tokens)
@@ -481,7 +480,7 @@ def noisy(**options):
     by_handle = {r.query.handle: r.noisy for r in results}
     for request in engine.requests:  # and the prompt asks for what was drawn
         text = BYTES.decode(request.prompt)
-        assert ('noisy documents' in text) == by_handle[request.handle] == ('useful documents' not in text)
+        assert ('noisy documents' in text) == by_handle[request.handle[0]] == ('useful documents' not in text)
     return by_handle
 
 

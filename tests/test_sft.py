@@ -19,7 +19,9 @@ def rows(tmp_path_factory):
     made = []
     for i in range(24):
         label = ('useful', 'noisy')[i % 2]
-        made.append({'prompt': f'{i % 5}\n{label} documents:', 'completion': f'Doc 1: {label} {i % 3}', 'fold': i % 4})
+        made.append(
+            {'prompt': f'{i % 5}\n{label} documents:', 'completion': f'Doc 1: {label} {i % 3}', 'fold': i // 2 % 4}
+        )
     path.write_text('\n'.join(map(json.dumps, made)))
     return str(path)
 
@@ -56,7 +58,8 @@ def whole(rows, tmp_path_factory):
 def test_it_learns_what_it_is_shown(whole):
     losses = [row['loss/held_out'] for row in timeless(whole[1]) if 'loss/held_out' in row]
     assert len(losses) == 4
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 0.3
     assert (whole[1] / 'curves.png').stat().st_size > 1000
 
 

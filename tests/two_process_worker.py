@@ -12,7 +12,7 @@ import sys
 
 
 def work(checkpoints: pathlib.Path) -> dict:
-    """Greedy and sampled generations, calls to the outside and two updates; saves the state in between. Plain Python and NumPy results."""
+    """Generations, calls to the outside and two updates, the state saved in between: plain Python and NumPy results."""
     import jax
     from helpers import TINY, drain, random_batch, requests, tiny_engine, tiny_params
 

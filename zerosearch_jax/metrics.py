@@ -124,6 +124,23 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     os.replace(partial, path)
 
 
+def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends rows to a JSON-lines file, made if missing; see `recover_jsonl`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a', encoding='utf-8') as file:
+        file.write(''.join(json.dumps(_plain(row), allow_nan=False) + '\n' for row in rows))
+
+
+def recover_jsonl(path: str | Path) -> list[dict]:
+    """The rows of a file that `append_jsonl` writes, if it is there; a last line that a crash tore is cut off."""
+    if not Path(path).exists():
+        return []
+    rows = read_jsonl(path)
+    write_jsonl(path, rows)
+    return rows
+
+
 @dataclasses.dataclass(frozen=True)
 class Panel:
     """One small chart: the metrics it shows, as patterns of keys, and those on its right-hand axis."""

@@ -153,7 +153,7 @@ class SimulatedSearch:
 
     def step(self) -> list[Result]:
         """Advances the simulator by one engine step; returns the finished searches."""
-        for written in self._writer.step():
+        for written in self._writer.step() if self._writer.active else ():
             handle, noisy, attempt = written.handle
             search, failure = self._searches[handle], written.failure
             if not failure:

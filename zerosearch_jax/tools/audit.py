@@ -113,23 +113,22 @@ def queries(cfg: Config) -> list[Query]:
 
 def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
     """Asks for useful, then for noisy documents, what is on disk already excepted."""
-    with metrics.MetricWriter(here, resume_step=1, tensorboard=False) as writer:
-        path = here / 'answers.jsonl'
-        done = {(row['id'], row['noisy']) for row in metrics.read_jsonl(path)} if path.exists() else set()
-        missing = {n: [q for q in asked if (q.question.id, n) not in done] for n in (False, True)}
-        if not any(missing.values()):
-            return
-        simulator = open_simulator(cfg, mesh)
-        began = time.perf_counter()
-        with progress.bar(sum(map(len, missing.values())), f'audit of {cfg.audit.name}', 'query') as bar:
-            for noisy, part in missing.items():
-                search = simulator.search(seed=cfg.seed, step=int(noisy), noise=float(noisy))
-                for query in part:
-                    search.submit(query)
-                while search.active:
-                    results = search.step()
-                    writer.append('answers', [_row(result, noisy) for result in results])
-                    bar.update(len(results))
+    path = here / 'answers.jsonl'
+    done = {(row['id'], row['noisy']) for row in metrics.recover_jsonl(path)}
+    missing = {n: [q for q in asked if (q.question.id, n) not in done] for n in (False, True)}
+    if not any(missing.values()):
+        return
+    simulator = open_simulator(cfg, mesh)
+    began = time.perf_counter()
+    with progress.bar(sum(map(len, missing.values())), f'audit of {cfg.audit.name}', 'query') as bar:
+        for noisy, part in missing.items():
+            search = simulator.search(seed=cfg.seed, step=int(noisy), noise=float(noisy))
+            for query in part:
+                search.submit(query)
+            while search.active:
+                results = search.step()
+                metrics.append_jsonl(path, [_row(result, noisy) for result in results])
+                bar.update(len(results))
     speed = {'queries': sum(map(len, missing.values())), 'seconds': time.perf_counter() - began}
     if simulator.engine:
         speed['tokens'] = simulator.engine.decoded_tokens
@@ -147,7 +146,6 @@ def open_simulator(cfg: Config, mesh) -> Simulator:
 def _row(result, noisy: bool) -> dict:
     question = result.query.question
     return {
-        'step': 0,
         'id': question.id,
         'noisy': noisy,
         'query': result.query.text,

@@ -90,43 +90,47 @@ def collect(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
 
 
 def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh) -> list[dict]:
-    """Episodes with the real engine, those that are on disk already not made again; all of them as rows."""
-    with metrics.MetricWriter(workdir, resume_step=len(questions), tensorboard=False) as writer:
-        path = workdir / 'trajectories.jsonl'
-        done = {row['id'] for row in metrics.read_jsonl(path)} if path.exists() else set()
-        missing = [question for question in questions if question.id not in done]
-        if missing:
-            model = roles.load_model(cfg.policy.model, mesh)
-            params = model.params
-            if cfg.policy.adapter:
-                params = lora.combine(params, roles.load_adapter(cfg.policy.adapter, model.cfg, mesh))
-            engine = Engine(
-                model.cfg,
-                mesh,
-                slots=cfg.rollout.slots,
-                capacity=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
-                stop=stop.compile_table(prompts.STOP_STRINGS, model.token_bytes),
-                eos_ids=model.tokenizer.eos_ids,
-                steps=cfg.rollout.decode_steps,
-                dtype=cfg.policy.dtype,
-            )
-            engine.load(params, temperature=cfg.rollout.temperature)
-            search = BM25(rows.load_passages(cfg.collect.corpus)).search
-            size = max(cfg.rollout.slots // cfg.rollout.group, 1)
-            with progress.bar(len(missing) * cfg.rollout.group, 'episodes', 'episode') as bar:
-                for start in range(0, len(missing), size):
-                    found = rollout(
-                        missing[start : start + size],
-                        cfg.rollout.group,
-                        engine,
-                        engine_search(search, cfg.collect.documents),
-                        model.tokenizer,
-                        cfg.rollout,
-                        identity=(cfg.seed, 0),
-                        progress=bar.update,
-                    )
-                    writer.append('trajectories', [ev.row(t, model.tokenizer, 0) for t in found])
-        return metrics.read_jsonl(path)
+    """Episodes with the real engine as rows; those that are on disk are not made again."""
+    path = workdir / 'trajectories.jsonl'
+    done = {row['id'] for row in metrics.recover_jsonl(path)}
+    missing = [question for question in questions if question.id not in done]
+    if missing:
+        model = roles.load_model(cfg.policy.model, mesh)
+        engine = _policy_engine(cfg, model, mesh)
+        search = BM25(rows.load_passages(cfg.collect.corpus)).search
+        size = max(cfg.rollout.slots // cfg.rollout.group, 1)
+        with progress.bar(len(missing) * cfg.rollout.group, 'episodes', 'episode') as bar:
+            for start in range(0, len(missing), size):
+                found = rollout(
+                    missing[start : start + size],
+                    cfg.rollout.group,
+                    engine,
+                    engine_search(search, cfg.collect.documents),
+                    model.tokenizer,
+                    cfg.rollout,
+                    identity=(cfg.seed, 0),
+                    progress=bar.update,
+                )
+                metrics.append_jsonl(path, [ev.row(t, model.tokenizer, 0) for t in found])
+    return metrics.read_jsonl(path)
+
+
+def _policy_engine(cfg: Config, model: roles.Model, mesh) -> Engine:
+    params = model.params
+    if cfg.policy.adapter:
+        params = lora.combine(params, roles.load_adapter(cfg.policy.adapter, model.cfg, mesh))
+    engine = Engine(
+        model.cfg,
+        mesh,
+        slots=cfg.rollout.slots,
+        capacity=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
+        stop=stop.compile_table(prompts.STOP_STRINGS, model.token_bytes),
+        eos_ids=model.tokenizer.eos_ids,
+        steps=cfg.rollout.decode_steps,
+        dtype=cfg.policy.dtype,
+    )
+    engine.load(params, temperature=cfg.rollout.temperature)
+    return engine
 
 
 def _searches(written: list[dict]):
