@@ -50,7 +50,9 @@ def main():
         began = time.perf_counter()
         trajectories = trainer.collect(repeat + 1)
         collected = time.perf_counter()
-        trainer.learn(trainer.batch(trajectories, np.random.default_rng(0).normal(size=len(trajectories))))
+        rewards = np.random.default_rng(0).normal(size=len(trajectories))
+        groups, valid = np.repeat(np.arange(args.questions), args.group), np.array([not t.failed for t in trajectories])
+        trainer.learner.learn([t.segments for t in trajectories], rewards, groups, valid)
         ended = time.perf_counter()
         if repeat == 0:  # compiles
             continue

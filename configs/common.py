@@ -50,3 +50,39 @@ def published() -> ConfigDict:
     config.evaluation.update(questions=500, every=50, documents=5)
     config.run.checkpoint_every = 10
     return config
+
+
+# What the published system does and the `fixed` form does not, by the numbers of its defects (docs/paper.md)
+PAPER = {
+    'simulator': {'questions': 'compacted'},  # D1: a query carries another trajectory's question and answer
+    'rl': {
+        'algorithm': 'reinforce',  # D13: without a baseline
+        'kl': -0.001,  # D2: the divergence from the initial policy is rewarded
+        'aggregate': 'micro',  # D12: means within micro-batches of 64 trajectories, whatever their lengths
+    },
+    'optimizer': {'warmup_from_zero': True},  # D13: the first update has rate 0
+    'critic': {'over_observations': True},  # D14: PPO's advantages and values on documents too
+    'rollout': {'top_p': 0.95},  # D10: truncated sampling, log-probs of the whole softmax
+    'reward': {'missing': 'published'},  # D4: no answer is scored as the prompt's example
+    'evaluation': {'temperature': 1.0, 'whole_batches_of': 64},  # D5: sampled; D6: the last batch is dropped
+}
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+    """An experiment in its `paper` form, with the published mini-batches and warm-up."""
+    for section, values in PAPER.items():
+        config[section].update(values)
+    config.rl.minibatch = 256  # D12: of 320, and then the 64 that are left
+    config.optimizer.warmup_steps = 192  # D13: of 203
+    return config
+
+
+def study(variants: dict[str, dict], preset: str) -> ConfigDict:
+    """A study of variants of the quickstart, long enough to tell them apart on an accelerator."""
+    from configs import quickstart
+
+    no_preset(preset)
+    base = quickstart.get_config()
+    base.rl.steps = 48
+    base.evaluation.questions = 256
+    return ConfigDict({'base': base, 'variants': variants, 'seeds': (0, 1, 2)})

@@ -4,12 +4,17 @@ Expected: not run.
 
   python -m launch.train --config configs/llama3_2_3b.py
   python -m launch.train --config configs/llama3_2_3b.py:instruct
+  python -m launch.train --config configs/llama3_2_3b.py:paper
+
+`paper` is the base model with the published system's mistakes (configs/paper_v2.py).
 """
 
 from configs import common
 
 
 def get_config(preset='base'):
+    if preset == 'paper':
+        return common.paper(get_config('base'))
     config = common.published()
     config.policy.model = {
         'base': 'meta-llama/Llama-3.2-3B',

@@ -4,12 +4,17 @@ Expected: not run.
 
   python -m launch.train --config configs/qwen2_5_7b.py
   python -m launch.train --config configs/qwen2_5_7b.py:instruct
+  python -m launch.train --config configs/qwen2_5_7b.py:paper
+
+`paper` is the base model with the published system's mistakes (configs/paper_v2.py).
 """
 
 from configs import common
 
 
 def get_config(preset='base'):
+    if preset == 'paper':
+        return common.paper(get_config('base'))
     config = common.published()
     config.policy.model = {
         'base': 'Qwen/Qwen2.5-7B',

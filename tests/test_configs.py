@@ -10,13 +10,15 @@ import re
 import jax
 import pytest
 
+from configs import common
 from zerosearch_jax import settings, sharding, train_rl, train_sft
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
-from zerosearch_jax.tools import audit, collect
+from zerosearch_jax.tools import audit, collect, sweep
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py') if 'def get_config' in path.read_text())
+STUDIES = sorted(path for path in (CONFIGS / 'ablations').glob('*.py') if path.stem != '__init__')
 PUBLISHED = {
     'qwen2.5-0.5b': 0.494e9,
     'qwen2.5-1.5b': 1.54e9,
@@ -67,10 +69,27 @@ def test_an_experiment_builds_parses_and_survives_being_written(path, preset):
     assert settings.to_json(dataclasses.asdict(parsed)) == settings.to_json(config)  # no section is left out
 
 
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_a_study_builds_and_all_its_variants_parse(path):
+    config = importlib.import_module(f'configs.ablations.{path.stem}').get_config()
+    study = sweep.parse(config)
+    made = [settings.to_json(study.config(name, 0)) for name in study.variants]
+    assert len(set(made)) == len(made) > 2  # no two variants are the same experiment
+    assert f'python -m launch.sweep --config configs/ablations/{path.name}' in path.read_text()
+    assert all(re.fullmatch(r'\w+', name) for name in study.variants)
+
+
 @pytest.mark.parametrize(('path', 'preset'), EXPERIMENTS, ids=NAMES)
-def test_a_configuration_stays_readable(path, preset):
-    leaves = sum(len(value) if hasattr(value, 'keys') else 1 for value in build(path, preset).values())
-    assert leaves <= 80
+def test_an_experiment_changes_what_can_be_overlooked_at_a_glance(path, preset):
+    defaults, built = common.sections(program(path).SCHEMA), build(path, preset)
+    changed = [
+        name
+        for section, values in built.items()
+        if hasattr(values, 'keys')
+        for name in values
+        if values[name] != defaults[section][name]
+    ]
+    assert len(changed) <= 55
 
 
 def test_the_presets_of_a_file_differ():

@@ -22,6 +22,8 @@ ALLOWED = {
     'text': MODELS | {'text'},
     'data': BELOW | {'data'},
     'metrics': BELOW,
+    'alarms': set(),
+    'learner': MODELS | {'rl', 'state', 'text', 'roles'},
     'state': MODELS,
     'checkpoint': MODELS | {'state'},
     'generate': MODELS | {'generate', 'text'},

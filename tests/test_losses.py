@@ -177,7 +177,7 @@ def reference_loss(logprobs, entropies, batch, cfg):
     st.sampled_from([0.0, 0.1, 1.0]),
 )
 def test_policy_loss_equals_the_reference(seed, clip, kl, entropy, spread):
-    batch, cfg = make_batch(seed, spread=spread), LossConfig(clip, kl, entropy)
+    batch, cfg = make_batch(seed, spread=spread), LossConfig(clip, kl=kl, entropy=entropy)
     logprobs, entropies = make_logprobs(seed, spread)
     loss, sums = losses.policy_loss(logprobs, entropies, batch, cfg)
     expected, expected_sums = reference_loss(logprobs, entropies, batch, cfg)
@@ -188,7 +188,7 @@ def test_policy_loss_equals_the_reference(seed, clip, kl, entropy, spread):
     assert float(sums['logprob_gap_max']) == pytest.approx(gap, rel=1e-5)
 
 
-def loss_gradient(logprobs, entropies, batch, cfg=LossConfig(0.2, 0.1, 0.1)):  # noqa: B008
+def loss_gradient(logprobs, entropies, batch, cfg=LossConfig(0.2, kl=0.1, entropy=0.1)):  # noqa: B008
     """The loss, and its gradients with respect to log-probs and entropies."""
 
     def loss(logprobs, entropies):
@@ -205,13 +205,13 @@ def loss_gradient(logprobs, entropies, batch, cfg=LossConfig(0.2, 0.1, 0.1)):  #
 def test_clipping_stops_the_gradient_only_where_the_step_has_gone_far_enough(advantage, log_ratio, flows):
     one = np.ones((1, 1), np.float32)
     batch = make_batch(weights=one).replace(advantages=advantage * one, old_logprobs=-2 * one)
-    _, gradient, _ = loss_gradient((log_ratio - 2) * one, one, batch, LossConfig(0.2, 0.0, 0.0))
+    _, gradient, _ = loss_gradient((log_ratio - 2) * one, one, batch, LossConfig(0.2, kl=0.0))
     assert gradient[0, 0] == pytest.approx(-advantage * np.exp(log_ratio) if flows else 0.0, rel=1e-5)
 
 
 def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient():
     batch = make_batch()
-    _, gradient, _ = loss_gradient(batch.old_logprobs, batch.old_logprobs, batch, LossConfig(0.2, 0.0, 0.0))
+    _, gradient, _ = loss_gradient(batch.old_logprobs, batch.old_logprobs, batch, LossConfig(0.2, kl=0.0))
     np.testing.assert_allclose(gradient, -batch.advantages * WEIGHTS, rtol=1e-6)
 
 
@@ -225,7 +225,7 @@ def logits_gradient(weights, seed=3):
         log_softmax = jax.nn.log_softmax(logits)
         logprobs = jnp.take_along_axis(log_softmax, targets[..., None], -1)[..., 0]
         entropies = -jnp.sum(jnp.exp(log_softmax) * log_softmax, -1)
-        return losses.policy_loss(logprobs, entropies, batch, LossConfig(5.0, 0.1, 0.1))[0]
+        return losses.policy_loss(logprobs, entropies, batch, LossConfig(5.0, kl=0.1, entropy=0.1))[0]
 
     return np.asarray(jax.grad(loss)(logits))
 
@@ -251,7 +251,7 @@ def test_a_missing_or_inverted_mask_would_be_seen(wrong):
 
 @pytest.mark.parametrize('stale', [1e30, -1e30, np.inf, -np.inf, np.nan])
 def test_stale_values_at_masked_positions_change_nothing(stale):
-    batch, cfg = make_batch(), LossConfig(0.2, 0.1, 0.1)
+    batch, cfg = make_batch(), LossConfig(0.2, kl=0.1, entropy=0.1)
     logprobs, entropies = make_logprobs()
     masked = WEIGHTS == 0
     fields = ('advantages', 'old_logprobs', 'ref_logprobs')

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import hypothesis
 import jax
@@ -27,7 +26,6 @@ from zerosearch_jax.search.writers import EngineWriter
 from zerosearch_jax.text.stop import compile_table
 from zerosearch_jax.text.tokenizer import CHATML, Tokenizer, byte_tokenizer
 from zerosearch_jax.text.trajectory import Kind, flatten
-from zerosearch_jax.train_rl import Trainer
 
 BYTES = byte_tokenizer()
 EOS = BYTES.eos_ids[0]
@@ -377,29 +375,15 @@ def test_a_failed_search_ends_the_trajectory_as_failed_and_writes_nothing():
     assert not found.failed
 
 
-def test_a_failed_trajectory_is_neither_rewarded_nor_packed():
+def test_a_failed_trajectory_is_marked_and_has_no_advantage():
     def action(handle, number):
         return '<search>a</search>' if handle[1] == 1 else f'<answer>{"xyz"[handle[1]]}</answer>'
 
     search = FakeSearch(lambda query: Result(query, failure='too_long'))
     found, _, _ = play(action, search, samples=3)
-    valid = np.array([not t.failed for t in found])
-    assert valid.tolist() == [True, False, True]
-    per_trajectory = advantages.grpo(np.array([1.0, 1.0, 0.0]), np.zeros(3, int), valid)
+    assert [t.failed for t in found] == [False, True, False]
+    per_trajectory = advantages.grpo(np.array([1.0, 1.0, 0.0]), np.zeros(3, int), np.array([True, False, True]))
     assert per_trajectory[1] == 0
-    per_trajectory[1] = np.nan  # must not be looked at
-    rl = types.SimpleNamespace(row_length=3072, rows_per_micro=1)
-    cfg = types.SimpleNamespace(rl=rl, rollout=dataclasses.replace(CFG, questions=1, group=3))
-    batch = Trainer.batch(types.SimpleNamespace(cfg=cfg), found, per_trajectory)
-    assert batch.tokens.shape == (3, 1, 3072)  # one shape, whatever failed
-    places = [(m, n) for m in range(3) for n in range(1, batch.segments[m].max() + 1)]
-    packed = [batch.tokens[m, 0][(batch.segments[m, 0] == n) & (batch.weights[m, 0] > 0)].tolist() for m, n in places]
-    actions = [flatten(found[i].segments) for i in (0, 2)]
-    assert sorted(filter(None, packed)) == sorted(a.tokens[a.weights > 0].tolist() for a in actions)
-    assert np.isfinite(batch.advantages).all()
-    nothing = Trainer.batch(types.SimpleNamespace(cfg=cfg), [found[1]] * 3, per_trajectory)
-    assert nothing.tokens.shape == (3, 1, 3072)
-    assert not nothing.segments.any()
 
 
 # ---------------------------------------------------------------- the simulator

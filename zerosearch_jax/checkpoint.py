@@ -7,11 +7,11 @@ the last complete one.
 from __future__ import annotations
 
 import pathlib
+import shutil
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-
-from zerosearch_jax.state import TrainState
 
 
 class Checkpoints:
@@ -30,12 +30,12 @@ class Checkpoints:
         """The last complete step, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, host: dict):
+    def save(self, step: int, state, host: dict):
         """Saves in the background; the state may be donated right after."""
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         self._manager.save(step, args=items)
 
-    def restore(self, step: int, abstract: TrainState, places: TrainState) -> tuple[TrainState, dict]:
+    def restore(self, step: int, abstract, places) -> tuple[Any, dict]:
         """Reads a step into the given shapes and shardings, on whatever mesh they name.
 
         Raises:
@@ -51,6 +51,16 @@ class Checkpoints:
                 'use another --workdir, or the configuration in its config.json'
             ) from error
         return restored.state, restored.host
+
+    def put_aside(self, directory: pathlib.Path):
+        """Copies the newest complete step to a directory of its own, where it stays; nothing if there is none."""
+        self._manager.wait_until_finished()
+        step = self.latest()
+        if step is not None and not directory.exists():
+            partial = directory.with_name(f'.{directory.name}.partial')
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(self._manager.directory / str(step), partial / str(step))
+            partial.rename(directory)
 
     def close(self):
         """Waits for saves in flight."""

@@ -25,6 +25,8 @@ class EvaluationConfig:
     questions: int = 64
     every: int = 0  # also evaluate after every so many steps; 0: only before and after training
     documents: int = 3  # documents a search of the real engine
+    temperature: float = 0.0  # 0: greedy; the published system samples at 1 (spec D5)
+    whole_batches_of: int = 1  # questions beyond the last whole batch are left out, as there (of 64; spec D6)
 
 
 def evaluate(
@@ -36,7 +38,7 @@ def evaluate(
     *,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Trajectory]:
-    """One greedy episode a question; `policy` must be loaded with temperature 0."""
+    """One episode a question, greedy where `policy` was loaded with temperature 0."""
     return rollout(
         questions, 1, policy, search, tokenizer, cfg, identity=('greedy',), stream='evaluation', progress=progress
     )

@@ -38,7 +38,7 @@ def summarize(workdir: pathlib.Path) -> dict:
     summary: dict = {'steps': steps[-1]['step'] if steps else 0}
     if steps:
         summary['last_reward'] = steps[-1]['reward/mean']
-    evaluated = _evaluations(workdir)
+    evaluated = evaluations(workdir)
     summary['evaluations'] = {str(number): _scores_with_intervals(found) for number, found in evaluated.items()}
     if len(evaluated) > 1:
         first, last = evaluated[min(evaluated)], evaluated[max(evaluated)]
@@ -48,7 +48,7 @@ def summarize(workdir: pathlib.Path) -> dict:
     return summary
 
 
-def _evaluations(workdir: pathlib.Path) -> dict[int, list[dict]]:
+def evaluations(workdir: pathlib.Path) -> dict[int, list[dict]]:
     """Rows of every evaluation of a run, by step."""
     files = sorted((workdir / 'evaluation').glob('step_*.jsonl'))
     return {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
@@ -100,7 +100,7 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
         raise ValueError(f'of {len(configs)} runs some have the same seed')
     pairs = []
     for workdir in workdirs:
-        evaluated = _evaluations(workdir)
+        evaluated = evaluations(workdir)
         if len(evaluated) < 2:
             raise ValueError(f'{workdir} has {len(evaluated)} evaluations; a gain needs one before and one after')
         pairs.append((evaluated[min(evaluated)], evaluated[max(evaluated)]))

@@ -143,6 +143,15 @@ def init(layout: Mapping, key: jax.Array, mesh: Mesh, dtype=jnp.float32) -> dict
         return make()
 
 
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole array on every process."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def agree(flag: bool) -> bool:
     """Process 0's value on every process: decisions that depend on files are taken once."""
     return from_first_process(flag)

@@ -28,6 +28,7 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-6
     warmup_steps: int = 0
+    warmup_from_zero: bool = False  # whether the first update has rate 0, as in the published system (spec D13)
     schedule: Literal['constant', 'cosine'] = 'constant'
     b1: float = 0.9
     b2: float = 0.999
@@ -36,15 +37,18 @@ class OptimizerConfig:
 
 
 def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by update: a linear warm-up whose first value is above zero, then constant or cosine to 0."""
+    """Learning rate by update: a linear warm-up, by default from a value above zero, then constant or cosine to 0."""
     if cfg.schedule == 'cosine':
         main = optax.cosine_decay_schedule(cfg.learning_rate, max(total_steps - cfg.warmup_steps, 1))
     else:
         main = optax.constant_schedule(cfg.learning_rate)
     if cfg.warmup_steps < 1:
         return main
-    first = cfg.learning_rate / cfg.warmup_steps
-    warmup = optax.linear_schedule(first, cfg.learning_rate, max(cfg.warmup_steps - 1, 1))
+    if cfg.warmup_from_zero:
+        warmup = optax.linear_schedule(0.0, cfg.learning_rate, cfg.warmup_steps)
+    else:
+        first = cfg.learning_rate / cfg.warmup_steps
+        warmup = optax.linear_schedule(first, cfg.learning_rate, max(cfg.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, main], [cfg.warmup_steps])
 
 

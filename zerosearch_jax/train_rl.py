@@ -14,29 +14,30 @@ import functools
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import numpy as np
 
+from zerosearch_jax import alarms, metrics, progress, report, roles, settings, sharding, state
 from zerosearch_jax import evaluate as ev
-from zerosearch_jax import metrics, progress, report, roles, settings, sharding, state
+from zerosearch_jax.alarms import AlarmConfig
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import rows
 from zerosearch_jax.generate.engine import Engine
-from zerosearch_jax.models import attention, lora, transformer
-from zerosearch_jax.rl import advantages, losses, step
+from zerosearch_jax.generate.sampling import Truncation
+from zerosearch_jax.learner import CriticConfig, Learner, RLConfig
+from zerosearch_jax.models import transformer
+from zerosearch_jax.rl import advantages
 from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import Curriculum, noise_probability
 from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.search.oracle import Oracle
-from zerosearch_jax.search.rewards import REWARDS
 from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, encode_prompt, rollout
-from zerosearch_jax.search.simulator import SimulatorConfig, engine_search
+from zerosearch_jax.search.scoring import RewardConfig, Scorer
+from zerosearch_jax.search.simulator import CompactedQuestions, SimulatorConfig, engine_search
 from zerosearch_jax.search.writers import EndpointConfig
 from zerosearch_jax.simulators import Simulator
 from zerosearch_jax.text import stop
-from zerosearch_jax.text.trajectory import Batch, flatten, pack, padding_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +47,6 @@ class DataConfig:
     train: str = 'world'
     test: str = 'world'
     corpus: str = 'world'
-
-
-@dataclasses.dataclass(frozen=True)
-class RLConfig:
-    """Algorithm, loss and how the update is computed."""
-
-    steps: int = 100
-    algorithm: Literal['reinforce', 'reinforce_baseline', 'grpo'] = 'grpo'
-    reward: Literal['f1', 'em', 'cover_em'] = 'f1'
-    clip: float = 0.2
-    kl: float = 0.001  # weight of the k3 divergence from the initial policy; 0: no reference
-    entropy: float = 0.0
-    row_length: int = 1024  # tokens of a packed row; at least prompt_tokens + response_tokens of config.rollout
-    rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp
-    remat: Literal['none', 'dots', 'full'] = 'none'
-    chunk: int = 512  # tokens of a row whose logits exist at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +68,12 @@ SCHEMA = {
     'data': DataConfig,
     'curriculum': Curriculum,
     'rollout': RolloutConfig,
+    'reward': RewardConfig,
     'rl': RLConfig,
+    'critic': CriticConfig,
     'optimizer': state.OptimizerConfig,
     'evaluation': ev.EvaluationConfig,
+    'alarms': AlarmConfig,
     'run': RunConfig,
 }
 
@@ -102,9 +90,12 @@ class Config:
     data: DataConfig
     curriculum: Curriculum
     rollout: RolloutConfig
+    reward: RewardConfig
     rl: RLConfig
+    critic: CriticConfig
     optimizer: state.OptimizerConfig
     evaluation: ev.EvaluationConfig
+    alarms: AlarmConfig
     run: RunConfig
 
     def __post_init__(self):
@@ -114,9 +105,6 @@ class Config:
                 f'config.rl.row_length = {self.rl.row_length} is less than rollout.prompt_tokens + '
                 f'rollout.response_tokens = {longest}; raise it'
             )
-        for name in ('steps', 'row_length', 'rows_per_micro', 'chunk'):
-            if getattr(self.rl, name) < (name != 'steps'):
-                raise ValueError(f'config.rl.{name} must be positive, got {getattr(self.rl, name)}')
 
 
 def parse(config) -> Config:
@@ -129,19 +117,20 @@ class Trainer:
 
     def __init__(self, cfg: Config, workdir: pathlib.Path):
         self.cfg, self.workdir = cfg, workdir
-        self.rewards: list[float] = []  # the mean of every step so far; the curriculum may follow it
+        self.rung: list[str] = []  # alarms that were told
+        self.history: list[dict[str, float]] = []  # of every step so far, what curriculum and alarms look at
         self.mesh = sharding.make_mesh(cfg.mesh)
         self._load_questions()
         self._load_models()
-        form = self._build_learner()
-        trained = sum(x.size for x in jax.tree.leaves(self.state.params)) / 1e6
+        self._build_learner()
+        trained = sum(x.size for x in jax.tree.leaves(self.learner.state['policy'].params)) / 1e6
         whole = transformer.num_parameters(self.model.cfg) / 1e6
         progress.say(
             f'{cfg.policy.model} ({whole:.1f} M weights): {trained:.1f} M weights trained on '
             f'{len(self.train_questions)} questions, {len(self.test_questions)} held out; '
             f'mesh {"x".join(map(str, self.mesh.devices.shape))} of {jax.devices()[0].device_kind}; '
             f'{self.policy_engine.slots} slots of {self.policy_engine.capacity} tokens; '
-            f'{form.name} attention ({form.reason})'
+            f'{self.learner.form.name} attention ({self.learner.form.reason})'
         )
 
     def _load_questions(self):
@@ -154,14 +143,16 @@ class Trainer:
             )
         self.test_questions = []
         if self.cfg.evaluation.questions:
-            self.test_questions = rows.subset(rows.load_questions(data.test, 'test'), self.cfg.evaluation.questions)
+            found = rows.subset(rows.load_questions(data.test, 'test'), self.cfg.evaluation.questions)
+            self.test_questions = found[
+                : len(found) // self.cfg.evaluation.whole_batches_of * self.cfg.evaluation.whole_batches_of
+            ]
 
     def _load_models(self):
         cfg, mesh = self.cfg, self.mesh
         self.model = roles.load_model(cfg.policy.model, mesh)
         for question in (*self.train_questions, *self.test_questions):
             encode_prompt(self.model.tokenizer, question, cfg.rollout)
-        self.trainable = roles.trainable(self.model, cfg.policy, mesh, cfg.seed)
         self.policy_engine = Engine(
             self.model.cfg,
             mesh,
@@ -172,6 +163,7 @@ class Trainer:
             eos_ids=self.model.tokenizer.eos_ids,
             steps=cfg.rollout.decode_steps,
             dtype=cfg.policy.dtype,
+            truncation=Truncation(top_p=cfg.rollout.top_p),
         )
 
     def load_simulator(self):
@@ -191,30 +183,23 @@ class Trainer:
     def bm25(self) -> BM25:
         return BM25(rows.load_passages(self.cfg.data.corpus))
 
-    def _build_learner(self) -> attention.Choice:
-        rl, mesh = self.cfg.rl, self.mesh
-        tx = state.optimizer(self.cfg.optimizer, rl.steps)
-        self.places = state.state_shardings(self.trainable.layout, tx, mesh)
-        # the reference is the initial policy; a copy, because the state's buffers are donated
-        initial = self.trainable.params
-        self.reference = jax.tree.map(lambda x: x.copy(), initial) if rl.kl else None
-        form = attention.choose(self.model.cfg, self.cfg.policy.dtype, mesh)
-        self.compute = losses.Compute(self.cfg.policy.dtype, rl.remat, rl.chunk, form.name)
-        self.update = step.make_update(
-            self.model.cfg,
-            tx,
-            self.places,
-            losses.LossConfig(rl.clip, rl.kl, rl.entropy),
-            self.compute,
-            self.cfg.rollout.temperature,
+    def _build_learner(self):
+        cfg = self.cfg
+        self.learner = Learner(
+            cfg.rl,
+            cfg.critic,
+            cfg.optimizer,
+            self.model,
+            roles.trainable(self.model, cfg.policy, self.mesh, cfg.seed),
+            self.mesh,
+            dtype=cfg.policy.dtype,
+            temperature=cfg.rollout.temperature,
+            trajectories=cfg.rollout.questions * cfg.rollout.group,
+            longest=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
+            response_tokens=cfg.rollout.response_tokens,
+            seed=cfg.seed,
         )
-        with jax.set_mesh(mesh):
-            self.state = state.create(initial, tx, self.places)
-        self.trainable = dataclasses.replace(self.trainable, params={})  # now owned by the state
-        return form
-
-    def policy_params(self) -> dict:
-        return lora.combine(self.trainable.frozen, self.state.params)
+        self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens)
 
     def questions_of(self, number: int) -> list[rows.Question]:
         """The distinct questions of a step, counted from 1: a function of (seed, step) alone."""
@@ -225,16 +210,20 @@ class Trainer:
 
     def noise(self, number: int) -> float:
         """The curriculum's value at a step."""
-        return noise_probability(self.cfg.curriculum, number, self.cfg.rl.steps, self.rewards)
+        rewards = [row['reward/mean'] for row in self.history]
+        return noise_probability(self.cfg.curriculum, number, self.cfg.rl.steps, rewards)
 
-    def collect(self, number: int) -> list[Trajectory]:
-        """The step's trajectories on simulated search."""
+    def collect(self, number: int, questions: Sequence[rows.Question] = ()) -> list[Trajectory]:
+        """The step's trajectories on simulated search, of its own questions or of others."""
         cfg = self.cfg
+        questions = questions or self.questions_of(number)
         search = self.simulator.search(seed=cfg.seed, step=number, noise=self.noise(number))
-        self.policy_engine.load(self.policy_params(), temperature=cfg.rollout.temperature)
-        with progress.bar(cfg.rollout.questions * cfg.rollout.group, f'step {number} rollouts', 'episode') as bar:
+        if cfg.simulator.questions == 'compacted':
+            search = CompactedQuestions(search, self.policy_engine, questions, cfg.rollout.group)
+        self.policy_engine.load(self.learner.policy_params, temperature=cfg.rollout.temperature)
+        with progress.bar(len(questions) * cfg.rollout.group, f'step {number} rollouts', 'episode') as bar:
             return rollout(
-                self.questions_of(number),
+                questions,
                 cfg.rollout.group,
                 self.policy_engine,
                 search,
@@ -244,39 +233,42 @@ class Trainer:
                 progress=bar.update,
             )
 
-    def batch(self, trajectories: Sequence[Trajectory], per_trajectory: np.ndarray) -> Batch:
-        """Packs what is trained on: every trajectory that the outside did not fail."""
-        cfg = self.cfg
-        kept = [i for i, t in enumerate(trajectories) if not t.failed]
-        per_row = cfg.rl.row_length // (cfg.rollout.prompt_tokens + cfg.rollout.response_tokens)
-        rows_needed = -(-cfg.rollout.questions * cfg.rollout.group // per_row)
-        return pack(
-            [flatten(trajectories[i].segments) for i in kept],
-            per_trajectory[kept],
-            row_length=cfg.rl.row_length,
-            rows_per_micro=cfg.rl.rows_per_micro,
-            micro_batches=-(-rows_needed // cfg.rl.rows_per_micro),
-        )
+    def collect_varied(self, number: int) -> tuple[list[Trajectory], int]:
+        """The step's trajectories, groups of equal rewards replaced by new questions for some rounds; and their number.
 
-    def learn(self, batch: Batch) -> dict[str, float]:
-        """One update; returns its metrics."""
-        with jax.set_mesh(self.mesh):
-            if self.reference is not None:
-                reference = step.score(
-                    self.reference,
-                    self.trainable.frozen,
-                    batch,
-                    self.cfg.rollout.temperature,
-                    cfg=self.model.cfg,
-                    compute=self.compute,
-                )
-                batch = batch.replace(ref_logprobs=reference)
-            self.state, measured = self.update(self.state, self.trainable.frozen, batch)
-            return {name: float(value) for name, value in measured.items()}
+        Dynamic sampling: Yu et al., arXiv 2503.14476, §3.2.
+        """
+        cfg = self.cfg
+        groups = self._groups(self.collect(number))
+        for done in range(cfg.rl.dynamic_sampling):
+            dull = [i for i, group in enumerate(groups) if self._is_dull(group)]
+            seen = {group[0].question.id for group in groups}
+            fresh = [q for q in self._spare_questions(number, done) if q.id not in seen][: len(dull)]
+            if not fresh:
+                return [t for group in groups for t in group], done
+            found = self._groups(self.collect(number, fresh))
+            for i, group in zip(dull, found, strict=False):
+                groups[i] = group
+        return [t for group in groups for t in group], cfg.rl.dynamic_sampling
+
+    def _groups(self, trajectories: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
+        size = self.cfg.rollout.group
+        return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
+
+    def _is_dull(self, group: Sequence[Trajectory]) -> bool:
+        reward = np.array([self.score(t) for t in group])
+        valid = np.array([not t.failed for t in group])
+        return bool(advantages.zero_variance(reward, np.zeros(len(group), int), valid).all())
+
+    def _spare_questions(self, number: int, round_: int) -> list[rows.Question]:
+        """More questions of a step: a function of (seed, step, round) alone."""
+        epoch = 10**6 + number * self.cfg.rl.dynamic_sampling + round_
+        chosen = rows.order(len(self.train_questions), self.cfg.seed, epoch)
+        return [self.train_questions[i] for i in chosen[: 2 * self.cfg.rollout.questions]]
 
     def evaluate(self) -> list[Trajectory]:
         """Greedy episodes on the held-out questions with BM25 over the corpus."""
-        self.policy_engine.load(self.policy_params(), temperature=0.0)
+        self.policy_engine.load(self.learner.policy_params, temperature=self.cfg.evaluation.temperature)
         search = engine_search(self.bm25.search, self.cfg.evaluation.documents)
         with progress.bar(len(self.test_questions), 'evaluation with BM25', 'question') as bar:
             return ev.evaluate(
@@ -307,16 +299,17 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
     with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
         start = checkpoints.latest() or 0
         if start:
-            trainer.state, host = checkpoints.restore(start, jax.eval_shape(lambda: trainer.state), trainer.places)
-            trainer.rewards = host['rewards']
+            abstract = jax.eval_shape(lambda: trainer.learner.state)
+            trainer.learner.state, host = checkpoints.restore(start, abstract, trainer.learner.places)
+            trainer.history, trainer.rung = host['history'], host['rung']
             progress.say(f'resuming after step {host["step"]}')
         writer = metrics.MetricWriter(workdir, resume_step=start, tensorboard=cfg.run.tensorboard) if main else None
         try:
             if not start:
                 _evaluate_at(trainer, writer, 0)
-            _loop(trainer, writer, checkpoints, start)
-            if cfg.rl.steps:
-                _evaluate_at(trainer, writer, cfg.rl.steps)
+            last = _loop(trainer, writer, checkpoints, start)
+            if last:
+                _evaluate_at(trainer, writer, last)
         except KeyboardInterrupt:
             progress.say('interrupted; run the same command again to continue from the last checkpoint')
             raise
@@ -328,40 +321,53 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
     return summary if main else {}
 
 
-def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int):
-    cfg = trainer.cfg
+def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> int:
+    """Trains to the last step, or to the alarm that stops the run; returns the number of the last step done."""
+    cfg, number = trainer.cfg, start
     if start < cfg.rl.steps:
         trainer.load_simulator()
     with progress.bar(cfg.rl.steps, 'training', 'step', leave=True, initial=start) as bar:
-        for number in range(start + 1, cfg.rl.steps + 1):
+        while number < cfg.rl.steps and not (cfg.alarms.stop and trainer.rung):
+            number += 1
             measured, trajectories = train_step(trainer, number)
-            trainer.rewards.append(measured['reward/mean'])
             if writer is not None:
                 writer.write(number, measured)
                 if number % cfg.run.trajectories_every == 0:
                     writer.append('trajectories', trajectories[: cfg.run.trajectories])
-            every = cfg.evaluation.every
-            if every and number % every == 0 and number < cfg.rl.steps:  # before the save, or a resume skips it
-                _evaluate_at(trainer, writer, number)
-            if number % cfg.run.checkpoint_every == 0 or number == cfg.rl.steps:
-                checkpoints.save(number, trainer.state, {'step': number, 'seed': cfg.seed, 'rewards': trainer.rewards})
+            _sound_alarms(trainer, checkpoints, number, measured)
+            last = number == cfg.rl.steps or (cfg.alarms.stop and bool(trainer.rung))
+            if cfg.evaluation.every and number % cfg.evaluation.every == 0 and not last:
+                _evaluate_at(trainer, writer, number)  # before the save, or a resume skips it
+            if number % cfg.run.checkpoint_every == 0 or last:
+                host = {'step': number, 'seed': cfg.seed, 'history': trainer.history, 'rung': trainer.rung}
+                checkpoints.save(number, trainer.learner.state, host)
             bar.set_postfix_str(report.headline(measured))
             bar.update()
             if bar.disable:
                 progress.say(f'step {number}/{cfg.rl.steps}  {report.headline(measured)}')
+    return number
+
+
+def _sound_alarms(trainer: Trainer, checkpoints: Checkpoints, number: int, measured: dict[str, float]):
+    """Tells every alarm once; before the first one, the newest checkpoint is put aside."""
+    trainer.history.append({name: value for name, value in measured.items() if name in alarms.WATCHED})
+    fresh = [name for name in alarms.ringing(trainer.history, trainer.cfg.alarms) if name not in trainer.rung]
+    if fresh and not trainer.rung and jax.process_index() == 0:
+        checkpoints.put_aside(trainer.workdir / 'last_good')
+    for name in fresh:
+        progress.say(f'alarm after step {number}: {name}; {alarms.ADVICE[name]}')
+    trainer.rung += fresh
 
 
 def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[dict]]:
     """One step: rollouts, rewards, advantages, update. Returns its metrics and its trajectories as JSON rows."""
     cfg, began = trainer.cfg, time.perf_counter()
-    trajectories = trainer.collect(number)
+    trajectories, rounds = trainer.collect_varied(number)
     collected = time.perf_counter()
-    reward = np.array([REWARDS[cfg.rl.reward](t.answer, t.question.golden_answers) for t in trajectories])
+    reward = np.array([trainer.score(t) for t in trajectories])
     groups = np.repeat(np.arange(cfg.rollout.questions), cfg.rollout.group)
     valid = np.array([not t.failed for t in trajectories])
-    per_trajectory = advantages.ADVANTAGES[cfg.rl.algorithm](reward, groups, valid)
-    batch = trainer.batch(trajectories, per_trajectory)
-    learned = trainer.learn(batch)
+    learned, per_trajectory = trainer.learner.learn([t.segments for t in trajectories], reward, groups, valid)
     ended = time.perf_counter()
     summary = ev.summarize(trajectories)
     noisy = [label for t in trajectories for s in t.searches for label in s.labels]
@@ -375,8 +381,8 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
         'rollout/noisy_share': float(np.mean(noisy)) if noisy else 0.0,
         'rollout/zero_variance_groups': advantages.zero_variance_share(reward, groups, valid),
         'rollout/failed': float(1 - valid.mean()),
+        'rollout/extra_rounds': rounds,
         **{f'loss/{name}': value for name, value in learned.items()},
-        'loss/padding': padding_share(batch),
         'speed/tokens_per_second': tokens / (ended - began),
         'speed/rollout_seconds': collected - began,
         'speed/update_seconds': ended - collected,

@@ -35,7 +35,7 @@ def combine(base: dict, adapter: dict) -> dict:
     """One tree for the forward pass: the base's leaves and the adapter's. No copy. An empty base gives the adapter."""
     if not base:
         return adapter
-    return {**base, 'layers': {**base['layers'], **adapter.get('layers', {})}}
+    return {**base, **adapter, 'layers': {**base['layers'], **adapter.get('layers', {})}}
 
 
 def merge(params: dict) -> dict:

@@ -1,10 +1,12 @@
-"""Advantages: pure functions from rewards to one number a trajectory.
+"""Advantages: pure functions from rewards to one number a trajectory, and from token rewards and values to one a token.
 
-All take rewards float [N], group ids int [N] and valid bool [N] (False: failed, excluded from every statistic, with
-advantage 0) and return float32 [N].
+Those of `ADVANTAGES` take rewards float [N], group ids int [N] and valid bool [N] (False: failed, excluded from every
+statistic, with advantage 0) and return float32 [N].
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,8 +20,19 @@ def reinforce(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.
 
 def reinforce_baseline(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Reward minus the mean of the batch (Williams 1992, with a constant baseline)."""
-    mean = rewards[valid].mean() if valid.any() else 0.0
-    return np.where(valid, rewards - mean, 0.0).astype(np.float32)
+    if not valid.any() or np.ptp(rewards[valid]) <= EPSILON:  # exactly zero, which rounding of the mean is not
+        return np.zeros(len(rewards), np.float32)
+    return np.where(valid, rewards - rewards[valid].mean(), 0.0).astype(np.float32)
+
+
+def reinforce_plus_plus(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(r - mean) / (std + 1e-6) over the whole batch (REINFORCE++: Hu et al., arXiv 2501.03262, eq. 9)."""
+    return np.where(valid, _standard_score(rewards, valid), 0.0).astype(np.float32)
+
+
+def leave_one_out(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Reward minus the mean of the group's other members (RLOO: Ahmadian et al., arXiv 2402.14740, §4.1)."""
+    return _by_group(rewards, groups, valid, lambda own: (own - own.mean()) * len(own) / (len(own) - 1))
 
 
 def grpo(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -27,19 +40,82 @@ def grpo(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarr
 
     A group of equal rewards, or of one, gives exactly zero.
     """
+    return _by_group(rewards, groups, valid, lambda own: (own - own.mean()) / (own.std(ddof=1) + EPSILON))
+
+
+def dr_grpo(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Reward minus the mean of the group, not divided by its deviation (Liu et al., arXiv 2503.20783, §3.2)."""
+    return _by_group(rewards, groups, valid, lambda own: own - own.mean())
+
+
+ADVANTAGES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    'reinforce': reinforce,
+    'reinforce_baseline': reinforce_baseline,
+    'reinforce_plus_plus': reinforce_plus_plus,
+    'rloo': leave_one_out,
+    'grpo': grpo,
+    'dr_grpo': dr_grpo,
+    'gspo': grpo,
+}
+
+
+def _standard_score(rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    own = rewards[valid]
+    if len(own) < 2 or np.ptp(own) <= EPSILON:
+        return np.zeros(len(rewards))
+    return (rewards - own.mean()) / (own.std(ddof=1) + EPSILON)
+
+
+def _by_group(rewards, groups, valid, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The function of every group's valid rewards where they differ; zero elsewhere."""
     advantages = np.zeros(len(rewards), np.float32)
     for group in np.unique(groups):
         members = (groups == group) & valid
         own = rewards[members]
-        if len(own) > 1 and own.max() - own.min() > EPSILON:
-            advantages[members] = (own - own.mean()) / (own.std(ddof=1) + EPSILON)
+        if len(own) > 1 and np.ptp(own) > EPSILON:
+            advantages[members] = function(own)
     return advantages
 
 
-ADVANTAGES = {'reinforce': reinforce, 'reinforce_baseline': reinforce_baseline, 'grpo': grpo}
+def zero_variance(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Bool [N]: trajectories whose group has equal valid rewards; they teach a group-relative algorithm nothing."""
+    equal = {g: np.ptp(rewards[(groups == g) & valid]) <= EPSILON for g in np.unique(groups[valid])}
+    return np.array([equal.get(g, True) for g in groups])
 
 
 def zero_variance_share(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> float:
-    """Share of groups whose rewards are all equal: they teach a group-relative algorithm nothing."""
-    spans = [np.ptp(rewards[(groups == g) & valid]) for g in np.unique(groups[valid])]
-    return float(np.mean([span <= EPSILON for span in spans])) if spans else 0.0
+    """Share of groups, of those with any valid trajectory, whose rewards are all equal."""
+    equal = zero_variance(rewards, groups, valid)
+    shares = [equal[groups == g].all() for g in np.unique(groups[valid])]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def gae(
+    rewards: np.ndarray, values: np.ndarray, *, discount: float = 1.0, trace: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Generalized advantage estimation over one sequence (Schulman et al., arXiv 1506.02438, eq. 16).
+
+    Args:
+      rewards: [T], of each action token; observation tokens are not part of the sequence.
+      values: [T], of the state before each of them; the value after the last is 0.
+      discount: gamma, a token.
+      trace: lambda.
+
+    Returns:
+      advantages and returns (the targets of the values), float32 [T].
+    """
+    advantages, following, value = np.zeros(len(rewards)), 0.0, 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + discount * value - values[t]
+        following = delta + discount * trace * following
+        advantages[t], value = following, values[t]
+    return advantages.astype(np.float32), (advantages + values).astype(np.float32)
+
+
+def whiten(advantages: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The sequences' advantages with mean 0 and unbiased deviation 1 over all their tokens."""
+    flat = np.concatenate(list(advantages)) if advantages else np.zeros(0)
+    if len(flat) < 2:
+        return [np.zeros_like(a) for a in advantages]
+    mean, deviation = flat.mean(), flat.std(ddof=1)
+    return [((a - mean) / (deviation + EPSILON)).astype(np.float32) for a in advantages]

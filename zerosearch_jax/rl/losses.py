@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
@@ -29,11 +29,16 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Coefficients of the policy loss."""
+    """The policy loss: form and coefficients."""
 
-    clip: float = 0.2  # ratio is kept within [1 - clip, 1 + clip]
-    kl: float = 0.001  # weight of the k3 divergence from the reference; 0: no reference is needed
+    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip] ...
+    clip_high: float = 0.0  # ... or [1 - clip, 1 + clip_high] (DAPO); 0: clip
+    ratio: Literal['token', 'sequence'] = 'token'  # sequence: the geometric mean of a sequence's ratios (GSPO)
+    importance_cap: float = 0.0  # truncated importance sampling between engine and trainer; 0: off
+    kl: float = 0.001  # weight of the divergence from the reference; 0: no reference is needed
+    kl_estimator: Literal['k2', 'k3'] = 'k3'  # k1 has no gradient in expectation here; it belongs into the reward
     entropy: float = 0.0  # weight of the entropy bonus
+    denominator: float = 0.0  # what the sum over all tokens is divided by; 0: their weight
 
 
 def token_logprobs(
@@ -169,10 +174,17 @@ _wanted_logprobs.defvjp(_wanted_forward, _wanted_backward)
 def policy_loss(
     logprobs: jax.Array, entropies: jax.Array, batch: Batch, cfg: LossConfig
 ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-    """Clipped policy gradient with k3 KL and entropy bonus, as a *sum* over weighted tokens.
+    """Clipped policy gradient with KL and entropy bonus, as a *sum* over weighted tokens.
 
-    -min(ratio A, clip(ratio) A) + kl (exp(d) - d - 1) - entropy H,  d = ref - logprob  (PPO: arXiv 1707.06347, eq. 7;
-    k3 estimator: Schulman 2020; adding it pulls the policy towards the reference, the published code subtracts it).
+    -min(ratio A, clip(ratio) A) + kl KL(logprob, ref) - entropy H  (PPO: arXiv 1707.06347, eq. 7; DAPO's clip:
+    2503.14476, eq. 8; GSPO's ratio: 2507.18071, eq. 7 and 14). The KL is added, which pulls the policy towards the
+    reference; the published code subtracts it, as a negative coefficient does.
+
+    With `importance_cap` the policy that sampled is the engine's, the old one the trainer's own, and what a token
+    counts is weighted by min(old / engine, cap) (Yao et al. 2025, "Your efficient RL framework secretly brings you
+    off-policy RL training").
+
+    Tokens whose old log-prob is NaN were sampled by nobody (observations that are trained on): their ratio is 1.
 
     Returns:
       the loss sum, and sums of the metrics over the same tokens; divide all by the sum of weights of the whole batch.
@@ -180,28 +192,50 @@ def policy_loss(
     chex.assert_equal_shape([logprobs, entropies, *jax.tree.leaves(batch)])
     weights = batch.weights
     active = weights > 0
+    sampled = active & ~jnp.isnan(batch.old_logprobs)
     # zeroed outside the loss, so that stale values there can neither overflow nor make 0 * inf
-    log_ratio = jnp.where(active, logprobs - batch.old_logprobs, 0.0)
-    ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + cfg.clip)
+    gap = jnp.where(sampled, logprobs - batch.old_logprobs, 0.0)
+    importance = 1.0
+    log_ratio = jnp.where(sampled, gap, logprobs - jax.lax.stop_gradient(logprobs))
+    if cfg.importance_cap:
+        importance = jnp.minimum(jnp.exp(jax.lax.stop_gradient(gap)), cfg.importance_cap)
+        log_ratio = logprobs - jax.lax.stop_gradient(logprobs)
+    if cfg.ratio == 'sequence':
+        mean = segment_mean(jax.lax.stop_gradient(log_ratio), batch)
+        log_ratio = mean + logprobs - jax.lax.stop_gradient(logprobs)
+    ratio = jnp.exp(jnp.where(active, log_ratio, 0.0))
+    clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip))
     advantages = jnp.where(active, batch.advantages, 0.0)
-    surrogate = jnp.minimum(ratio * advantages, clipped * advantages)
+    surrogate = importance * jnp.minimum(ratio * advantages, clipped * advantages)
     d = jnp.where(active, batch.ref_logprobs - logprobs, 0.0)
-    k3 = jnp.expm1(d) - d
+    kl = jnp.expm1(d) - d if cfg.kl_estimator == 'k3' else jnp.square(d) / 2
     loss = -surrogate - cfg.entropy * entropies
     if cfg.kl:
-        loss += cfg.kl * k3
+        loss += cfg.kl * kl
     was_clipped = (ratio * advantages > clipped * advantages).astype(jnp.float32)
     terms = {
         'policy': -surrogate,
-        'kl': k3,
+        'kl': kl,
         'entropy': entropies,
         'clip_share': was_clipped,
         'ratio': ratio,
         'logprob': logprobs,
     }
     sums = {name: jnp.sum(weights * value) for name, value in terms.items()}
-    return jnp.sum(weights * loss), {**sums, 'logprob_gap_max': jnp.max(jnp.abs(log_ratio))}
+    return jnp.sum(weights * loss), {**sums, 'logprob_gap_max': jnp.max(jnp.abs(gap))}
+
+
+def segment_mean(x_RxT: jax.Array, batch: Batch) -> jax.Array:
+    """The mean of every sequence's weighted tokens, at each of its tokens [R, T]."""
+    active = (batch.weights > 0).astype(jnp.float32)
+    size = batch.segments.shape[1] + 1
+
+    def one(x_T, segments_T, active_T):
+        total = jax.ops.segment_sum(x_T * active_T, segments_T, size)
+        count = jax.ops.segment_sum(active_T, segments_T, size)
+        return (total / jnp.maximum(count, 1.0))[segments_T]
+
+    return jax.vmap(one)(x_RxT, batch.segments, active)
 
 
 def nll_loss(logprobs: jax.Array, batch: Batch) -> tuple[jax.Array, Mapping[str, jax.Array]]:

@@ -22,7 +22,8 @@ from zerosearch_jax.state import TrainState
 from zerosearch_jax.text.trajectory import Batch
 
 
-def _place(batch: Batch) -> Batch:
+def place(batch: Batch) -> Batch:
+    """Micro-batches [M, R, T] with their rows over the mesh."""
     return jax.tree.map(lambda x: constrain(x, None, 'batch', None), batch)
 
 
@@ -42,7 +43,7 @@ def score(
 
         return None, jax.lax.cond(jnp.any(micro.segments > 0), run, skip)
 
-    return jax.lax.scan(one, None, _place(batch))[1]
+    return jax.lax.scan(one, None, place(batch))[1]
 
 
 def make_update(
@@ -69,7 +70,7 @@ def make_update(
     """
 
     def update(state: TrainState, frozen: dict, batch: Batch):
-        batch = _place(batch)
+        batch = place(batch)
 
         def loss_sum(params, micro: Batch):
             logprobs, entropies = losses.token_logprobs(lora.combine(frozen, params), cfg, micro, temperature, compute)
@@ -78,25 +79,29 @@ def make_update(
             return losses.policy_loss(logprobs, entropies, micro, loss_cfg)
 
         (loss, sums), grads = accumulate(jax.value_and_grad(loss_sum, has_aux=True), state.params, batch)
-        total = jnp.maximum(jnp.sum(batch.weights), 1.0)
-        grads = jax.tree.map(lambda g: g / total, grads)
+        total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
+        denominator = (loss_cfg.denominator if loss_cfg else 0.0) or total
+        grads = jax.tree.map(lambda g: g / denominator, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {name: value if name.endswith('_max') else value / total for name, value in sums.items()}
-        metrics |= {'loss': loss / total, 'grad_norm': optax.tree.norm(grads), 'tokens': total}
+        metrics |= {'loss': loss / denominator, 'grad_norm': optax.tree.norm(grads), 'tokens': total}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     everywhere = NamedSharding(places.step.mesh, P())
     return jax.jit(update, donate_argnums=0, out_shardings=(places, everywhere))
 
 
-def accumulate(gradient, params: dict, batch: Batch):
-    """Adds ((loss, sums), gradients) over the micro-batches; metrics named '*_max' take the maximum instead."""
-    first = jax.tree.map(lambda x: x[0], batch)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, first))
+def accumulate(gradient, params: dict, batch: Batch, *beside):
+    """Adds ((loss, sums), gradients) over the micro-batches; metrics named '*_max' take the maximum instead.
 
-    def add(accumulated, micro: Batch):
+    `beside` are further arrays [M, ...] that go with the micro-batches.
+    """
+    first = jax.tree.map(lambda x: x[0], (batch, *beside))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, *first))
+
+    def add(accumulated, micro):
         def run():
-            (loss, sums), grads = gradient(params, micro)
+            (loss, sums), grads = gradient(params, *micro)
             (loss0, sums0), grads0 = accumulated
             merged = {
                 name: jnp.maximum(sums0[name], value) if name.endswith('_max') else sums0[name] + value
@@ -104,6 +109,6 @@ def accumulate(gradient, params: dict, batch: Batch):
             }
             return (loss0 + loss, merged), jax.tree.map(jnp.add, grads0, grads)
 
-        return jax.lax.cond(jnp.any(micro.weights > 0), run, lambda: accumulated), None
+        return jax.lax.cond(jnp.any(micro[0].weights > 0), run, lambda: accumulated), None
 
-    return jax.lax.scan(add, zeros, batch)[0]
+    return jax.lax.scan(add, zeros, (batch, *beside))[0]

@@ -35,6 +35,7 @@ class RolloutConfig:
     prompt_tokens: int = 256
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were never shown a chat template
     temperature: float = 1.0
+    top_p: float = 1.0  # log-probs stay those of the whole softmax: below 1 they are not what was sampled (spec D10)
     slots: int = 16  # episodes that run at once
     cache_gib: float = 0.0  # of a device's memory for their cache: fewer slots if not all fit; 0: no limit
     decode_steps: int = 16  # tokens decoded between two looks of the host

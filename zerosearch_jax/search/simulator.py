@@ -60,6 +60,7 @@ class SimulatorConfig:
     documents: int = 3  # documents a search
     words: int = 30  # words a document, as asked for
     blind_noise: bool = False  # whether requests for noisy documents tell neither question nor answer
+    questions: Literal['own', 'compacted'] = 'own'  # whose question a query carries: CompactedQuestions (spec D1)
     noise_per: Literal['search', 'document'] = 'search'  # what is useful or noisy as a whole
     prompt_tokens: int = 320  # tokens of one request: template, question, answer and query
     max_tokens: int = 160  # tokens of one output
@@ -190,6 +191,44 @@ class SimulatedSearch:
     def _key(self, query: Query, noisy: bool) -> str:
         who = (self._cfg, self._identity[0], query.text, query.question.question, noisy)
         return hashlib.sha256(repr(who).encode()).hexdigest()
+
+
+class CompactedQuestions:
+    """The published system's mistake (spec D1), to tell what it changes: a query carries another trajectory's question.
+
+    The trajectories that search in a turn are numbered anew, and each takes the question and answers of the trajectory
+    that has its new number in the whole batch. To know who searches, a turn waits until no trajectory is writing.
+
+    Args:
+      source: of the results.
+      policy: the engine that writes.
+      questions: of the step, in order.
+      group: trajectories each.
+    """
+
+    def __init__(self, source, policy, questions: Sequence[Question], group: int):
+        self._source, self._policy = source, policy
+        self._batch = [(question, sample) for question in questions for sample in range(group)]
+        self._place = {(question.id, sample): i for i, (question, sample) in enumerate(self._batch)}
+        self._queue: list[Query] = []
+        self._asked: dict[Hashable, Query] = {}
+
+    def submit(self, query: Query):
+        self._queue.append(query)
+
+    @property
+    def active(self) -> int:
+        return self._source.active + (0 if self._policy.active else len(self._queue))
+
+    def step(self) -> list[Result]:
+        if self._queue and not self._policy.active:
+            turn = sorted(self._queue, key=lambda q: self._place[q.question.id, q.sample])
+            for query, (question, sample) in zip(turn, self._batch, strict=False):
+                self._asked[query.handle] = query
+                self._source.submit(dataclasses.replace(query, question=question, sample=sample))
+            self._queue = []
+        found = self._source.step() if self._source.active else []
+        return [dataclasses.replace(result, query=self._asked.pop(result.query.handle)) for result in found]
 
 
 class DocumentSearch:

@@ -51,14 +51,18 @@ class TokenSequence:
     prefix: int = 0  # leading tokens that sequences with the same ones may share: the prompt but its last token
 
 
-def flatten(segments: Sequence[Segment]) -> TokenSequence:
-    """Concatenates segments; the weight is 1 on actions and 0 elsewhere."""
+def flatten(segments: Sequence[Segment], observations: bool = False) -> TokenSequence:
+    """Concatenates segments; the weight is 1 on actions and 0 elsewhere.
+
+    With `observations` it is 1 on them too; nobody sampled them, so their log-probs are NaN.
+    """
     tokens, weights, logprobs = [], [], []
     for segment in segments:
-        action = segment.kind is Kind.ACTION
+        trained = segment.kind is Kind.ACTION or (observations and segment.kind is Kind.OBSERVATION)
+        unsampled = float('nan') if trained and segment.kind is Kind.OBSERVATION else 0.0
         tokens += segment.tokens
-        weights += [float(action)] * len(segment.tokens)
-        logprobs += segment.logprobs or (0.0,) * len(segment.tokens)
+        weights += [float(trained)] * len(segment.tokens)
+        logprobs += segment.logprobs or (unsampled,) * len(segment.tokens)
     prefix = len(segments[0].tokens) - 1 if segments[0].kind is Kind.PROMPT else 0
     return TokenSequence(
         np.array(tokens, np.int32), np.array(weights, np.float32), np.array(logprobs, np.float32), prefix
@@ -120,17 +124,17 @@ def assign_rows(sequences: Sequence[TokenSequence], row_length: int) -> list[lis
 
 def pack(
     sequences: Sequence[TokenSequence],
-    advantages: Sequence[float],
+    advantages: Sequence[float | np.ndarray],
     *,
     row_length: int,
     rows_per_micro: int,
     micro_batches: int = 0,
 ) -> Batch:
-    """Packs sequences into micro-batches of rows; a sequence's advantage is spread over its action tokens.
+    """Packs sequences into micro-batches of rows; a sequence's advantage is spread over its weighted tokens.
 
     Args:
       sequences: at most `row_length` tokens each.
-      advantages: one a sequence.
+      advantages: of each sequence one number, or an array of its length.
       row_length: tokens a row.
       rows_per_micro: rows a micro-batch.
       micro_batches: pad with empty micro-batches to this number, so that one shape is compiled whatever the lengths;
@@ -157,7 +161,9 @@ def _dtype(field: str):
     return np.int32 if field in ('tokens', 'positions', 'segments', 'prefixes') else np.float32
 
 
-def _fill(row: Batch, groups: list[list[int]], sequences: Sequence[TokenSequence], advantages: Sequence[float]):
+def _fill(
+    row: Batch, groups: list[list[int]], sequences: Sequence[TokenSequence], advantages: Sequence[float | np.ndarray]
+):
     """Writes groups of sequences, each behind the prefix that its members share, into the arrays [T] of one row."""
     end = number = 0
     for members in groups:
@@ -173,7 +179,8 @@ def _fill(row: Batch, groups: list[list[int]], sequences: Sequence[TokenSequence
             row.segments[here] = number
             row.prefixes[here] = first if prefix else number
             row.weights[here] = sequence.weights[part]
-            row.advantages[here] = advantages[index] * (sequence.weights[part] > 0)
+            advantage = np.broadcast_to(advantages[index], len(sequence.tokens))[part]
+            row.advantages[here] = np.where(sequence.weights[part] > 0, advantage, 0.0)
             row.old_logprobs[here] = sequence.logprobs[part]
             end = here.stop
 

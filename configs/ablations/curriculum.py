@@ -1,0 +1,21 @@
+r"""Whether the order of the noise matters at the same amount; and the amount. Three seeds each. Expected: not run.
+
+python -m launch.sweep --config configs/ablations/curriculum.py
+"""
+
+from configs.common import study
+
+VARIANTS = {
+    'exponential': {},
+    'linear': {'curriculum': {'kind': 'linear'}},
+    'reversed': {'curriculum': {'kind': 'reversed'}},
+    'shuffled': {'curriculum': {'kind': 'shuffled'}},
+    'matched': {'curriculum': {'kind': 'matched'}},
+    'no_noise': {'curriculum': {'kind': 'constant', 'start': 0.0}},
+    'half_noise': {'curriculum': {'kind': 'constant', 'start': 0.5}},
+    'adaptive': {'curriculum': {'kind': 'adaptive'}},
+}
+
+
+def get_config(preset=''):
+    return study(VARIANTS, preset)

@@ -1,0 +1,16 @@
+r"""Whether documents carry gradient. Three seeds each. Expected: not run.
+
+python -m launch.sweep --config configs/ablations/masking.py
+"""
+
+from configs.common import study
+
+VARIANTS = {
+    'masked': {},
+    'not_masked': {'rl': {'observations': 'policy'}},
+    'likelihood': {'rl': {'observations': 'likelihood'}},
+}
+
+
+def get_config(preset=''):
+    return study(VARIANTS, preset)

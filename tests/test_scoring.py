@@ -1,0 +1,168 @@
+"""Rewards of trajectories, alarms, and the published system's mistakes, each switch in both positions."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from test_rollout import BYTES, CFG, OSLO, PARIS, ROME, FakeEngine, FakeSearch, play
+
+from configs import common, paper_v2, qwen2_5_3b
+from zerosearch_jax import alarms, state, train_rl
+from zerosearch_jax.alarms import AlarmConfig
+from zerosearch_jax.search.rollout import rollout
+from zerosearch_jax.search.scoring import RewardConfig, Scorer, overlong_penalty, well_formed
+from zerosearch_jax.search.simulator import CompactedQuestions, Result
+
+SEARCH, ANSWER = '<think>a</think>\n<search>b</search>', '<think>c</think> <answer>Italy</answer>'
+
+
+def score(texts, search=None, budget=10_000, **cfg):
+    trajectory = play([*texts, ''], search)[0]
+    return Scorer(RewardConfig(**cfg), BYTES, budget)(trajectory)
+
+
+def test_the_answer_is_scored_by_the_chosen_measure():
+    text = '<answer>the Italy land</answer>'
+    assert score([text]) == pytest.approx(2 / 3)
+    assert (score([text], answer='em'), score([text], answer='cover_em')) == (0, 1)
+
+
+def shortness(trajectory, golds):
+    return len(golds) / trajectory.response_tokens
+
+
+def test_a_reward_of_ones_own_is_named_by_its_dotted_name():
+    assert score([ANSWER], answer='test_scoring.shortness') == pytest.approx(1 / (len(ANSWER) + 1))
+    for name in ('f2', 'nowhere.f', 'test_scoring.nothing', 'math.pi', ''):
+        with pytest.raises(ValueError, match='answer = '):
+            RewardConfig(answer=name)
+
+
+@pytest.mark.parametrize(
+    ('texts', 'expected'),
+    [
+        ([ANSWER], True),
+        ([SEARCH, ANSWER], True),
+        ([SEARCH, SEARCH, ANSWER], True),
+        (['<answer>Italy</answer>'], False),
+        (['<think>a</think><search>b</search>'], False),
+        ([SEARCH, 'well ' + ANSWER], False),
+        (['<search>b</search>', ANSWER], False),
+        (['<think>a<think>b</think></think><answer>x</answer>'], False),
+        (['<think>a</think> <answer></answer>'], False),
+        ([], False),
+    ],
+)
+def test_the_grammar_of_actions(texts, expected):
+    assert well_formed(texts) is expected
+
+
+def test_form_and_retrieval_are_added():
+    good, bad = score([SEARCH, ANSWER], format=0.2), score(['<search>b</search>', ANSWER], format=0.2)
+    assert (good, bad) == (pytest.approx(1.2), 1)
+    finds = FakeSearch(lambda query: Result(query, ('In Italy.',)))
+    assert score([SEARCH, ANSWER], finds, retrieval=0.1) == pytest.approx(1.1)
+    assert score([SEARCH, ANSWER], retrieval=0.1) == 1
+    documents_only = FakeSearch(lambda query: Result(query, (f'{ANSWER} {SEARCH}',)))
+    assert score([SEARCH, '<think>c</think> <answer>x</answer>'], documents_only, format=0.2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(('length', 'expected'), [(0, 0), (80, 0), (81, -0.05), (90, -0.5), (100, -1), (130, -1)])
+def test_the_end_of_the_budget_costs(length, expected):
+    assert overlong_penalty(length, 100, 20) == pytest.approx(expected)
+    assert overlong_penalty(length, 100, 0) == 0
+
+
+# ---------------------------------------------------------------- alarms
+
+
+def healthy(**changed):
+    row = dict.fromkeys(alarms.WATCHED, 0.5) | {'rollout/response_tokens': 100.0, 'loss/kl': 0.01}
+    return row | changed
+
+
+@pytest.mark.parametrize(
+    ('name', 'row'),
+    [
+        ('entropy', {'loss/entropy': 0.04}),
+        ('kl', {'loss/kl': 0.6}),
+        ('length_low', {'rollout/response_tokens': 29.0}),
+        ('length_high', {'rollout/response_tokens': 301.0}),
+        ('answered', {'rollout/answered': 0.1}),
+        ('searches', {'rollout/searches': 0.0}),
+        ('zero_variance', {'rollout/zero_variance_groups': 1.0}),
+        ('grad_norm', {'loss/grad_norm': 101.0}),
+        ('logprob_gap', {'loss/logprob_gap_max': 2.1}),
+    ],
+)
+def test_an_alarm_rings_after_a_window_of_bad_steps_and_not_before(name, row):
+    cfg = AlarmConfig(window=3)
+    rows = [healthy()] * 4 + [healthy(**row)] * 2
+    assert alarms.ringing(rows, cfg) == []
+    assert alarms.ringing([*rows, healthy(**row)], cfg) == [name]
+    assert alarms.ringing([*rows, healthy(), healthy(**row)], cfg) == []
+    assert alarms.ringing([*rows, healthy(**row)], dataclasses.replace(cfg, **{name: 0.0})) == []
+    assert name in alarms.ADVICE
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_a_number_that_is_none_rings_at_once(value):
+    assert alarms.ringing([healthy(**{'loss/loss': value})], AlarmConfig()) == ['not_finite']
+
+
+def test_every_alarm_has_a_threshold_and_reads_what_is_kept():
+    thresholds = {f.name for f in dataclasses.fields(AlarmConfig)} - {'window', 'stop'}
+    assert thresholds == alarms.ALARMS.keys()
+    assert alarms.ringing([], AlarmConfig()) == []
+
+
+# ---------------------------------------------------------------- the published system's mistakes
+
+
+def test_d1_a_query_carries_the_question_of_the_trajectory_with_its_number_among_the_searching():
+    """Six trajectories of three questions; in the first turn all but the first two search, in the second only one."""
+    questions, seen = (ROME, PARIS, OSLO), {}
+
+    def script(handle, number, engine):
+        place = [q.id for q in questions].index(handle[0]) * 2 + handle[1]
+        searches = place > 1 if number == 0 else place == 5 and number == 1
+        text = f'<search>{place}.{number}</search>' if searches else '<answer>x</answer>'
+        return [*BYTES.encode(text), BYTES.eos_ids[0]]
+
+    for compacted in (False, True):
+        engine, search = FakeEngine(script), FakeSearch()
+        source = CompactedQuestions(search, engine, questions, 2) if compacted else search
+        found = rollout(questions, 2, engine, source, BYTES, CFG, identity=(0, 1))
+        seen[compacted] = {query.text: query.question.id for query in search.queries}
+        for trajectory in found:  # results come back to whom they belong
+            assert all(s.query.question == trajectory.question for s in trajectory.searches)
+            assert all(s.query.sample == trajectory.sample for s in trajectory.searches)
+            assert all(s.documents == (f'about {s.query.text}',) for s in trajectory.searches)
+    assert seen[False] == {'2.0': 'paris', '3.0': 'paris', '4.0': 'oslo', '5.0': 'oslo', '5.1': 'oslo'}
+    assert seen[True] == {'2.0': 'rome', '3.0': 'rome', '4.0': 'paris', '5.0': 'paris', '5.1': 'rome'}
+
+
+def test_d4_no_answer_is_scored_as_the_example_of_the_prompt():
+    question = dataclasses.replace(ROME, golden_answers=('Beijing',))
+    trajectory = play(['nothing'] * 4, questions=(question,))[0]
+    assert trajectory.answer is None
+    assert Scorer(RewardConfig(), BYTES, 100)(trajectory) == 0
+    assert Scorer(RewardConfig(missing='published'), BYTES, 100)(trajectory) == 1
+    assert score([ANSWER], missing='published') == 1  # an answer that was given counts as ever
+
+
+def test_d13_the_first_update_has_rate_zero():
+    fixed = state.OptimizerConfig(learning_rate=1.0, warmup_steps=4)
+    published = dataclasses.replace(fixed, warmup_from_zero=True)
+    assert [float(state.schedule(fixed, 10)(i)) for i in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert [float(state.schedule(published, 10)(i)) for i in range(6)] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_the_paper_form_differs_from_the_fixed_form_in_every_documented_switch():
+    fixed, paper = train_rl.parse(qwen2_5_3b.get_config()), train_rl.parse(qwen2_5_3b.get_config('paper'))
+    for section, values in common.PAPER.items():
+        for name, value in values.items():
+            assert getattr(getattr(paper, section), name) == value != getattr(getattr(fixed, section), name)
+    assert train_rl.parse(paper_v2.get_config()).rollout.max_turns == 2
+    assert np.isclose(paper.rl.kl, -fixed.rl.kl)

@@ -1,0 +1,102 @@
+"""Alarms: signs that a run collapses, each with a threshold and what to try, told once.
+
+| alarm | fires where, over `window` steps in a row, | what to try |
+|---|---|---|
+| entropy | loss/entropy < entropy | a lower learning rate, an entropy bonus, or clip_high above clip |
+| kl | loss/kl > kl | a larger rl.kl or a lower learning rate |
+| length_low, length_high | a response's tokens < or > so many times those of the first `window` steps | see them |
+| answered | rollout/answered < answered | a format reward, a longer warm start |
+| searches | rollout/searches < searches | fewer documents that give the answer away; look at the trajectories |
+| zero_variance | rollout/zero_variance_groups > zero_variance | larger groups, harder or easier questions |
+| grad_norm | loss/grad_norm > grad_norm | a lower learning rate |
+| logprob_gap | loss/logprob_gap_max > logprob_gap | float32 for the rollouts, or importance_cap |
+| not_finite | any metric is not a number | a lower learning rate; float32 |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class AlarmConfig:
+    """Thresholds; 0 switches an alarm off."""
+
+    window: int = 5  # steps in a row
+    entropy: float = 0.05
+    kl: float = 0.5
+    length_low: float = 0.3
+    length_high: float = 3.0
+    answered: float = 0.2
+    searches: float = 0.05
+    zero_variance: float = 0.9
+    grad_norm: float = 100.0
+    logprob_gap: float = 2.0
+    stop: bool = False  # whether an alarm ends the run, after a checkpoint
+
+
+Rows = Sequence[dict[str, float]]
+WATCHED = (
+    'reward/mean',
+    'loss/loss',
+    'loss/entropy',
+    'loss/kl',
+    'loss/grad_norm',
+    'loss/logprob_gap_max',
+    'rollout/response_tokens',
+    'rollout/answered',
+    'rollout/searches',
+    'rollout/zero_variance_groups',
+)
+
+
+def _below(key: str) -> Callable[[dict, float, float], bool]:
+    return lambda row, limit, _: row.get(key, math.inf) < limit
+
+
+def _above(key: str) -> Callable[[dict, float, float], bool]:
+    return lambda row, limit, _: row.get(key, -math.inf) > limit
+
+
+# name: (whether a row is over the limit, given the limit and the length of responses at the start; what to try)
+ALARMS: dict[str, tuple[Callable[[dict, float, float], bool], str]] = {
+    'entropy': (_below('loss/entropy'), 'lower the learning rate, add an entropy bonus or set rl.clip_high above clip'),
+    'kl': (_above('loss/kl'), 'raise rl.kl or lower the learning rate'),
+    'length_low': (
+        lambda row, limit, first: row['rollout/response_tokens'] < limit * first,
+        'look at the trajectories: answers without a thought are rewarded',
+    ),
+    'length_high': (
+        lambda row, limit, first: row['rollout/response_tokens'] > limit * first,
+        'look at the trajectories; set reward.overlong_tokens',
+    ),
+    'answered': (_below('rollout/answered'), 'set reward.format, or start from a longer warm start'),
+    'searches': (_below('rollout/searches'), 'look at the trajectories: the policy answers from memory'),
+    'zero_variance': (_above('rollout/zero_variance_groups'), 'use larger groups, or other questions'),
+    'grad_norm': (_above('loss/grad_norm'), 'lower the learning rate'),
+    'logprob_gap': (_above('loss/logprob_gap_max'), 'compute in float32, or set rl.importance_cap'),
+}
+ADVICE = {name: advice for name, (_, advice) in ALARMS.items()} | {'not_finite': 'lower the learning rate'}
+
+
+def ringing(rows: Rows, cfg: AlarmConfig) -> list[str]:
+    """Names of the alarms that the last rows set off; a pure function of all rows of the run so far.
+
+    Args:
+      rows: metrics of every step, oldest first.
+    """
+    if not rows:
+        return []
+    found = []
+    if not all(math.isfinite(value) for value in rows[-1].values()):
+        found.append('not_finite')
+    if len(rows) >= cfg.window:
+        start = [row['rollout/response_tokens'] for row in rows[: cfg.window]]
+        first, last = math.fsum(start) / len(start), rows[-cfg.window :]
+        for name, (over, _) in ALARMS.items():
+            limit = getattr(cfg, name)
+            if limit and all(over(row, limit, first) for row in last):
+                found.append(name)
+    return found

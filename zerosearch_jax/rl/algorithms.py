@@ -1,0 +1,83 @@
+"""What the algorithms of the field are made of: an advantage, how tokens are averaged, and which ratio is clipped.
+
+Every part can be set by itself in config.rl, so that an ablation changes one of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from zerosearch_jax.text.trajectory import Batch, TokenSequence
+
+
+class Algorithm(NamedTuple):
+    """An algorithm's own choices; the advantage is advantages.ADVANTAGES[name], or the critic's."""
+
+    aggregate: str = 'token'
+    ratio: str = 'token'
+
+
+ALGORITHMS = {
+    'reinforce': Algorithm(),
+    'reinforce_baseline': Algorithm(),
+    'reinforce_plus_plus': Algorithm(),
+    'rloo': Algorithm(),
+    'grpo': Algorithm(aggregate='sequence'),  # arXiv 2402.03300, eq. 3
+    'dr_grpo': Algorithm(aggregate='budget'),  # arXiv 2503.20783, §3.2
+    'gspo': Algorithm(aggregate='sequence', ratio='sequence'),  # arXiv 2507.18071, eq. 5
+    'ppo': Algorithm(),
+}
+
+
+def weigh(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> list[TokenSequence]:
+    """The sequences with the weights by which their tokens are summed.
+
+    token: each 1, so that the mean over all tokens results. sequence: 1 / its length, so that each sequence counts the
+    same. budget: each 1, to be divided by what the budget allows. micro: the mean over tokens within every `micro`
+    sequences, as the published system has it, whose mini-batches' means are then averaged (spec D12).
+    """
+    sizes = [int((s.weights > 0).sum()) for s in sequences]
+    if aggregate == 'sequence':
+        divisors = sizes
+    elif aggregate == 'micro':
+        divisors = [sum(sizes[i // micro * micro : (i // micro + 1) * micro]) for i in range(len(sizes))]
+    else:
+        divisors = [1] * len(sizes)
+    return [
+        dataclasses.replace(s, weights=s.weights / np.float32(max(d, 1)))
+        for s, d in zip(sequences, divisors, strict=True)
+    ]
+
+
+class TokenMap:
+    """Where the weighted tokens of sequences are in a packed batch, to take numbers from there and put them back."""
+
+    def __init__(self, sequences: Sequence[TokenSequence]):
+        self.sizes = [int((s.weights > 0).sum()) for s in sequences]
+        starts = np.cumsum([0, *self.sizes])[:-1]
+        self.numbers = []
+        for sequence, start in zip(sequences, starts, strict=True):
+            numbers = np.zeros(len(sequence.tokens), np.float64)
+            numbers[sequence.weights > 0] = start + np.arange((sequence.weights > 0).sum())
+            self.numbers.append(numbers)
+
+    def find(self, numbered: Batch):
+        """Takes the batch that was packed with `numbers` as its advantages."""
+        self._active = np.asarray(numbered.weights) > 0
+        self._index = np.asarray(numbered.advantages)[self._active].astype(np.int64)
+
+    def gather(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values [M, R, T] of a batch as one array a sequence."""
+        flat = np.zeros(sum(self.sizes), np.float32)
+        flat[self._index] = values[self._active]
+        return np.split(flat, np.cumsum(self.sizes)[:-1])
+
+    def scatter(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """One array a sequence as values [M, R, T]; 0 elsewhere."""
+        placed = np.zeros(self._active.shape, np.float32)
+        placed[self._active] = np.concatenate([*values, np.zeros(0)])[self._index]
+        return placed

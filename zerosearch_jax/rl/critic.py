@@ -1,0 +1,96 @@
+"""The critic of PPO: a value a token, from a transformer of its own or from the policy's, and its clipped loss.
+
+A value at index t is of the state before token t, as a log-prob at index t is of token t given those before it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.models.config import ModelConfig
+from zerosearch_jax.rl import losses
+from zerosearch_jax.rl.step import accumulate, place
+from zerosearch_jax.sharding import Param, constrain
+from zerosearch_jax.state import TrainState
+from zerosearch_jax.text.trajectory import Batch
+
+
+def layout(cfg: ModelConfig) -> dict:
+    """The value head, which starts at zero: the first values are 0."""
+    return {'value': Param((cfg.hidden_size,), (None,), 'zeros')}
+
+
+def token_values(params: dict, cfg: ModelConfig, batch: Batch, compute: losses.Compute) -> jax.Array:
+    """Values of the states before every token, float32 [R, T]; 0 before a row's first token."""
+    hidden_RxTxD = transformer.hidden(
+        params,
+        cfg,
+        batch.tokens,
+        batch.positions,
+        batch.segments,
+        batch.prefixes,
+        dtype=jnp.dtype(compute.dtype),
+        remat=compute.remat,
+        form=compute.attention,
+    )
+    values_RxT = jnp.einsum('rtd,d->rt', hidden_RxTxD.astype(jnp.float32), params['value'])
+    return constrain(jnp.pad(values_RxT[:, :-1], ((0, 0), (1, 0))), 'batch', None)
+
+
+@functools.partial(jax.jit, static_argnames=('cfg', 'compute'))
+def values(params: dict, frozen: dict, batch: Batch, *, cfg: ModelConfig, compute: losses.Compute) -> jax.Array:
+    """Values [M, R, T] of a batch of micro-batches; empty micro-batches are skipped."""
+    combined = lora.combine(frozen, params)
+
+    def one(_, micro: Batch):
+        return None, jax.lax.cond(
+            jnp.any(micro.segments > 0),
+            lambda: token_values(combined, cfg, micro, compute),
+            lambda: jnp.zeros(micro.tokens.shape, jnp.float32),
+        )
+
+    return jax.lax.scan(one, None, place(batch))[1]
+
+
+def value_loss(
+    values: jax.Array, returns: jax.Array, old_values: jax.Array, weights: jax.Array, clip: float
+) -> jax.Array:
+    """Sum of w / 2 max((V - R)^2, (clip(V, old - clip, old + clip) - R)^2) (PPO's reference code; clip 0: none)."""
+    worst = jnp.square(values - returns)
+    if clip:
+        near = jnp.clip(values, old_values - clip, old_values + clip)
+        worst = jnp.maximum(worst, jnp.square(near - returns))
+    return jnp.sum(weights * jnp.where(weights > 0, worst, 0.0)) / 2
+
+
+def make_update(
+    cfg: ModelConfig, tx: optax.GradientTransformation, places: TrainState, clip: float, compute: losses.Compute
+):
+    """Builds the jitted `update(state, frozen, batch, returns, old_values) -> (state, metrics)`.
+
+    One optimizer step on a batch of micro-batches [M, R, T]; returns and values are [M, R, T] too. `frozen` are weights
+    that are not trained: the base of an adapter, or all of a trunk that is not the critic's own.
+    """
+
+    def update(state: TrainState, frozen: dict, batch: Batch, returns: jax.Array, old_values: jax.Array):
+        def loss_sum(params, micro: Batch, micro_returns, micro_old):
+            found = token_values(lora.combine(frozen, params), cfg, micro, compute)
+            return value_loss(found, micro_returns, micro_old, micro.weights, clip), {}
+
+        gradient = jax.value_and_grad(loss_sum, has_aux=True)
+        (loss, _), grads = accumulate(gradient, state.params, place(batch), returns, old_values)
+        total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
+        grads = jax.tree.map(lambda g: g / total, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics = {'loss': loss / total, 'grad_norm': optax.tree.norm(grads)}
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    everywhere = NamedSharding(places.step.mesh, P())
+    return jax.jit(update, donate_argnums=0, out_shardings=(places, everywhere))
