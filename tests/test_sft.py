@@ -119,11 +119,22 @@ def test_all_weights_can_be_trained_and_are_exported_whole(rows, tmp_path):
     assert sum(x.size for x in jax.tree.leaves(loaded)) > 10_000
 
 
+def test_what_is_longer_than_a_row_is_left_out_and_said(rows, tmp_path, capsys):
+    lines = pathlib.Path(rows).read_text().splitlines()
+    long = json.loads(lines[0]) | {'completion': 'x' * 200}
+    (tmp_path / 'long.jsonl').write_text('\n'.join([*lines, json.dumps(long), json.dumps(long | {'label': 'noisy'})]))
+    made = config(str(tmp_path / 'long.jsonl'), steps=1)
+    run(tmp_path / 'run', made)
+    said = capsys.readouterr().err
+    assert '2 demonstrations longer than a row of 128 tokens are left out' in said
+    assert '18 demonstrations' in said
+
+
 def test_nothing_to_train_on_is_said(rows, tmp_path):
     made = config(rows)
     made.demos.folds = (9,)
     with pytest.raises(ValueError, match='no demonstration is left'):
         run(tmp_path, made)
     made.demos.source = 'world:simulators'
-    with pytest.raises(ValueError, match="there are 'world:policy' and 'world:simulator'"):
+    with pytest.raises(ValueError, match='there are world:policy and world:simulator'):
         run(tmp_path, made)

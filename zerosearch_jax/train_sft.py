@@ -11,6 +11,7 @@ import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -26,14 +27,14 @@ from zerosearch_jax.search import demos
 from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.search.rollout import RolloutConfig
 from zerosearch_jax.search.simulator import SimulatorConfig
-from zerosearch_jax.text.trajectory import Batch, TokenSequence, flatten, pack
+from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatten, pack
 
 
 @dataclasses.dataclass(frozen=True)
 class DemosConfig:
     """Where demonstrations come from, and which of them are trained on."""
 
-    # 'world:policy', 'world:simulator': made from the built-in world (search/demos.py); else for a simulator a file or
+    # 'world:policy', 'world:simulator', 'toy:policy': made from what is built in (search/demos.py); else a file or
     # hub:owner/name of requests and documents, or of recorded searches (data/pairs.py); several with commas between
     source: str = 'world:policy'
     corpus: str = ''  # the passages that recorded searches name
@@ -96,25 +97,37 @@ def parse(config) -> Config:
 
 def demonstrations(cfg: Config, model: roles.Model) -> tuple[list[TokenSequence], list[TokenSequence]]:
     """Those that are trained on, and those kept for the evaluation loss."""
-    if cfg.demos.source.startswith('world:'):
-        taught, held_out = _world(cfg, model)
+    if cfg.demos.source.partition(':')[0] in rows.BUILT_IN:
+        taught, held_out = _built_in(cfg, model)
     else:
         taught, held_out = ([demos.simulator_example(i, cfg.simulator, model.tokenizer) for i in p] for p in _read(cfg))
+    taught, held_out = _that_fit(taught, cfg.sft.row_length), _that_fit(held_out, cfg.sft.row_length)
     if not taught:
         raise ValueError('no demonstration is left to train on; look at the fields of config.demos')
-    return [flatten(segments) for segments in taught], [flatten(segments) for segments in held_out]
+    return taught, held_out
 
 
-def _world(cfg: Config, model: roles.Model):
-    questions, search = rows.load_questions('world', 'train'), BM25(rows.load_passages('world')).search
+def _that_fit(made: Sequence[list[Segment]], row_length: int) -> list[TokenSequence]:
+    sequences = [flatten(segments) for segments in made]
+    kept = [sequence for sequence in sequences if len(sequence.tokens) <= row_length]
+    if len(kept) < len(sequences):
+        progress.say(
+            f'{len(sequences) - len(kept)} demonstrations longer than a row of {row_length} tokens are left out'
+        )
+    return kept
+
+
+def _built_in(cfg: Config, model: roles.Model):
+    name, _, role = cfg.demos.source.partition(':')
+    questions, search = rows.load_questions(name, 'train'), BM25(rows.load_passages(name)).search
     how = {'documents': cfg.simulator.documents, 'count': cfg.demos.count + cfg.demos.held_out, 'seed': cfg.seed}
-    if cfg.demos.source == 'world:policy':
+    if role == 'policy':
         made = demos.policy_demos(questions, search, model.tokenizer, cfg.rollout, **how)
-    elif cfg.demos.source == 'world:simulator':
+    elif role == 'simulator':
         found = demos.world_searches(questions, search, **how)
         made = [demos.simulator_example(item, cfg.simulator, model.tokenizer) for item in found]
     else:
-        raise ValueError(f"config.demos.source = {cfg.demos.source!r}: there are 'world:policy' and 'world:simulator'")
+        raise ValueError(f'config.demos.source = {cfg.demos.source!r}: there are {name}:policy and {name}:simulator')
     return made[: cfg.demos.count], made[cfg.demos.count :]
 
 

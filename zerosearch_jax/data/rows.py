@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+BUILT_IN = ('world', 'toy')
 _FORMATS = ('.jsonl', '.jsonl.gz', '.parquet')
 _OWN_FIELDS = ('id', 'question', 'golden_answers', 'dataset', 'data_source', 'metadata')
 
@@ -58,10 +59,11 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
     """Reads every question of a source, in its order.
 
     Args:
-      source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); `world`;
-        `tfds:DIRECTORY` as written by `tfds.build`; or `hub:owner/name` (`hub:owner/name:config`). Relative paths are
-        tried as given, then under the directory that the environment variable ZEROSEARCH_DATA names.
-      split: for `world`, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
+      source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); `world` or
+        `toy`, which are built in; `tfds:DIRECTORY` as written by `tfds.build`; or `hub:owner/name`
+        (`hub:owner/name:config`). Relative paths are tried as given, then under the directory that the environment
+        variable ZEROSEARCH_DATA names.
+      split: for `world`, `toy`, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
       skip_unscorable: leaves out rows none of whose answers can be scored, instead of raising. NQ and HotpotQA have
         a few: '---', 'The The'.
 
@@ -74,12 +76,10 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
       FileNotFoundError: no such file or directory.
       ValueError: an unknown source or split, or a bad row; the message starts with `file:line:`.
     """
-    if source == 'world':
-        from zerosearch_jax.data import world
-
+    if source in BUILT_IN:
         if split not in ('train', 'test'):
-            raise ValueError(f"the built-in world has no split {split!r}; use 'train' or 'test'")
-        return list(getattr(world.build(), split))
+            raise ValueError(f"the built-in {source} has no split {split!r}; use 'train' or 'test'")
+        return list(getattr(_built_in(source), split))
     if source.startswith('tfds:'):
         from zerosearch_jax.data import tfds
 
@@ -92,16 +92,20 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
     return [question for question in _unique(read) if question.golden_answers]
 
 
+def _built_in(name: str):
+    from zerosearch_jax.data import toy, world
+
+    return {'world': world, 'toy': toy}[name].build()
+
+
 def load_passages(source: str) -> list[Passage]:
     """Reads a corpus, in its order: the doors of `load_questions` except `tfds:`.
 
     Rows have `text` and optionally `id` and `title`, or Search-R1's `contents` ('"Title"\\ntext').
     Raises as `load_questions` does.
     """
-    if source == 'world':
-        from zerosearch_jax.data import world
-
-        return list(world.build().passages)
+    if source in BUILT_IN:
+        return list(_built_in(source).passages)
     name, stem, rows = open_rows(source, 'train')
     return _unique((where, _passage(row, where, f'{stem}-{line}')) for where, line, row in with_places(name, rows))
 

@@ -207,7 +207,7 @@ def policy_loss(
     clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip))
     advantages = jnp.where(active, batch.advantages, 0.0)
     surrogate = importance * jnp.minimum(ratio * advantages, clipped * advantages)
-    d = jnp.where(active, batch.ref_logprobs - logprobs, 0.0)
+    d = jnp.where(active & (cfg.kl != 0), batch.ref_logprobs - logprobs, 0.0)
     kl = jnp.expm1(d) - d if cfg.kl_estimator == 'k3' else jnp.square(d) / 2
     loss = -surrogate - cfg.entropy * entropies
     if cfg.kl:

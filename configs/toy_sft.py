@@ -1,0 +1,20 @@
+r"""A short warm start of a random model of 150,000 weights on the toy task: it knows the tags, and hardly the task.
+
+python -m launch.sft --config configs/toy_sft.py
+"""
+
+from configs.common import no_preset, sections
+
+
+def get_config(preset=''):
+    from zerosearch_jax import train_sft
+
+    no_preset(preset)
+    config = sections(train_sft.SCHEMA)
+    config.model.model = 'tiny'
+    config.demos.update(source='toy:policy', count=90, held_out=6)
+    config.simulator.documents = 2
+    config.rollout.update(prompt_tokens=640, response_tokens=320, observation_tokens=128)
+    config.optimizer.update(learning_rate=3e-3, warmup_steps=10, weight_decay=0.0)
+    config.sft.update(steps=150, batch=16, evaluate_every=25, checkpoint_every=50, row_length=1024, rows_per_micro=4)
+    return config
