@@ -86,3 +86,11 @@ def study(variants: dict[str, dict], preset: str) -> ConfigDict:
     base.rl.steps = 48
     base.evaluation.questions = 256
     return ConfigDict({'base': base, 'variants': variants, 'seeds': (0, 1, 2)})
+
+
+def toy_study(variants: dict[str, dict], preset: str) -> ConfigDict:
+    """A study of variants of configs/toy.py with three seeds each."""
+    from configs import toy
+
+    no_preset(preset)
+    return ConfigDict({'base': toy.get_config(), 'variants': variants, 'seeds': (0, 1, 2)})

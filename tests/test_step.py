@@ -20,7 +20,7 @@ from zerosearch_jax.text.trajectory import Kind, Segment, flatten, pack
 TINY = PRESETS['tiny']
 MESH = sharding.make_mesh()
 LENGTH = 32
-LOSS = LossConfig(clip=0.2, kl=0.1, entropy=0.05)
+LOSS = LossConfig(clip=0.2, clip_high=0.3, ratio='sequence', kl=0.1, kl_estimator='k2', entropy=0.05)
 RATE = 0.1  # of plain SGD, so that the change of the weights is the gradient
 SGD = optax.sgd(RATE)
 
