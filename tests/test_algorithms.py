@@ -370,9 +370,10 @@ def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     assert (means[3:] == 0).all() and (means[:3] != 0).all()
 
 
-def test_all_failed_changes_nothing():
+@pytest.mark.parametrize('algorithm', ['grpo', 'ppo'])
+def test_all_failed_changes_nothing(algorithm):
     found, rewards, groups = episodes()
-    made = learner(kl=0.1)
+    made = learner(kl=0.1, algorithm=algorithm, kl_estimator='k1')
     before = jax.tree.map(np.asarray, made.state['policy'].params)
     made.learn(found, rewards, groups, np.zeros(6, bool))
     after = jax.tree.map(np.asarray, made.state['policy'].params)

@@ -30,7 +30,7 @@ ALLOWED = {
     'rl': MODELS | {'rl', 'state', 'text'},
     'outside': BELOW,
     'search': BELOW | {'search', 'generate', 'text', 'data', 'outside'},
-    'roles': MODELS | {'text'},
+    'roles': MODELS | {'text', 'generate', 'search'},
     'simulators': MODELS | {'roles', 'search', 'generate', 'text', 'outside'},
     'evaluate': BELOW | {'search', 'generate', 'text', 'data'},
     'report': BELOW | {'evaluate', 'metrics'},

@@ -1,4 +1,4 @@
-"""Loading a model for one of its two roles, policy or simulator: weights, tokenizer and adapter."""
+"""Loading a model for one of its two roles, policy or simulator: weights, tokenizer, adapter, and a policy's engine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from zerosearch_jax import sharding
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.sampling import Truncation
 from zerosearch_jax.models import download, lora, transformer, weights
 from zerosearch_jax.models.config import PRESETS, ModelConfig
+from zerosearch_jax.search import prompts
+from zerosearch_jax.search.rollout import RolloutConfig
+from zerosearch_jax.text import stop
 from zerosearch_jax.text.tokenizer import Tokenizer, byte_tokenizer
 
 SHIPPED_ADAPTERS = pathlib.Path(__file__).parent / 'adapters'
@@ -112,3 +117,34 @@ def trainable(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh, seed: in
     elif jax.tree.map(jnp.shape, adapter) != jax.tree.map(lambda p: p.shape, layout, is_leaf=sharding.is_param):
         raise ValueError(f'config.policy.lora_rank = {cfg.lora_rank} differs from adapter {cfg.adapter!r}')
     return Trainable(adapter, model.params, layout)
+
+
+def open_policy(model: Model, size: RolloutConfig, mesh: jax.sharding.Mesh, *, dtype: str, capacity: int = 0) -> Engine:
+    """An engine for a policy: it stops at the tags of the protocol; load weights before use.
+
+    Args:
+      model: whose sizes and tokenizer it takes.
+      size: slots, memory and budgets.
+      mesh: of the weights.
+      dtype: compute and cache dtype.
+      capacity: tokens of a slot; 0: prompt and response of `size`.
+    """
+    return Engine(
+        model.cfg,
+        mesh,
+        slots=size.slots,
+        cache_bytes=int(size.cache_gib * 2**30) or None,
+        capacity=capacity or size.prompt_tokens + size.response_tokens,
+        stop=stop.compile_table(prompts.STOP_STRINGS, model.token_bytes),
+        eos_ids=model.tokenizer.eos_ids,
+        steps=size.decode_steps,
+        dtype=dtype,
+        truncation=Truncation(top_p=size.top_p),
+    )
+
+
+def policy_params(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh) -> dict:
+    """The weights of a policy that is not trained: the model's, with the configured adapter beside them."""
+    if not cfg.adapter:
+        return model.params
+    return lora.combine(model.params, load_adapter(cfg.adapter, model.cfg, mesh))

@@ -23,12 +23,9 @@ from zerosearch_jax import evaluate as ev
 from zerosearch_jax.alarms import AlarmConfig
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import rows
-from zerosearch_jax.generate.engine import Engine
-from zerosearch_jax.generate.sampling import Truncation
 from zerosearch_jax.learner import CriticConfig, Learner, RLConfig
 from zerosearch_jax.models import transformer
 from zerosearch_jax.rl import advantages
-from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import Curriculum, noise_probability
 from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.search.oracle import Oracle
@@ -37,7 +34,6 @@ from zerosearch_jax.search.scoring import RewardConfig, Scorer
 from zerosearch_jax.search.simulator import CompactedQuestions, SimulatorConfig, engine_search
 from zerosearch_jax.search.writers import EndpointConfig
 from zerosearch_jax.simulators import Simulator
-from zerosearch_jax.text import stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,18 +149,7 @@ class Trainer:
         self.model = roles.load_model(cfg.policy.model, mesh)
         for question in (*self.train_questions, *self.test_questions):
             encode_prompt(self.model.tokenizer, question, cfg.rollout)
-        self.policy_engine = Engine(
-            self.model.cfg,
-            mesh,
-            slots=cfg.rollout.slots,
-            cache_bytes=int(cfg.rollout.cache_gib * 2**30) or None,
-            capacity=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
-            stop=stop.compile_table(prompts.STOP_STRINGS, self.model.token_bytes),
-            eos_ids=self.model.tokenizer.eos_ids,
-            steps=cfg.rollout.decode_steps,
-            dtype=cfg.policy.dtype,
-            truncation=Truncation(top_p=cfg.rollout.top_p),
-        )
+        self.policy_engine = roles.open_policy(self.model, cfg.rollout, mesh, dtype=cfg.policy.dtype)
 
     def load_simulator(self):
         """Opens the simulator; frozen for the whole run, so this is done once."""

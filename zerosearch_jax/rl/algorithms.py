@@ -74,7 +74,7 @@ class TokenMap:
         """Values [M, R, T] of a batch as one array a sequence."""
         flat = np.zeros(sum(self.sizes), np.float32)
         flat[self._index] = values[self._active]
-        return np.split(flat, np.cumsum(self.sizes)[:-1])
+        return np.split(flat, np.cumsum(self.sizes)[:-1]) if self.sizes else []
 
     def scatter(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """One array a sequence as values [M, R, T]; 0 elsewhere."""

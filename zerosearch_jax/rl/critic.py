@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.models import lora
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.rl import losses
 from zerosearch_jax.rl.step import accumulate, place
@@ -29,17 +29,7 @@ def layout(cfg: ModelConfig) -> dict:
 
 def token_values(params: dict, cfg: ModelConfig, batch: Batch, compute: losses.Compute) -> jax.Array:
     """Values of the states before every token, float32 [R, T]; 0 before a row's first token."""
-    hidden_RxTxD = transformer.hidden(
-        params,
-        cfg,
-        batch.tokens,
-        batch.positions,
-        batch.segments,
-        batch.prefixes,
-        dtype=jnp.dtype(compute.dtype),
-        remat=compute.remat,
-        form=compute.attention,
-    )
+    hidden_RxTxD = losses.hidden_states(params, cfg, batch, compute)
     values_RxT = jnp.einsum('rtd,d->rt', hidden_RxTxD.astype(jnp.float32), params['value'])
     return constrain(jnp.pad(values_RxT[:, :-1], ((0, 0), (1, 0))), 'batch', None)
 

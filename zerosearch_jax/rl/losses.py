@@ -41,15 +41,9 @@ class LossConfig:
     denominator: float = 0.0  # what the sum over all tokens is divided by; 0: their weight
 
 
-def token_logprobs(
-    params: dict, cfg: ModelConfig, batch: Batch, temperature: float, compute: Compute
-) -> tuple[jax.Array, jax.Array]:
-    """Log-prob of every weighted token given those before it, and the entropy of its distribution, float32 [R, T].
-
-    Uses log_softmax(logits / temperature), as the engine does; 0 for tokens of weight 0 and for a row's first token,
-    which has no predecessor.
-    """
-    hidden_RxTxD = transformer.hidden(
+def hidden_states(params: dict, cfg: ModelConfig, batch: Batch, compute: Compute) -> jax.Array:
+    """The model's last hidden states of packed rows [R, T, D]."""
+    return transformer.hidden(
         params,
         cfg,
         batch.tokens,
@@ -60,6 +54,17 @@ def token_logprobs(
         remat=compute.remat,
         form=compute.attention,
     )
+
+
+def token_logprobs(
+    params: dict, cfg: ModelConfig, batch: Batch, temperature: float, compute: Compute
+) -> tuple[jax.Array, jax.Array]:
+    """Log-prob of every weighted token given those before it, and the entropy of its distribution, float32 [R, T].
+
+    Uses log_softmax(logits / temperature), as the engine does; 0 for tokens of weight 0 and for a row's first token,
+    which has no predecessor.
+    """
+    hidden_RxTxD = hidden_states(params, cfg, batch, compute)
     # index t is about the token that t predicts; the last index predicts nothing
     targets_RxT = jnp.roll(batch.tokens, -1, axis=1)
     wanted_RxT = jnp.roll(batch.weights > 0, -1, axis=1).at[:, -1].set(False)

@@ -18,16 +18,14 @@ from collections.abc import Sequence
 from zerosearch_jax import metrics, prng, progress, roles, settings, sharding
 from zerosearch_jax.data import pairs, rows
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.generate.engine import Engine, Request
-from zerosearch_jax.models import lora
-from zerosearch_jax.search import prompts, rewards
+from zerosearch_jax.generate.engine import Request
+from zerosearch_jax.search import rewards
 from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.search.oracle import Oracle
 from zerosearch_jax.search.rollout import RolloutConfig, encode_observation, encode_prompt
 from zerosearch_jax.search.simulator import Query, SimulatorConfig
 from zerosearch_jax.search.writers import EndpointConfig
 from zerosearch_jax.simulators import Simulator
-from zerosearch_jax.text import stop
 from zerosearch_jax.tools import audit_figures
 
 
@@ -163,21 +161,10 @@ def _row(result, noisy: bool) -> dict:
 def read(cfg: Config, answers: Sequence[dict], mesh) -> list[bool]:
     """Whether config.reader, after one search that returned these documents, gives a right answer (cover-EM)."""
     model = roles.load_model(cfg.reader.model, mesh)
-    params = model.params
-    if cfg.reader.adapter:
-        params = lora.combine(params, roles.load_adapter(cfg.reader.adapter, model.cfg, mesh))
     size = cfg.rollout
-    engine = Engine(
-        model.cfg,
-        mesh,
-        slots=size.slots,
-        capacity=size.prompt_tokens + 2 * size.turn_tokens + size.observation_tokens,
-        stop=stop.compile_table(prompts.STOP_STRINGS, model.token_bytes),
-        eos_ids=model.tokenizer.eos_ids,
-        steps=size.decode_steps,
-        dtype=cfg.reader.dtype,
-    )
-    engine.load(params, temperature=0.0)
+    longest = size.prompt_tokens + 2 * size.turn_tokens + size.observation_tokens
+    engine = roles.open_policy(model, size, mesh, dtype=cfg.reader.dtype, capacity=longest)
+    engine.load(roles.policy_params(model, cfg.reader, mesh), temperature=0.0)
     for number, row in enumerate(answers):
         question = Question(row['id'], row['question'], tuple(row['golden_answers']))
         action = model.tokenizer.encode(f'<think>I need to look it up.</think>\n<search>{row["query"]}</search>')

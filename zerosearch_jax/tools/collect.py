@@ -16,8 +16,6 @@ from zerosearch_jax import evaluate as ev
 from zerosearch_jax import metrics, progress, roles, settings, sharding
 from zerosearch_jax.data import pairs, rows
 from zerosearch_jax.data.rows import Passage, Question
-from zerosearch_jax.generate.engine import Engine
-from zerosearch_jax.models import lora
 from zerosearch_jax.outside import Log
 from zerosearch_jax.search import demos, prompts
 from zerosearch_jax.search.engines import BM25
@@ -26,7 +24,6 @@ from zerosearch_jax.search.rollout import RolloutConfig, rollout
 from zerosearch_jax.search.simulator import Query, SimulatorConfig, engine_search, request
 from zerosearch_jax.search.writers import EndpointConfig
 from zerosearch_jax.simulators import open_writer
-from zerosearch_jax.text import stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +93,8 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
     missing = [question for question in questions if question.id not in done]
     if missing:
         model = roles.load_model(cfg.policy.model, mesh)
-        engine = _policy_engine(cfg, model, mesh)
+        engine = roles.open_policy(model, cfg.rollout, mesh, dtype=cfg.policy.dtype)
+        engine.load(roles.policy_params(model, cfg.policy, mesh), temperature=cfg.rollout.temperature)
         search = BM25(rows.load_passages(cfg.collect.corpus)).search
         size = max(cfg.rollout.slots // cfg.rollout.group, 1)
         with progress.bar(len(missing) * cfg.rollout.group, 'episodes', 'episode') as bar:
@@ -113,24 +111,6 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
                 )
                 metrics.append_jsonl(path, [ev.row(t, model.tokenizer, 0) for t in found])
     return metrics.read_jsonl(path)
-
-
-def _policy_engine(cfg: Config, model: roles.Model, mesh) -> Engine:
-    params = model.params
-    if cfg.policy.adapter:
-        params = lora.combine(params, roles.load_adapter(cfg.policy.adapter, model.cfg, mesh))
-    engine = Engine(
-        model.cfg,
-        mesh,
-        slots=cfg.rollout.slots,
-        capacity=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
-        stop=stop.compile_table(prompts.STOP_STRINGS, model.token_bytes),
-        eos_ids=model.tokenizer.eos_ids,
-        steps=cfg.rollout.decode_steps,
-        dtype=cfg.policy.dtype,
-    )
-    engine.load(params, temperature=cfg.rollout.temperature)
-    return engine
 
 
 def _searches(written: list[dict]):
