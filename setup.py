@@ -33,6 +33,7 @@ setuptools.setup(
         'numpy>=2.0',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.11.32',  # earlier ones cannot restore into abstract targets
+        'requests>=2.32',
         'safetensors>=0.5.3',
         'tensorboardX>=2.6',
         'tensorflow-datasets>=4.9.9',
@@ -41,8 +42,9 @@ setuptools.setup(
         'transformers>=5.0,<6',
     ],
     extras_require={
-        'test': [*TEST, 'openai>=2'],
+        'test': [*TEST, 'openai>=2', 'serpapi>=1'],
         'endpoint': ['openai>=2'],
+        'serpapi': ['serpapi>=1'],
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
         'parity': ['torch'],

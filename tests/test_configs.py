@@ -14,7 +14,7 @@ from configs import common
 from zerosearch_jax import settings, sharding, train_rl, train_sft
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
-from zerosearch_jax.tools import audit, collect, sweep
+from zerosearch_jax.tools import audit, collect, serve_search, sweep
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py') if 'def get_config' in path.read_text())
@@ -54,7 +54,13 @@ EXPERIMENTS = [(path, preset) for path in FILES for preset in presets(path)]
 NAMES = [f'{path.stem}:{preset}' for path, preset in EXPERIMENTS]
 
 
-PROGRAMS = {'train': train_rl, 'sft': train_sft, 'collect': collect, 'audit_simulator': audit}
+PROGRAMS = {
+    'train': train_rl,
+    'sft': train_sft,
+    'collect': collect,
+    'audit_simulator': audit,
+    'serve_search': serve_search,
+}
 
 
 def program(path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class Log:
 
     def __init__(self, path: str | os.PathLike | None = None):
         self._path = pathlib.Path(path) if path else None
+        self._lock = threading.Lock()
         main = jax.process_index() == 0
         read = dict(_read(self._path)) if main and self._path and self._path.exists() else {}
         self._known: dict[str, Any] = sharding.from_first_process(read)
@@ -39,11 +41,12 @@ class Log:
 
     def put(self, key: str, value: Any):
         """Remembers a value; process 0 appends it to the file at once."""
-        self._known[key] = value
-        if self._path and jax.process_index() == 0:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, 'a', encoding='utf-8') as file:
-                file.write(json.dumps({'key': key, 'value': value}) + '\n')
+        with self._lock:  # lines of several threads stay whole
+            self._known[key] = value
+            if self._path and jax.process_index() == 0:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with open(self._path, 'a', encoding='utf-8') as file:
+                    file.write(json.dumps({'key': key, 'value': value}) + '\n')
 
 
 def call(log: Log, keys: Sequence[str], ask: Callable[[list[int]], Iterator[tuple[int, Any, bool]]]) -> list[Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
 
 from zerosearch_jax import roles
+from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.models import lora, quant
 from zerosearch_jax.outside import Log
 from zerosearch_jax.search.oracle import Oracle, oracle_search
-from zerosearch_jax.search.simulator import DocumentSearch, SimulatedSearch, SimulatorConfig, draw_labels
+from zerosearch_jax.search.simulator import DocumentSearch, SimulatedSearch, SimulatorConfig, draw_labels, engine_search
 from zerosearch_jax.search.writers import EndpointConfig, EndpointWriter, EngineWriter, Writer
 from zerosearch_jax.text import stop
 
@@ -27,7 +28,7 @@ class Simulator:
       mesh: of our models.
       decode_steps: tokens decoded between two looks of the host.
       loaded: a model that is there already, used if it is the one that `cfg` names: the weights are in memory once.
-      oracle: opens the corpus, called only where documents come from it.
+      corpus: opens the corpus, called only where documents come from it: (its engine's search, its passages).
       log: file of the calls to a served model, from which a resumed run replays them; None: not written.
     """
 
@@ -38,7 +39,7 @@ class Simulator:
         *,
         mesh: jax.sharding.Mesh,
         decode_steps: int,
-        oracle: Callable[[], Oracle],
+        corpus: Callable[[], tuple[Callable, Sequence[Passage]]],
         loaded: tuple[str, roles.Model] | None = None,
         log: pathlib.Path | None = None,
     ):
@@ -46,15 +47,20 @@ class Simulator:
         self.engine: Engine | None = None
         self._writer: Writer | None = None
         self._oracle: Oracle | None = None
+        self._real: Callable | None = None
         self._memory = Log(cfg.remember) if cfg.remember else None
         if cfg.kind == 'oracle':
-            self._oracle = oracle()
+            self._oracle = Oracle(*corpus())
+        elif cfg.kind == 'engine':
+            self._real = corpus()[0]
         else:
             self._writer = open_writer(cfg, endpoint, mesh=mesh, decode_steps=decode_steps, loaded=loaded, log=Log(log))
             self.engine = getattr(self._writer, 'engine', None)
 
     def search(self, *, seed: int, step: int, noise: float) -> SimulatedSearch | DocumentSearch:
-        """The source of one step's results; `noise` is the curriculum's value."""
+        """The source of one step's results; `noise` is the curriculum's value, which a real engine does not heed."""
+        if self._real:
+            return engine_search(self._real, self.cfg.documents)
         if self._oracle:
             return oracle_search(self._oracle, lambda query: draw_labels(query, self.cfg, (seed, step), noise))
         return SimulatedSearch(self._writer, self.cfg, seed=seed, step=step, noise=noise, memory=self._memory)

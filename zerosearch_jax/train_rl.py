@@ -28,7 +28,6 @@ from zerosearch_jax.models import transformer
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.search.curriculum import Curriculum, noise_probability
 from zerosearch_jax.search.engines import BM25
-from zerosearch_jax.search.oracle import Oracle
 from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, encode_prompt, rollout
 from zerosearch_jax.search.scoring import RewardConfig, Scorer
 from zerosearch_jax.search.simulator import CompactedQuestions, SimulatorConfig, engine_search
@@ -159,7 +158,7 @@ class Trainer:
             cfg.endpoint,
             mesh=self.mesh,
             decode_steps=cfg.rollout.decode_steps,
-            oracle=lambda: Oracle(self.bm25.search, rows.load_passages(cfg.data.corpus)),
+            corpus=lambda: (self.bm25.search, rows.load_passages(cfg.data.corpus)),
             loaded=(cfg.policy.model, self.model),
             log=self.workdir / 'calls.log' if self.workdir else None,
         )

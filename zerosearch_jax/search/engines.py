@@ -18,11 +18,19 @@ class Document:
     title: str
     text: str
     id: str = ''
+    score: float = dataclasses.field(default=0.0, compare=False)
 
     @property
     def as_text(self) -> str:
         """Title and text as a model reads them."""
         return f'{self.title}. {self.text}' if self.title else self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchFailed:
+    """Takes the place of a query's documents where the engine could not answer; `kind` says why."""
+
+    kind: str
 
 
 class BM25:
@@ -78,7 +86,7 @@ class BM25:
         if len(hits) > k:  # Keep all that tie with the k-th, so that the stable sort below decides, not the partition.
             hits = hits[scores[hits] >= np.partition(scores[hits], -k)[-k]]
         best = hits[np.argsort(-scores[hits], kind='stable')][:k]
-        return [Document(**self._index.corpus[int(i)]) for i in best]
+        return [Document(**self._index.corpus[int(i)], score=float(scores[i])) for i in best]
 
 
 def _tokenize(texts: Sequence[str], return_ids: bool = True):

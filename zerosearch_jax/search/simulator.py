@@ -16,6 +16,7 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.outside import Log
 from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import is_noisy
+from zerosearch_jax.search.engines import SearchFailed
 from zerosearch_jax.search.writers import Writer
 
 
@@ -50,7 +51,8 @@ class Result:
 class SimulatorConfig:
     """Who plays the search engine, how it is asked, and how it is read."""
 
-    kind: Literal['model', 'endpoint', 'oracle'] = 'model'  # ours, config.endpoint's, or gold passages of the corpus
+    # a model of ours, config.endpoint's, gold passages of the corpus, or no simulation: BM25 over the corpus
+    kind: Literal['model', 'endpoint', 'oracle', 'engine'] = 'model'
     model: str = 'smollm2-135m-instruct'  # as config.policy.model; of an endpoint the served model's name
     adapter: str = ''  # as config.policy.adapter
     dtype: Literal['float32', 'bfloat16'] = 'float32'
@@ -235,13 +237,14 @@ class DocumentSearch:
     """Documents that are at hand: a real search engine, or an oracle. Queries of one step are answered together.
 
     Args:
-      find: function of the queries and, for each of its documents, whether it is to be noisy, to the documents' texts.
+      find: function of the queries and, for each of their documents, whether it is to be noisy, to the documents'
+        texts or SearchFailed.
       labels: function of a query to these labels; None: a real engine, which has none.
     """
 
     def __init__(
         self,
-        find: Callable[[Sequence[Query], Sequence[tuple[bool, ...]]], list[list[str]]],
+        find: Callable[[Sequence[Query], Sequence[tuple[bool, ...]]], list[list[str] | SearchFailed]],
         labels: Callable[[Query], tuple[bool, ...]] = lambda query: (),
     ):
         self._find, self._labels = find, labels
@@ -259,7 +262,9 @@ class DocumentSearch:
         labels = [self._labels(query) for query in queue]
         found = self._find(queue, labels) if queue else []
         return [
-            Result(query, tuple(map(prompts.neutralize, texts)), label)
+            Result(query, labels=label, failure=texts.kind)
+            if isinstance(texts, SearchFailed)
+            else Result(query, tuple(map(prompts.neutralize, texts)), label)
             for query, texts, label in zip(queue, found, labels, strict=True)
         ]
 
@@ -267,7 +272,10 @@ class DocumentSearch:
 def engine_search(search: Callable, documents: int) -> DocumentSearch:
     """A real search engine: `search` is a function of (queries, k) to documents, e.g. BM25(...).search."""
 
-    def find(queries: Sequence[Query], labels) -> list[list[str]]:
-        return [[d.as_text for d in found] for found in search([query.text for query in queries], documents)]
+    def find(queries: Sequence[Query], labels) -> list[list[str] | SearchFailed]:
+        return [
+            found if isinstance(found, SearchFailed) else [d.as_text for d in found]
+            for found in search([query.text for query in queries], documents)
+        ]
 
     return DocumentSearch(find)

@@ -21,7 +21,6 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Request
 from zerosearch_jax.search import rewards
 from zerosearch_jax.search.engines import BM25
-from zerosearch_jax.search.oracle import Oracle
 from zerosearch_jax.search.rollout import RolloutConfig, encode_observation, encode_prompt
 from zerosearch_jax.search.simulator import Query, SimulatorConfig
 from zerosearch_jax.search.writers import EndpointConfig
@@ -134,11 +133,11 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
 
 
 def open_simulator(cfg: Config, mesh) -> Simulator:
-    def oracle() -> Oracle:
+    def corpus():
         passages = rows.load_passages(cfg.audit.corpus)
-        return Oracle(BM25(passages).search, passages)
+        return BM25(passages).search, passages
 
-    return Simulator(cfg.simulator, cfg.endpoint, mesh=mesh, decode_steps=cfg.rollout.decode_steps, oracle=oracle)
+    return Simulator(cfg.simulator, cfg.endpoint, mesh=mesh, decode_steps=cfg.rollout.decode_steps, corpus=corpus)
 
 
 def _row(result, noisy: bool) -> dict:

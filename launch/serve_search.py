@@ -1,0 +1,40 @@
+"""Serves a corpus with BM25 in Search-R1's protocol, for its code base and for ours.
+
+  python -m launch.serve_search --config configs/serve_search.py
+  python -m launch.serve_search --config configs/serve_search.py --config.serve.corpus=corpus.jsonl
+
+Stop it with Ctrl-C.
+"""
+
+import pathlib
+
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: a file of configs/.', lock_config=True)
+
+
+def main(_):
+    from launch import common
+
+    with common.one_line_errors():
+        from zerosearch_jax import progress
+        from zerosearch_jax.data import rows
+        from zerosearch_jax.search.engines import BM25
+        from zerosearch_jax.tools import serve_search
+
+        cfg = serve_search.parse(_CONFIG.value).serve
+        if cfg.index and (pathlib.Path(cfg.index) / 'params.index.json').exists():
+            engine = BM25.load(cfg.index)
+        else:
+            engine = BM25(rows.load_passages(cfg.corpus))
+            if cfg.index:
+                engine.save(cfg.index)
+        with serve_search.Server(cfg, engine.search) as server:
+            progress.say(f'serving {cfg.corpus} at {server.url}')
+            server.serve_forever()
+
+
+if __name__ == '__main__':
+    from launch import common
+
+    common.run(main)

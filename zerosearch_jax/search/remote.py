@@ -1,0 +1,243 @@
+"""Search engines behind HTTP: the retrievers of Search-R1 and ZeroSearch, and Google through SerpAPI.
+
+    engine = open_remote(RemoteConfig(kind='search_r1', url='http://127.0.0.1:8000/retrieve'), Log('searches.log'))
+    engine.search(['who wrote hamlet'], 3)
+
+Requests are made by one process, at most so many at once and a second, with time-outs and retries; every result goes to
+a log, so that a query is asked, and paid, once. What fails is a typed result. Keys come from the environment and are
+never shown: messages of the libraries, which may hold them, are not passed on.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from zerosearch_jax import outside
+from zerosearch_jax.search.engines import Document, SearchFailed
+
+SERPAPI_KEY = 'SERPAPI_API_KEY'
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteConfig:
+    """Which engine, and how much may be asked of it."""
+
+    kind: Literal['search_r1', 'zerosearch_wiki', 'serpapi'] = 'search_r1'
+    url: str = 'http://127.0.0.1:8000/retrieve'  # not of serpapi
+    timeout_s: float = 30.0  # of one attempt
+    retries: int = 3  # after the first attempt, where it may help
+    pause_s: float = 1.0  # before the first of them; doubled each time
+    concurrency: int = 8  # requests at once
+    per_second: float = 0.0  # requests a second; 0: no limit
+    query_price: float = 0.0  # dollars a request
+    spending_cap: float = 0.0  # dollars that this log may reach; 0: no limit
+
+    def __post_init__(self):
+        if self.concurrency < 1 or self.retries < 0 or min(self.per_second, self.query_price, self.spending_cap) < 0:
+            raise ValueError('concurrency must be positive; retries, per_second and prices must not be negative')
+
+
+class SpendingCapReached(OSError):
+    """The next request would cost more than is allowed."""
+
+
+class Failed(Exception):
+    """A request failed; `kind` says how, `again` whether another attempt may help."""
+
+    def __init__(self, kind: str, again: bool = False):
+        super().__init__(kind)
+        self.kind, self.again = kind, again
+
+
+# a function of (queries, k) to documents of each, that may raise Failed
+Fetch = Callable[[Sequence[str], int], list[list[Document]]]
+
+
+class RemoteSearch:
+    """An engine of the same interface as BM25.
+
+    Args:
+      fetch: makes one request.
+      batch: queries that one request takes at most.
+      name: of the engine, part of the log's keys.
+      cfg: limits.
+      log: of results and of what was spent.
+    """
+
+    def __init__(self, fetch: Fetch, batch: int, name: str, cfg: RemoteConfig, log: outside.Log):
+        self._fetch, self._batch, self._name, self._cfg, self._log = fetch, batch, name, cfg, log
+        self._clock, self._next_start = threading.Lock(), 0.0
+
+    @property
+    def spent(self) -> float:
+        """Dollars of all requests of this log, failed attempts included."""
+        return self._log.get(f'spent on {self._name}') or 0.0
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document] | SearchFailed]:
+        """Up to k documents of each query, or how it failed.
+
+        Raises:
+          SpendingCapReached: before the request that would exceed it; what came before is in the log.
+        """
+        keys = [json.dumps([self._name, query, k]) for query in queries]
+
+        def ask(positions: list[int]) -> Iterator[tuple[int, dict, bool]]:
+            parts = [positions[i : i + self._batch] for i in range(0, len(positions), self._batch)]
+            with concurrent.futures.ThreadPoolExecutor(self._cfg.concurrency) as pool:
+                calls = {pool.submit(self._attempts, [queries[i] for i in part], k): part for part in parts}
+                capped = None
+                for call in concurrent.futures.as_completed(calls):
+                    try:
+                        found = call.result()
+                    except SpendingCapReached as error:
+                        capped = error
+                        continue
+                    for position, value in zip(calls[call], found, strict=True):
+                        yield position, value, 'failure' not in value
+                if capped:
+                    raise capped
+
+        return [
+            SearchFailed(value['failure'])
+            if 'failure' in value
+            else [Document(**document) for document in value['documents']]
+            for value in outside.call(self._log, keys, ask)
+        ]
+
+    def _attempts(self, queries: list[str], k: int) -> list[dict]:
+        """JSON results of one request, tried again where that may help."""
+        for attempt in range(self._cfg.retries + 1):
+            self._start()
+            try:
+                found = self._fetch(queries, k)
+                if len(found) != len(queries):
+                    raise Failed('invalid')
+                return [{'documents': [dataclasses.asdict(d) for d in documents[:k]]} for documents in found]
+            except Failed as error:
+                failure = error
+                if not error.again or attempt == self._cfg.retries:
+                    break
+                time.sleep(self._cfg.pause_s * 2**attempt)
+        return [{'failure': failure.kind} for _ in queries]
+
+    def _start(self):
+        """Waits for the next free start, and pays for it."""
+        cfg = self._cfg
+        with self._clock:
+            if cfg.query_price:
+                total = self.spent + cfg.query_price
+                if cfg.spending_cap and total > cfg.spending_cap + 1e-9:
+                    raise SpendingCapReached(
+                        f'${self.spent:.2f} were spent on {self._name}; one more request would exceed the cap of '
+                        f'${cfg.spending_cap:.2f}. Results so far are kept: raise spending_cap to go on'
+                    )
+                self._log.put(f'spent on {self._name}', total)
+            now = time.monotonic()
+            start = max(now, self._next_start)
+            self._next_start = start + (1 / cfg.per_second if cfg.per_second else 0.0)
+        time.sleep(start - now)
+
+
+def open_remote(cfg: RemoteConfig, log: outside.Log) -> RemoteSearch:
+    """The configured engine.
+
+    Raises:
+      ValueError: its key or its package is missing.
+    """
+    if cfg.kind == 'serpapi':
+        return RemoteSearch(_serpapi(cfg), 1, 'serpapi', cfg, log)
+    fetch, batch = {'search_r1': (_search_r1, 64), 'zerosearch_wiki': (_zerosearch_wiki, 1)}[cfg.kind]
+    return RemoteSearch(lambda queries, k: fetch(cfg, queries, k), batch, f'{cfg.kind} {cfg.url}', cfg, log)
+
+
+# ---------------------------------------------------------------- protocols
+
+
+def _post(cfg: RemoteConfig, body: dict):
+    """The JSON reply to a request."""
+    import requests
+
+    try:
+        reply = requests.post(cfg.url, json=body, timeout=cfg.timeout_s)
+    except requests.Timeout as error:
+        raise Failed('timeout', again=True) from error
+    except requests.RequestException as error:
+        raise Failed('connection', again=True) from error
+    _check_status(reply.status_code)
+    try:
+        return reply.json()
+    except ValueError as error:
+        raise Failed('invalid', again=True) from error
+
+
+def _check_status(status: int):
+    if status == 429:
+        raise Failed('rate_limit', again=True)
+    if status != 200:
+        raise Failed(f'status_{status}', again=status >= 500)
+
+
+def _search_r1(cfg: RemoteConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
+    """Search-R1's retriever: {"queries", "topk", "return_scores"} to {"result": [[{"document", "score"}, ...]]}."""
+    reply = _post(cfg, {'queries': list(queries), 'topk': k, 'return_scores': True})
+    try:
+        return [[_search_r1_document(item) for item in found] for found in reply['result']]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Failed('invalid') from error
+
+
+def _search_r1_document(item: dict) -> Document:
+    """With a score or without; `contents` is a quoted title, a line feed and the text."""
+    document, score = (item['document'], float(item['score'])) if 'document' in item else (item, 0.0)
+    if 'contents' in document:
+        title, _, text = document['contents'].partition('\n')
+        title = title.strip().strip('"')
+    else:
+        title, text = document.get('title', ''), document['text']
+    return Document(title, text.strip(), str(document.get('id', '')), score)
+
+
+def _zerosearch_wiki(cfg: RemoteConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
+    """ZeroSearch's wiki server: {"query", "top_k"} to [{"text"}, ...]."""
+    reply = _post(cfg, {'query': queries[0], 'top_k': k})
+    try:
+        return [[Document('', item['text'].strip()) for item in reply]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Failed('invalid') from error
+
+
+def _serpapi(cfg: RemoteConfig) -> Fetch:
+    """Google's organic results through SerpAPI's client: titles and snippets."""
+    try:
+        import serpapi
+    except ImportError as error:
+        raise ValueError("SerpAPI needs its package: pip install -e '.[serpapi]'") from error
+    key = os.environ.get(SERPAPI_KEY)
+    if not key:
+        raise ValueError(f'SerpAPI needs a key in the environment variable {SERPAPI_KEY}')
+    client = serpapi.Client(api_key=key, timeout=cfg.timeout_s)
+
+    def fetch(queries: Sequence[str], k: int) -> list[list[Document]]:
+        try:
+            reply = client.search({'engine': 'google', 'q': queries[0], 'num': k})
+        except serpapi.TimeoutError:
+            raise Failed('timeout', again=True) from None  # the message holds the key
+        except serpapi.HTTPConnectionError:
+            raise Failed('connection', again=True) from None
+        except serpapi.HTTPError as error:
+            status = getattr(error, 'status_code', 0) or 0
+            kind = {429: 'rate_limit'}.get(status, f'status_{status}')
+            raise Failed(kind, again=status == 429 or status >= 500) from None
+        if isinstance(reply, str):  # what the client gives back where it is not JSON
+            raise Failed('invalid', again=True)
+        found = [item for item in reply.get('organic_results', []) if item.get('snippet')]
+        return [[Document(item.get('title', ''), item['snippet'], item.get('link', '')) for item in found]]
+
+    return fetch
