@@ -31,7 +31,7 @@ ALLOWED = {
     'outside': BELOW,
     'search': BELOW | {'search', 'generate', 'text', 'data', 'outside'},
     'roles': MODELS | {'text', 'generate', 'search'},
-    'simulators': MODELS | {'roles', 'search', 'generate', 'text', 'outside'},
+    'simulators': MODELS | {'roles', 'search', 'generate', 'text', 'data', 'outside'},
     'evaluate': BELOW | {'search', 'generate', 'text', 'data'},
     'report': BELOW | {'evaluate', 'metrics'},
 }
