@@ -1,4 +1,4 @@
-r"""What simulators write for 200 recorded searches of folds 7 and 8, which configs/sft_simulator.py does not train on.
+r"""What simulators write for 100 recorded searches of folds 7 and 8, which configs/sft_simulator.py does not train on.
 
   python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
   python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
@@ -26,7 +26,7 @@ def get_config(preset='tuned'):
 
     config = sections(audit.SCHEMA)
     config.audit.update(name=preset, source='sim/search_episodes.jsonl.gz', corpus='corpus/corpus.jsonl.gz')
-    config.audit.update(label='label_docs', folds=(7, 8))
+    config.audit.update(label='label_docs', folds=(7, 8), queries=100)
     config.simulator.update(documents=3, words=30, prompt_tokens=512, max_tokens=256, slots=32)
     config.simulator.update(PRESETS[preset])
     return config
