@@ -8,7 +8,7 @@ r"""What simulators write for 100 recorded searches of folds 7 and 8, which conf
 prompted: the model as it comes; tuned: with the adapter of configs/sft_simulator.py; int8: the same with weights of
 eight bits; oracle: passages of the corpus. Needs ZEROSEARCH_DATA, see configs/sft_simulator.py.
 
-Expected: not run.
+Expected: the table in docs/simulator.md (CPU). Oracle: not run.
 """
 
 from configs.common import sections
