@@ -161,7 +161,7 @@ def reference_loss(logprobs, entropies, batch, cfg):
         within = min(max(ratio, 1 - cfg.clip), 1 + cfg.clip)
         policy = max(-advantage * ratio, -advantage * within)
         d = float(batch.ref_logprobs[at]) - logprob
-        kl = np.exp(d) - d - 1
+        kl = np.exp(d) - d - 1 if cfg.kl else 0.0  # without a weight there is no reference to measure
         terms = (policy, kl, float(entropies[at]), float(ratio * advantage > within * advantage), ratio, logprob)
         for name, value in zip(sums, terms, strict=True):
             sums[name] += weight * value
