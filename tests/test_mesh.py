@@ -21,7 +21,7 @@ from zerosearch_jax.sharding import make_mesh
 
 MESHES = [(1, 4, 2), (2, 2, 2)]
 LAYOUT = transformer.layout(TINY)
-LOSS = losses.LossConfig(clip_high=0.3, ratio='sequence', kl=0.1, entropy=0.01)
+LOSS = losses.LossConfig(clip_high=0.3, kl=0.1, entropy=0.01)
 COMPUTE = losses.Compute(chunk=32, remat='dots')
 
 
