@@ -72,6 +72,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     """An experiment in its `paper` form, with the published mini-batches and warm-up."""
     for section, values in PAPER.items():
         config[section].update(values)
+    config.rollout.slots = config.rollout.questions * config.rollout.group  # D1 is about whole turns of a batch
     config.rl.minibatch = 256  # D12: of 320, and then the 64 that are left
     config.optimizer.warmup_steps = 192  # D13: of 203
     return config
@@ -84,6 +85,7 @@ def study(variants: dict[str, dict], preset: str) -> ConfigDict:
     no_preset(preset)
     base = quickstart.get_config()
     base.rl.steps = 48
+    base.rl.aggregate = ''  # as each algorithm has it
     base.evaluation.questions = 256
     return ConfigDict({'base': base, 'variants': variants, 'seeds': (0, 1, 2)})
 

@@ -55,6 +55,8 @@ class RLConfig:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if self.algorithm == 'ppo' and self.drop_zero_variance:
             raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for ppo')
+        if self.importance_cap and (self.epochs > 1 or self.minibatch):
+            raise ValueError('importance_cap is for one update a step: set epochs=1 and minibatch=0')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +148,8 @@ class Learner:
         params = sharding.init(layout, jax.random.key(seed), self.mesh)
         self._critic_frozen = {}
         if cfg.trunk == 'own':
-            if not cfg.lora_rank:  # its own copy, for the state's buffers are donated
-                model = dataclasses.replace(model, params=jax.tree.map(lambda x: x.copy(), model.params))
+            # its own copy, for the buffers of both states are donated
+            model = dataclasses.replace(model, params=jax.tree.map(lambda x: x.copy(), model.params))
             split = roles.trainable(model, roles.PolicyConfig(lora_rank=cfg.lora_rank), self.mesh, seed + 1)
             layout, params, self._critic_frozen = split.layout | layout, split.params | params, split.frozen
         optimizer = state.OptimizerConfig(

@@ -159,7 +159,7 @@ PANELS = (
     Panel('Response tokens', ('rollout/response_tokens',)),
     Panel('KL to the reference', ('loss/kl',)),
     Panel('Entropy', ('loss/entropy',)),
-    Panel('Loss', ('loss/total', 'loss/policy', 'loss/value', 'loss/nll', 'loss/held_out')),
+    Panel('Loss', ('loss/loss', 'loss/policy', 'loss/value_loss', 'loss/nll', 'loss/held_out')),
     Panel('Tokens per second', ('speed/tokens_per_second',)),
 )
 

@@ -169,12 +169,15 @@ class Trainer:
 
     def _build_learner(self):
         cfg = self.cfg
+        trainable = roles.trainable(self.model, cfg.policy, self.mesh, cfg.seed)
+        if not trainable.frozen:  # the learner donates them, and simulator and critic may start from the same weights
+            trainable = dataclasses.replace(trainable, params=jax.tree.map(lambda x: x.copy(), trainable.params))
         self.learner = Learner(
             cfg.rl,
             cfg.critic,
             cfg.optimizer,
             self.model,
-            roles.trainable(self.model, cfg.policy, self.mesh, cfg.seed),
+            trainable,
             self.mesh,
             dtype=cfg.policy.dtype,
             temperature=cfg.rollout.temperature,
@@ -223,10 +226,10 @@ class Trainer:
         Dynamic sampling: Yu et al., arXiv 2503.14476, §3.2.
         """
         cfg = self.cfg
-        groups = self._groups(self.collect(number))
+        groups, seen = self._groups(self.collect(number)), set()
         for done in range(cfg.rl.dynamic_sampling):
             dull = [i for i, group in enumerate(groups) if self._is_dull(group)]
-            seen = {group[0].question.id for group in groups}
+            seen |= {group[0].question.id for group in groups}
             fresh = [q for q in self._spare_questions(number, done) if q.id not in seen][: len(dull)]
             if not fresh:
                 return [t for group in groups for t in group], done
@@ -323,7 +326,7 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> int
             if cfg.evaluation.every and number % cfg.evaluation.every == 0 and not last:
                 _evaluate_at(trainer, writer, number)  # before the save, or a resume skips it
             if number % cfg.run.checkpoint_every == 0 or last:
-                host = {'step': number, 'seed': cfg.seed, 'history': trainer.history, 'rung': trainer.rung}
+                host = {'step': number, 'seed': cfg.seed, 'history': [*trainer.history], 'rung': [*trainer.rung]}
                 checkpoints.save(number, trainer.learner.state, host)
             bar.set_postfix_str(report.headline(measured))
             bar.update()

@@ -14,7 +14,7 @@ VARIANTS = {
     'rloo': {'rl': {'algorithm': 'rloo'}},
     'dr_grpo': {'rl': {'algorithm': 'dr_grpo', 'aggregate': 'budget'}},
     'gspo': {'rl': {'algorithm': 'gspo', 'aggregate': 'sequence', 'clip': 0.01}},
-    'ppo': {'rl': {'algorithm': 'ppo'}},
+    'ppo': {'rl': {'algorithm': 'ppo'}, 'critic': {'learning_rate': 1e-3}},
 }
 
 

@@ -42,9 +42,9 @@ class Oracle:
 
     def _choose(self, query: Query, hits: list[Document], labels: tuple[bool, ...]) -> list[str]:
         answers, named = query.question.golden_answers, gold_ids(query.question)
-        gold = [d for d in hits if (d.id in named if named else holds_answer(d.text, answers))]
+        gold = [d for d in hits if (d.id in named if named else holds_answer(d.as_text, answers))]
         gold = gold or [self._passages[i] for i in sorted(named) if i in self._passages]
-        others = [d for d in hits if d.id not in named and not holds_answer(d.text, answers)]
+        others = [d for d in hits if d.id not in named and not holds_answer(d.as_text, answers)]
         useful, noisy = labels.count(False), labels.count(True)
         fill = others[noisy : noisy + max(useful - len(gold), 0)]  # an engine returns more than the gold passage
         parts = {False: iter([*gold[:useful], *fill]), True: iter(others[:noisy])}

@@ -167,7 +167,7 @@ def rollout(
       questions: distinct ids.
       samples: group size.
       policy: loaded engine whose stop strings are prompts.STOP_STRINGS.
-      search: SimulatedSearch or EngineSearch.
+      search: SimulatedSearch or DocumentSearch.
       tokenizer: the policy's.
       cfg: budgets.
       identity: what else the randomness depends on, (seed, step).

@@ -142,11 +142,11 @@ class SimulatedSearch:
         search = _Search(query, draw_labels(query, self._cfg, self._identity, self._noise))
         self._searches[query.handle] = search
         for noisy in sorted(set(search.labels)):
-            known = self._memory.get(self._key(query, noisy)) if self._memory else None
+            known = self._memory.get(self._key(search, noisy)) if self._memory else None
             if known is None:
                 self._ask(search, noisy, 1)
             else:
-                search.found[noisy] = tuple(known[: search.labels.count(noisy)])
+                search.found[noisy] = tuple(known)
         self._finish(search)
 
     @property
@@ -165,7 +165,7 @@ class SimulatedSearch:
             if not failure:
                 search.found[noisy] = documents
                 if self._memory:
-                    self._memory.put(self._key(search.query, noisy), list(documents))
+                    self._memory.put(self._key(search, noisy), list(documents))
             elif written.failure or attempt >= self._cfg.attempts:
                 search.failure = failure
                 search.found.setdefault(noisy, ())
@@ -183,15 +183,16 @@ class SimulatedSearch:
         query, search.attempts = search.query, max(search.attempts, attempt)
         message = request(query, self._cfg, self._template, noisy, search.labels.count(noisy))
         if self._memory:
-            identity = (self._key(query, noisy), attempt)
+            identity = (self._key(search, noisy), attempt)
         else:
             identity = (*self._identity, query.question.id, query.sample, query.turn, attempt)
             if self._cfg.noise_per == 'document':
                 identity += (int(noisy),)
         self._writer.ask((query.handle, noisy, attempt), message, identity)
 
-    def _key(self, query: Query, noisy: bool) -> str:
-        who = (self._cfg, self._identity[0], query.text, query.question.question, noisy)
+    def _key(self, search: _Search, noisy: bool) -> str:
+        query, count = search.query, search.labels.count(noisy)
+        who = (self._cfg, self._identity[0], query.text, query.question.question, noisy, count)
         return hashlib.sha256(repr(who).encode()).hexdigest()
 
 

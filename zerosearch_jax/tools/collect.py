@@ -89,7 +89,10 @@ def collect(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
 def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh) -> list[dict]:
     """Episodes with the real engine as rows; those that are on disk are not made again."""
     path = workdir / 'trajectories.jsonl'
-    done = {row['id'] for row in metrics.recover_jsonl(path)}
+    counts = collections.Counter(row['id'] for row in metrics.recover_jsonl(path))
+    done = {name for name, count in counts.items() if count == cfg.rollout.group}
+    if len(done) < len(counts):  # a crash within a question's episodes: they are made again
+        metrics.write_jsonl(path, [row for row in metrics.read_jsonl(path) if row['id'] in done])
     missing = [question for question in questions if question.id not in done]
     if missing:
         model = roles.load_model(cfg.policy.model, mesh)

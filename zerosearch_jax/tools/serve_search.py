@@ -67,6 +67,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         try:
             if self.path != '/retrieve':
+                self.close_connection = True  # its body is not read
                 raise LookupError(f'there is no {self.path}; POST to /retrieve')
             queries, k, scores = self._request()
             found = self.server.search(queries, k)
