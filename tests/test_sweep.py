@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
-from zerosearch_jax import metrics, settings
+from zerosearch_jax import metrics, settings, train_rl
 from zerosearch_jax.tools import sweep
 
 
@@ -109,3 +109,12 @@ def test_a_real_study_of_the_tiny_model(tmp_path):
     assert '| a | 1 |' in text and '| b | 1 |' in text
     for variant in 'ab':
         assert (tmp_path / variant / 'seed_0' / 'summary.json').exists()
+
+
+def test_all_weights_can_be_trained_beside_a_simulator_of_the_same_model(tmp_path):
+    config = tiny.get_config()
+    config.policy.lora_rank = 0  # their buffers are donated, the simulator starts from the same ones
+    config.rl.update(steps=2, algorithm='ppo')
+    config.critic.lora_rank = 2
+    summary = train_rl.train(train_rl.parse(config), tmp_path, settings.to_json(config))
+    assert summary['steps'] == 2
