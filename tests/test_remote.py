@@ -168,16 +168,19 @@ def test_what_may_pass_is_tried_again_and_what_will_not_is_not():
 
 
 def test_a_query_is_asked_once_and_a_failure_again(tmp_path):
-    path = tmp_path / 'searches.log'
-    reading([SCORED, 500], Log(path), queries=['a', 'b'], kind='search_r1', concurrency=1)
-    server_two = [SCORED.replace('The text', 'Another')]
-    # the log's keys hold the address, so that another server is another engine
-    client = RemoteSearch(lambda q, k: [[Document('', 'x')]] * len(q), 1, 'e', RemoteConfig(), Log(path))
-    assert client.search(['a', 'b'], 2) == client.search(['a', 'b'], 2) == [[Document('', 'x')]] * 2
-    counting = []
-    again = RemoteSearch(lambda q, k: counting.append(q), 1, 'e', RemoteConfig(retries=0), Log(path))
-    assert again.search(['a', 'b'], 2) == [[Document('', 'x')]] * 2
-    assert counting == [] and server_two
+    path, asked, broken = tmp_path / 'searches.log', [], {'b'}
+
+    def fetch(queries, k):
+        asked.extend(queries)
+        if queries[0] in broken:
+            raise remote.Failed('status_500')
+        return [[Document('', queries[0])]]
+
+    assert engine(fetch, Log(path)).search(['a', 'b'], 2) == [[Document('', 'a')], SearchFailed('status_500')]
+    broken.clear()
+    for _ in range(2):
+        assert engine(fetch, Log(path)).search(['a', 'b'], 2) == [[Document('', 'a')], [Document('', 'b')]]
+    assert sorted(asked) == ['a', 'b', 'b']
 
 
 def engine(fetch, log=None, **cfg):
