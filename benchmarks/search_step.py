@@ -17,9 +17,10 @@ import numpy as np
 
 from benchmarks import common
 from configs import quickstart
-from zerosearch_jax import train_rl
+from zerosearch_jax import experiment
 from zerosearch_jax.search import prompts
 from zerosearch_jax.text.trajectory import Kind, flatten
+from zerosearch_jax.trainer import Trainer
 
 
 def main():
@@ -38,7 +39,7 @@ def main():
     config.simulator.slots = args.slots
     config.rl.update(row_length=args.row, kl=args.kl)
     config.policy.lora_rank = args.lora_rank
-    trainer = train_rl.Trainer(train_rl.parse(config), None)
+    trainer = Trainer(experiment.parse(config), None)
     trainer.load_simulator()
     clocks = {'policy': clock(trainer.policy_engine), 'simulator': clock(trainer.simulator.engine)}
     simulated = listen(trainer.simulator.engine)
@@ -52,7 +53,7 @@ def main():
         collected = time.perf_counter()
         rewards = np.random.default_rng(0).normal(size=len(trajectories))
         groups, valid = np.repeat(np.arange(args.questions), args.group), np.array([not t.failed for t in trajectories])
-        trainer.learner.learn([t.segments for t in trajectories], rewards, groups, valid)
+        trainer.learner.learn(repeat + 1, [t.segments for t in trajectories], rewards, groups, valid)
         ended = time.perf_counter()
         if repeat == 0:  # compiles
             continue
@@ -111,7 +112,7 @@ def listen(engine) -> dict[tuple, list]:
     return seen
 
 
-def recorded(trajectories, simulated: dict[tuple, list], trainer: train_rl.Trainer) -> dict:
+def recorded(trajectories, simulated: dict[tuple, list], trainer: Trainer) -> dict:
     """The lengths and texts that decide how much work the rollout is, turn by turn."""
     turns, notice = [], trainer.model.tokenizer.encode(prompts.INVALID_NOTICE)
     for trajectory in trajectories:

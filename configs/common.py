@@ -6,10 +6,10 @@ from ml_collections import ConfigDict
 
 
 def base() -> ConfigDict:
-    """All sections with the defaults of zerosearch_jax.train_rl.Config; an experiment overrides what it is about."""
-    from zerosearch_jax import train_rl
+    """All sections with the defaults of zerosearch_jax.experiment.Config; an experiment overrides what it is about."""
+    from zerosearch_jax import experiment
 
-    return sections(train_rl.SCHEMA)
+    return sections(experiment.SCHEMA)
 
 
 def sections(schema: dict) -> ConfigDict:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from zerosearch_jax import roles, sharding, state
 from zerosearch_jax.learner import CriticConfig, Learner, RLConfig
+from zerosearch_jax.models import lora
 from zerosearch_jax.rl import advantages as adv
 from zerosearch_jax.rl import algorithms, critic, losses
 from zerosearch_jax.rl.losses import LossConfig
@@ -310,11 +311,11 @@ def episodes(seed=0, observations=True, count=6):
     return found, rng.random(count), np.arange(count) // GROUP
 
 
-def learner(critic_cfg=CriticConfig(), lora_rank=0, **rl):  # noqa: B008
+def learner(critic_cfg=CriticConfig(), lora_rank=0, split=None, **rl):  # noqa: B008
     fields = {'algorithm': 'grpo', 'steps': 4, 'row_length': 64, 'chunk': 32, 'kl': 0.0} | rl
     model = roles.Model(TINY, None, tiny_params(MESH))
     copy = dataclasses.replace(model, params=jax.tree.map(lambda x: x.copy(), model.params))
-    split = roles.trainable(copy, roles.PolicyConfig(lora_rank=lora_rank), MESH, 0)
+    split = split or roles.trainable(copy, roles.PolicyConfig(lora_rank=lora_rank), MESH, 0)
     return Learner(
         RLConfig(**fields),
         critic_cfg,
@@ -356,8 +357,8 @@ def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     valid = np.array([True, False, True, True, True, True])
     made = learner()
     seen = seen_by(made)
-    _, means = made.learn(found, rewards, groups, valid)
-    made.learn(found, rewards, groups, np.ones(6, bool))
+    _, means = made.learn(1, found, rewards, groups, valid)
+    made.learn(1, found, rewards, groups, np.ones(6, bool))
     (batch,), (all_of_them,) = seen
     assert tokens_of(batch, batch.weights > 0) == actions([e for e, v in zip(found, valid, strict=True) if v])
     assert batch.tokens.shape == all_of_them.tokens.shape  # one shape, whatever failed
@@ -365,19 +366,19 @@ def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     rewards[3:] = 0.5
     dropping = learner(drop_zero_variance=True)
     seen = seen_by(dropping)
-    _, means = dropping.learn(found, rewards, groups, np.ones(6, bool))
+    _, means = dropping.learn(1, found, rewards, groups, np.ones(6, bool))
     assert tokens_of(seen[0][0], seen[0][0].weights > 0) == actions(found[:3])
     assert (means[3:] == 0).all() and (means[:3] != 0).all()
 
 
-@pytest.mark.parametrize('algorithm', ['grpo', 'ppo'])
-def test_all_failed_changes_nothing(algorithm):
+@pytest.mark.parametrize('fields', [{'algorithm': 'rloo', 'kl_estimator': 'k1'}, {'algorithm': 'ppo'}])
+def test_all_failed_changes_nothing_not_even_moments(fields):
     found, rewards, groups = episodes()
-    made = learner(kl=0.1, algorithm=algorithm, kl_estimator='k1')
-    before = jax.tree.map(np.asarray, made.state['policy'].params)
-    made.learn(found, rewards, groups, np.zeros(6, bool))
-    after = jax.tree.map(np.asarray, made.state['policy'].params)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    made = learner(kl=0.1, **fields)
+    made.learn(1, found, rewards, groups, np.ones(6, bool))
+    before = jax.tree.map(np.asarray, made.state)
+    assert made.learn(2, found, rewards, groups, np.zeros(6, bool))[0] == {}
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, made.state))
 
 
 @pytest.mark.parametrize('how', ['masked', 'policy', 'likelihood'])
@@ -385,7 +386,7 @@ def test_observations_are_trained_on_only_where_asked(how):
     found, rewards, groups = episodes()
     made = learner(observations=how, likelihood_weight=0.25)
     seen = seen_by(made)
-    made.learn(found, rewards, groups, np.ones(6, bool))
+    made.learn(1, found, rewards, groups, np.ones(6, bool))
     batch = seen[0][0]
     unsampled = np.isnan(batch.old_logprobs) & (batch.weights > 0)
     observed = sorted(t for e in found for s in e if s.kind is Kind.OBSERVATION for t in s.tokens)
@@ -401,18 +402,20 @@ def test_k1_is_taken_off_the_reward():
     made = learner(kl=0.5, kl_estimator='k1', algorithm='reinforce')
     with jax.set_mesh(MESH):
         reference = made._reference_logprobs([flatten(e) for e in found])
-    _, means = made.learn(found, rewards, groups, np.ones(6, bool))
+    measured, means = made.learn(1, found, rewards, groups, np.ones(6, bool))
+    sampled = np.concatenate([s.logprobs for e in found for s in e if s.kind is Kind.ACTION])
+    assert measured['kl'] == pytest.approx(np.mean(sampled - np.concatenate(reference)), rel=1e-4)
     for i, episode in enumerate(found):
         old = np.concatenate([s.logprobs for s in episode if s.kind is Kind.ACTION])
         assert means[i] == pytest.approx(rewards[i] - 0.5 * (old - reference[i]).sum(), rel=1e-4, abs=1e-4)
 
 
-def test_minibatches_and_epochs_are_steps_of_their_own():
+def test_minibatches_and_epochs_are_updates_of_one_step():
     found, rewards, groups = episodes()
     made = learner(minibatch=4, epochs=2)
     seen = seen_by(made)
-    made.learn(found, rewards, groups, np.ones(6, bool))
-    assert int(made.state['policy'].step) == 4
+    made.learn(5, found, rewards, groups, np.ones(6, bool))
+    assert int(made.state['policy'].step) == 5  # the learning rate follows the steps of the run
     sizes = [len(tokens_of(b, b.weights > 0)) for (b,) in seen]
     assert sizes == [len(actions(found[:4])), len(actions(found[4:]))] * 2
     assert len({b.tokens.shape for (b,) in seen}) == 1
@@ -425,7 +428,7 @@ def test_ppo_uses_gae_on_actions_alone_and_the_critic_learns(trunk, lora_rank):
     cfg = CriticConfig(trunk=trunk, lora_rank=lora_rank, learning_rate=0.02, trace=0.9, discount=0.95, clip=0.0)
     made = learner(cfg, lora_rank=lora_rank, algorithm='ppo')
     seen, values_seen = seen_by(made), seen_by(made, '_critic_update')
-    losses_seen = [made.learn(found, rewards, groups, np.ones(6, bool))[0]['value_loss'] for _ in range(6)]
+    losses_seen = [made.learn(1, found, rewards, groups, np.ones(6, bool))[0]['value_loss'] for _ in range(6)]
     assert losses_seen[-1] < 0.9 * losses_seen[0]
     batch = seen[0][0]
     expected = adv.whiten(
@@ -444,23 +447,35 @@ def test_ppo_uses_gae_on_actions_alone_and_the_critic_learns(trunk, lora_rank):
 def test_observations_do_not_change_ppo_unless_asked_to():
     with_documents, rewards, groups = episodes(observations=True)
     critic_cfg = CriticConfig(trace=0.9, discount=0.9)
-    first = learner(critic_cfg, algorithm='ppo').learn(with_documents, rewards, groups, np.ones(6, bool))[1]
+    first = learner(critic_cfg, algorithm='ppo').learn(1, with_documents, rewards, groups, np.ones(6, bool))[1]
     without = [[s for s in e if s.kind is not Kind.OBSERVATION] for e in with_documents]
-    second = learner(critic_cfg, algorithm='ppo').learn(without, rewards, groups, np.ones(6, bool))[1]
+    second = learner(critic_cfg, algorithm='ppo').learn(1, without, rewards, groups, np.ones(6, bool))[1]
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
     published = dataclasses.replace(critic_cfg, over_observations=True)
-    third = learner(published, algorithm='ppo').learn(with_documents, rewards, groups, np.ones(6, bool))[1]
+    third = learner(published, algorithm='ppo').learn(1, with_documents, rewards, groups, np.ones(6, bool))[1]
     assert np.abs(third - first).max() > 1e-3
+
+
+@pytest.mark.parametrize('lora_rank', [0, 2])
+def test_the_critic_begins_as_a_copy_of_the_policy_with_its_adapter(lora_rank):
+    model = roles.Model(TINY, None, tiny_params(MESH))
+    split = roles.trainable(model, roles.PolicyConfig(lora_rank=2), MESH, 0)
+    split.params['layers']['q_lora_b'] += 0.1
+    policy = jax.tree.map(np.asarray, lora.merge(lora.combine(split.frozen, split.params)))
+    made = learner(CriticConfig(lora_rank=lora_rank), split=split, algorithm='ppo')
+    trunk = lora.merge(lora.combine(made._trunk(), made.state['critic'].params))
+    for name, kernel in policy['layers'].items():
+        np.testing.assert_allclose(trunk['layers'][name], kernel, rtol=1e-6, err_msg=name)
 
 
 def test_the_critic_can_learn_alone_first():
     found, rewards, groups = episodes()
     made = learner(CriticConfig(alone_steps=2), algorithm='ppo')
     steps = []
-    for _ in range(3):
-        made.learn(found, rewards, groups, np.ones(6, bool))
+    for number in (1, 2, 3):
+        made.learn(number, found, rewards, groups, np.ones(6, bool))
         steps.append(int(made.state['policy'].step))
-    assert steps == [0, 0, 1]
+    assert steps == [0, 0, 3]
 
 
 @pytest.mark.parametrize('name', algorithms.ALGORITHMS)
@@ -470,7 +485,7 @@ def test_equal_rewards_leave_relative_algorithms_where_they_are(name):
     found, _, groups = episodes()
     made = learner(algorithm=name)
     before = jax.tree.map(np.asarray, made.state['policy'].params)
-    made.learn(found, np.full(6, 0.7), groups, np.ones(6, bool))
+    made.learn(1, found, np.full(6, 0.7), groups, np.ones(6, bool))
     after = jax.tree.map(np.asarray, made.state['policy'].params)
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
@@ -478,5 +493,9 @@ def test_equal_rewards_leave_relative_algorithms_where_they_are(name):
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match='drop_zero_variance'):
         RLConfig(algorithm='ppo', drop_zero_variance=True)
+    with pytest.raises(ValueError, match='observations'):
+        RLConfig(algorithm='ppo', observations='policy')
+    with pytest.raises(ValueError, match='k1'):
+        RLConfig(algorithm='grpo', kl=0.01, kl_estimator='k1')
     with pytest.raises(ValueError, match='epochs must be positive'):
         RLConfig(epochs=0)

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from configs import common
-from zerosearch_jax import settings, sharding, train_rl, train_sft
+from zerosearch_jax import experiment, settings, sharding, train_sft
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
 from zerosearch_jax.tools import audit, collect, serve_search, sweep
@@ -55,7 +55,7 @@ NAMES = [f'{path.stem}:{preset}' for path, preset in EXPERIMENTS]
 
 
 PROGRAMS = {
-    'train': train_rl,
+    'train': experiment,
     'sft': train_sft,
     'collect': collect,
     'audit_simulator': audit,

@@ -8,10 +8,10 @@ import pytest
 from test_rollout import BYTES, CFG, OSLO, PARIS, ROME, FakeEngine, FakeSearch, play
 
 from configs import common, paper_v2, qwen2_5_3b
-from zerosearch_jax import alarms, state, train_rl
+from zerosearch_jax import alarms, experiment, state
 from zerosearch_jax.alarms import AlarmConfig
 from zerosearch_jax.search.rollout import rollout
-from zerosearch_jax.search.scoring import RewardConfig, Scorer, overlong_penalty, well_formed
+from zerosearch_jax.search.scoring import RewardConfig, Scorer, actions, overlong_penalty, well_formed
 from zerosearch_jax.search.simulator import CompactedQuestions, Result
 
 SEARCH, ANSWER = '<think>a</think>\n<search>b</search>', '<think>c</think> <answer>Italy</answer>'
@@ -68,6 +68,12 @@ def test_form_and_retrieval_are_added():
     assert score([SEARCH, '<think>c</think> <answer>x</answer>'], documents_only, format=0.2) == pytest.approx(0.2)
 
 
+def test_an_answer_that_used_up_the_budget_is_looked_at():
+    trajectory = play([ANSWER, ''])[0]
+    trajectory.segments.pop()  # the token after the answer
+    assert actions(trajectory, BYTES) == [ANSWER]
+
+
 @pytest.mark.parametrize(('length', 'expected'), [(0, 0), (80, 0), (81, -0.05), (90, -0.5), (100, -1), (130, -1)])
 def test_the_end_of_the_budget_costs(length, expected):
     assert overlong_penalty(length, 100, 20) == pytest.approx(expected)
@@ -91,6 +97,7 @@ def healthy(**changed):
         ('length_high', {'rollout/response_tokens': 301.0}),
         ('answered', {'rollout/answered': 0.1}),
         ('searches', {'rollout/searches': 0.0}),
+        ('failed', {'rollout/failed': 0.6}),
         ('zero_variance', {'rollout/zero_variance_groups': 1.0}),
         ('grad_norm', {'loss/grad_norm': 101.0}),
         ('logprob_gap', {'loss/logprob_gap_max': 2.1}),
@@ -111,10 +118,18 @@ def test_a_number_that_is_none_rings_at_once(value):
     assert alarms.ringing([healthy(**{'loss/loss': value})], AlarmConfig()) == ['not_finite']
 
 
+def test_what_was_learned_before_the_first_suspicious_step_is_worth_keeping():
+    cfg, bad = AlarmConfig(window=3), healthy(**{'loss/kl': 0.6})
+    begins = [alarms.suspicion_begins(rows, cfg) for rows in ([bad], [healthy()], [healthy(), bad], [bad, bad])]
+    assert begins == [True, False, True, False]
+
+
 def test_every_alarm_has_a_threshold_and_reads_what_is_kept():
     thresholds = {f.name for f in dataclasses.fields(AlarmConfig)} - {'window', 'stop'}
     assert thresholds == alarms.ALARMS.keys()
     assert alarms.ringing([], AlarmConfig()) == []
+    with pytest.raises(ValueError, match='window'):
+        AlarmConfig(window=0)
 
 
 # ---------------------------------------------------------------- the published system's mistakes
@@ -160,9 +175,9 @@ def test_d13_the_first_update_has_rate_zero():
 
 
 def test_the_paper_form_differs_from_the_fixed_form_in_every_documented_switch():
-    fixed, paper = train_rl.parse(qwen2_5_3b.get_config()), train_rl.parse(qwen2_5_3b.get_config('paper'))
+    fixed, paper = experiment.parse(qwen2_5_3b.get_config()), experiment.parse(qwen2_5_3b.get_config('paper'))
     for section, values in common.PAPER.items():
         for name, value in values.items():
             assert getattr(getattr(paper, section), name) == value != getattr(getattr(fixed, section), name)
-    assert train_rl.parse(paper_v2.get_config()).rollout.max_turns == 2
+    assert experiment.parse(paper_v2.get_config()).rollout.max_turns == 2
     assert np.isclose(paper.rl.kl, -fixed.rl.kl)

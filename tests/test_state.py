@@ -58,7 +58,7 @@ def decayed_names(layout):
     params = ones(layout)
     cfg = state.OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
     tx = state.optimizer(cfg, 10)
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params, step=0)
     moved = {}
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         values = np.unique(np.asarray(update))
@@ -86,10 +86,24 @@ def test_gradients_are_clipped_by_their_global_norm():
     cfg = state.OptimizerConfig(learning_rate=1.0, clip_norm=1.0, weight_decay=0.0)
     grads = {'layers': {}, 'a': jnp.full(4, 3.0), 'b': jnp.full((2, 2), 4.0)}  # norm 10
     tx = state.optimizer(cfg, 10)
-    moments = optax.tree.get(tx.update(grads, tx.init(params), params)[1], 'mu')
+    moments = optax.tree.get(tx.update(grads, tx.init(params), params, step=0)[1], 'mu')
     expected, _ = clip.update(grads, clip.init(params), params)
     np.testing.assert_allclose(moments['a'] / 0.1, -expected['a'], rtol=1e-5)  # b1 0.9: mu is a tenth
     np.testing.assert_allclose(moments['b'] / 0.1, np.full((2, 2), 0.4), rtol=1e-5)
+
+
+def test_an_update_is_adamw_at_the_rate_of_the_step_it_is_told():
+    params = {'layers': {}, 'a': jnp.arange(6.0).reshape(2, 3)}
+    grads = {'layers': {}, 'a': jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)}
+    cfg = state.OptimizerConfig(learning_rate=0.1, warmup_steps=4, weight_decay=0.3, clip_norm=1e9)
+    mine, kept = state.optimizer(cfg, 10), None
+    for step, rate in [(0, 0.025), (0, 0.025), (2, 0.075), (9, 0.1)]:  # two updates in step 0
+        theirs = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay)
+        kept = kept or (mine.init(params), theirs.init(params))
+        got, first = mine.update(grads, kept[0], params, step=step)
+        expected, second = theirs.update(grads, kept[1], params)
+        kept = first, second
+        np.testing.assert_allclose(got['a'], expected['a'], rtol=1e-5)
 
 
 def test_moments_are_sharded_as_their_weights_and_a_fresh_state_is_born_there():

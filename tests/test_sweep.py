@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
-from zerosearch_jax import metrics, settings, train_rl
+from zerosearch_jax import experiment, metrics, settings, train_rl
 from zerosearch_jax.tools import sweep
 
 
@@ -116,5 +116,5 @@ def test_all_weights_can_be_trained_beside_a_simulator_of_the_same_model(tmp_pat
     config.policy.lora_rank = 0  # their buffers are donated, the simulator starts from the same ones
     config.rl.update(steps=2, algorithm='ppo')
     config.critic.lora_rank = 2
-    summary = train_rl.train(train_rl.parse(config), tmp_path, settings.to_json(config))
+    summary = train_rl.train(experiment.parse(config), tmp_path, settings.to_json(config))
     assert summary['steps'] == 2

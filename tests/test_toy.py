@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import toy, toy_sft
-from zerosearch_jax import metrics, settings, train_rl, train_sft
+from zerosearch_jax import experiment, metrics, settings, train_rl, train_sft
 from zerosearch_jax.data import rows
 from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.tools import sweep
@@ -51,7 +51,7 @@ def test_the_reward_rises(algorithm, warm, tmp_path):
     config.rl.algorithm = algorithm
     config.rl.aggregate = ''
     config.rl.update(ALGORITHMS[algorithm])
-    train_rl.train(train_rl.parse(config), tmp_path, settings.to_json(config))
+    train_rl.train(experiment.parse(config), tmp_path, settings.to_json(config))
     reward = [row['reward/mean'] for row in metrics.read_jsonl(tmp_path / 'metrics.jsonl')]
     assert np.mean(reward[-5:]) > np.mean(reward[:5]) + 0.1
     assert (tmp_path / 'curves.png').stat().st_size > 1000

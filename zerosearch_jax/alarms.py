@@ -7,6 +7,7 @@
 | length_low, length_high | a response's tokens < or > so many times those of the first `window` steps | see them |
 | answered | rollout/answered < answered | a format reward, a longer warm start |
 | searches | rollout/searches < searches | fewer documents that give the answer away; look at the trajectories |
+| failed | rollout/failed > failed | see calls.log: a server, or a simulator that does not follow its template |
 | zero_variance | rollout/zero_variance_groups > zero_variance | larger groups, harder or easier questions |
 | grad_norm | loss/grad_norm > grad_norm | a lower learning rate |
 | logprob_gap | loss/logprob_gap_max > logprob_gap | float32 for the rollouts, or importance_cap |
@@ -31,10 +32,15 @@ class AlarmConfig:
     length_high: float = 3.0
     answered: float = 0.2
     searches: float = 0.05
+    failed: float = 0.5
     zero_variance: float = 0.9
     grad_norm: float = 100.0
     logprob_gap: float = 2.0
     stop: bool = False  # whether an alarm ends the run, after a checkpoint
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise ValueError(f'window must be at least 1, got {self.window}')
 
 
 Rows = Sequence[dict[str, float]]
@@ -48,6 +54,7 @@ WATCHED = (
     'rollout/response_tokens',
     'rollout/answered',
     'rollout/searches',
+    'rollout/failed',
     'rollout/zero_variance_groups',
 )
 
@@ -74,6 +81,7 @@ ALARMS: dict[str, tuple[Callable[[dict, float, float], bool], str]] = {
     ),
     'answered': (_below('rollout/answered'), 'set reward.format, or start from a longer warm start'),
     'searches': (_below('rollout/searches'), 'look at the trajectories: the policy answers from memory'),
+    'failed': (_above('rollout/failed'), 'see calls.log: a server, or a simulator that does not follow its template'),
     'zero_variance': (_above('rollout/zero_variance_groups'), 'use larger groups, or other questions'),
     'grad_norm': (_above('loss/grad_norm'), 'lower the learning rate'),
     'logprob_gap': (_above('loss/logprob_gap_max'), 'compute in float32, or set rl.importance_cap'),
@@ -87,16 +95,26 @@ def ringing(rows: Rows, cfg: AlarmConfig) -> list[str]:
     Args:
       rows: metrics of every step, oldest first.
     """
+    if 'not_finite' in over_limits(rows, cfg):
+        return ['not_finite']
+    if len(rows) < cfg.window:
+        return []
+    last = [over_limits(rows[: len(rows) - back], cfg) for back in range(cfg.window)]
+    return [name for name in ALARMS if all(name in over for over in last)]
+
+
+def suspicion_begins(rows: Rows, cfg: AlarmConfig) -> bool:
+    """Whether the last step is over a limit and the one before was not; the state before it may be worth keeping."""
+    return bool(over_limits(rows, cfg)) and not over_limits(rows[:-1], cfg)
+
+
+def over_limits(rows: Rows, cfg: AlarmConfig) -> list[str]:
+    """Names of the alarms whose limit the last row is over."""
     if not rows:
         return []
-    found = []
     if not all(math.isfinite(value) for value in rows[-1].values()):
-        found.append('not_finite')
-    if len(rows) >= cfg.window:
-        start = [row['rollout/response_tokens'] for row in rows[: cfg.window]]
-        first, last = math.fsum(start) / len(start), rows[-cfg.window :]
-        for name, (over, _) in ALARMS.items():
-            limit = getattr(cfg, name)
-            if limit and all(over(row, limit, first) for row in last):
-                found.append(name)
-    return found
+        return ['not_finite']
+    start = [row['rollout/response_tokens'] for row in rows[: cfg.window]]
+    first = math.fsum(start) / len(start)
+    limits = {name: getattr(cfg, name) for name in ALARMS}
+    return [name for name, limit in limits.items() if limit and ALARMS[name][0](rows[-1], limit, first)]

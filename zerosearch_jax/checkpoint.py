@@ -6,12 +6,20 @@ the last complete one.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+
+def _link(source: str, target: str):
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 class Checkpoints:
@@ -53,14 +61,19 @@ class Checkpoints:
         return restored.state, restored.host
 
     def put_aside(self, directory: pathlib.Path):
-        """Copies the newest complete step to a directory of its own, where it stays; nothing if there is none."""
+        """Keeps the newest complete step, if any, in a directory of its own, in place of what is there.
+
+        Its files never change, so links to them do, where the file system has links.
+        """
         self._manager.wait_until_finished()
         step = self.latest()
-        if step is not None and not directory.exists():
-            partial = directory.with_name(f'.{directory.name}.partial')
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(self._manager.directory / str(step), partial / str(step))
-            partial.rename(directory)
+        if step is None:
+            return
+        partial = directory.with_name(f'.{directory.name}.partial')
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(self._manager.directory / str(step), partial / str(step), copy_function=_link)
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
 
     def close(self):
         """Waits for saves in flight."""

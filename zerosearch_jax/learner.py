@@ -55,6 +55,13 @@ class RLConfig:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if self.algorithm == 'ppo' and self.drop_zero_variance:
             raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for ppo')
+        if self.algorithm == 'ppo' and self.observations == 'policy':
+            raise ValueError("observations='policy' needs an advantage a trajectory, which ppo does not have")
+        if self.algorithm in ('grpo', 'gspo') and self.kl and self.kl_estimator == 'k1':
+            raise ValueError(
+                f"kl_estimator='k1' and {self.algorithm}: divided by the group's deviation, differences of the KL "
+                "alone would count as much as those of the reward; use 'k3', or another algorithm"
+            )
         if self.importance_cap and (self.epochs > 1 or self.minibatch):
             raise ValueError('importance_cap is for one update a step: set epochs=1 and minibatch=0')
 
@@ -67,7 +74,7 @@ class CriticConfig:
     lora_rank: int = 0  # of its own copy; 0: all weights are trained
     learning_rate: float = 1e-5
     warmup_steps: int = 0
-    alone_steps: int = 0  # steps in which the critic learns and the policy does not yet
+    alone_steps: int = 0  # the first steps, in which the critic learns and the policy does not yet
     clip: float = 0.5  # of a value's move away from the one at rollout time; 0: none
     discount: float = 1.0
     trace: float = 1.0  # lambda of the generalized advantage estimation
@@ -137,20 +144,21 @@ class Learner:
         self.places = {'policy': state.state_shardings(trainable.layout, tx, mesh)}
         self._update = step.make_update(model.cfg, tx, self.places['policy'], loss, self._compute, temperature)
         with jax.set_mesh(mesh):
-            critic_params = self._open_critic(model, seed) if rl.algorithm == 'ppo' else None
+            critic_params = self._open_critic(trainable, seed) if rl.algorithm == 'ppo' else None
             self.state = {'policy': state.create(trainable.params, tx, self.places['policy'])}
             if critic_params is not None:
                 self.state['critic'] = state.create(critic_params, self._critic_tx, self.places['critic'])
 
-    def _open_critic(self, model: roles.Model, seed: int) -> dict:
-        cfg = self.critic_cfg
-        layout = critic.layout(model.cfg)
+    def _open_critic(self, policy: roles.Trainable, seed: int) -> dict:
+        cfg, model_cfg = self.critic_cfg, self._model_cfg
+        layout = critic.layout(model_cfg)
         params = sharding.init(layout, jax.random.key(seed), self.mesh)
         self._critic_frozen = {}
         if cfg.trunk == 'own':
-            # its own copy, for the buffers of both states are donated
-            model = dataclasses.replace(model, params=jax.tree.map(lambda x: x.copy(), model.params))
-            split = roles.trainable(model, roles.PolicyConfig(lora_rank=cfg.lora_rank), self.mesh, seed + 1)
+            # the initial policy, copied because the buffers of both states are donated
+            initial = jax.jit(lora.merge)(lora.combine(policy.frozen, policy.params))
+            start = roles.Model(model_cfg, None, jax.tree.map(lambda x: x.copy(), initial))
+            split = roles.trainable(start, roles.PolicyConfig(lora_rank=cfg.lora_rank), self.mesh, seed + 1)
             layout, params, self._critic_frozen = split.layout | layout, split.params | params, split.frozen
         optimizer = state.OptimizerConfig(
             learning_rate=cfg.learning_rate, warmup_steps=cfg.warmup_steps, weight_decay=0.0
@@ -158,7 +166,7 @@ class Learner:
         self._critic_tx = state.optimizer(optimizer, self.rl.steps)
         self.places['critic'] = state.state_shardings(layout, self._critic_tx, self.mesh)
         self._critic_update = critic.make_update(
-            model.cfg, self._critic_tx, self.places['critic'], cfg.clip, self._compute
+            model_cfg, self._critic_tx, self.places['critic'], cfg.clip, self._compute
         )
         return params
 
@@ -170,47 +178,55 @@ class Learner:
     # ---------------------------------------------------------------- one step
 
     def learn(
-        self, episodes: Sequence[Sequence[Segment]], rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray
+        self,
+        number: int,
+        episodes: Sequence[Sequence[Segment]],
+        rewards: np.ndarray,
+        groups: np.ndarray,
+        valid: np.ndarray,
     ) -> tuple[dict[str, float], np.ndarray]:
         """Updates on trajectories.
 
         Args:
-          episodes: segments of each of them.
+          number: of the step, from 1; schedules follow it.
+          episodes: segments of each trajectory.
           rewards: float [N].
           groups: int [N], the question of each.
           valid: bool [N]; those that the outside failed are not trained on.
 
         Returns:
-          Metrics, and the mean advantage of each trajectory's tokens, [N].
+          Metrics, and the mean advantage of each trajectory's tokens, [N]. Where nothing is left to train on, nothing
+          changes and there are no metrics.
         """
         if self.rl.drop_zero_variance:
             valid = valid & ~adv.zero_variance(rewards, groups, valid)
-        kept = np.flatnonzero(valid)
+        kept, means = np.flatnonzero(valid), np.zeros(len(rewards), np.float32)
+        if not len(kept):
+            return {}, means
         plain = [flatten(episodes[i], observations=self.rl.observations != 'masked') for i in kept]
         with jax.set_mesh(self.mesh):
             reference = self._reference_logprobs(plain)
-            penalties = self._penalties(plain, reference)
+            penalties, divergence = self._penalties(plain, reference)
+            targets = None
             if self.rl.algorithm == 'ppo':
-                token_advantages, targets = self._critic_advantages(
-                    [flatten(episodes[i], observations=True) for i in kept], plain, rewards[kept], penalties
-                )
+                sequences = [flatten(episodes[i], observations=self.critic_cfg.over_observations) for i in kept]
+                advantages, targets = self._critic_advantages(sequences, rewards[kept], penalties)
             else:
                 shaped = rewards.astype(np.float64)
                 shaped[kept] -= [p.sum() for p in penalties]
-                whole = adv.ADVANTAGES[self.rl.algorithm](shaped, groups, valid)
-                token_advantages = [
-                    np.full(int((s.weights > 0).sum()), whole[i], np.float32) for s, i in zip(plain, kept, strict=True)
-                ]
-                targets = None
-            if self.rl.observations == 'likelihood':
-                token_advantages = [
-                    np.where(np.isnan(s.logprobs[s.weights > 0]), np.float32(self.rl.likelihood_weight), a)
-                    for s, a in zip(plain, token_advantages, strict=True)
-                ]
-            measured = self._updates(plain, token_advantages, reference, targets)
-        means = np.zeros(len(rewards), np.float32)
+                advantages = adv.ADVANTAGES[self.rl.algorithm](shaped, groups, valid)[kept]
+            token_advantages = [self._spread(s, a) for s, a in zip(plain, advantages, strict=True)]
+            measured = self._updates(number, plain, token_advantages, reference, targets)
         means[kept] = [a.mean() if len(a) else 0.0 for a in token_advantages]
-        return measured, means
+        return measured | divergence, means
+
+    def _spread(self, sequence: TokenSequence, advantage: np.ndarray) -> np.ndarray:
+        """A trajectory's advantage, or one a sampled token, on all its weighted tokens."""
+        own = _sampled(sequence)
+        other = advantage if self.rl.observations == 'policy' else self.rl.likelihood_weight
+        placed = np.full(own.shape, other, np.float32)
+        placed[own] = advantage
+        return placed
 
     def _pack(self, sequences: Sequence[TokenSequence], numbers: Sequence, trajectories: int) -> Batch:
         """Packed in one shape for so many trajectories, whatever their number and lengths."""
@@ -240,84 +256,79 @@ class Learner:
         )
         return places.gather(sharding.to_host(found))
 
-    def _penalties(self, sequences: list[TokenSequence], reference: list[np.ndarray] | None) -> list[np.ndarray]:
-        """What k1 takes off the reward of every weighted token: kl (log pi - log ref); not for unsampled ones."""
-        sampled = [s.logprobs[s.weights > 0] for s in sequences]
+    def _penalties(self, sequences: list[TokenSequence], reference: list[np.ndarray] | None):
+        """What k1 takes off the reward of every sampled token: kl (log pi - log ref); and the mean divergence."""
         if reference is None or self.rl.kl_estimator != 'k1':
-            return [np.zeros(len(s), np.float32) for s in sampled]
-        return [np.nan_to_num(self.rl.kl * (s - r)) for s, r in zip(sampled, reference, strict=True)]
+            return [np.zeros(int(_sampled(s).sum()), np.float32) for s in sequences], {}
+        gaps = [(s.logprobs[s.weights > 0] - r)[_sampled(s)] for s, r in zip(sequences, reference, strict=True)]
+        return [self.rl.kl * gap for gap in gaps], {'kl': float(np.concatenate(gaps).mean())}
 
-    def _critic_advantages(self, everything: list[TokenSequence], plain: list[TokenSequence], rewards, penalties):
-        """Advantages of the policy's tokens; and what the critic learns from: sequences, returns and old values."""
+    def _critic_advantages(self, sequences: list[TokenSequence], rewards: np.ndarray, penalties: list[np.ndarray]):
+        """Advantages of the sampled tokens; and what the critic learns from: sequences, returns and old values.
+
+        The weighted tokens of `sequences` are those that advantages are estimated on.
+        """
         cfg = self.critic_cfg
-        batch, places = self._mapped(everything, self._trajectories)
+        batch, places = self._mapped(sequences, self._trajectories)
         found = critic.values(
             self.state['critic'].params, self._trunk(), batch, cfg=self._model_cfg, compute=self._compute
         )
         values = places.gather(sharding.to_host(found))
-        acted = [~np.isnan(s.logprobs[s.weights > 0]) for s in everything]
-        if not cfg.over_observations:  # the sequence of the actions, observations cut out
-            values = [v[a] for v, a in zip(values, acted, strict=True)]
         advantages, returns = [], []
-        for value, act, reward, penalty, sequence in zip(values, acted, rewards, penalties, plain, strict=True):
+        for sequence, value, reward, penalty in zip(sequences, values, rewards, penalties, strict=True):
             token_rewards = np.zeros(len(value))
-            own = act if cfg.over_observations else np.ones(len(value), bool)
-            token_rewards[own] -= penalty[~np.isnan(sequence.logprobs[sequence.weights > 0])]
+            token_rewards[_sampled(sequence)] -= penalty
             token_rewards[-1:] += reward
             one = adv.gae(token_rewards, value, discount=cfg.discount, trace=cfg.trace)
             advantages.append(one[0])
             returns.append(one[1])
-        advantages = adv.whiten(advantages)
-        targets = everything, acted, returns, values
-        if cfg.over_observations:
-            advantages = [a[act] for a, act in zip(advantages, acted, strict=True)]
-        spread = []
-        for advantage, sequence in zip(advantages, plain, strict=True):  # trained observations have no advantage here
-            placed = np.zeros(int((sequence.weights > 0).sum()), np.float32)
-            placed[~np.isnan(sequence.logprobs[sequence.weights > 0])] = advantage
-            spread.append(placed)
-        return spread, targets
+        own = [a[_sampled(s)] for a, s in zip(adv.whiten(advantages), sequences, strict=True)]
+        return own, (sequences, returns, values)
 
     def _trunk(self) -> dict:
         """The weights under the value head that the critic does not train."""
         return self._critic_frozen if self.critic_cfg.trunk == 'own' else self.policy_params
 
-    def _updates(self, plain, token_advantages, reference, targets) -> dict[str, float]:
+    def _updates(self, number: int, plain, token_advantages, reference, targets) -> dict[str, float]:
         weighed = algorithms.weigh(plain, self.aggregate, MICRO)
         measured: list[dict[str, float]] = []
         for _ in range(self.rl.epochs):
-            for start in range(0, max(len(weighed), 1), self._size):
+            for start in range(0, len(weighed), self._size):
                 part = slice(start, start + self._size)
-                row = self._learn_values(targets, part) if targets else {}
-                if not targets or int(self.state['critic'].step) > self.critic_cfg.alone_steps:
-                    row |= self._learn_policy(weighed[part], token_advantages[part], reference and reference[part])
+                row = self._learn_values(number, *(x[part] for x in targets)) if targets else {}
+                if not targets or number > self.critic_cfg.alone_steps:
+                    row |= self._learn_policy(
+                        number, weighed[part], token_advantages[part], reference and reference[part]
+                    )
                 measured.append(row)
-        return {name: _summary(name, [row[name] for row in measured if name in row]) for name in measured[-1]}
+        return {name: _summary(name, [row[name] for row in measured]) for name in measured[-1]}
 
-    def _learn_policy(self, sequences, token_advantages, reference) -> dict[str, float]:
+    def _at(self, role: str, number: int) -> state.TrainState:
+        """The state of a role before step `number`, of whose updates some may be done."""
+        step_done = jax.device_put(np.int32(number - 1), self.places[role].step)
+        return self.state[role].replace(step=step_done)
+
+    def _learn_policy(self, number: int, sequences, token_advantages, reference) -> dict[str, float]:
         batch, places = self._mapped(sequences, self._size)
         padding = padding_share(batch)
         batch = batch.replace(advantages=places.scatter(token_advantages))
         if reference is not None:
             batch = batch.replace(ref_logprobs=places.scatter(reference))
-        self.state['policy'], measured = self._update(self.state['policy'], self.frozen, batch)
+        self.state['policy'], measured = self._update(self._at('policy', number), self.frozen, batch)
         return {name: float(value) for name, value in measured.items()} | {'padding': padding}
 
-    def _learn_values(self, targets, part: slice) -> dict[str, float]:
-        everything, acted, returns, values = (x[part] for x in targets)
-        if not self.critic_cfg.over_observations:
-            spread = []
-            for sequence, act in zip(everything, acted, strict=True):
-                weights = sequence.weights.copy()
-                weights[weights > 0] = act
-                spread.append(dataclasses.replace(sequence, weights=weights))
-            everything = spread
-        batch, places = self._mapped(everything, self._size)
+    def _learn_values(self, number: int, sequences, returns, values) -> dict[str, float]:
+        batch, places = self._mapped(sequences, self._size)
         self.state['critic'], measured = self._critic_update(
-            self.state['critic'], self._trunk(), batch, places.scatter(returns), places.scatter(values)
+            self._at('critic', number), self._trunk(), batch, places.scatter(returns), places.scatter(values)
         )
-        explained = _explained(np.concatenate(returns), np.concatenate(values)) if returns else 0.0
+        explained = _explained(np.concatenate(returns), np.concatenate(values))
         return {f'value_{name}': float(value) for name, value in measured.items()} | {'value_explained': explained}
+
+
+def _sampled(sequence: TokenSequence) -> np.ndarray:
+    """Of the weighted tokens, those that the policy sampled."""
+    return ~np.isnan(sequence.logprobs[sequence.weights > 0])
 
 
 def _explained(returns: np.ndarray, values: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from zerosearch_jax import sharding
 class TrainState:
     """What an update changes: the trainable weights (all of them, or an adapter) and the optimizer's moments."""
 
-    step: jax.Array  # int32, updates done
+    step: jax.Array  # int32, steps of the run that are done; the learning rate follows it
     params: dict
     opt_state: optax.OptState
 
@@ -37,7 +37,7 @@ class OptimizerConfig:
 
 
 def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by update: a linear warm-up, by default from a value above zero, then constant or cosine to 0."""
+    """Learning rate by step: a linear warm-up, by default from a value above zero, then constant or cosine to 0."""
     if cfg.schedule == 'cosine':
         main = optax.cosine_decay_schedule(cfg.learning_rate, max(total_steps - cfg.warmup_steps, 1))
     else:
@@ -52,16 +52,28 @@ def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, main], [cfg.warmup_steps])
 
 
-def optimizer(cfg: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Weight decay acts on matrices only, not on norms and biases (leaves of rank 2 are stacked vectors)."""
+def optimizer(cfg: OptimizerConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+    """AdamW whose `update` is told the step, for a step may be many updates.
+
+    Weight decay acts on matrices only, not on norms and biases (leaves of rank 2 are stacked vectors).
+    """
 
     def decayed(params):
         return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= (3 if _stacked(path) else 2), params)
 
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(schedule(cfg, total_steps), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=decayed),
+        optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2),
+        optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
+        _scale_by_rate(schedule(cfg, total_steps)),
     )
+
+
+def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    def update(updates, opt_state, params=None, *, step, **_):
+        return jax.tree.map(lambda u: -rate(step) * u, updates), opt_state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _stacked(path) -> bool:

@@ -120,7 +120,8 @@ def _that_fit(made: Sequence[list[Segment]], row_length: int) -> list[TokenSeque
 def _built_in(cfg: Config, model: roles.Model):
     name, _, role = cfg.demos.source.partition(':')
     questions, search = rows.load_questions(name, 'train'), BM25(rows.load_passages(name)).search
-    how = {'documents': cfg.simulator.documents, 'count': cfg.demos.count + cfg.demos.held_out, 'seed': cfg.seed}
+    count = cfg.demos.count and cfg.demos.count + cfg.demos.held_out
+    how = {'documents': cfg.simulator.documents, 'count': count, 'seed': cfg.seed}
     if role == 'policy':
         made = demos.policy_demos(questions, search, model.tokenizer, cfg.rollout, **how)
     elif role == 'simulator':
@@ -128,7 +129,8 @@ def _built_in(cfg: Config, model: roles.Model):
         made = [demos.simulator_example(item, cfg.simulator, model.tokenizer) for item in found]
     else:
         raise ValueError(f'config.demos.source = {cfg.demos.source!r}: there are {name}:policy and {name}:simulator')
-    return made[: cfg.demos.count], made[cfg.demos.count :]
+    end = cfg.demos.count or len(made) - cfg.demos.held_out
+    return made[:end], made[end:]
 
 
 def _read(cfg: Config) -> tuple[list, list]:

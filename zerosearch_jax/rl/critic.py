@@ -61,7 +61,11 @@ def value_loss(
 
 
 def make_update(
-    cfg: ModelConfig, tx: optax.GradientTransformation, places: TrainState, clip: float, compute: losses.Compute
+    cfg: ModelConfig,
+    tx: optax.GradientTransformationExtraArgs,
+    places: TrainState,
+    clip: float,
+    compute: losses.Compute,
 ):
     """Builds the jitted `update(state, frozen, batch, returns, old_values) -> (state, metrics)`.
 
@@ -78,7 +82,7 @@ def make_update(
         (loss, _), grads = accumulate(gradient, state.params, place(batch), returns, old_values)
         total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
         grads = jax.tree.map(lambda g: g / total, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
         metrics = {'loss': loss / total, 'grad_norm': optax.tree.norm(grads)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 

@@ -206,7 +206,7 @@ def policy_loss(
         importance = jnp.minimum(jnp.exp(jax.lax.stop_gradient(gap)), cfg.importance_cap)
         log_ratio = logprobs - jax.lax.stop_gradient(logprobs)
     if cfg.ratio == 'sequence':
-        mean = segment_mean(jax.lax.stop_gradient(log_ratio), batch)
+        mean = segment_mean(jax.lax.stop_gradient(log_ratio), sampled, batch.segments)
         log_ratio = mean + logprobs - jax.lax.stop_gradient(logprobs)
     ratio = jnp.exp(jnp.where(active, log_ratio, 0.0))
     clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip))
@@ -230,17 +230,16 @@ def policy_loss(
     return jnp.sum(weights * loss), {**sums, 'logprob_gap_max': jnp.max(jnp.abs(gap))}
 
 
-def segment_mean(x_RxT: jax.Array, batch: Batch) -> jax.Array:
-    """The mean of every sequence's weighted tokens, at each of its tokens [R, T]."""
-    active = (batch.weights > 0).astype(jnp.float32)
-    size = batch.segments.shape[1] + 1
+def segment_mean(x_RxT: jax.Array, counted_RxT: jax.Array, segments_RxT: jax.Array) -> jax.Array:
+    """The mean over every sequence's counted tokens, at each of its tokens [R, T]."""
+    size = segments_RxT.shape[1] + 1
 
-    def one(x_T, segments_T, active_T):
-        total = jax.ops.segment_sum(x_T * active_T, segments_T, size)
-        count = jax.ops.segment_sum(active_T, segments_T, size)
+    def one(x_T, counted_T, segments_T):
+        total = jax.ops.segment_sum(x_T * counted_T, segments_T, size)
+        count = jax.ops.segment_sum(counted_T, segments_T, size)
         return (total / jnp.maximum(count, 1.0))[segments_T]
 
-    return jax.vmap(one)(x_RxT, batch.segments, active)
+    return jax.vmap(one)(x_RxT, counted_RxT.astype(jnp.float32), segments_RxT)
 
 
 def nll_loss(logprobs: jax.Array, batch: Batch) -> tuple[jax.Array, Mapping[str, jax.Array]]:

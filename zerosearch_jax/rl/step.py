@@ -48,7 +48,7 @@ def score(
 
 def make_update(
     cfg: ModelConfig,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     places: TrainState,
     loss_cfg: losses.LossConfig | None,
     compute: losses.Compute,
@@ -82,7 +82,7 @@ def make_update(
         total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
         denominator = (loss_cfg.denominator if loss_cfg else 0.0) or total
         grads = jax.tree.map(lambda g: g / denominator, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
         metrics = {name: value if name.endswith('_max') else value / total for name, value in sums.items()}
         metrics |= {'loss': loss / denominator, 'grad_norm': optax.tree.norm(grads), 'tokens': total}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics

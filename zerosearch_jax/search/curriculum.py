@@ -1,6 +1,6 @@
 """The curriculum: the share of noisy documents that simulated searches return changes during training.
 
-All kinds are pure functions of (configuration, step, total steps, rewards of the steps before):
+All kinds are pure functions of (configuration, step, total steps, rewards of the steps before, seed):
 
     exponential   p_i = p_s + (b^(i/m) - 1) / (b - 1) * (p_e - p_s); ZeroSearch, arXiv:2505.04588, Eq. 1
     linear        its limit for b -> 1
@@ -36,7 +36,6 @@ class Curriculum:
     threshold: float = 0.5  # of adaptive: the reward, ...
     window: int = 5  # ... the steps that it is the mean of; the count begins anew after every move
     increment: float = 0.05  # of adaptive: what is added to the noise
-    seed: int = 0  # of shuffled
 
     def __post_init__(self) -> None:
         for name in ('start', 'end', 'at', 'increment'):
@@ -49,7 +48,9 @@ class Curriculum:
             raise ValueError(f'window must be at least 1, got {self.window}')
 
 
-def noise_probability(cfg: Curriculum, step: int, total_steps: int, rewards: Sequence[float] = ()) -> float:
+def noise_probability(
+    cfg: Curriculum, step: int, total_steps: int, rewards: Sequence[float] = (), seed: int = 0
+) -> float:
     """The probability that a search made at this step returns noisy documents.
 
     Args:
@@ -57,6 +58,7 @@ def noise_probability(cfg: Curriculum, step: int, total_steps: int, rewards: Seq
       step: i, the optimizer step, counted from 1; from `total_steps` on the result is that of the last step.
       total_steps: m.
       rewards: mean rewards of steps 1 to i - 1 (adaptive reads them, later ones are ignored).
+      seed: of the run (shuffled draws its order by it).
 
     Raises:
       ValueError: a negative step, no steps at all, or rewards missing where they are needed.
@@ -67,7 +69,10 @@ def noise_probability(cfg: Curriculum, step: int, total_steps: int, rewards: Seq
         if len(rewards) < step - 1:
             raise ValueError(f'an adaptive curriculum needs the rewards of {step - 1} steps, got {len(rewards)}')
         return _adaptive(cfg, rewards[: max(step - 1, 0)])
-    return _FIXED[cfg.kind](cfg, min(step, total_steps), total_steps)
+    step = min(step, total_steps)
+    if cfg.kind == 'shuffled':
+        return _exponential(cfg, 1 + int(order(total_steps, seed, 0)[max(step, 1) - 1]), total_steps)
+    return _FIXED[cfg.kind](cfg, step, total_steps)
 
 
 def _exponential(cfg: Curriculum, step: int, total: int) -> float:
@@ -91,10 +96,6 @@ def _reversed(cfg: Curriculum, step: int, total: int) -> float:
     return _exponential(cfg, total + 1 - max(step, 1), total)
 
 
-def _shuffled(cfg: Curriculum, step: int, total: int) -> float:
-    return _exponential(cfg, 1 + int(order(total, cfg.seed, 0)[max(step, 1) - 1]), total)
-
-
 def _matched(cfg: Curriculum, step: int, total: int) -> float:
     return math.fsum(_exponential(cfg, i, total) for i in range(1, total + 1)) / total
 
@@ -105,7 +106,6 @@ _FIXED: dict[str, Callable[[Curriculum, int, int], float]] = {
     'constant': lambda cfg, step, total: cfg.start,
     'step': _step,
     'reversed': _reversed,
-    'shuffled': _shuffled,
     'matched': _matched,
 }
 
@@ -127,8 +127,3 @@ def _adaptive(cfg: Curriculum, rewards: Sequence[float]) -> float:
 def is_noisy(uniform: float, p: float) -> bool:
     """Whether a search with this draw from [0, 1) returns noisy documents: never at p = 0, always at p = 1."""
     return uniform < p
-
-
-def mean_noise(cfg: Curriculum, total_steps: int) -> float:
-    """The mean noise probability over steps 1 to `total_steps`; not of an adaptive curriculum."""
-    return math.fsum(noise_probability(cfg, i, total_steps) for i in range(1, total_steps + 1)) / total_steps

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -126,13 +127,13 @@ def balanced(items: Sequence[pairs.Pair | pairs.RecordedSearch], seed: int) -> l
 
 
 def policy_demos(questions, search, tokenizer, cfg, *, documents: int, count: int, seed: int) -> list[list[Segment]]:
-    """The first `count` episodes that succeed, questions in an order that `seed` decides."""
+    """The first `count` episodes that succeed (0: all), questions in an order that `seed` decides."""
     make = functools.partial(policy_episode, search=search, tokenizer=tokenizer, cfg=cfg, documents=documents)
     return _take((make(questions[i]) for i in order(len(questions), seed, 0)), count)
 
 
 def world_searches(questions, search, *, documents: int, count: int, seed: int) -> list[pairs.RecordedSearch]:
-    """`count` searches, useful and noisy in turn, over all steps of the questions' decompositions."""
+    """`count` searches (0: one a question), useful and noisy in turn, over all steps of decompositions."""
 
     def made():
         for number, i in enumerate(order(len(questions), seed, 0)):
@@ -144,10 +145,8 @@ def world_searches(questions, search, *, documents: int, count: int, seed: int) 
 
 
 def _take(candidates, count: int) -> list:
-    taken = []
-    for segments in candidates:
-        if segments is not None:
-            taken.append(segments)
-        if len(taken) == count:
-            return taken
-    raise ValueError(f'only {len(taken)} of {count} demonstrations could be made; ask for fewer')
+    """The first `count` that could be made, 0: all."""
+    taken = list(itertools.islice((c for c in candidates if c is not None), count or None))
+    if len(taken) < count:
+        raise ValueError(f'only {len(taken)} of {count} demonstrations could be made; ask for fewer')
+    return taken

@@ -16,6 +16,7 @@ from typing import Literal
 
 from zerosearch_jax.data.rows import holds_answer
 from zerosearch_jax.search import rewards
+from zerosearch_jax.search.prompts import ANSWER_STOP
 from zerosearch_jax.search.rollout import Trajectory
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
@@ -83,10 +84,11 @@ class Scorer:
 
 
 def actions(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
-    """The text of every action; the one token after an answer is not looked at."""
+    """The text of every action, up to the answer: the one token after it is not looked at."""
     parts = [s.tokens for s in trajectory.segments if s.kind is Kind.ACTION]
     texts = [tokenizer.decode_bytes(tokens).decode('utf-8', 'replace') for tokens in parts]
-    return texts[:-1] if trajectory.answer is not None and len(texts) > 1 else texts
+    end = next((i for i, text in enumerate(texts, 1) if ANSWER_STOP in text), len(texts))
+    return texts[:end]
 
 
 _THINK = r'\s*<think>((?!</?\w+>).)*</think>'

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from zerosearch_jax import evaluate as ev
-from zerosearch_jax import metrics, progress, report, settings, train_rl
+from zerosearch_jax import experiment, metrics, progress, report, settings, train_rl
 
 SCORES = {'em': 'EM', 'f1': 'F1', 'cover_em': 'cover-EM'}
 LAST = 0.2  # share of the steps at the end over which the training reward is averaged
@@ -59,7 +59,7 @@ def parse(config) -> Study:
         raise ValueError('a study needs variants and seeds')
     for name in variants:
         try:
-            train_rl.parse(study.config(name, study.seeds[0]))
+            experiment.parse(study.config(name, study.seeds[0]))
         except (KeyError, ValueError) as error:
             raise ValueError(f'variant {name!r}: {error.args[0]}') from error
     return study
@@ -84,7 +84,7 @@ def sweep(study: Study, workdir: pathlib.Path, part: int = 0, parts: int = 1) ->
         resolved = settings.to_json(config)
         if not finished(here, resolved):
             progress.say(f'run {number}/{len(runs)}: {variant}, seed {seed}')
-            cfg = train_rl.parse(config)
+            cfg = experiment.parse(config)
             train_rl.train(cfg, here, resolved)
             (here / 'finished').write_text('')
         write_report(study, workdir)

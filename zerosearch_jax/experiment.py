@@ -1,0 +1,72 @@
+"""The configuration of reinforcement learning: one frozen dataclass a section, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+from zerosearch_jax import roles, settings, state
+from zerosearch_jax.alarms import AlarmConfig
+from zerosearch_jax.evaluate import EvaluationConfig
+from zerosearch_jax.learner import CriticConfig, RLConfig
+from zerosearch_jax.search.curriculum import Curriculum
+from zerosearch_jax.search.rollout import RolloutConfig
+from zerosearch_jax.search.scoring import RewardConfig
+from zerosearch_jax.search.simulator import SimulatorConfig
+from zerosearch_jax.search.writers import EndpointConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Sources of questions and passages, see data/rows.py; 'world' is the built-in one."""
+
+    train: str = 'world'
+    test: str = 'world'
+    corpus: str = 'world'
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What is written, and how often, in steps."""
+
+    checkpoint_every: int = 1
+    trajectories_every: int = 1
+    trajectories: int = 8  # written each time
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration, one frozen dataclass a section."""
+
+    seed: int
+    mesh: tuple[int, int, int]
+    policy: roles.PolicyConfig
+    simulator: SimulatorConfig
+    endpoint: EndpointConfig
+    data: DataConfig
+    curriculum: Curriculum
+    rollout: RolloutConfig
+    reward: RewardConfig
+    rl: RLConfig
+    critic: CriticConfig
+    optimizer: state.OptimizerConfig
+    evaluation: EvaluationConfig
+    alarms: AlarmConfig
+    run: RunConfig
+
+    def __post_init__(self):
+        longest = self.rollout.prompt_tokens + self.rollout.response_tokens
+        if longest > self.rl.row_length:
+            raise ValueError(
+                f'config.rl.row_length = {self.rl.row_length} is less than rollout.prompt_tokens + '
+                f'rollout.response_tokens = {longest}; raise it'
+            )
+
+
+SCHEMA = typing.get_type_hints(Config)
+
+
+def parse(config) -> Config:
+    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
+    return Config(**settings.resolve(config, SCHEMA))

@@ -1,0 +1,186 @@
+"""Everything that one run of reinforcement learning holds: questions, models, engines, learner; and its rollouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from zerosearch_jax import evaluate as ev
+from zerosearch_jax import progress, roles, sharding
+from zerosearch_jax.data import rows
+from zerosearch_jax.experiment import Config
+from zerosearch_jax.learner import Learner
+from zerosearch_jax.models import transformer
+from zerosearch_jax.rl import advantages
+from zerosearch_jax.search.curriculum import noise_probability
+from zerosearch_jax.search.engines import BM25
+from zerosearch_jax.search.rollout import Trajectory, encode_prompt, rollout
+from zerosearch_jax.search.scoring import Scorer
+from zerosearch_jax.search.simulator import CompactedQuestions, engine_search
+from zerosearch_jax.simulators import Simulator
+
+
+class Trainer:
+    """Owns the loaded models, engines and state of one run; train_rl.train drives it."""
+
+    def __init__(self, cfg: Config, workdir: pathlib.Path):
+        self.cfg, self.workdir = cfg, workdir
+        self.rung: list[str] = []  # alarms that were told
+        self.history: list[dict[str, float]] = []  # of every step so far, what curriculum and alarms look at
+        self.mesh = sharding.make_mesh(cfg.mesh)
+        self._load_questions()
+        self._load_models()
+        self._build_learner()
+        trained = sum(x.size for x in jax.tree.leaves(self.learner.state['policy'].params)) / 1e6
+        whole = transformer.num_parameters(self.model.cfg) / 1e6
+        progress.say(
+            f'{cfg.policy.model} ({whole:.1f} M weights): {trained:.1f} M weights trained on '
+            f'{len(self.train_questions)} questions, {len(self.test_questions)} held out; '
+            f'mesh {"x".join(map(str, self.mesh.devices.shape))} of {jax.devices()[0].device_kind}; '
+            f'{self.policy_engine.slots} slots of {self.policy_engine.capacity} tokens; '
+            f'{self.learner.form.name} attention ({self.learner.form.reason})'
+        )
+
+    def _load_questions(self):
+        data = self.cfg.data
+        self.train_questions = rows.load_questions(data.train, 'train')
+        if len(self.train_questions) < self.cfg.rollout.questions:
+            raise ValueError(
+                f'config.data.train has {len(self.train_questions)} questions, fewer than the '
+                f'{self.cfg.rollout.questions} of one step (config.rollout.questions)'
+            )
+        self.test_questions = []
+        if self.cfg.evaluation.questions:
+            found = rows.subset(rows.load_questions(data.test, 'test'), self.cfg.evaluation.questions)
+            self.test_questions = found[
+                : len(found) // self.cfg.evaluation.whole_batches_of * self.cfg.evaluation.whole_batches_of
+            ]
+
+    def _load_models(self):
+        cfg, mesh = self.cfg, self.mesh
+        self.model = roles.load_model(cfg.policy.model, mesh)
+        for question in (*self.train_questions, *self.test_questions):
+            encode_prompt(self.model.tokenizer, question, cfg.rollout)
+        self.policy_engine = roles.open_policy(self.model, cfg.rollout, mesh, dtype=cfg.policy.dtype)
+
+    def load_simulator(self):
+        """Opens the simulator; frozen for the whole run, so this is done once."""
+        cfg = self.cfg
+        self.simulator = Simulator(
+            cfg.simulator,
+            cfg.endpoint,
+            mesh=self.mesh,
+            decode_steps=cfg.rollout.decode_steps,
+            corpus=lambda: (self.bm25.search, rows.load_passages(cfg.data.corpus)),
+            loaded=(cfg.policy.model, self.model),
+            log=self.workdir / 'calls.log' if self.workdir else None,
+        )
+
+    @functools.cached_property
+    def bm25(self) -> BM25:
+        return BM25(rows.load_passages(self.cfg.data.corpus))
+
+    def _build_learner(self):
+        cfg = self.cfg
+        trainable = roles.trainable(self.model, cfg.policy, self.mesh, cfg.seed)
+        if not trainable.frozen:  # the learner donates them, and simulator and critic may start from the same weights
+            trainable = dataclasses.replace(trainable, params=jax.tree.map(lambda x: x.copy(), trainable.params))
+        self.learner = Learner(
+            cfg.rl,
+            cfg.critic,
+            cfg.optimizer,
+            self.model,
+            trainable,
+            self.mesh,
+            dtype=cfg.policy.dtype,
+            temperature=cfg.rollout.temperature,
+            trajectories=cfg.rollout.questions * cfg.rollout.group,
+            longest=cfg.rollout.prompt_tokens + cfg.rollout.response_tokens,
+            response_tokens=cfg.rollout.response_tokens,
+            seed=cfg.seed,
+        )
+        self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens)
+
+    def questions_of(self, number: int) -> list[rows.Question]:
+        """The distinct questions of a step, counted from 1: a function of (seed, step) alone."""
+        size, count = self.cfg.rollout.questions, len(self.train_questions)
+        epoch, batch = divmod(number - 1, count // size)
+        chosen = rows.order(count, self.cfg.seed, epoch)[batch * size : (batch + 1) * size]
+        return [self.train_questions[i] for i in chosen]
+
+    def noise(self, number: int) -> float:
+        """The curriculum's value at a step."""
+        rewards = [row['reward/mean'] for row in self.history]
+        return noise_probability(self.cfg.curriculum, number, self.cfg.rl.steps, rewards, self.cfg.seed)
+
+    def collect(self, number: int, questions: Sequence[rows.Question] = ()) -> list[Trajectory]:
+        """The step's trajectories on simulated search, of its own questions or of others."""
+        cfg = self.cfg
+        questions = questions or self.questions_of(number)
+        search = self.simulator.search(seed=cfg.seed, step=number, noise=self.noise(number))
+        if cfg.simulator.questions == 'compacted':
+            search = CompactedQuestions(search, self.policy_engine, questions, cfg.rollout.group)
+        self.policy_engine.load(self.learner.policy_params, temperature=cfg.rollout.temperature)
+        with progress.bar(len(questions) * cfg.rollout.group, f'step {number} rollouts', 'episode') as bar:
+            return rollout(
+                questions,
+                cfg.rollout.group,
+                self.policy_engine,
+                search,
+                self.model.tokenizer,
+                cfg.rollout,
+                identity=(cfg.seed, number),
+                progress=bar.update,
+            )
+
+    def collect_varied(self, number: int) -> tuple[list[Trajectory], int]:
+        """The step's trajectories, groups of equal rewards replaced by new questions for some rounds; and their number.
+
+        Dynamic sampling: Yu et al., arXiv 2503.14476, §3.2.
+        """
+        cfg = self.cfg
+        groups, seen = self._groups(self.collect(number)), set()
+        for done in range(cfg.rl.dynamic_sampling):
+            dull = [i for i, group in enumerate(groups) if self._is_dull(group)]
+            seen |= {group[0].question.id for group in groups}
+            fresh = [q for q in self._spare_questions(number, done) if q.id not in seen][: len(dull)]
+            if not fresh:
+                return [t for group in groups for t in group], done
+            found = self._groups(self.collect(number, fresh))
+            for i, group in zip(dull, found, strict=False):
+                groups[i] = group
+        return [t for group in groups for t in group], cfg.rl.dynamic_sampling
+
+    def _groups(self, trajectories: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
+        size = self.cfg.rollout.group
+        return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
+
+    def _is_dull(self, group: Sequence[Trajectory]) -> bool:
+        reward = np.array([self.score(t) for t in group])
+        valid = np.array([not t.failed for t in group])
+        return bool(advantages.zero_variance(reward, np.zeros(len(group), int), valid).all())
+
+    def _spare_questions(self, number: int, round_: int) -> list[rows.Question]:
+        """More questions of a step: a function of (seed, step, round) alone."""
+        epoch = 10**6 + number * self.cfg.rl.dynamic_sampling + round_
+        chosen = rows.order(len(self.train_questions), self.cfg.seed, epoch)
+        return [self.train_questions[i] for i in chosen[: 2 * self.cfg.rollout.questions]]
+
+    def evaluate(self) -> list[Trajectory]:
+        """Greedy episodes on the held-out questions with BM25 over the corpus."""
+        self.policy_engine.load(self.learner.policy_params, temperature=self.cfg.evaluation.temperature)
+        search = engine_search(self.bm25.search, self.cfg.evaluation.documents)
+        with progress.bar(len(self.test_questions), 'evaluation with BM25', 'question') as bar:
+            return ev.evaluate(
+                self.test_questions,
+                self.policy_engine,
+                search,
+                self.model.tokenizer,
+                self.cfg.rollout,
+                progress=bar.update,
+            )
