@@ -95,17 +95,17 @@ def clock(engine):
 
 
 def listen(engine) -> dict[tuple, list]:
-    """Receives the prompt and the number of tokens of every generation, a list for each handle."""
+    """Receives the prompt and the number of tokens of every generation, a list for each trajectory."""
     seen, open_, run = collections.defaultdict(list), engine.open, engine.step
 
     def opened(request):
-        seen[request.handle].append([request.prompt, 0])
+        seen[request.handle[0]].append([request.prompt, 0])
         open_(request)
 
     def step():
         stopped = run()
         for generation in stopped:
-            seen[generation.handle][-1][1] = len(generation.tokens)
+            seen[generation.handle[0]][-1][1] = len(generation.tokens)
         return stopped
 
     engine.open, engine.step = opened, step

@@ -4,13 +4,28 @@ r"""The main job on a laptop's CPU: SmolLM2-135M-Instruct learns to search, with
 
 Both roles start from the small LoRA adapters that ship with the project (configs/sft.py made them). Evaluation asks 64
 held-out questions with a real engine, BM25 over the built-in corpus, before and after. Measured results: README.md.
+
+The same with the real engine, and without any search; launch.evaluate compares them:
+
+  python -m launch.train --config configs/quickstart.py:search_r1
+  python -m launch.train --config configs/quickstart.py:r1
 """
 
-from configs.common import base, no_preset
+from configs.common import base
+
+PRESETS = {
+    '': {},
+    'search_r1': {'simulator': {'kind': 'engine'}},
+    'r1': {
+        'policy': {'adapter': ''},  # the shipped one searches
+        'simulator': {'kind': 'none'},
+        'rollout': {'prompt': 'reason', 'max_turns': 0, 'turn_tokens': 320},
+    },
+}
 
 
 def get_config(preset=''):
-    no_preset(preset)
+    chosen = PRESETS[preset]
     config = base()
     config.policy.update(adapter='smollm2_policy', lora_rank=8)
     config.simulator.update(adapter='smollm2_simulator', documents=2, words=25, max_tokens=176, slots=16)
@@ -22,4 +37,6 @@ def get_config(preset=''):
     )  # as many as fit 15 minutes
     config.optimizer.update(learning_rate=1e-4, weight_decay=0.0)
     config.evaluation.update(questions=64, documents=2)
+    for section, values in chosen.items():
+        config[section].update(values)
     return config

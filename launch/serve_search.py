@@ -6,8 +6,6 @@
 Stop it with Ctrl-C.
 """
 
-import pathlib
-
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: a file of configs/.', lock_config=True)
@@ -23,12 +21,8 @@ def main(_):
         from zerosearch_jax.tools import serve_search
 
         cfg = serve_search.parse(_CONFIG.value).serve
-        if cfg.index and (pathlib.Path(cfg.index) / 'params.index.json').exists():
-            engine = BM25.load(cfg.index)
-        else:
-            engine = BM25(rows.load_passages(cfg.corpus))
-            if cfg.index:
-                engine.save(cfg.index)
+        passages = rows.load_passages(cfg.corpus)
+        engine = BM25.open(passages, cfg.index) if cfg.index else BM25(passages)
         with serve_search.Server(cfg, engine.search) as server:
             progress.say(f'serving {cfg.corpus} at {server.url}')
             server.serve_forever()

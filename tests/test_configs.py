@@ -14,7 +14,7 @@ from configs import common
 from zerosearch_jax import experiment, settings, sharding, train_sft
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
-from zerosearch_jax.tools import audit, collect, serve_search, sweep
+from zerosearch_jax.tools import audit, collect, evaluation, serve_search, sweep
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py') if 'def get_config' in path.read_text())
@@ -59,6 +59,7 @@ PROGRAMS = {
     'sft': train_sft,
     'collect': collect,
     'audit_simulator': audit,
+    'evaluate': evaluation,
     'serve_search': serve_search,
 }
 

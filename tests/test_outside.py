@@ -209,3 +209,31 @@ def test_a_judge_that_fails_loses_nothing_and_resumes(tmp_path):
     server.requests.clear()
     judge(searches[:1], writer(server), Log(path), name='another judge')
     assert len(server.requests) == 1
+
+
+def test_an_error_while_asking_loses_nothing_that_came_before(tmp_path):
+    def ask(positions):
+        yield positions[0], 'first', True
+        raise OSError('no more money')
+
+    with pytest.raises(OSError, match='no more money'):
+        outside.call(Log(tmp_path / 'log'), ['a', 'b'], ask)
+    assert Log(tmp_path / 'log').get('a') == 'first'
+    assert outside.call(Log(tmp_path / 'log'), ['a', 'b'], lambda p: iter([(1, 'second', True)])) == ['first', 'second']
+
+
+def test_a_run_that_is_resumed_sees_its_failures_again(tmp_path):
+    broken = [1]
+    server = Server(lambda message: 500 if broken else says('x'))
+
+    def made():
+        cfg = EndpointConfig(url=server.url, retries=0, timeout_s=0.5)
+        log = Log(tmp_path / 'calls.log')
+        return EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log, keep_failures=True)
+
+    for _ in range(2):
+        run = made()
+        run.ask('h', 'a', (0, 1))
+        assert run.step()[0].failure == 'status_500'
+        broken.clear()
+    assert len(server.requests) == 1

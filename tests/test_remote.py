@@ -13,7 +13,7 @@ from zerosearch_jax.data.rows import Passage, Question
 from zerosearch_jax.outside import Log
 from zerosearch_jax.search import remote
 from zerosearch_jax.search.engines import BM25, Document, SearchFailed
-from zerosearch_jax.search.remote import RemoteConfig, RemoteSearch, SpendingCapReached, open_remote
+from zerosearch_jax.search.remote import EngineConfig, RemoteSearch, SpendingCapReached, open_engine
 from zerosearch_jax.search.simulator import Query, engine_search
 from zerosearch_jax.tools.serve_search import ServeConfig, Server
 
@@ -86,8 +86,18 @@ def test_two_hundred_requests_at_once_are_all_answered(server):
         assert [item['document']['id'] for item in found] == [d.id for d in expected]
 
 
+def test_an_index_on_disk_is_read_by_many_threads_and_belongs_to_its_corpus(tmp_path):
+    memory, mapped = BM25(PASSAGES), BM25.open(PASSAGES, str(tmp_path / 'index'))
+    assert list(BM25.open(PASSAGES, str(tmp_path / 'index')).search(['word1'], 1)[0]) == memory.search(['word1'], 1)[0]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda i: mapped.search([f'word{i % 30} common'], 5)[0], range(300)))
+    assert found == [memory.search([f'word{i % 30} common'], 5)[0] for i in range(300)]
+    with pytest.raises(ValueError, match='another corpus'):
+        BM25.open(PASSAGES[1:], str(tmp_path / 'index'))
+
+
 def test_our_client_reads_our_server(server):
-    client = open_remote(RemoteConfig(url=server.url), Log())
+    client = open_engine(EngineConfig('search_r1', url=server.url), log=Log())
     queries = [f'word{i}' for i in range(30)] + ['absent']
     assert client.search(queries, 2) == BM25(PASSAGES).search(queries, 2)
 
@@ -100,7 +110,7 @@ def reading(answers, log=None, kind='search_r1', queries=('q',), **cfg):
     replies = iter(answers)
     server = Scripted(lambda _: next(replies))
     limits = {'timeout_s': 0.5, 'retries': 0, 'pause_s': 0.01, 'concurrency': 1} | cfg
-    found = open_remote(RemoteConfig(kind, server.url, **limits), log or Log()).search(list(queries), 2)
+    found = open_engine(EngineConfig(kind, url=server.url, **limits), log=log or Log()).search(list(queries), 2)
     return found, server.requests
 
 
@@ -184,7 +194,7 @@ def test_a_query_is_asked_once_and_a_failure_again(tmp_path):
 
 
 def engine(fetch, log=None, **cfg):
-    return RemoteSearch(fetch, 1, 'e', RemoteConfig(**{'retries': 0, 'pause_s': 0.0} | cfg), log or Log())
+    return RemoteSearch(fetch, 1, 'e', EngineConfig(**{'retries': 0, 'pause_s': 0.0} | cfg), log or Log())
 
 
 def test_spending_stops_before_the_cap_and_keeps_what_was_paid(tmp_path):
@@ -202,6 +212,31 @@ def test_spending_stops_before_the_cap_and_keeps_what_was_paid(tmp_path):
     resumed = engine(fetch, Log(tmp_path / 'log'), **limits | {'spending_cap': 1.0})
     assert [d[0].text for d in resumed.search(list('abcd'), 1)] == list('abcd')
     assert sorted(asked) == list('abcd') and resumed.spent == pytest.approx(0.04)
+
+
+def test_a_cap_needs_a_price():
+    with pytest.raises(ValueError, match='query_price'):
+        EngineConfig('serpapi', spending_cap=5.0)
+
+
+def test_within_a_moment_of_a_run_a_failure_stays_one_and_a_success_is_never_asked_again(tmp_path):
+    path, asked, broken = tmp_path / 'searches.log', [], {'b'}
+
+    def fetch(queries, k):
+        asked.extend(queries)
+        if queries[0] in broken:
+            raise remote.Failed('status_500')
+        return [[Document('', queries[0])]]
+
+    first = engine(fetch, Log(path)).search(['a', 'b', 'b'], 2, 'step 1')
+    assert first == [[Document('', 'a')], SearchFailed('status_500'), SearchFailed('status_500')]
+    broken.clear()
+    resumed = engine(fetch, Log(path))
+    assert resumed.search(['a', 'b', 'b'], 2, 'step 1') == first  # the run sees what it saw before
+    assert asked == ['a', 'b'] or asked == ['b', 'a']
+    assert resumed.search(['b'], 2, 'step 2') == [[Document('', 'b')]]
+    assert resumed.search(['b'], 2, 'step 3') == [[Document('', 'b')]]
+    assert len(asked) == 3
 
 
 def test_no_more_requests_at_once_and_a_second_than_allowed():
@@ -239,7 +274,7 @@ def test_serpapi_goes_through_its_client_and_never_shows_the_key(monkeypatch, ca
     serpapi = pytest.importorskip('serpapi')
     monkeypatch.delenv(remote.SERPAPI_KEY, raising=False)
     with pytest.raises(ValueError, match=remote.SERPAPI_KEY):
-        open_remote(RemoteConfig('serpapi'), Log())
+        open_engine(EngineConfig('serpapi'))
     monkeypatch.setenv(remote.SERPAPI_KEY, 'a-secret')
     seen, replies = [], []
 
@@ -257,7 +292,7 @@ def test_serpapi_goes_through_its_client_and_never_shows_the_key(monkeypatch, ca
     monkeypatch.setattr(requests.Session, 'request', get)
     results = [{'title': 'A', 'snippet': 'b', 'link': 'c'}, {'title': 'no snippet'}, {'snippet': 'd'}]
     replies[:] = [(200, json.dumps({'organic_results': results}).encode())]
-    client = open_remote(RemoteConfig('serpapi', retries=0), Log())
+    client = open_engine(EngineConfig('serpapi', retries=0))
     assert client.search(['hamlet'], 5) == [[Document('A', 'b', 'c'), Document('', 'd', '')]]
     assert {'engine': 'google', 'q': 'hamlet', 'num': 5}.items() <= seen[0].items()
     for reply, kind in (

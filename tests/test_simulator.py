@@ -197,7 +197,7 @@ def test_without_names_an_answer_makes_a_passage_gold():
 
 def test_a_real_engine_in_the_place_of_the_simulator_knows_no_noise(mesh):
     cfg = SimulatorConfig(kind='engine', documents=2)
-    made = Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=lambda: (BM25(PASSAGES).search, PASSAGES))
+    made = Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=lambda: BM25(PASSAGES))
     search = made.search(seed=0, step=1, noise=1.0)
     search.submit(Query('h', ROME, 0, 0, 'Rome capital'))
     (result,) = search.step()
@@ -272,7 +272,7 @@ def test_policy_and_simulator_of_the_same_model_share_one_copy(mesh, monkeypatch
     monkeypatch.setattr('zerosearch_jax.generate.engine.Engine.load', lambda self, params, **_: loaded.append(params))
     monkeypatch.setattr('zerosearch_jax.roles.load_model', lambda *_: pytest.fail('loaded again'))
     cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2)
-    Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=lambda: None, loaded=('tiny', model))
+    Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None, loaded=('tiny', model))
     trainable = roles.trainable(model, roles.PolicyConfig(model='tiny', lora_rank=2), mesh, 0)
     policy = lora.combine(trainable.frozen, trainable.params)
     shared = [name for name in loaded[0]['layers'] if loaded[0]['layers'][name] is policy['layers'][name]]

@@ -44,6 +44,14 @@ def work(checkpoints: pathlib.Path) -> dict:
 
     calls = [outside.call(log, ['a', 'b', 'c'][: 2 + turn], ask) for turn in range(2)]
 
+    def give_up(positions):
+        raise OSError('no more money')
+
+    try:
+        outside.call(log, ['d'], give_up)
+    except OSError as error:  # told to all, or the others would wait for ever
+        calls.append(str(error))
+
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
     places = state.state_shardings(transformer.layout(TINY), tx, mesh)
     update = step.make_update(TINY, tx, places, losses.LossConfig(), losses.Compute(chunk=32))

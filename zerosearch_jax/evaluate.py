@@ -36,11 +36,11 @@ def evaluate(
     tokenizer: Tokenizer,
     cfg: RolloutConfig,
     *,
-    progress: Callable[[int], None] = lambda done: None,
+    finished: Callable[[Trajectory], None] = lambda trajectory: None,
 ) -> list[Trajectory]:
     """One episode a question, greedy where `policy` was loaded with temperature 0."""
     return rollout(
-        questions, 1, policy, search, tokenizer, cfg, identity=('greedy',), stream='evaluation', progress=progress
+        questions, 1, policy, search, tokenizer, cfg, identity=('greedy',), stream='evaluation', finished=finished
     )
 
 
@@ -82,16 +82,17 @@ def bootstrap_interval(values: Sequence, *, seed: int = 0, level: float = 0.95) 
     return float(low), float(high)
 
 
-def row(trajectory: Trajectory, tokenizer: Tokenizer, step: int, **extra) -> dict:
+def row(trajectory: Trajectory, tokenizer: Tokenizer, **extra) -> dict:
     """A trajectory as one JSON row: scores, searches, and the text of every segment."""
     return {
-        'step': step,
         'id': trajectory.question.id,
         'sample': trajectory.sample,
         'question': trajectory.question.question,
         'golden_answers': list(trajectory.question.golden_answers),
         'answer': trajectory.answer,
         'status': trajectory.status,
+        'action_tokens': trajectory.action_tokens,
+        'response_tokens': trajectory.response_tokens,
         **scores(trajectory),
         **extra,
         'searches': [

@@ -7,9 +7,11 @@ import typing
 
 from zerosearch_jax import roles, settings, state
 from zerosearch_jax.alarms import AlarmConfig
+from zerosearch_jax.cost import PricesConfig
 from zerosearch_jax.evaluate import EvaluationConfig
 from zerosearch_jax.learner import CriticConfig, RLConfig
 from zerosearch_jax.search.curriculum import Curriculum
+from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.search.rollout import RolloutConfig
 from zerosearch_jax.search.scoring import RewardConfig
 from zerosearch_jax.search.simulator import SimulatorConfig
@@ -44,6 +46,7 @@ class Config:
     policy: roles.PolicyConfig
     simulator: SimulatorConfig
     endpoint: EndpointConfig
+    engine: EngineConfig  # the real one
     data: DataConfig
     curriculum: Curriculum
     rollout: RolloutConfig
@@ -53,9 +56,14 @@ class Config:
     optimizer: state.OptimizerConfig
     evaluation: EvaluationConfig
     alarms: AlarmConfig
+    prices: PricesConfig
     run: RunConfig
 
     def __post_init__(self):
+        if self.rollout.prompt == 'documents':
+            raise ValueError("config.rollout.prompt = 'documents' is of evaluations; a policy is trained on 'search'")
+        if (self.simulator.kind == 'none') != (self.rollout.max_turns == 0):
+            raise ValueError("config.simulator.kind = 'none' and config.rollout.max_turns = 0 go together: no search")
         longest = self.rollout.prompt_tokens + self.rollout.response_tokens
         if longest > self.rl.row_length:
             raise ValueError(

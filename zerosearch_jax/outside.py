@@ -57,18 +57,27 @@ def call(log: Log, keys: Sequence[str], ask: Callable[[list[int]], Iterator[tupl
       keys: what identifies each result; equal keys get one result.
       ask: is given the positions of the keys that are not known; yields (position, JSON value, whether to keep it) in
         any order. A value that is not kept, a failure say, is asked for again the next time.
+
+    Raises:
+      what `ask` raises on process 0, and OSError with its message on all others; what came before is kept.
     """
     positions = {key: i for i, key in reversed(list(enumerate(keys))) if log.get(key) is None}
     fresh: dict[str, tuple[Any, bool]] = {}
+    problem: Exception | None = None
     if positions and jax.process_index() == 0:
-        for position, value, keep in ask(sorted(positions.values())):
-            fresh[keys[position]] = value, keep
-            if keep:
-                log.put(keys[position], value)
-    fresh = sharding.from_first_process(fresh)
+        try:
+            for position, value, keep in ask(sorted(positions.values())):
+                fresh[keys[position]] = value, keep
+                if keep:
+                    log.put(keys[position], value)
+        except Exception as error:  # the other processes wait for the results: they have to know
+            problem = error
+    fresh, told = sharding.from_first_process((fresh, problem and f'process 0: {problem}'))
     for key, (value, keep) in fresh.items():
         if keep and log.get(key) is None:
             log.put(key, value)
+    if told:
+        raise problem or OSError(told)
     return [fresh[key][0] if key in fresh else log.get(key) for key in keys]
 
 

@@ -6,10 +6,11 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
+from zerosearch_jax import cost, metrics
 from zerosearch_jax import evaluate as ev
-from zerosearch_jax import metrics
 
 
 def headline(measured: dict[str, float]) -> str:
@@ -38,6 +39,7 @@ def summarize(workdir: pathlib.Path) -> dict:
     summary: dict = {'steps': steps[-1]['step'] if steps else 0}
     if steps:
         summary['last_reward'] = steps[-1]['reward/mean']
+        summary['cost'] = _cost(workdir, steps)
     evaluated = evaluations(workdir)
     summary['evaluations'] = {str(number): _scores_with_intervals(found) for number, found in evaluated.items()}
     if len(evaluated) > 1:
@@ -46,6 +48,17 @@ def summarize(workdir: pathlib.Path) -> dict:
         summary['em_gain'] = {'mean': float(np.mean(gains)), 'interval': ev.bootstrap_interval(gains)}
     (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
     return summary
+
+
+def _cost(workdir: pathlib.Path, steps: list[dict]) -> dict:
+    """What all steps took, and its price."""
+    counted = {
+        name: sum(row.get(f'cost/{name}', 0) for row in steps) for name in ('queries', 'tokens', 'device_seconds')
+    }
+    prices = cost.PricesConfig(**json.loads((workdir / 'config.json').read_text())['prices'])
+    device = jax.devices()[0].device_kind
+    dollars, line = cost.priced(counted, device, prices), cost.told(counted, device, prices)
+    return counted | dollars | {'device': device, 'text': line}
 
 
 def evaluations(workdir: pathlib.Path) -> dict[int, list[dict]]:
@@ -76,6 +89,8 @@ def text(summary: dict, workdir: pathlib.Path) -> str:
             for name in ev.METRICS
         ]
         lines.append(f'  after step {number}: {"  ".join(parts)}  ({scored["questions"]} questions, 95 % intervals)')
+    if 'cost' in summary:
+        lines.append(f'  {summary["cost"]["text"]}')
     if 'em_gain' in summary:
         low, high = summary['em_gain']['interval']
         lines.append(f'  EM gain {summary["em_gain"]["mean"]:+.3f} [{low:+.3f}, {high:+.3f}], paired bootstrap')

@@ -119,6 +119,30 @@ def trainable(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh, seed: in
     return Trainable(adapter, model.params, layout)
 
 
+def export(params: dict, model: Model, adapter: bool, directory: pathlib.Path, resolved: str) -> pathlib.Path:
+    """Writes trained weights: `adapter.safetensors` in bfloat16, the configuration beside it, or `model/` in float32.
+
+    Args:
+      params: the weights that were trained.
+      model: what they belong to.
+      adapter: whether they are an adapter.
+      directory: of the run.
+      resolved: its configuration as JSON text.
+
+    Returns:
+      The file or the directory: what config.policy.adapter or config.policy.model takes.
+    """
+    if adapter:
+        path = directory / 'adapter.safetensors'
+        half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+        weights.save_tree(path, half, {'config': resolved})
+    else:
+        path = directory / 'model'
+        weights.save(params, model.cfg, path)
+        model.tokenizer.save(path)
+    return path
+
+
 def open_policy(model: Model, size: RolloutConfig, mesh: jax.sharding.Mesh, *, dtype: str, capacity: int = 0) -> Engine:
     """An engine for a policy: it stops at the tags of the protocol; load weights before use.
 

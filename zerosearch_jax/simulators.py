@@ -13,7 +13,9 @@ from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.models import lora, quant
 from zerosearch_jax.outside import Log
+from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.search.oracle import Oracle, oracle_search
+from zerosearch_jax.search.remote import RemoteSearch, search_at
 from zerosearch_jax.search.simulator import DocumentSearch, SimulatedSearch, SimulatorConfig, draw_labels, engine_search
 from zerosearch_jax.search.writers import EndpointConfig, EndpointWriter, EngineWriter, Writer
 from zerosearch_jax.text import stop
@@ -28,7 +30,8 @@ class Simulator:
       mesh: of our models.
       decode_steps: tokens decoded between two looks of the host.
       loaded: a model that is there already, used if it is the one that `cfg` names: the weights are in memory once.
-      corpus: opens the corpus, called only where documents come from it: (its engine's search, its passages).
+      corpus: opens what an oracle knows: (a search in it, its passages).
+      engine: opens the real engine, where that is what searches.
       log: file of the calls to a served model, from which a resumed run replays them; None: not written.
     """
 
@@ -40,6 +43,7 @@ class Simulator:
         mesh: jax.sharding.Mesh,
         decode_steps: int,
         corpus: Callable[[], tuple[Callable, Sequence[Passage]]],
+        engine: Callable[[], BM25 | RemoteSearch],
         loaded: tuple[str, roles.Model] | None = None,
         log: pathlib.Path | None = None,
     ):
@@ -47,20 +51,30 @@ class Simulator:
         self.engine: Engine | None = None
         self._writer: Writer | None = None
         self._oracle: Oracle | None = None
-        self._real: Callable | None = None
+        self._real: BM25 | RemoteSearch | None = None
         self._memory = Log(cfg.remember) if cfg.remember else None
         if cfg.kind == 'oracle':
             self._oracle = Oracle(*corpus())
         elif cfg.kind == 'engine':
-            self._real = corpus()[0]
-        else:
-            self._writer = open_writer(cfg, endpoint, mesh=mesh, decode_steps=decode_steps, loaded=loaded, log=Log(log))
+            self._real = engine()
+        elif cfg.kind != 'none':
+            self._writer = open_writer(
+                cfg,
+                endpoint,
+                mesh=mesh,
+                decode_steps=decode_steps,
+                loaded=loaded,
+                log=Log(log),
+                keep_failures=log is not None,
+            )
             self.engine = getattr(self._writer, 'engine', None)
 
     def search(self, *, seed: int, step: int, noise: float) -> SimulatedSearch | DocumentSearch:
         """The source of one step's results; `noise` is the curriculum's value, which a real engine does not heed."""
         if self._real:
-            return engine_search(self._real, self.cfg.documents)
+            return engine_search(search_at(self._real, f'seed {seed}, step {step}'), self.cfg.documents)
+        if self.cfg.kind == 'none':
+            return DocumentSearch(lambda queries, labels: [])
         if self._oracle:
             return oracle_search(self._oracle, lambda query: draw_labels(query, self.cfg, (seed, step), noise))
         return SimulatedSearch(self._writer, self.cfg, seed=seed, step=step, noise=noise, memory=self._memory)
@@ -88,11 +102,19 @@ def open_writer(
     mesh: jax.sharding.Mesh,
     decode_steps: int,
     log: Log,
+    keep_failures: bool = False,
     loaded: tuple[str, roles.Model] | None = None,
 ) -> Writer:
-    """A model that writes: a served one, or one of ours, loaded. Arguments as those of Simulator."""
+    """A model that writes: a served one (EndpointWriter has the arguments), or one of ours, loaded."""
     if cfg.kind == 'endpoint':
-        return EndpointWriter(endpoint, cfg.model, max_tokens=cfg.max_tokens, temperature=cfg.temperature, log=log)
+        return EndpointWriter(
+            endpoint,
+            cfg.model,
+            max_tokens=cfg.max_tokens,
+            temperature=cfg.temperature,
+            log=log,
+            keep_failures=keep_failures,
+        )
     name, model = loaded or ('', None)
     if model is None or name != cfg.model:
         model = roles.load_model(cfg.model, mesh)

@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from zerosearch_jax import alarms, metrics, progress, report, sharding
+from zerosearch_jax import alarms, metrics, progress, report, roles, sharding
 from zerosearch_jax import evaluate as ev
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.experiment import Config
@@ -28,8 +28,8 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
 
     Args:
       cfg: checked configuration.
-      workdir: receives config.json, checkpoints/, metrics.jsonl, trajectories.jsonl, evaluation/, curves.png and
-        summary.json.
+      workdir: receives config.json, checkpoints/, metrics.jsonl, trajectories.jsonl, evaluation/, curves.png,
+        summary.json, and at the end adapter.safetensors or model/.
       resolved: the configuration as JSON text.
 
     Raises:
@@ -51,6 +51,13 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
                 _evaluate_at(trainer, writer, 0)
             last = _loop(trainer, writer, checkpoints, start)
             if last:
+                roles.export(
+                    trainer.learner.state['policy'].params,
+                    trainer.model,
+                    bool(cfg.policy.lora_rank),
+                    workdir,
+                    resolved,
+                )
                 _evaluate_at(trainer, writer, last)
         except KeyboardInterrupt:
             progress.say('interrupted; run the same command again to continue from the last checkpoint')
@@ -104,7 +111,7 @@ def _sound_alarms(trainer: Trainer, checkpoints: Checkpoints, number: int, measu
 
 def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[dict]]:
     """One step: rollouts, rewards, advantages, update. Returns its metrics and its trajectories as JSON rows."""
-    cfg, began = trainer.cfg, time.perf_counter()
+    cfg, began, generated = trainer.cfg, time.perf_counter(), trainer.generated_tokens
     trajectories, rounds = trainer.collect_varied(number)
     collected = time.perf_counter()
     reward = np.array([trainer.score(t) for t in trajectories])
@@ -129,11 +136,14 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
         'speed/tokens_per_second': tokens / (ended - began),
         'speed/rollout_seconds': collected - began,
         'speed/update_seconds': ended - collected,
+        'cost/queries': sum(len(t.searches) for t in trajectories),
+        'cost/tokens': trainer.generated_tokens - generated,
+        'cost/device_seconds': (ended - began) * trainer.mesh.size,
     }
     if cfg.rollout.group > 1:
         measured['rollout/zero_variance_groups'] = advantages.zero_variance_share(reward, groups, valid)
     written = [
-        ev.row(t, trainer.model.tokenizer, number, reward=float(r), advantage=float(a))
+        ev.row(t, trainer.model.tokenizer, step=number, reward=float(r), advantage=float(a))
         for t, r, a in zip(trajectories, reward, per_trajectory, strict=True)
     ]
     return measured, written
@@ -147,7 +157,7 @@ def _evaluate_at(trainer: Trainer, writer, number: int):
     if not sharding.agree(path.exists()):
         trajectories = trainer.evaluate()
         if writer is not None:
-            metrics.write_jsonl(path, [ev.row(t, trainer.model.tokenizer, number) for t in trajectories])
+            metrics.write_jsonl(path, [ev.row(t, trainer.model.tokenizer, step=number) for t in trajectories])
     if writer is None:
         return
     found = metrics.read_jsonl(path)
@@ -157,5 +167,5 @@ def _evaluate_at(trainer: Trainer, writer, number: int):
         writer.write(number, means)
     progress.say(
         f'evaluation after step {number}: EM {means["eval/em"]:.3f}  F1 {means["eval/f1"]:.3f}  '
-        f'searches {means["eval/searches"]:.2f}  ({len(found)} questions, BM25)'
+        f'searches {means["eval/searches"]:.2f}  ({len(found)} questions, {trainer.cfg.engine.kind})'
     )

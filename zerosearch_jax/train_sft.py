@@ -21,7 +21,7 @@ import numpy as np
 from zerosearch_jax import metrics, progress, roles, settings, sharding, state
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import pairs, rows
-from zerosearch_jax.models import attention, weights
+from zerosearch_jax.models import attention
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.search import demos
 from zerosearch_jax.search.engines import BM25
@@ -252,7 +252,7 @@ class _Learner:
         )
 
     def export(self, final: bool = False) -> pathlib.Path:
-        """Writes the adapter in bfloat16 with its configuration as metadata, or the whole model in float32.
+        """Writes the weights as roles.export does.
 
         At the end of a run with early stopping the best weights are there already.
         """
@@ -260,13 +260,7 @@ class _Learner:
         path = self._workdir / ('adapter.safetensors' if adapter else 'model')
         if final and self.cfg.sft.patience and path.exists():
             return path
-        if adapter:
-            half = jax.tree.map(lambda w: np.asarray(w.astype(jnp.bfloat16)), self._state.params)
-            weights.save_tree(path, half, {'config': self._resolved})
-        else:
-            weights.save(self._state.params, self._model.cfg, path)
-            self._model.tokenizer.save(path)
-        return path
+        return roles.export(self._state.params, self._model, adapter, self._workdir, self._resolved)
 
 
 _SHOWN = ('loss/nll', 'loss/held_out', 'speed/tokens_per_second')

@@ -16,9 +16,11 @@ from zerosearch_jax.data import rows
 from zerosearch_jax.experiment import Config
 from zerosearch_jax.learner import Learner
 from zerosearch_jax.models import transformer
+from zerosearch_jax.outside import Log
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.search.curriculum import noise_probability
 from zerosearch_jax.search.engines import BM25
+from zerosearch_jax.search.remote import RemoteSearch, open_engine
 from zerosearch_jax.search.rollout import Trajectory, encode_prompt, rollout
 from zerosearch_jax.search.scoring import Scorer
 from zerosearch_jax.search.simulator import CompactedQuestions, engine_search
@@ -76,14 +78,28 @@ class Trainer:
             cfg.endpoint,
             mesh=self.mesh,
             decode_steps=cfg.rollout.decode_steps,
-            corpus=lambda: (self.bm25.search, rows.load_passages(cfg.data.corpus)),
+            corpus=self._corpus,
+            engine=lambda: self.engine,
             loaded=(cfg.policy.model, self.model),
             log=self.workdir / 'calls.log' if self.workdir else None,
         )
 
     @functools.cached_property
-    def bm25(self) -> BM25:
-        return BM25(rows.load_passages(self.cfg.data.corpus))
+    def engine(self) -> BM25 | RemoteSearch:
+        """The real search engine, of evaluations and of training where that is not simulated."""
+        log = Log(self.workdir / 'searches.log' if self.workdir else None)
+        return open_engine(self.cfg.engine, lambda: rows.load_passages(self.cfg.data.corpus), log)
+
+    @property
+    def generated_tokens(self) -> int:
+        """By policy and simulator of ours, since they were loaded."""
+        engines = self.policy_engine, self.simulator.engine
+        return sum(engine.decoded_tokens for engine in engines if engine)
+
+    def _corpus(self):
+        passages = rows.load_passages(self.cfg.data.corpus)
+        local = self.engine if isinstance(self.engine, BM25) else BM25(passages)
+        return local.search, passages
 
     def _build_learner(self):
         cfg = self.cfg
@@ -135,7 +151,7 @@ class Trainer:
                 self.model.tokenizer,
                 cfg.rollout,
                 identity=(cfg.seed, number),
-                progress=bar.update,
+                finished=lambda _: bar.update(),
             )
 
     def collect_varied(self, number: int) -> tuple[list[Trajectory], int]:
@@ -172,15 +188,15 @@ class Trainer:
         return [self.train_questions[i] for i in chosen[: 2 * self.cfg.rollout.questions]]
 
     def evaluate(self) -> list[Trajectory]:
-        """Greedy episodes on the held-out questions with BM25 over the corpus."""
+        """Greedy episodes on the held-out questions with the real engine."""
         self.policy_engine.load(self.learner.policy_params, temperature=self.cfg.evaluation.temperature)
-        search = engine_search(self.bm25.search, self.cfg.evaluation.documents)
-        with progress.bar(len(self.test_questions), 'evaluation with BM25', 'question') as bar:
+        search = engine_search(self.engine.search, self.cfg.evaluation.documents)
+        with progress.bar(len(self.test_questions), 'evaluation', 'question') as bar:
             return ev.evaluate(
                 self.test_questions,
                 self.policy_engine,
                 search,
                 self.model.tokenizer,
                 self.cfg.rollout,
-                progress=bar.update,
+                finished=lambda _: bar.update(),
             )

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zerosearch_jax.data import benchmarks
+
 BUILT_IN = ('world', 'toy')
 _FORMATS = ('.jsonl', '.jsonl.gz', '.parquet')
 _OWN_FIELDS = ('id', 'question', 'golden_answers', 'dataset', 'data_source', 'metadata')
@@ -60,10 +62,11 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
 
     Args:
       source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); `world` or
-        `toy`, which are built in; `tfds:DIRECTORY` as written by `tfds.build`; or `hub:owner/name`
+        `toy`, which are built in; the name of a set of data/benchmarks.py, whose rows that cannot be scored are left
+        out; `tfds:DIRECTORY` as written by `tfds.build`; or `hub:owner/name`
         (`hub:owner/name:config`). Relative paths are tried as given, then under the directory that the environment
         variable ZEROSEARCH_DATA names.
-      split: for `world`, `toy`, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
+      split: for `world`, `toy`, named sets, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
       skip_unscorable: leaves out rows none of whose answers can be scored, instead of raising. NQ and HotpotQA have
         a few: '---', 'The The'.
 
@@ -84,6 +87,9 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
         from zerosearch_jax.data import tfds
 
         return tfds.load(str(_find(source.removeprefix('tfds:'))), split)
+    if source in benchmarks.DATASETS:
+        found = load_questions(*benchmarks.locate(source, split), skip_unscorable=True)
+        return [dataclasses.replace(q, dataset=q.dataset or source) for q in found]
     name, stem, rows = open_rows(source, split)
     read = (
         (where, as_question(row, where, f'{stem}-{line}', skip_unscorable))
@@ -155,7 +161,8 @@ def open_rows(source: str, split: str) -> tuple[str, str, Iterable]:
     if source.startswith('hub:'):
         return source, source.split('/')[-1], _hub_rows(source.removeprefix('hub:'), split)
     if not source.endswith(_FORMATS):
-        raise ValueError(f"{source}: unknown source; use a path ending in {', '.join(_FORMATS)}, or 'world', 'hub:'…")
+        names = ', '.join(map(repr, (*BUILT_IN, *benchmarks.DATASETS)))
+        raise ValueError(f"{source}: unknown source; use a path ending in {', '.join(_FORMATS)}, 'hub:'… or {names}")
     path = _find(source)
     if path.is_dir():
         raise ValueError(f'{path} is a directory; give one of the files in it')

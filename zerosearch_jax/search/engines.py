@@ -1,9 +1,12 @@
 """Search engines that run in this process: BM25 over a corpus of passages."""
 
 import dataclasses
+import hashlib
+import json
 import logging
+import threading
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,16 @@ class SearchFailed:
     kind: str
 
 
+_MARK = 'corpus.sha256'
+
+
+def _fingerprint(passages: Iterable[Passage]) -> str:
+    found = hashlib.sha256()
+    for passage in passages:
+        found.update(json.dumps([passage.id, passage.title, passage.text]).encode())
+    return found.hexdigest()
+
+
 class BM25:
     """BM25 (Lucene's form, k1 1.5, b 0.75) over title and text: words of two letters or more, no English stop words,
     no stemming, accents ignored.
@@ -48,13 +61,29 @@ class BM25:
         tokens = _tokenize([f'{p.title} {p.text}' for p in passages])
         if not tokens.vocab:
             raise ValueError(f'none of the {len(passages)} passages has a word to index; give a corpus with text')
-        self._index = bm25s.BM25()
+        self._index, self._reading = bm25s.BM25(), threading.Lock()
         self._index.index(tokens, show_progress=False)
         self._index.corpus = [{'id': p.id, 'title': p.title, 'text': p.text} for p in passages]
+
+    @classmethod
+    def open(cls, passages: Sequence[Passage], directory: str) -> 'BM25':
+        """The index of these passages that `directory` holds, memory-mapped; made and kept there if it holds none.
+
+        Raises:
+          ValueError: it holds the index of other passages.
+        """
+        mark = Path(directory) / _MARK
+        if not mark.exists():
+            cls(passages).save(directory)
+        elif mark.read_text() != _fingerprint(passages):
+            raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
+        return cls.load(directory)
 
     def save(self, directory: str) -> None:
         """Writes the index and the passages to a directory as .npy and JSON files."""
         self._index.save(directory, show_progress=False, raise_on_serialization_error=True)
+        passages = (Passage(**item) for item in self._index.corpus)
+        (Path(directory) / _MARK).write_text(_fingerprint(passages))  # last: it says that the index is complete
 
     @classmethod
     def load(cls, directory: str) -> 'BM25':
@@ -64,6 +93,7 @@ class BM25:
         if not (Path(directory) / 'params.index.json').exists():
             raise FileNotFoundError(f'{directory} holds no BM25 index; write one with BM25(passages).save(directory)')
         engine = cls.__new__(cls)
+        engine._reading = threading.Lock()
         engine._index = bm25s.BM25.load(directory, load_corpus=True, mmap=True, show_progress=False, verbosity=0)
         return engine
 
@@ -86,7 +116,9 @@ class BM25:
         if len(hits) > k:  # Keep all that tie with the k-th, so that the stable sort below decides, not the partition.
             hits = hits[scores[hits] >= np.partition(scores[hits], -k)[-k]]
         best = hits[np.argsort(-scores[hits], kind='stable')][:k]
-        return [Document(**self._index.corpus[int(i)], score=float(scores[i])) for i in best]
+        with self._reading:  # the mapped file has one position, which threads would move for each other
+            found = [self._index.corpus[int(i)] for i in best]
+        return [Document(**item, score=float(scores[i])) for item, i in zip(found, best, strict=True)]
 
 
 def _tokenize(texts: Sequence[str], return_ids: bool = True):

@@ -15,11 +15,31 @@ from collections.abc import Sequence
 SEARCH_STOP, ANSWER_STOP = '</search>', '</answer>'
 STOP_STRINGS = (SEARCH_STOP, ANSWER_STOP)
 
-POLICY_PROMPT = (
-    'Answer the question. Think inside <think> and </think> whenever you learn something. If you lack a fact, write '
-    'one query inside <search> and </search>; the results will appear inside <information> and </information>. Search '
-    'as often as you need. Then give only the short answer inside <answer> and </answer>.\n'
-    'Question: {question}'
+POLICY_PROMPTS = {
+    # think, search, read, answer
+    'search': (
+        'Answer the question. Think inside <think> and </think> whenever you learn something. If you lack a fact, '
+        'write one query inside <search> and </search>; the results will appear inside <information> and '
+        '</information>. Search as often as you need. Then give only the short answer inside <answer> and </answer>.\n'
+        'Question: {question}'
+    ),
+    # think and answer: chain of thought, and what R1 is trained with
+    'reason': (
+        'Answer the question. First think step by step inside <think> and </think>. Then give only the short answer '
+        'inside <answer> and </answer>.\nQuestion: {question}'
+    ),
+    'direct': 'Answer the question with the short answer and nothing else.\nQuestion: {question}',
+    # the documents of one search that was made before
+    'documents': (
+        'Answer the question with the short answer and nothing else. The documents may help.\n{documents}\n'
+        'Question: {question}'
+    ),
+}
+
+REFINE_PROMPT = (
+    'Somebody answers a question and searches for what they lack. Say in one or two sentences what the documents tell '
+    'that helps with the query; say that they tell nothing helpful where that is so.\nQuestion: {question}\n'
+    'Thoughts so far: {written}\nQuery: {query}\n{documents}\nWhat helps:'
 )
 
 
@@ -136,10 +156,11 @@ def neutralize(text: str) -> str:
     return _TAG.sub(r'(\1\2)', _CONTROL.sub(' ', text))
 
 
-def policy_prompt(question: str, template: str = POLICY_PROMPT) -> str:
-    """The user message that states the protocol and the question."""
+def policy_prompt(question: str, wording: str = 'search', documents: str = '') -> str:
+    """The user message that states the question and how to answer it, `wording` a key of POLICY_PROMPTS."""
     question = question.strip()
-    return fill(template, question=question if question.endswith('?') else question + '?')
+    asked = question if question.endswith('?') else question + '?'
+    return fill(POLICY_PROMPTS[wording], question=asked, documents=documents)
 
 
 def simulator_prompt(

@@ -1,6 +1,6 @@
-"""Search engines behind HTTP: the retrievers of Search-R1 and ZeroSearch, and Google through SerpAPI.
+"""Search engines by configuration: BM25 here, or the retrievers of Search-R1 and ZeroSearch, and Google, behind HTTP.
 
-    engine = open_remote(RemoteConfig(kind='search_r1', url='http://127.0.0.1:8000/retrieve'), Log('searches.log'))
+    engine = open_engine(EngineConfig('search_r1', url='http://127.0.0.1:8000/retrieve'), log=Log('searches.log'))
     engine.search(['who wrote hamlet'], 3)
 
 Requests are made by one process, at most so many at once and a second, with time-outs and retries; every result goes to
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import threading
@@ -20,17 +21,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from zerosearch_jax import outside
-from zerosearch_jax.search.engines import Document, SearchFailed
+from zerosearch_jax.data.rows import Passage
+from zerosearch_jax.search.engines import BM25, Document, SearchFailed
 
 SERPAPI_KEY = 'SERPAPI_API_KEY'
 
 
 @dataclasses.dataclass(frozen=True)
-class RemoteConfig:
+class EngineConfig:
     """Which engine, and how much may be asked of it."""
 
-    kind: Literal['search_r1', 'zerosearch_wiki', 'serpapi'] = 'search_r1'
-    url: str = 'http://127.0.0.1:8000/retrieve'  # not of serpapi
+    # BM25 over config's corpus in this process; servers of Search-R1's and of ZeroSearch's protocol; Google by SerpAPI
+    kind: Literal['bm25', 'search_r1', 'zerosearch_wiki', 'serpapi'] = 'bm25'
+    index: str = ''  # of bm25: directory where the index of the corpus is kept; '': made in memory
+    url: str = 'http://127.0.0.1:8000/retrieve'  # of a server
     timeout_s: float = 30.0  # of one attempt
     retries: int = 3  # after the first attempt, where it may help
     pause_s: float = 1.0  # before the first of them; doubled each time
@@ -42,6 +46,8 @@ class RemoteConfig:
     def __post_init__(self):
         if self.concurrency < 1 or self.retries < 0 or min(self.per_second, self.query_price, self.spending_cap) < 0:
             raise ValueError('concurrency must be positive; retries, per_second and prices must not be negative')
+        if self.spending_cap and not self.query_price:
+            raise ValueError('a spending_cap needs a query_price: what a request costs, in dollars')
 
 
 class SpendingCapReached(OSError):
@@ -71,7 +77,7 @@ class RemoteSearch:
       log: of results and of what was spent.
     """
 
-    def __init__(self, fetch: Fetch, batch: int, name: str, cfg: RemoteConfig, log: outside.Log):
+    def __init__(self, fetch: Fetch, batch: int, name: str, cfg: EngineConfig, log: outside.Log):
         self._fetch, self._batch, self._name, self._cfg, self._log = fetch, batch, name, cfg, log
         self._clock, self._next_start = threading.Lock(), 0.0
 
@@ -80,12 +86,29 @@ class RemoteSearch:
         """Dollars of all requests of this log, failed attempts included."""
         return self._log.get(f'spent on {self._name}') or 0.0
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Document] | SearchFailed]:
+    def search(self, queries: Sequence[str], k: int, moment: str = '') -> list[list[Document] | SearchFailed]:
         """Up to k documents of each query, or how it failed.
+
+        Args:
+          queries: texts.
+          k: documents a query.
+          moment: of a run, e.g. its step: within one, a failed query is not asked again, so that a run that is resumed
+            sees what it saw before. '': failed queries are asked again.
 
         Raises:
           SpendingCapReached: before the request that would exceed it; what came before is in the log.
         """
+        failed = {query: json.dumps([self._name, query, k, moment]) for query in queries}
+        known = {query: self._log.get(key) for query, key in failed.items()} if moment else {}
+        asked = [query for query in failed if not known.get(query)]
+        found = dict(zip(asked, self._ask(asked, k), strict=True))
+        for query, value in found.items():
+            if moment and 'failure' in value:
+                self._log.put(failed[query], value)
+        return [_result(known.get(query) or found[query]) for query in queries]
+
+    def _ask(self, queries: list[str], k: int) -> list[dict]:
+        """JSON results of different queries, from the log where it has them."""
         keys = [json.dumps([self._name, query, k]) for query in queries]
 
         def ask(positions: list[int]) -> Iterator[tuple[int, dict, bool]]:
@@ -104,12 +127,7 @@ class RemoteSearch:
                 if capped:
                     raise capped
 
-        return [
-            SearchFailed(value['failure'])
-            if 'failure' in value
-            else [Document(**document) for document in value['documents']]
-            for value in outside.call(self._log, keys, ask)
-        ]
+        return outside.call(self._log, keys, ask)
 
     def _attempts(self, queries: list[str], k: int) -> list[dict]:
         """JSON results of one request, tried again where that may help."""
@@ -145,22 +163,43 @@ class RemoteSearch:
         time.sleep(start - now)
 
 
-def open_remote(cfg: RemoteConfig, log: outside.Log) -> RemoteSearch:
+def _result(value: dict) -> list[Document] | SearchFailed:
+    if 'failure' in value:
+        return SearchFailed(value['failure'])
+    return [Document(**document) for document in value['documents']]
+
+
+def open_engine(
+    cfg: EngineConfig, passages: Callable[[], Sequence[Passage]] = list, log: outside.Log | None = None
+) -> BM25 | RemoteSearch:
     """The configured engine.
 
+    Args:
+      cfg: which one.
+      passages: reads the corpus, called for bm25 only.
+      log: of a remote engine's results.
+
     Raises:
-      ValueError: its key or its package is missing.
+      ValueError: a key or a package is missing.
     """
+    if cfg.kind == 'bm25':
+        return BM25.open(passages(), cfg.index) if cfg.index else BM25(passages())
+    log = log or outside.Log()
     if cfg.kind == 'serpapi':
         return RemoteSearch(_serpapi(cfg), 1, 'serpapi', cfg, log)
     fetch, batch = {'search_r1': (_search_r1, 64), 'zerosearch_wiki': (_zerosearch_wiki, 1)}[cfg.kind]
     return RemoteSearch(lambda queries, k: fetch(cfg, queries, k), batch, f'{cfg.kind} {cfg.url}', cfg, log)
 
 
+def search_at(engine: BM25 | RemoteSearch, moment: str) -> Callable:
+    """The engine's function of (queries, k), with the failures of a moment remembered (RemoteSearch.search)."""
+    return engine.search if isinstance(engine, BM25) else functools.partial(engine.search, moment=moment)
+
+
 # ---------------------------------------------------------------- protocols
 
 
-def _post(cfg: RemoteConfig, body: dict):
+def _post(cfg: EngineConfig, body: dict):
     """The JSON reply to a request."""
     import requests
 
@@ -184,7 +223,7 @@ def _check_status(status: int):
         raise Failed(f'status_{status}', again=status >= 500)
 
 
-def _search_r1(cfg: RemoteConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
+def _search_r1(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
     """Search-R1's retriever: {"queries", "topk", "return_scores"} to {"result": [[{"document", "score"}, ...]]}."""
     reply = _post(cfg, {'queries': list(queries), 'topk': k, 'return_scores': True})
     try:
@@ -204,7 +243,7 @@ def _search_r1_document(item: dict) -> Document:
     return Document(title, text.strip(), str(document.get('id', '')), score)
 
 
-def _zerosearch_wiki(cfg: RemoteConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
+def _zerosearch_wiki(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
     """ZeroSearch's wiki server: {"query", "top_k"} to [{"text"}, ...]."""
     reply = _post(cfg, {'query': queries[0], 'top_k': k})
     try:
@@ -213,7 +252,7 @@ def _zerosearch_wiki(cfg: RemoteConfig, queries: Sequence[str], k: int) -> list[
         raise Failed('invalid') from error
 
 
-def _serpapi(cfg: RemoteConfig) -> Fetch:
+def _serpapi(cfg: EngineConfig) -> Fetch:
     """Google's organic results through SerpAPI's client: titles and snippets."""
     try:
         import serpapi

@@ -1,6 +1,6 @@
 """Rewards and metrics of an answer: token F1, exact match and cover exact match over normalised text.
 
-All three take `(prediction | None, golds)`, return the best score over the golds in [0, 1], and give 0 where
+All take `(prediction | None, golds)`, return the best score over the golds in [0, 1], and give 0 where
 there is no prediction. Sources: the SQuAD v1.1 evaluation script (normalisation, F1, EM) and ZeroSearch,
 arXiv:2505.04588, section 3.5 (F1 as the training reward).
 """
@@ -30,11 +30,16 @@ def exact_match(prediction: str | None, golds: Sequence[str]) -> float:
 def cover_exact_match(prediction: str | None, golds: Sequence[str]) -> float:
     """1 if a normalised gold answer is a substring of the normalised prediction, else 0.
 
-    This is what the published ZeroSearch code reports as EM. It compares characters, not tokens: the gold answer
-    '89' is found in the prediction '1989'. Unlike there, a gold answer that normalises to nothing ('The') never
-    counts; the published code finds it in every prediction.
+    It compares characters, not tokens: the gold answer '89' is found in the prediction '1989'. A gold answer that
+    normalises to nothing ('The') never counts.
     """
     return _best(lambda pred, gold: bool(gold) and gold in pred, prediction, golds)
+
+
+def published_em(prediction: str | None, golds: Sequence[str]) -> float:
+    """What the published ZeroSearch code reports as EM (spec D3): as cover_exact_match, but a gold answer that
+    normalises to nothing is found in every prediction."""
+    return _best(lambda pred, gold: gold in pred, prediction, golds)
 
 
 def extract_answer(action_text: str) -> str | None:
@@ -51,6 +56,7 @@ REWARDS: dict[str, Callable[[str | None, Sequence[str]], float]] = {
     'f1': f1,
     'em': exact_match,
     'cover_em': cover_exact_match,
+    'published_em': published_em,
 }
 
 

@@ -10,7 +10,7 @@ batches stay full. All decisions depend on tokens alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal
 
 from zerosearch_jax import prng
@@ -33,6 +33,7 @@ class RolloutConfig:
     observation_tokens: int = 160  # tokens of one observation, tags included
     response_tokens: int = 512  # everything after the prompt
     prompt_tokens: int = 256
+    prompt: Literal['search', 'reason', 'direct', 'documents'] = 'search'  # wording: key of prompts.POLICY_PROMPTS
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were never shown a chat template
     temperature: float = 1.0
     top_p: float = 1.0  # log-probs stay those of the whole softmax: below 1 they are not what was sampled (spec D10)
@@ -67,13 +68,22 @@ class Trajectory:
         return sum(len(s.tokens) for s in self.segments if s.kind is Kind.ACTION)
 
 
-def encode_prompt(tokenizer: Tokenizer, question: Question, cfg: RolloutConfig) -> tuple[int, ...]:
+def encode_prompt(
+    tokenizer: Tokenizer, question: Question, cfg: RolloutConfig, documents: Sequence[str] = ()
+) -> tuple[int, ...]:
     """The policy's prompt, as a chat turn or as raw text.
+
+    Args:
+      tokenizer: the policy's.
+      question: what is asked.
+      cfg: its `prompt` says how.
+      documents: what the wording 'documents' shows, cut to cfg.observation_tokens.
 
     Raises:
       ValueError: it is longer than cfg.prompt_tokens.
     """
-    text = prompts.policy_prompt(question.question)
+    shown = tokenizer.encode(_rendered(documents))[: cfg.observation_tokens] if cfg.prompt == 'documents' else []
+    text = prompts.policy_prompt(question.question, cfg.prompt, tokenizer.decode(shown))
     if cfg.prompt_format == 'chat':
         tokens = tokenizer.chat([{'role': 'user', 'content': text}])
     else:
@@ -89,8 +99,12 @@ def encode_prompt(tokenizer: Tokenizer, question: Question, cfg: RolloutConfig) 
 def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], limit: int) -> tuple[int, ...]:
     """Documents between the information tags, tokenized once and cut to `limit`; the closing tag survives the cut."""
     head, tail = tokenizer.encode(prompts.OBSERVATION_OPEN), tokenizer.encode(prompts.OBSERVATION_CLOSE)
-    body = tokenizer.encode(prompts.render_documents(documents) if documents else 'No results.')
+    body = tokenizer.encode(_rendered(documents))
     return (*head, *body[: max(limit - len(head) - len(tail), 0)], *tail)
+
+
+def _rendered(documents: Sequence[str]) -> str:
+    return prompts.render_documents(documents) if documents else 'No results.'
 
 
 class _Episode:
@@ -104,6 +118,12 @@ class _Episode:
     @property
     def room(self) -> int:
         return self._cfg.response_tokens - self.trajectory.response_tokens
+
+    @property
+    def written(self) -> str:
+        """What the policy wrote so far, as text."""
+        actions = [s.tokens for s in self.trajectory.segments if s.kind is Kind.ACTION]
+        return b'\n'.join(map(self._tokenizer.decode_bytes, actions)).decode('utf-8', 'replace')
 
     def act(self, stopped: Stopped) -> tuple[str, object]:
         """Appends an action; returns what comes next and with what.
@@ -159,7 +179,8 @@ def rollout(
     *,
     identity: tuple,
     stream: str = 'policy',
-    progress: Callable[[int], None] = lambda done: None,
+    given: Mapping[str, Result] | None = None,
+    finished: Callable[[Trajectory], None] = lambda trajectory: None,
 ) -> list[Trajectory]:
     """Runs `samples` episodes of every question to their end.
 
@@ -172,17 +193,19 @@ def rollout(
       cfg: budgets.
       identity: what else the randomness depends on, (seed, step).
       stream: random stream, see prng.STREAMS.
-      progress: called with 1 for every finished episode.
+      given: by question id, the search whose documents are in the prompt (cfg.prompt 'documents').
+      finished: called with every episode as it ends.
 
     Returns:
       Trajectories ordered by (question, sample).
     """
     episodes: dict[Hashable, _Episode] = {}
     for question in questions:
-        prompt = encode_prompt(tokenizer, question, cfg)
+        read = [given[question.id]] if given else []
+        prompt = encode_prompt(tokenizer, question, cfg, read[0].documents if read else ())
         for sample in range(samples):
             handle = (question.id, sample)
-            trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)])
+            trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)], [*read])
             episodes[handle] = _Episode(trajectory, tokenizer, cfg)
             key = prng.row_key(stream, *identity, question.id, sample)
             budget = min(cfg.turn_tokens, cfg.response_tokens)
@@ -192,14 +215,15 @@ def rollout(
         episode = episodes[handle]
         if what == 'search':
             trajectory = episode.trajectory
-            search.submit(Query(handle, trajectory.question, trajectory.sample, len(trajectory.searches), value))
+            turn, written = len(trajectory.searches), episode.written
+            search.submit(Query(handle, trajectory.question, trajectory.sample, turn, value, written))
         elif what == 'close':
             policy.extend(handle, (), 1)
         elif what == 'observe' and episode.observe(value):
             policy.extend(handle, value, min(cfg.turn_tokens, episode.room))
         else:
             policy.close(handle)
-            progress(1)
+            finished(episode.trajectory)
 
     while policy.active or search.active:
         if policy.active >= search.active:

@@ -28,7 +28,7 @@ PUBLISHED_DEFAULT = 'Beijing'  # what the published parser finds in its own prom
 class RewardConfig:
     """What a trajectory is rewarded for."""
 
-    answer: str = 'f1'  # 'f1', 'em', 'cover_em', or the dotted name of a function
+    answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (spec D3), or the dotted name of a function
     format: float = 0.0  # added where the actions follow the protocol
     retrieval: float = 0.0  # added where a document holds a golden answer
     overlong_tokens: int = 0  # the last so many tokens of the budget cost up to 1, in a straight line (DAPO); 0: off

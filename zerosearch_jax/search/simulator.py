@@ -29,6 +29,7 @@ class Query:
     sample: int
     turn: int  # number of searches that the trajectory made before
     text: str
+    written: str = ''  # by the policy so far, this query included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Result:
 class SimulatorConfig:
     """Who plays the search engine, how it is asked, and how it is read."""
 
-    # a model of ours, config.endpoint's, gold passages of the corpus, or no simulation: BM25 over the corpus
-    kind: Literal['model', 'endpoint', 'oracle', 'engine'] = 'model'
+    # a model of ours, config.endpoint's, gold passages of the corpus, config.engine itself, or no search at all
+    kind: Literal['model', 'endpoint', 'oracle', 'engine', 'none'] = 'model'
     model: str = 'smollm2-135m-instruct'  # as config.policy.model; of an endpoint the served model's name
     adapter: str = ''  # as config.policy.adapter
     dtype: Literal['float32', 'bfloat16'] = 'float32'

@@ -99,19 +99,29 @@ class EndpointWriter:
       max_tokens: of what is written.
       temperature: of the sampling.
       log: of the calls made, see outside.call.
+      keep_failures: whether a failed call is remembered too, as a run does that is to resume as it was.
 
     Raises:
       ValueError: no address, or the package `openai` is missing.
     """
 
-    def __init__(self, cfg: EndpointConfig, model: str, *, max_tokens: int, temperature: float, log: outside.Log):
+    def __init__(
+        self,
+        cfg: EndpointConfig,
+        model: str,
+        *,
+        max_tokens: int,
+        temperature: float,
+        log: outside.Log,
+        keep_failures: bool,
+    ):
         if not cfg.url:
             raise ValueError('no address of the served model: set config.endpoint.url, e.g. http://localhost:8000/v1')
         try:
             import openai
         except ImportError as error:
             raise ValueError("a served model needs the package openai: pip install -e '.[endpoint]'") from error
-        self._openai, self._cfg, self._log = openai, cfg, log
+        self._openai, self._cfg, self._log, self._keep_failures = openai, cfg, log, keep_failures
         self._options = {'model': model, 'max_tokens': max_tokens, 'temperature': temperature}
         self._client = openai.OpenAI(
             base_url=cfg.url,
@@ -136,7 +146,7 @@ class EndpointWriter:
                 calls = {pool.submit(self._complete, *queue[i][1:]): i for i in positions}
                 for call in concurrent.futures.as_completed(calls):
                     text, failure = call.result()
-                    yield calls[call], (text, failure), not failure
+                    yield calls[call], (text, failure), not failure or self._keep_failures
 
         keys = [repr((self._options, message, identity)) for _, message, identity in queue]
         values = outside.call(self._log, keys, ask)

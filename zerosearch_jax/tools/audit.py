@@ -137,7 +137,14 @@ def open_simulator(cfg: Config, mesh) -> Simulator:
         passages = rows.load_passages(cfg.audit.corpus)
         return BM25(passages).search, passages
 
-    return Simulator(cfg.simulator, cfg.endpoint, mesh=mesh, decode_steps=cfg.rollout.decode_steps, corpus=corpus)
+    return Simulator(
+        cfg.simulator,
+        cfg.endpoint,
+        mesh=mesh,
+        decode_steps=cfg.rollout.decode_steps,
+        corpus=corpus,
+        engine=lambda: BM25(rows.load_passages(cfg.audit.corpus)),
+    )
 
 
 def _row(result, noisy: bool) -> dict:

@@ -110,9 +110,9 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
                     model.tokenizer,
                     cfg.rollout,
                     identity=(cfg.seed, 0),
-                    progress=bar.update,
+                    finished=lambda _: bar.update(),
                 )
-                metrics.append_jsonl(path, [ev.row(t, model.tokenizer, 0) for t in found])
+                metrics.append_jsonl(path, [ev.row(t, model.tokenizer) for t in found])
     return metrics.read_jsonl(path)
 
 

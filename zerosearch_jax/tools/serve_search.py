@@ -24,7 +24,7 @@ class ServeConfig:
     """What is served, and where."""
 
     corpus: str = 'world'  # data/rows.py
-    index: str = ''  # directory of an index that BM25.save wrote; made from the corpus, and kept there, if missing
+    index: str = ''  # directory where the corpus's index is kept; '': made in memory
     host: str = '127.0.0.1'
     port: int = 8000
     documents: int = 3  # where a request does not say how many

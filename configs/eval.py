@@ -1,0 +1,22 @@
+r"""The prompt methods, and what was trained, on the built-in questions; or on anything else, by flags.
+
+  python -m launch.evaluate --config configs/eval.py
+  python -m launch.evaluate --config configs/eval.py --config.evaluation.methods=agent,zerosearch \
+      --config.trained.zerosearch=runs/quickstart/adapter.safetensors
+
+Measured results: docs/evaluation.md.
+"""
+
+from configs.common import no_preset, sections
+
+
+def get_config(preset=''):
+    from zerosearch_jax.tools import evaluation
+
+    no_preset(preset)
+    config = sections(evaluation.SCHEMA)
+    config.evaluation.update(questions=64, documents=2)
+    config.simulator.update(adapter='smollm2_simulator', documents=2, words=25, max_tokens=176, slots=16)
+    config.rollout.update(max_turns=3, turn_tokens=80, observation_tokens=176)
+    config.rollout.update(prompt_tokens=256, response_tokens=512, slots=16)
+    return config

@@ -1,0 +1,201 @@
+"""Evaluation end to end on a tiny model: nothing lost, nothing twice; and its tables against counting by hand."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_resume import ENVIRONMENT, ROOT
+
+from configs.common import sections
+from zerosearch_jax import metrics, roles, settings, sharding
+from zerosearch_jax.cost import PricesConfig
+from zerosearch_jax.models import lora
+from zerosearch_jax.search.engines import SearchFailed
+from zerosearch_jax.tools import evaluation, evaluation_figures
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Two data sets in one file, and a corpus."""
+    rows = [{'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['b'], 'dataset': 'xy'[i % 2]} for i in range(8)]
+    (tmp_path / 'q.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    (tmp_path / 'c.jsonl').write_text(json.dumps({'id': 'p', 'title': 'because', 'text': 'of everything why'}) + '\n')
+    return tmp_path
+
+
+def config(sources, methods='direct,rag', **options):
+    made = sections(evaluation.SCHEMA)
+    made.policy.model = 'tiny'
+    corpus, questions = str(sources / 'c.jsonl'), str(sources / 'q.jsonl')
+    made.evaluation.update(methods=methods, datasets=questions, corpus=corpus, questions=3, refine_tokens=8, **options)
+    made.rollout.update(prompt_tokens=768, response_tokens=192, turn_tokens=16, observation_tokens=64, slots=4)
+    return made
+
+
+def run(made, workdir):
+    return evaluation.evaluate(evaluation.parse(made), workdir, settings.to_json(made))
+
+
+def results(workdir):
+    rows = metrics.read_jsonl(workdir / 'results.jsonl')
+    return {
+        (r['method'], r['dataset'], r['id']): {k: v for k, v in r.items() if k not in ('seconds', 'tokens')}
+        for r in rows
+    }, len(rows)
+
+
+def test_every_method_answers_every_question_once_whatever_is_interrupted(sources, tmp_path):
+    made = config(sources, 'direct,cot,rag,agent,search_o1')
+    table = run(made, tmp_path / 'whole')
+    whole, count = results(tmp_path / 'whole')
+    assert count == len(whole) == 5 * 2 * 3
+    assert '| search_o1 |' in table and (tmp_path / 'whole' / 'table.png').stat().st_size > 1000
+    here = tmp_path / 'part'
+    here.mkdir()
+    lines = (tmp_path / 'whole' / 'results.jsonl').read_text().splitlines(keepends=True)
+    (here / 'results.jsonl').write_text(''.join(lines[:11]) + lines[11][:40])  # killed while it wrote a row
+    (here / 'config.json').write_text((tmp_path / 'whole' / 'config.json').read_text())
+    run(made, here)
+    part, count = results(here)
+    assert count == len(part) and part == whole
+
+
+def test_methods_join_what_is_there_and_other_settings_do_not(sources, tmp_path, capsys):
+    run(config(sources, 'direct'), tmp_path / 'out')
+    before = (tmp_path / 'out' / 'results.jsonl').read_text()
+    table = run(config(sources, 'direct,rag,r1'), tmp_path / 'out')
+    assert (tmp_path / 'out' / 'results.jsonl').read_text().startswith(before)
+    assert '| r1 | not run | not run | not run |' in table
+    assert 'r1: not run; config.trained.r1 names no weights' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='another configuration'):
+        run(config(sources, 'direct', documents=1), tmp_path / 'out')
+
+
+def test_trained_weights_are_those_that_are_named(sources, tmp_path):
+    mesh = sharding.make_mesh()
+    model = roles.load_model('tiny', mesh)
+    adapter = roles.trainable(model, roles.PolicyConfig(lora_rank=2), mesh, 0).params
+    for leaf in ('q_lora_b', 'up_lora_b'):
+        adapter['layers'][leaf] += 0.5
+    file = roles.export(adapter, model, True, tmp_path, '{}')
+    directory = roles.export(lora.merge(lora.combine(model.params, adapter)), model, False, tmp_path, '{}')
+    answers = {}
+    for name, weights in (('file', str(file)), ('directory', str(directory))):
+        made = config(sources, 'cot,r1')
+        made.trained.r1 = weights
+        run(made, tmp_path / name)
+        found, _ = results(tmp_path / name)
+        answers[name] = {key: [s['text'] for s in row['segments']] for key, row in found.items()}
+        assert {row['weights'] for key, row in found.items() if key[0] == 'r1'} == {weights}
+        changed = [
+            answers[name]['r1', *rest] != texts for (method, *rest), texts in answers[name].items() if method == 'cot'
+        ]
+        assert any(changed)
+
+
+def test_questions_that_the_engine_failed_are_asked_again(sources, tmp_path, monkeypatch):
+    broken = []
+
+    class Engine:
+        def search(self, queries, k):
+            return [SearchFailed('timeout') if broken else [] for _ in queries]
+
+    monkeypatch.setattr(evaluation, 'open_engine', lambda *_: Engine())
+    broken.append(1)
+    table = run(config(sources, 'rag'), tmp_path / 'out')
+    assert '| rag | x | 3 | 3 |' in table
+    broken.clear()
+    table = run(config(sources, 'rag'), tmp_path / 'out')
+    found, count = results(tmp_path / 'out')
+    assert '| rag | x | 3 | 0 |' in table and count == len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('methods', 'direct,guess', "'guess' is none of direct, cot"),
+        ('methods', ' , ', 'at least one'),
+        ('datasets', '', 'at least one'),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_a_line(sources, field, value, message):
+    made = config(sources)
+    made.evaluation[field] = value
+    with pytest.raises(ValueError, match=message):
+        evaluation.parse(made)
+
+
+def test_the_seven_are_named_by_one_word(sources):
+    made = config(sources)
+    made.evaluation.datasets = 'seven, mine.jsonl'
+    assert evaluation.parse(made).datasets[-2:] == ['bamboogle', 'mine.jsonl']
+    assert len(evaluation.parse(made).datasets) == 8
+
+
+# ---------------------------------------------------------------- figures
+
+
+def write(directory, scores):
+    """results.jsonl of {method: {data set: [score of each question]}}."""
+    directory.mkdir()
+    base = {'status': 'answered', 'searches': [], 'tokens': 7, 'seconds': 2.0, 'device': 'cpu', 'devices': 1}
+    rows = [
+        base | {'method': m, 'weights': 'w', 'dataset': d, 'id': f'{d}{i}', 'em': v, 'cover_em': v, 'f1': v / 2}
+        for m, sets in scores.items()
+        for d, values in sets.items()
+        for i, v in enumerate(values)
+    ]
+    metrics.write_jsonl(directory / 'results.jsonl', rows)
+    return directory
+
+
+def test_the_average_counts_every_set_the_same(tmp_path):
+    directory = write(tmp_path / 'a', {'direct': {'x_1': [1, 1, 0, 0], 'y': [1]}})
+    text = evaluation_figures.report(directory, ['direct', 'cot'], {}, PricesConfig(a100_hour=1.0))
+    assert '| direct | 50.0 / 50.0 / 25.0 | 100.0 / 100.0 / 50.0 | 75.0 / 75.0 / 37.5 |' in text
+    assert '| cot | not run | not run | not run |' in text
+    assert '| direct | 5 | 0 | 35 | 10 | cpu | no price set | 0.00 |' in text
+    latex = (directory / 'table.tex').read_text()
+    assert r'x\_1 & y & average' in latex and latex.count(r'\\') == 3
+
+
+def test_intervals_are_those_of_the_binomial():
+    values = [1.0] * 30 + [0.0] * 70
+    means = evaluation_figures.stratified_means([values, values])
+    assert means.mean() == pytest.approx(0.3, abs=0.002)
+    assert means.std() == pytest.approx((0.3 * 0.7 / 100 / 2) ** 0.5, rel=0.05)
+
+
+def test_the_paired_test_equals_the_enumeration_of_all_signs():
+    strata = [[1.0, 0.0, 1.0, -1.0], [1.0, 1.0]]
+    observed = np.mean([np.mean(s) for s in strata])
+    every = []
+    for signs in itertools.product([1, -1], repeat=6):
+        every.append(np.mean([np.mean(np.multiply(signs[:4], strata[0])), np.mean(np.multiply(signs[4:], strata[1]))]))
+    exact = np.mean(np.abs(every) >= abs(observed) - 1e-12)
+    assert evaluation_figures.sign_flip_p(strata) == pytest.approx(exact, abs=0.015)
+    assert evaluation_figures.sign_flip_p([[0.0, 0.0]]) == 1
+
+
+def test_two_evaluations_stand_side_by_side_over_their_common_questions(tmp_path):
+    write(tmp_path / 'a', {'rag': {'x': [0, 0, 1, 0]}, 'cot': {'x': [1]}})
+    write(tmp_path / 'b', {'rag': {'x': [1, 1, 1]}, 'agent': {'x': [1]}})
+    text = evaluation_figures.beside(tmp_path / 'a', tmp_path / 'b')
+    assert '| rag | EM | 3 | 33.3 | 100.0 | +66.7 [' in text and 'cot' not in text
+    command = [sys.executable, '-m', 'launch.compare', str(tmp_path / 'a'), str(tmp_path / 'b')]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout.strip() == text
+    with pytest.raises(ValueError, match='no method with common questions'):
+        evaluation_figures.beside(tmp_path / 'a', write(tmp_path / 'c', {'direct': {'x': [1]}}))
+
+
+def test_results_of_other_weights_are_kept_and_not_mixed(tmp_path):
+    directory = write(tmp_path / 'a', {'r1': {'x': [0, 0]}})
+    rows = metrics.read_jsonl(directory / 'results.jsonl')
+    metrics.append_jsonl(directory / 'results.jsonl', [row | {'weights': 'new', 'em': 1} for row in rows])
+    for weights, em in (('w', 0), ('new', 1)):
+        (found,) = evaluation_figures.read(directory, {'r1': weights})['r1'].values()
+        assert {row['em'] for row in found.values()} == {em}

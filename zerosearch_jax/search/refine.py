@@ -1,0 +1,64 @@
+"""Search-o1's refinement: between search engine and policy, a model says what the documents tell about the query.
+
+    query --> engine --> documents --> "what helps?" --> a sentence or two --> the policy
+
+Li et al., arXiv 2501.05366, §3.3 (reason in documents); the wording is prompts.REFINE_PROMPT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+
+from zerosearch_jax.search import prompts
+from zerosearch_jax.search.simulator import DocumentSearch, Query, Result
+from zerosearch_jax.search.writers import Writer
+
+REMEMBERED = 200  # words of the policy's last thoughts that the model is told
+
+
+class RefinedSearch:
+    """A source of search results whose documents are what a model makes of those of another source.
+
+    Args:
+      source: of the documents.
+      writer: the model.
+    """
+
+    def __init__(self, source: DocumentSearch, writer: Writer):
+        self._source, self._writer = source, writer
+        self._waiting: dict[Hashable, Result] = {}
+
+    def submit(self, query: Query):
+        self._source.submit(query)
+
+    @property
+    def active(self) -> int:
+        return self._source.active + self._writer.active
+
+    def step(self) -> list[Result]:
+        """Searches that failed, or found nothing, come back as they are."""
+        done = []
+        for result in self._source.step() if self._source.active else ():
+            if result.documents:
+                self._ask(result)
+            else:
+                done.append(result)
+        for written in self._writer.step() if self._writer.active else ():
+            result = self._waiting.pop(written.handle)
+            text = ' '.join(prompts.neutralize(written.text).split())
+            documents = (text,) if text else ()
+            done.append(dataclasses.replace(result, documents=documents, failure=written.failure))
+        return done
+
+    def _ask(self, result: Result):
+        query = result.query
+        message = prompts.fill(
+            prompts.REFINE_PROMPT,
+            question=query.question.question,
+            written=' '.join(query.written.split()[-REMEMBERED:]),
+            query=query.text,
+            documents=prompts.render_documents(result.documents),
+        )
+        self._waiting[query.handle] = result
+        self._writer.ask(query.handle, message, ('refine', query.question.id, query.sample, query.turn))

@@ -1,0 +1,265 @@
+"""Evaluation: methods x data sets with a real engine, every episode kept, and tables with intervals.
+
+    WORKDIR/results.jsonl                 an episode a row, appended as it ends
+    WORKDIR/table.{md,tex,png}            all of them
+
+The same command goes on where it was; other methods, data sets or trained weights are added to what is there.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import pathlib
+import time
+import typing
+from collections.abc import Callable, Sequence
+
+import jax
+
+from zerosearch_jax import cost, metrics, progress, roles, settings, sharding
+from zerosearch_jax import evaluate as ev
+from zerosearch_jax.data import benchmarks, rows
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.methods import METHODS, answer
+from zerosearch_jax.outside import Log
+from zerosearch_jax.search.engines import BM25
+from zerosearch_jax.search.remote import EngineConfig, open_engine
+from zerosearch_jax.search.rollout import RolloutConfig, Trajectory
+from zerosearch_jax.search.simulator import SimulatorConfig, engine_search
+from zerosearch_jax.search.writers import EndpointConfig, EngineWriter
+from zerosearch_jax.simulators import Simulator
+from zerosearch_jax.text import stop
+from zerosearch_jax.tools import evaluation_figures
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is asked, how, and where the answers are looked up."""
+
+    methods: str = 'direct,cot,rag,agent,search_o1'  # of methods.METHODS; differences are to the first
+    datasets: str = 'world'  # names (data/benchmarks.py; 'seven': all seven) and sources (data/rows.py)
+    questions: int = 500  # of each data set at most, chosen by a hash of their ids; 0: all
+    corpus: str = 'world'  # passages of the engine 'bm25'
+    documents: int = 5  # a search
+    temperature: float = 0.0  # 0: greedy
+    simulated: bool = False  # config.simulator answers the searches, without noise, in place of config.engine
+    refine_tokens: int = 128  # of what search_o1 makes of the documents
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedConfig:
+    """Weights of the trained methods: an adapter of config.policy.model (.safetensors) or a directory; '': not run."""
+
+    r1: str = ''
+    search_r1: str = ''
+    zerosearch: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration, one frozen dataclass a section."""
+
+    seed: int
+    mesh: tuple[int, int, int]
+    policy: roles.PolicyConfig
+    trained: TrainedConfig
+    evaluation: EvaluationConfig
+    engine: EngineConfig
+    simulator: SimulatorConfig
+    endpoint: EndpointConfig
+    rollout: RolloutConfig
+    prices: cost.PricesConfig
+
+    def __post_init__(self):
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown:
+            raise ValueError(f'config.evaluation.methods: {unknown[0]!r} is none of {", ".join(METHODS)}')
+        if not self.methods or not self.datasets:
+            raise ValueError('config.evaluation needs at least one of methods and one of datasets')
+
+    @property
+    def methods(self) -> list[str]:
+        return _names(self.evaluation.methods)
+
+    @property
+    def datasets(self) -> list[str]:
+        names = _names(self.evaluation.datasets)
+        return [name for part in names for name in (benchmarks.SEVEN if part == 'seven' else (part,))]
+
+    def weights(self, method: str) -> str:
+        """Where the weights of a method come from; '' where a trained one has none."""
+        if METHODS[method].trained:
+            return getattr(self.trained, method)
+        return ' + '.join(filter(None, [self.policy.model, self.policy.adapter]))
+
+
+SCHEMA = typing.get_type_hints(Config)
+
+
+def parse(config) -> Config:
+    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
+    return Config(**settings.resolve(config, SCHEMA))
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(filter(None, (part.strip() for part in text.split(',')))))
+
+
+def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
+    """Runs what is missing; returns the tables of all results in `workdir`."""
+    metrics.claim(workdir, _comparable(resolved), ('results.jsonl',))
+    questions = load_questions(cfg)
+    missing = _missing(cfg, workdir / 'results.jsonl', questions)
+    if missing:
+        evaluator = Evaluator(cfg, workdir)
+        total = sum(len(part) for parts in missing.values() for part in parts.values())
+        with progress.bar(total, 'evaluation', 'question', leave=True) as bar:
+            for method, parts in missing.items():
+                for dataset, asked in parts.items():
+                    bar.set_postfix_str(f'{method}, {dataset}')
+                    evaluator.run(method, dataset, asked, bar.update)
+    if jax.process_index():
+        return ''
+    return evaluation_figures.report(workdir, cfg.methods, {m: cfg.weights(m) for m in cfg.methods}, cfg.prices)
+
+
+def _comparable(resolved: str) -> str:
+    """The configuration without what may differ between results of one table."""
+    plain = json.loads(resolved)
+    for name in ('methods', 'datasets'):
+        plain['evaluation'].pop(name)
+    for name in ('trained', 'prices'):
+        plain.pop(name)
+    return json.dumps(plain, indent=2, sort_keys=True)
+
+
+def load_questions(cfg: Config) -> dict[str, list[Question]]:
+    """The chosen questions of every data set, which is what a question says, or its source."""
+    found: dict[str, list[Question]] = collections.defaultdict(list)
+    for source in cfg.datasets:
+        for question in rows.load_questions(source, 'test'):
+            found[question.dataset or pathlib.Path(source).stem].append(question)
+    count = cfg.evaluation.questions
+    return {name: rows.subset(each, count or len(each)) for name, each in found.items()}
+
+
+def _missing(cfg: Config, path: pathlib.Path, questions: dict[str, list[Question]]):
+    """{method: {data set: questions without a result}}; episodes that the outside failed are asked again."""
+    done = set()
+    if jax.process_index() == 0:
+        found = metrics.recover_jsonl(path)
+        kept = [row for row in found if row['status'] != 'search_failed']
+        if len(kept) < len(found):
+            metrics.write_jsonl(path, kept)
+        done = {(row['method'], row['weights'], row['dataset'], row['id']) for row in kept}
+    done = sharding.from_first_process(done)
+    missing: dict[str, dict[str, list[Question]]] = {}
+    for method in cfg.methods:
+        weights = cfg.weights(method)
+        if not weights:
+            progress.say(f'{method}: not run; config.trained.{method} names no weights')
+            continue
+        for name, each in questions.items():
+            left = [q for q in each if (method, weights, name, q.id) not in done]
+            if left:
+                missing.setdefault(method, {})[name] = left
+    return missing
+
+
+class Evaluator:
+    """Owns the engines of one evaluation: the search engine, and the model of the method at hand."""
+
+    def __init__(self, cfg: Config, workdir: pathlib.Path):
+        self._cfg, self._workdir = cfg, workdir
+        self._mesh = sharding.make_mesh(cfg.mesh)
+        self._search = self._open_search()
+        self._weights = ''
+        self._loaded: tuple[str, roles.Model] | None = None
+
+    def run(self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]):
+        """Asks questions of one data set; every episode is on disk as soon as it ends."""
+        cfg, kind = self._cfg, METHODS[method]
+        self._use(cfg.weights(method), trained=kind.trained)
+        refiner = self._refiner() if kind.refine else None
+        engines = [self._policy, *([refiner.engine] if refiner else [])]
+        mark = [time.perf_counter(), sum(e.decoded_tokens for e in engines)]
+
+        def finished(trajectory: Trajectory):
+            now = [time.perf_counter(), sum(e.decoded_tokens for e in engines)]
+            seconds, tokens = now[0] - mark[0], now[1] - mark[1]
+            mark[:] = now
+            row = ev.row(trajectory, self._model.tokenizer, seconds=seconds, tokens=tokens)
+            about = {'method': method, 'weights': cfg.weights(method), 'dataset': dataset}
+            if jax.process_index() == 0:
+                device = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count()}
+                metrics.append_jsonl(self._workdir / 'results.jsonl', [about | row | device])
+            update(1)
+
+        answer(kind, questions, self._policy, self._search, refiner, self._model.tokenizer, cfg.rollout, finished)
+
+    def _open_search(self) -> Callable:
+        cfg = self._cfg
+        log = Log(self._workdir / 'searches.log')
+        if not cfg.evaluation.simulated:
+            engine = open_engine(cfg.engine, lambda: rows.load_passages(cfg.evaluation.corpus), log)
+            return lambda: engine_search(engine.search, cfg.evaluation.documents)
+
+        def corpus():
+            passages = rows.load_passages(cfg.evaluation.corpus)
+            return BM25(passages).search, passages
+
+        simulator = Simulator(
+            cfg.simulator,
+            cfg.endpoint,
+            mesh=self._mesh,
+            decode_steps=cfg.rollout.decode_steps,
+            corpus=corpus,
+            engine=lambda: open_engine(cfg.engine, lambda: rows.load_passages(cfg.evaluation.corpus), log),
+        )
+        return lambda: simulator.search(seed=cfg.seed, step=0, noise=0.0)
+
+    def _use(self, weights: str, trained: bool):
+        """Loads a method's weights, unless they are there."""
+        if weights == self._weights:
+            return
+        cfg, policy = self._cfg, self._cfg.policy
+        if trained and not weights.endswith('.safetensors') and pathlib.Path(weights).is_dir():
+            policy = dataclasses.replace(policy, model=weights, adapter='')
+        elif trained:
+            policy = dataclasses.replace(policy, adapter=weights)
+        if self._loaded is None or self._loaded[0] != policy.model:
+            self._loaded = policy.model, roles.load_model(policy.model, self._mesh)
+            self._policy = self._open_policy()
+        self._params = roles.policy_params(self._model, policy, self._mesh)
+        self._policy.load(self._params, temperature=cfg.evaluation.temperature)
+        self._weights = weights
+
+    @property
+    def _model(self) -> roles.Model:
+        return self._loaded[1]
+
+    def _open_policy(self) -> Engine:
+        size = self._cfg.rollout
+        return roles.open_policy(self._model, size, self._mesh, dtype=self._cfg.policy.dtype)
+
+    def _refiner(self) -> EngineWriter:
+        """The same weights, writing freely."""
+        cfg, size = self._cfg, self._cfg.rollout
+        most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * size.observation_tokens
+        engine = Engine(
+            self._model.cfg,
+            self._mesh,
+            slots=size.slots,
+            cache_bytes=int(size.cache_gib * 2**30) or None,
+            capacity=most + cfg.evaluation.refine_tokens,
+            stop=stop.compile_table((), self._model.token_bytes),
+            eos_ids=self._model.tokenizer.eos_ids,
+            steps=size.decode_steps,
+            dtype=cfg.policy.dtype,
+        )
+        engine.load(self._params, temperature=cfg.evaluation.temperature)
+        limit = cfg.evaluation.refine_tokens
+        return EngineWriter(engine, self._model.tokenizer, prompt_tokens=most, max_tokens=limit)
