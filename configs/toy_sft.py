@@ -15,6 +15,6 @@ def get_config(preset=''):
     config.demos.update(source='toy:policy', count=90, held_out=6)
     config.simulator.documents = 2
     config.rollout.update(prompt_tokens=640, response_tokens=320, observation_tokens=128)
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=10, weight_decay=0.0)
-    config.sft.update(steps=150, batch=16, evaluate_every=25, checkpoint_every=50, row_length=1024, rows_per_micro=4)
+    config.optimizer.update(learning_rate=3e-3, warmup_steps=20, schedule='cosine', weight_decay=0.0)
+    config.sft.update(steps=500, batch=16, evaluate_every=50, checkpoint_every=100, row_length=1024, rows_per_micro=4)
     return config

@@ -7,7 +7,7 @@ from zerosearch_jax.data import benchmarks, rows
 HUB = {
     'RUC-NLPIR/FlashRAG_datasets:hotpotqa': {
         'dev': [
-            {'id': 'dev_0', 'question': 'Who?', 'golden_answers': ['A'], 'metadata': {'level': 'hard'}},
+            {'id': 'dev_0', 'question': 'Who?', 'golden_answers': ['Ann'], 'metadata': {'level': 'hard'}},
             {'id': 'dev_1', 'question': 'What is it?', 'golden_answers': ['---']},
         ]
     },
@@ -32,7 +32,7 @@ def hub(monkeypatch):
 
 def test_a_test_set_is_the_public_split_and_rows_without_an_answer_are_left_out():
     (question,) = rows.load_questions('hotpotqa', 'test')
-    assert (question.id, question.golden_answers, question.dataset) == ('dev_0', ('A',), 'hotpotqa')
+    assert (question.id, question.golden_answers, question.dataset) == ('dev_0', ('Ann',), 'hotpotqa')
     assert question.metadata == {'level': 'hard'}
 
 

@@ -33,7 +33,9 @@ ALLOWED = {
     'roles': MODELS | {'text', 'generate', 'search'},
     'simulators': MODELS | {'roles', 'search', 'generate', 'text', 'data', 'outside'},
     'evaluate': BELOW | {'search', 'generate', 'text', 'data'},
-    'report': BELOW | {'evaluate', 'metrics'},
+    'cost': set(),
+    'methods': BELOW | {'search', 'generate', 'text', 'data'},
+    'report': BELOW | {'cost', 'evaluate', 'metrics'},
 }
 
 

@@ -113,7 +113,7 @@ class EndpointWriter:
         max_tokens: int,
         temperature: float,
         log: outside.Log,
-        keep_failures: bool,
+        keep_failures: bool = False,
     ):
         if not cfg.url:
             raise ValueError('no address of the served model: set config.endpoint.url, e.g. http://localhost:8000/v1')
