@@ -1,4 +1,4 @@
-r"""A short warm start of a random model of 150,000 weights on the toy task: it knows the tags, and hardly the task.
+r"""The warm start of a random model of 150,000 weights on the toy task: it searches, or guesses, as often as not.
 
 python -m launch.sft --config configs/toy_sft.py
 """
@@ -12,9 +12,9 @@ def get_config(preset=''):
     no_preset(preset)
     config = sections(train_sft.SCHEMA)
     config.model.model = 'tiny'
-    config.demos.update(source='toy:policy', count=90, held_out=6)
+    config.demos.update(source='toy:policy', count=180, held_out=12, guesses=1)
     config.simulator.documents = 2
     config.rollout.update(prompt_tokens=640, response_tokens=320, observation_tokens=128)
     config.optimizer.update(learning_rate=3e-3, warmup_steps=20, schedule='cosine', weight_decay=0.0)
-    config.sft.update(steps=500, batch=16, evaluate_every=50, checkpoint_every=100, row_length=1024, rows_per_micro=4)
+    config.sft.update(steps=800, batch=16, evaluate_every=50, checkpoint_every=100, row_length=1024, rows_per_micro=4)
     return config

@@ -41,6 +41,7 @@ class DemosConfig:
     label: str = 'label'  # the field of recorded searches that says useful or noisy
     folds: tuple[int, ...] = ()  # rows of the source that are trained on ...
     held_out_folds: tuple[int, ...] = ()  # ... and that are kept; (): the last ones of the same rows are
+    guesses: int = 0  # of a built-in policy: episodes that answer at once with others' answers, after each one
     balance: bool = True  # as many useful as noisy ones
     count: int = 256  # demonstrations trained on, 0: all; the steps go through them in a fresh order every epoch
     held_out: int = 16  # demonstrations kept for the evaluation loss
@@ -123,7 +124,7 @@ def _built_in(cfg: Config, model: roles.Model):
     count = cfg.demos.count and cfg.demos.count + cfg.demos.held_out
     how = {'documents': cfg.simulator.documents, 'count': count, 'seed': cfg.seed}
     if role == 'policy':
-        made = demos.policy_demos(questions, search, model.tokenizer, cfg.rollout, **how)
+        made = demos.policy_demos(questions, search, model.tokenizer, cfg.rollout, guesses=cfg.demos.guesses, **how)
     elif role == 'simulator':
         found = demos.world_searches(questions, search, **how)
         made = [demos.simulator_example(item, cfg.simulator, model.tokenizer) for item in found]

@@ -6,14 +6,9 @@ python -m launch.sweep --config configs/ablations/toy_curriculum.py
 
 from configs.common import toy_study
 
-VARIANTS = {
-    'exponential': {},
-    'reversed': {'curriculum': {'kind': 'reversed'}},
-    'shuffled': {'curriculum': {'kind': 'shuffled'}},
-    'matched': {'curriculum': {'kind': 'matched'}},
-    'no_noise': {'curriculum': {'kind': 'constant', 'start': 0.0}},
-    'half_noise': {'curriculum': {'kind': 'constant', 'start': 0.5}},
-}
+KINDS = ('exponential', 'reversed', 'shuffled', 'matched')
+VARIANTS = {kind: {'curriculum': {'kind': kind, 'start': 0.0, 'end': 0.75}} for kind in KINDS}
+VARIANTS |= {'no_noise': {}, 'half_noise': {'curriculum': {'kind': 'constant', 'start': 0.5}}}
 
 
 def get_config(preset=''):

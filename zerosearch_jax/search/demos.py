@@ -8,7 +8,6 @@ without, the right passage among them, or those of a search that was recorded (d
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -47,6 +46,15 @@ def policy_episode(
     segments.append(Segment(Kind.ACTION, (*tokenizer.encode(final), tokenizer.eos_ids[0])))
     response = sum(len(s.tokens) for s in segments[1:])
     return segments if response <= cfg.response_tokens else None
+
+
+def guess_episode(question: Question, answer: str, tokenizer: Tokenizer, cfg: rollout.RolloutConfig) -> list[Segment]:
+    """An episode that answers at once, with whatever answer is given: what training is to unlearn."""
+    action = f'<think>I guess that it is {answer}.</think>\n<answer>{answer}</answer>'
+    return [
+        Segment(Kind.PROMPT, rollout.encode_prompt(tokenizer, question, cfg)),
+        Segment(Kind.ACTION, (*tokenizer.encode(action), tokenizer.eos_ids[0])),
+    ]
 
 
 def world_search(
@@ -126,10 +134,23 @@ def balanced(items: Sequence[pairs.Pair | pairs.RecordedSearch], seed: int) -> l
     return [item for pair in zip(*shuffled, strict=False) for item in pair]
 
 
-def policy_demos(questions, search, tokenizer, cfg, *, documents: int, count: int, seed: int) -> list[list[Segment]]:
-    """The first `count` episodes that succeed (0: all), questions in an order that `seed` decides."""
-    make = functools.partial(policy_episode, search=search, tokenizer=tokenizer, cfg=cfg, documents=documents)
-    return _take((make(questions[i]) for i in order(len(questions), seed, 0)), count)
+def policy_demos(
+    questions, search, tokenizer, cfg, *, documents: int, count: int, seed: int, guesses: int = 0
+) -> list[list[Segment]]:
+    """The first `count` episodes that succeed (0: all), questions in an order that `seed` decides.
+
+    After each come so many `guesses`: episodes of the same question that do not search, and take others' answers.
+    """
+
+    def made():
+        places = order(len(questions), seed, 0)
+        for number, i in enumerate(places):
+            yield policy_episode(questions[i], search, tokenizer, cfg, documents)
+            for shift in range(1, guesses + 1):
+                answer = questions[places[(number + shift) % len(places)]].golden_answers[0]
+                yield guess_episode(questions[i], answer, tokenizer, cfg)
+
+    return _take(made(), count)
 
 
 def world_searches(questions, search, *, documents: int, count: int, seed: int) -> list[pairs.RecordedSearch]:
