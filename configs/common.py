@@ -87,7 +87,7 @@ def study(variants: dict[str, dict], preset: str) -> ConfigDict:
     base.rl.steps = 48
     base.rl.aggregate = ''  # as each algorithm has it
     base.evaluation.questions = 256
-    return ConfigDict({'base': base, 'variants': variants, 'seeds': (0, 1, 2)})
+    return _study(base, variants)
 
 
 def toy_study(variants: dict[str, dict], preset: str) -> ConfigDict:
@@ -95,4 +95,9 @@ def toy_study(variants: dict[str, dict], preset: str) -> ConfigDict:
     from configs import toy
 
     no_preset(preset)
-    return ConfigDict({'base': toy.get_config(), 'variants': variants, 'seeds': (0, 1, 2)})
+    return _study(toy.get_config(), variants)
+
+
+def _study(base: ConfigDict, variants: dict[str, dict]) -> ConfigDict:
+    baseline = next(iter(variants))  # a ConfigDict does not keep their order
+    return ConfigDict({'base': base, 'baseline': baseline, 'variants': variants, 'seeds': (0, 1, 2)})

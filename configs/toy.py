@@ -4,7 +4,8 @@ r"""Reinforcement learning in a minute on a laptop: a model of 150,000 weights l
   python -m launch.train --config configs/toy.py
 
 The warm start knows both: half of its demonstrations search, half answer at once and wrongly. The engine is simulated
-by an oracle over the toy's passages (data/toy.py). Evaluation asks the 48 held-out questions with BM25. For studies of algorithms and curricula: configs/ablations/toy_*.py.
+by an oracle over the toy's passages (data/toy.py). Evaluation asks the 48 held-out questions with BM25. For studies of
+algorithms and curricula: configs/ablations/toy_*.py.
 """
 
 from configs.common import base, no_preset

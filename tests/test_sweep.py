@@ -15,6 +15,7 @@ def study(**changes):
     base = tiny.get_config()
     base.rl.steps = 2
     config = {'base': base, 'variants': {'a': {}, 'b': {'rl': {'algorithm': 'rloo'}}}, 'seeds': (0, 1)}
+    config['baseline'] = next(iter(changes.get('variants', config['variants'])), '')
     return sweep.parse(ConfigDict(config | changes))
 
 
@@ -38,6 +39,12 @@ def test_a_variant_changes_what_it_says_and_nothing_else():
     assert settings.to_json(a) == settings.to_json(b)
     assert made.config('a', 0).seed == 0 and made.base.seed == 0
     assert made.runs() == [('a', 0), ('b', 0), ('a', 1), ('b', 1)]
+
+
+def test_the_baseline_is_the_one_that_is_named():
+    assert list(study(baseline='b').variants) == ['b', 'a']
+    with pytest.raises(ValueError, match="baseline 'c' is none of the variants a, b"):
+        study(baseline='c')
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,10 @@ def parse(config) -> Study:
     Raises:
       ValueError: with the variant's name and what is wrong.
     """
-    variants = {name: _plain(values) for name, values in config.variants.items()}
+    if config.variants and config.baseline not in config.variants:
+        raise ValueError(f'the baseline {config.baseline!r} is none of the variants {", ".join(config.variants)}')
+    names = sorted(config.variants, key=lambda name: name != config.baseline)
+    variants = {name: _plain(config.variants[name]) for name in names}
     study = Study(config.base, variants, tuple(config.seeds))
     if not variants or not study.seeds:
         raise ValueError('a study needs variants and seeds')
