@@ -130,8 +130,8 @@ def searching(monkeypatch):
     """Makes every episode of the random policy end as if it had searched twice, right in every second one."""
     row = collect.ev.row
 
-    def with_searches(trajectory, tokenizer, step, **extra):
-        found = row(trajectory, tokenizer, step, **extra)
+    def with_searches(trajectory, tokenizer, **extra):
+        found = row(trajectory, tokenizer, **extra)
         documents = [f'{trajectory.question.id} is one', 'two', 'three']
         search = {'query': 'q', 'noisy': False, 'documents': documents, 'failure': '', 'attempts': 1}
         return found | {'em': float(trajectory.sample), 'searches': [search, search | {'documents': []}]}
