@@ -20,6 +20,7 @@ PRESETS = {
         'policy': {'adapter': ''},  # the shipped one searches
         'simulator': {'kind': 'none'},
         'rollout': {'prompt': 'reason', 'max_turns': 0, 'turn_tokens': 320},
+        'alarms': {'searches': 0.0},
     },
 }
 

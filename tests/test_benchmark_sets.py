@@ -19,7 +19,8 @@ HUB = {
                 'golden_answers': ['1960'],
                 'data_source': 'nq',
                 'reward_model': {'style': 'rule', 'ground_truth': {'target': ['1960']}},
-            }
+            },
+            {'id': 'train_0', 'question': 'who?', 'golden_answers': ['Ann'], 'data_source': 'hotpotqa'},
         ]
     },
 }
@@ -37,8 +38,9 @@ def test_a_test_set_is_the_public_split_and_rows_without_an_answer_are_left_out(
 
 
 def test_the_training_mix_keeps_the_names_of_its_sets():
-    (question,) = rows.load_questions('nq_hotpotqa', 'train')
-    assert (question.dataset, question.golden_answers) == ('nq', ('1960',))
+    first, second = rows.load_questions('nq_hotpotqa', 'train')
+    assert (first.dataset, first.golden_answers) == ('nq', ('1960',))
+    assert (first.id, second.id) == ('nq_train_0', 'hotpotqa_train_0')  # the merged file repeats train_0
 
 
 def test_a_split_that_a_set_does_not_have_is_refused():

@@ -50,7 +50,8 @@ def run(method, texts, search=found, refiner=None, questions=(ROME,)):
         refiner,
         BYTES,
         CFG,
-        ended.append,
+        seed=0,
+        finished=ended.append,
     )
     assert sorted(t.question.id for t in ended) == sorted(t.question.id for t in trajectories)
     assert len(ended) == len(questions)
@@ -103,7 +104,9 @@ def test_search_o1_reads_what_a_model_made_of_the_documents():
 
 
 def test_a_refinement_that_fails_fails_the_search_and_nothing_found_is_not_refined():
-    assert run('search_o1', [SEARCH], refiner=Refiner(failure='too_long'))[0].status == 'search_failed'
+    assert run('search_o1', [SEARCH], refiner=Refiner(failure='timeout'))[0].status == 'search_failed'
+    trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], refiner=Refiner(failure='too_long'))
+    assert 'about city' in texts_of(trajectory, Kind.OBSERVATION)[0]  # then the policy reads them as they are
     refiner = Refiner()
     trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], lambda queries, k: [[] for _ in queries], refiner)
     assert not refiner.asked and trajectory.answer == 'Italy'
@@ -118,7 +121,17 @@ def test_a_failed_first_search_fails_its_question_alone():
         return [*BYTES.encode('Norway'), EOS]
 
     engine, ended = FakeEngine(script), []
-    answer(METHODS['rag'], (ROME, OSLO), engine, lambda: engine_search(search, 2), None, BYTES, CFG, ended.append)
+    answer(
+        METHODS['rag'],
+        (ROME, OSLO),
+        engine,
+        lambda: engine_search(search, 2),
+        None,
+        BYTES,
+        CFG,
+        seed=0,
+        finished=ended.append,
+    )
     assert {t.question.id: (t.status, t.answer) for t in ended} == {
         'rome': ('search_failed', None),
         'oslo': ('answered', 'Norway'),

@@ -46,7 +46,7 @@ def test_parquet_of_search_r1(tmp_path):
     path = str(tmp_path / 'train.parquet')
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
     (question,) = rows.load_questions(path)
-    assert question == Question('7', 'Who?', ('Ada',), 'nq')
+    assert question == Question('nq_7', 'Who?', ('Ada',), 'nq')
     assert question.metadata['extra_info'] == {'index': 0}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{'question': 'Who?', 'golden_answers': []}]), path)
     with pytest.raises(ValueError, match=r'train\.parquet:1: .*expected an answer'):

@@ -120,8 +120,9 @@ def test_a_number_that_is_none_rings_at_once(value):
 
 def test_what_was_learned_before_the_first_suspicious_step_is_worth_keeping():
     cfg, bad = AlarmConfig(window=3), healthy(**{'loss/kl': 0.6})
-    begins = [alarms.suspicion_begins(rows, cfg) for rows in ([bad], [healthy()], [healthy(), bad], [bad, bad])]
-    assert begins == [True, False, True, False]
+    worse = healthy(**{'loss/kl': 0.6, 'loss/entropy': 0.0})
+    histories = [[bad], [healthy()], [healthy(), bad], [bad, bad], [bad, worse]]
+    assert [alarms.suspicion_begins(rows, cfg) for rows in histories] == [True, False, True, False, True]
 
 
 def test_every_alarm_has_a_threshold_and_reads_what_is_kept():

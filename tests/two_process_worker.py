@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import sys
+import types
 
 
 def work(checkpoints: pathlib.Path) -> dict:
@@ -16,11 +17,13 @@ def work(checkpoints: pathlib.Path) -> dict:
     import jax
     from helpers import TINY, drain, random_batch, requests, tiny_engine, tiny_params
 
-    from zerosearch_jax import outside, state
+    from zerosearch_jax import metrics, outside, state
     from zerosearch_jax.checkpoint import Checkpoints
+    from zerosearch_jax.data.rows import Question
     from zerosearch_jax.models import transformer
     from zerosearch_jax.rl import losses, step
     from zerosearch_jax.sharding import make_mesh
+    from zerosearch_jax.tools import evaluation
 
     mesh = make_mesh((2, 2, 2))
     params = tiny_params(mesh)
@@ -50,17 +53,24 @@ def work(checkpoints: pathlib.Path) -> dict:
     try:
         outside.call(log, ['d'], give_up)
     except OSError as error:  # told to all, or the others would wait for ever
-        calls.append(str(error))
+        calls.append(str(error).removeprefix('process 0: '))
+
+    made = metrics.append_jsonl if jax.process_index() == 0 else lambda *_: None  # the others' disk may hold nothing
+    row = {'method': 'rag', 'weights': 'w', 'dataset': 'x', 'id': 'q1', 'status': 'answered'}
+    made(checkpoints.parent / 'results.jsonl', [row])
+    cfg = types.SimpleNamespace(methods=['rag'], weights=lambda method: 'w')
+    questions = {'x': [Question(name, 'why?', ('b',)) for name in ('q0', 'q1')]}
+    left = evaluation._missing(cfg, checkpoints.parent / 'results.jsonl', questions)
 
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
     places = state.state_shardings(transformer.layout(TINY), tx, mesh)
     update = step.make_update(TINY, tx, places, losses.LossConfig(), losses.Compute(chunk=32))
-    metrics, saved = [], Checkpoints(checkpoints)
+    measures, saved = [], Checkpoints(checkpoints)
     with jax.set_mesh(mesh):
         now = state.create(params, tx, places)
         for seed in range(2):
             now, measured = update(now, {}, random_batch(seed=seed))
-            metrics.append({name: float(value) for name, value in measured.items()})
+            measures.append({name: float(value) for name, value in measured.items()})
             if seed == 0:
                 saved.save(1, now, {'step': 1, 'note': 'saved by all'})
         norms = {
@@ -68,7 +78,7 @@ def work(checkpoints: pathlib.Path) -> dict:
             for path, leaf in jax.tree_util.tree_leaves_with_path(now.params)
         }
     saved.close()
-    return {'generations': results, 'metrics': metrics, 'norms': norms, 'calls': calls}
+    return {'generations': results, 'metrics': measures, 'norms': norms, 'calls': calls, 'left': left}
 
 
 def main(process: int, processes: int, port: str, directory: pathlib.Path):

@@ -104,8 +104,8 @@ def ringing(rows: Rows, cfg: AlarmConfig) -> list[str]:
 
 
 def suspicion_begins(rows: Rows, cfg: AlarmConfig) -> bool:
-    """Whether the last step is over a limit and the one before was not; the state before it may be worth keeping."""
-    return bool(over_limits(rows, cfg)) and not over_limits(rows[:-1], cfg)
+    """Whether the last step is over a limit that the one before was not over; an older state may be worth keeping."""
+    return bool(set(over_limits(rows, cfg)) - set(over_limits(rows[:-1], cfg)))
 
 
 def over_limits(rows: Rows, cfg: AlarmConfig) -> list[str]:

@@ -60,13 +60,13 @@ class Checkpoints:
             ) from error
         return restored.state, restored.host
 
-    def put_aside(self, directory: pathlib.Path):
-        """Keeps the newest complete step, if any, in a directory of its own, in place of what is there.
+    def put_aside(self, directory: pathlib.Path, last: int):
+        """Keeps the newest complete step up to `last`, if any, in a directory of its own, in place of what is there.
 
         Its files never change, so links to them do, where the file system has links.
         """
         self._manager.wait_until_finished()
-        step = self.latest()
+        step = max((step for step in self._manager.all_steps() if step <= last), default=None)
         if step is None:
             return
         partial = directory.with_name(f'.{directory.name}.partial')

@@ -36,11 +36,12 @@ def evaluate(
     tokenizer: Tokenizer,
     cfg: RolloutConfig,
     *,
+    seed: int,
     finished: Callable[[Trajectory], None] = lambda trajectory: None,
 ) -> list[Trajectory]:
     """One episode a question, greedy where `policy` was loaded with temperature 0."""
     return rollout(
-        questions, 1, policy, search, tokenizer, cfg, identity=('greedy',), stream='evaluation', finished=finished
+        questions, 1, policy, search, tokenizer, cfg, identity=(seed, 0), stream='evaluation', finished=finished
     )
 
 

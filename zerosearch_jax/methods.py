@@ -60,6 +60,8 @@ def answer(
     refiner: Writer | None,
     tokenizer: Tokenizer,
     cfg: RolloutConfig,
+    *,
+    seed: int,
     finished: Callable[[Trajectory], None],
 ) -> list[Trajectory]:
     """One episode a question.
@@ -72,6 +74,7 @@ def answer(
       refiner: the model that refines documents, where the method does.
       tokenizer: the policy's.
       cfg: budgets of a search episode.
+      seed: of samples at a temperature above 0.
       finished: called with every episode as it ends.
     """
     given = _searched(questions, source()) if method.prompt == 'documents' else None
@@ -91,7 +94,7 @@ def answer(
         search,
         tokenizer,
         budgets(method, cfg),
-        identity=('greedy',),
+        identity=(seed, 0),
         stream='evaluation',
         given=given,
         finished=end,
@@ -108,7 +111,10 @@ def _searched(questions: Sequence[Question], source: DocumentSearch) -> dict[str
     """A search for each question itself."""
     for question in questions:
         source.submit(Query(question.id, question, 0, 0, question.question))
-    return {result.query.handle: result for result in source.step()}
+    found = {}
+    while source.active:
+        found |= {result.query.handle: result for result in source.step()}
+    return found
 
 
 def _all_of_it(trajectory: Trajectory, tokenizer: Tokenizer) -> str | None:

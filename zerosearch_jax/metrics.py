@@ -13,22 +13,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from zerosearch_jax import settings
+
 logger = logging.getLogger(__name__)
 
 
-def claim(workdir: Path, resolved: str, results: Sequence[str] = ('metrics.jsonl', 'evaluation')) -> None:
+def claim(
+    workdir: Path,
+    resolved: str,
+    results: Sequence[str] = ('metrics.jsonl', 'evaluation'),
+    free: Sequence[str] = settings.FREE,
+) -> None:
     """Makes `workdir` the place of the run with this configuration (JSON text), or checks that it is.
 
-    A run that wrote none of its `results` yet, say because its data was not found, does not hold the place.
+    A run that wrote none of its `results` yet, say because its data was not found, does not hold the place. Fields in
+    `free`, dotted names, may differ.
 
     Raises:
       ValueError: it holds a run with another configuration.
     """
     path = workdir / 'config.json'
     begun = any((workdir / name).exists() for name in results)
-    if begun and path.exists() and path.read_text() != resolved:
-        old, new = json.loads(path.read_text()), json.loads(resolved)
+    if begun and path.exists():
+        old, new = (settings.without(json.loads(text), free) for text in (path.read_text(), resolved))
         changed = [key for key in new if old.get(key) != new[key]]
+    if begun and path.exists() and changed:
         raise ValueError(
             f'{workdir} holds a run with another configuration (it differs in {", ".join(changed)}); '
             'choose another --workdir, or delete it to start over'

@@ -55,7 +55,7 @@ def _cost(workdir: pathlib.Path, steps: list[dict]) -> dict:
     counted = {
         name: sum(row.get(f'cost/{name}', 0) for row in steps) for name in ('queries', 'tokens', 'device_seconds')
     }
-    prices = cost.PricesConfig(**json.loads((workdir / 'config.json').read_text())['prices'])
+    prices = cost.PricesConfig(**json.loads((workdir / 'config.json').read_text()).get('prices', {}))
     device = jax.devices()[0].device_kind
     dollars, line = cost.priced(counted, device, prices), cost.told(counted, device, prices)
     return counted | dollars | {'device': device, 'text': line}

@@ -75,6 +75,27 @@ def to_json(config: Any) -> str:
     return json.dumps(_plain(config), indent=2, sort_keys=True)
 
 
+# what changes no result: limits of what is asked of the outside, and prices
+FREE = (
+    'prices',
+    *(f'engine.{name}' for name in ('timeout_s', 'retries', 'pause_s', 'concurrency', 'per_second')),
+    *(f'engine.{name}' for name in ('query_price', 'spending_cap')),
+    *(f'endpoint.{name}' for name in ('timeout_s', 'retries', 'concurrency')),
+)
+
+
+def without(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A config as plain dicts without some sections, or fields of sections (`section.field`)."""
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    for name in names:
+        section, _, field = name.partition('.')
+        if not field:
+            kept.pop(section, None)
+        elif section in kept:
+            kept[section].pop(field, None)
+    return kept
+
+
 def _check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
     for name in names:
         if name not in known:

@@ -65,7 +65,7 @@ class Simulator:
                 decode_steps=decode_steps,
                 loaded=loaded,
                 log=Log(log),
-                keep_failures=log is not None,
+                keep_failures=not cfg.remember,  # what is remembered has no step: its failures would be for ever
             )
             self.engine = getattr(self._writer, 'engine', None)
 

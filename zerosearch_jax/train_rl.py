@@ -98,12 +98,16 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> int
 
 
 def _sound_alarms(trainer: Trainer, checkpoints: Checkpoints, number: int, measured: dict[str, float]):
-    """Tells every alarm once; before the first one, the checkpoint before the first suspicious step is put aside."""
+    """Tells every alarm once, and keeps the state before what made it ring, once there is one, in last_good/.
+
+    A step's rollouts show the weights of the step before, so the last good state is that of two steps before.
+    """
     trainer.history.append({name: value for name, value in measured.items() if name in alarms.WATCHED})
     fresh = [name for name in alarms.ringing(trainer.history, trainer.cfg.alarms) if name not in trainer.rung]
     suspicious = alarms.suspicion_begins(trainer.history, trainer.cfg.alarms)
-    if suspicious and not trainer.rung and jax.process_index() == 0:
-        checkpoints.put_aside(trainer.workdir / 'last_good')
+    kept = trainer.workdir / 'last_good'
+    if suspicious and jax.process_index() == 0 and not (trainer.rung and kept.exists()):
+        checkpoints.put_aside(kept, number - 2)
     for name in fresh:
         progress.say(f'alarm after step {number}: {name}; {alarms.ADVICE[name]}')
     trainer.rung += fresh
@@ -111,7 +115,8 @@ def _sound_alarms(trainer: Trainer, checkpoints: Checkpoints, number: int, measu
 
 def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[dict]]:
     """One step: rollouts, rewards, advantages, update. Returns its metrics and its trajectories as JSON rows."""
-    cfg, began, generated = trainer.cfg, time.perf_counter(), trainer.generated_tokens
+    cfg, began = trainer.cfg, time.perf_counter()
+    generated, queries = trainer.generated_tokens, trainer.queries
     trajectories, rounds = trainer.collect_varied(number)
     collected = time.perf_counter()
     reward = np.array([trainer.score(t) for t in trajectories])
@@ -136,7 +141,7 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
         'speed/tokens_per_second': tokens / (ended - began),
         'speed/rollout_seconds': collected - began,
         'speed/update_seconds': ended - collected,
-        'cost/queries': sum(len(t.searches) for t in trajectories),
+        'cost/queries': trainer.queries - queries,
         'cost/tokens': trainer.generated_tokens - generated,
         'cost/device_seconds': (ended - began) * trainer.mesh.size,
     }

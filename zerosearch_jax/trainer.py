@@ -33,6 +33,7 @@ class Trainer:
     def __init__(self, cfg: Config, workdir: pathlib.Path):
         self.cfg, self.workdir = cfg, workdir
         self.rung: list[str] = []  # alarms that were told
+        self.queries = 0  # searches of training, since it was started or resumed
         self.history: list[dict[str, float]] = []  # of every step so far, what curriculum and alarms look at
         self.mesh = sharding.make_mesh(cfg.mesh)
         self._load_questions()
@@ -143,7 +144,7 @@ class Trainer:
             search = CompactedQuestions(search, self.policy_engine, questions, cfg.rollout.group)
         self.policy_engine.load(self.learner.policy_params, temperature=cfg.rollout.temperature)
         with progress.bar(len(questions) * cfg.rollout.group, f'step {number} rollouts', 'episode') as bar:
-            return rollout(
+            found = rollout(
                 questions,
                 cfg.rollout.group,
                 self.policy_engine,
@@ -153,6 +154,8 @@ class Trainer:
                 identity=(cfg.seed, number),
                 finished=lambda _: bar.update(),
             )
+        self.queries += sum(len(t.searches) for t in found)
+        return found
 
     def collect_varied(self, number: int) -> tuple[list[Trajectory], int]:
         """The step's trajectories, groups of equal rewards replaced by new questions for some rounds; and their number.
@@ -198,5 +201,6 @@ class Trainer:
                 search,
                 self.model.tokenizer,
                 self.cfg.rollout,
+                seed=self.cfg.seed,
                 finished=lambda _: bar.update(),
             )

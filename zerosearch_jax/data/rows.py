@@ -251,7 +251,9 @@ def _id(row: dict, where: str, default: str) -> str:
     value = row.get('id')
     if value is None:
         return default
-    return str(value) if type(value) is int else _text(value, 'id', where)
+    text = str(value) if type(value) is int else _text(value, 'id', where)
+    # the merged files of Search-R1 and ZeroSearch keep the ids of their sets, each of which has a train_0
+    return f'{row["data_source"]}_{text}' if row.get('data_source') else text
 
 
 def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:

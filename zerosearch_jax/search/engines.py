@@ -9,8 +9,10 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from zerosearch_jax import sharding
 from zerosearch_jax.data.rows import Passage
 
 
@@ -73,8 +75,10 @@ class BM25:
           ValueError: it holds the index of other passages.
         """
         mark = Path(directory) / _MARK
-        if not mark.exists():
-            cls(passages).save(directory)
+        if not sharding.agree(mark.exists()):
+            if jax.process_index() == 0:
+                cls(passages).save(directory)
+            sharding.agree(True)  # the others wait until it is there
         elif mark.read_text() != _fingerprint(passages):
             raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
         return cls.load(directory)

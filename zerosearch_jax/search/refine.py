@@ -15,6 +15,8 @@ from zerosearch_jax.search.simulator import DocumentSearch, Query, Result
 from zerosearch_jax.search.writers import Writer
 
 REMEMBERED = 200  # words of the policy's last thoughts that the model is told
+WORDS = 120  # words of a document ...
+TOKENS = 240  # ... and what they are expected to be in tokens at most
 
 
 class RefinedSearch:
@@ -46,6 +48,9 @@ class RefinedSearch:
                 done.append(result)
         for written in self._writer.step() if self._writer.active else ():
             result = self._waiting.pop(written.handle)
+            if written.failure == 'too_long':  # for the model: the policy reads the documents as they are
+                done.append(result)
+                continue
             text = ' '.join(prompts.neutralize(written.text).split())
             documents = (text,) if text else ()
             done.append(dataclasses.replace(result, documents=documents, failure=written.failure))
@@ -58,7 +63,7 @@ class RefinedSearch:
             question=query.question.question,
             written=' '.join(query.written.split()[-REMEMBERED:]),
             query=query.text,
-            documents=prompts.render_documents(result.documents),
+            documents=prompts.render_documents([' '.join(d.split()[:WORDS]) for d in result.documents]),
         )
         self._waiting[query.handle] = result
         self._writer.ask(query.handle, message, ('refine', query.question.id, query.sample, query.turn))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
+import functools
+import hashlib
 import pathlib
 import time
 import typing
@@ -25,6 +26,7 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.methods import METHODS, answer
 from zerosearch_jax.outside import Log
+from zerosearch_jax.search import refine
 from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.search.remote import EngineConfig, open_engine
 from zerosearch_jax.search.rollout import RolloutConfig, Trajectory
@@ -87,21 +89,35 @@ class Config:
     @property
     def datasets(self) -> list[str]:
         names = _names(self.evaluation.datasets)
-        return [name for part in names for name in (benchmarks.SEVEN if part == 'seven' else (part,))]
+        return list(dict.fromkeys(n for part in names for n in (benchmarks.SEVEN if part == 'seven' else (part,))))
 
     def weights(self, method: str) -> str:
-        """Where the weights of a method come from; '' where a trained one has none."""
-        if METHODS[method].trained:
-            return getattr(self.trained, method)
-        return ' + '.join(filter(None, [self.policy.model, self.policy.adapter]))
+        """Where the weights of a method come from, local ones with a hash of them; '' where a trained one has none."""
+        own = (getattr(self.trained, method),) if METHODS[method].trained else (self.policy.model, self.policy.adapter)
+        return ' + '.join(_marked(path) for path in own if path)
 
 
 SCHEMA = typing.get_type_hints(Config)
+FREE = (*settings.FREE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table
 
 
 def parse(config) -> Config:
     """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
     return Config(**settings.resolve(config, SCHEMA))
+
+
+@functools.cache
+def _marked(reference: str) -> str:
+    """A reference to weights, and, of a local file or directory, the first digits of a hash of what it holds."""
+    path = pathlib.Path(reference)
+    files = [path] if path.is_file() else sorted(path.glob('*.safetensors')) if path.is_dir() else []
+    if not files:
+        return reference
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, 'rb') as opened:
+            digest.update(hashlib.file_digest(opened, 'sha256').digest())
+    return f'{reference} ({digest.hexdigest()[:12]})'
 
 
 def _names(text: str) -> list[str]:
@@ -110,7 +126,7 @@ def _names(text: str) -> list[str]:
 
 def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
     """Runs what is missing; returns the tables of all results in `workdir`."""
-    metrics.claim(workdir, _comparable(resolved), ('results.jsonl',))
+    metrics.claim(workdir, resolved, ('results.jsonl',), FREE)
     questions = load_questions(cfg)
     missing = _missing(cfg, workdir / 'results.jsonl', questions)
     if missing:
@@ -126,47 +142,46 @@ def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
     return evaluation_figures.report(workdir, cfg.methods, {m: cfg.weights(m) for m in cfg.methods}, cfg.prices)
 
 
-def _comparable(resolved: str) -> str:
-    """The configuration without what may differ between results of one table."""
-    plain = json.loads(resolved)
-    for name in ('methods', 'datasets'):
-        plain['evaluation'].pop(name)
-    for name in ('trained', 'prices'):
-        plain.pop(name)
-    return json.dumps(plain, indent=2, sort_keys=True)
-
-
 def load_questions(cfg: Config) -> dict[str, list[Question]]:
     """The chosen questions of every data set, which is what a question says, or its source."""
-    found: dict[str, list[Question]] = collections.defaultdict(list)
+    found: dict[str, list[Question]] = {}
     for source in cfg.datasets:
+        sets = collections.defaultdict(list)
         for question in rows.load_questions(source, 'test'):
-            found[question.dataset or pathlib.Path(source).stem].append(question)
+            sets[question.dataset or pathlib.Path(source).stem].append(question)
+        for name in sets.keys() & found.keys():
+            raise ValueError(f'{source} has questions of {name!r}, as another of config.evaluation.datasets does')
+        found |= sets
     count = cfg.evaluation.questions
     return {name: rows.subset(each, count or len(each)) for name, each in found.items()}
 
 
 def _missing(cfg: Config, path: pathlib.Path, questions: dict[str, list[Question]]):
     """{method: {data set: questions without a result}}; episodes that the outside failed are asked again."""
-    done = set()
+    weights = {method: cfg.weights(method) for method in cfg.methods}
+    asked = {(m, w, name, q.id) for m, w in weights.items() for name, each in questions.items() for q in each}
+    done = []
     if jax.process_index() == 0:
         found = metrics.recover_jsonl(path)
-        kept = [row for row in found if row['status'] != 'search_failed']
+        kept = [row for row in found if row['status'] != 'search_failed' or _key(row) not in asked]
         if len(kept) < len(found):
             metrics.write_jsonl(path, kept)
-        done = {(row['method'], row['weights'], row['dataset'], row['id']) for row in kept}
-    done = sharding.from_first_process(done)
+        done = [_key(row) for row in kept]
+    finished = set(map(tuple, sharding.from_first_process(done)))
     missing: dict[str, dict[str, list[Question]]] = {}
     for method in cfg.methods:
-        weights = cfg.weights(method)
-        if not weights:
+        if not weights[method]:
             progress.say(f'{method}: not run; config.trained.{method} names no weights')
             continue
         for name, each in questions.items():
-            left = [q for q in each if (method, weights, name, q.id) not in done]
+            left = [q for q in each if (method, weights[method], name, q.id) not in finished]
             if left:
                 missing.setdefault(method, {})[name] = left
     return missing
+
+
+def _key(row: dict) -> tuple[str, str, str, str]:
+    return row['method'], row['weights'], row['dataset'], row['id']
 
 
 class Evaluator:
@@ -176,15 +191,15 @@ class Evaluator:
         self._cfg, self._workdir = cfg, workdir
         self._mesh = sharding.make_mesh(cfg.mesh)
         self._search = self._open_search()
-        self._weights = ''
+        self._trained: str | None = None
         self._loaded: tuple[str, roles.Model] | None = None
 
     def run(self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]):
         """Asks questions of one data set; every episode is on disk as soon as it ends."""
         cfg, kind = self._cfg, METHODS[method]
-        self._use(cfg.weights(method), trained=kind.trained)
+        self._use(getattr(cfg.trained, method) if kind.trained else '')
         refiner = self._refiner() if kind.refine else None
-        engines = [self._policy, *([refiner.engine] if refiner else [])]
+        engines = [e for e in (self._policy, refiner and refiner.engine, self._simulator_engine) if e]
         mark = [time.perf_counter(), sum(e.decoded_tokens for e in engines)]
 
         def finished(trajectory: Trajectory):
@@ -198,11 +213,22 @@ class Evaluator:
                 metrics.append_jsonl(self._workdir / 'results.jsonl', [about | row | device])
             update(1)
 
-        answer(kind, questions, self._policy, self._search, refiner, self._model.tokenizer, cfg.rollout, finished)
+        answer(
+            kind,
+            questions,
+            self._policy,
+            self._search,
+            refiner,
+            self._model.tokenizer,
+            cfg.rollout,
+            seed=cfg.seed,
+            finished=finished,
+        )
 
     def _open_search(self) -> Callable:
         cfg = self._cfg
         log = Log(self._workdir / 'searches.log')
+        self._simulator_engine: Engine | None = None
         if not cfg.evaluation.simulated:
             engine = open_engine(cfg.engine, lambda: rows.load_passages(cfg.evaluation.corpus), log)
             return lambda: engine_search(engine.search, cfg.evaluation.documents)
@@ -219,23 +245,24 @@ class Evaluator:
             corpus=corpus,
             engine=lambda: open_engine(cfg.engine, lambda: rows.load_passages(cfg.evaluation.corpus), log),
         )
+        self._simulator_engine = simulator.engine
         return lambda: simulator.search(seed=cfg.seed, step=0, noise=0.0)
 
-    def _use(self, weights: str, trained: bool):
-        """Loads a method's weights, unless they are there."""
-        if weights == self._weights:
+    def _use(self, trained: str):
+        """Loads trained weights, or those of config.policy, unless they are there."""
+        if trained == self._trained:
             return
         cfg, policy = self._cfg, self._cfg.policy
-        if trained and not weights.endswith('.safetensors') and pathlib.Path(weights).is_dir():
-            policy = dataclasses.replace(policy, model=weights, adapter='')
+        if pathlib.Path(trained).is_dir() and trained:
+            policy = dataclasses.replace(policy, model=trained, adapter='')
         elif trained:
-            policy = dataclasses.replace(policy, adapter=weights)
+            policy = dataclasses.replace(policy, adapter=trained)
         if self._loaded is None or self._loaded[0] != policy.model:
             self._loaded = policy.model, roles.load_model(policy.model, self._mesh)
             self._policy = self._open_policy()
         self._params = roles.policy_params(self._model, policy, self._mesh)
         self._policy.load(self._params, temperature=cfg.evaluation.temperature)
-        self._weights = weights
+        self._trained = trained
 
     @property
     def _model(self) -> roles.Model:
@@ -248,7 +275,7 @@ class Evaluator:
     def _refiner(self) -> EngineWriter:
         """The same weights, writing freely."""
         cfg, size = self._cfg, self._cfg.rollout
-        most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * size.observation_tokens
+        most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * refine.TOKENS
         engine = Engine(
             self._model.cfg,
             self._mesh,

@@ -37,6 +37,10 @@ def report(workdir: pathlib.Path, methods: Sequence[str], weights: Mapping[str, 
     order = [*methods, *(m for m in results if m not in methods)]
     datasets = list(dict.fromkeys(name for m in order for name in results.get(m, ())))
     summary = {method: summarize(results[method]) for method in order if method in results}
+    asked = {name: set().union(*(results[m].get(name, ()) for m in summary)) for name in datasets}
+    for method, found in summary.items():
+        if any(results[method].get(name, {}).keys() != ids for name, ids in asked.items()):
+            found['average'] = None  # of other questions than the others' averages
     text = '\n\n'.join(
         [
             _scores_table(order, datasets, summary),
@@ -127,12 +131,16 @@ def _scores_table(order, datasets, summary) -> str:
     ]
     for method in order:
         cells = [_three(summary.get(method, {}).get('datasets', {}).get(name)) for name in datasets]
-        lines.append(f'| {method} | {" | ".join(cells)} | {_three(summary.get(method, {}).get("average"))} |')
+        lines.append(f'| {method} | {" | ".join(cells)} | {_average(summary, method)} |')
     return '\n'.join(lines)
 
 
-def _three(found: dict | None) -> str:
-    return 'not run' if not found else ' / '.join(f'{100 * found[name]["mean"]:.1f}' for name in SCORES)
+def _three(found: dict | None, missing: str = 'not run') -> str:
+    return ' / '.join(f'{100 * found[name]["mean"]:.1f}' for name in SCORES) if found else missing
+
+
+def _average(summary: dict, method: str) -> str:
+    return _three(summary[method]['average'], 'incomplete') if method in summary else 'not run'
 
 
 def _intervals_table(order, datasets, summary) -> str:
@@ -153,8 +161,9 @@ def _intervals_table(order, datasets, summary) -> str:
                     f'| {method} | {name} | {found["questions"]} | {found["failed"]} | {scores} | '
                     f'{found["searches"]:.2f} | {found["tokens"]:.0f} |'
                 )
-        scores = ' | '.join(_shown(summary[method]['average'][score]) for score in SCORES)
-        lines.append(f'| {method} | average | | | {scores} | | |')
+        if summary[method]['average']:
+            scores = ' | '.join(_shown(summary[method]['average'][score]) for score in SCORES)
+            lines.append(f'| {method} | average | | | {scores} | | |')
     return '\n'.join(lines)
 
 
@@ -198,11 +207,11 @@ def _cost_table(order, results: Results, prices: cost.PricesConfig) -> str:
             'tokens': sum(row['tokens'] for row in rows),
             'device_seconds': sum(row['seconds'] * row['devices'] for row in rows),
         }
-        device = rows[-1]['device']
-        dollars = cost.priced(counted, device, prices)
-        own = f'{dollars["device_dollars"]:.2f}' if cost.hour(prices, device) else 'no price set'
-        cells = [method, len(rows), *(f'{value:.0f}' for value in counted.values()), device, own]
-        lines.append(f'| {" | ".join(map(str, cells))} | {dollars["api_dollars"]:.2f} |')
+        hours = {row['device']: cost.hour(prices, row['device']) for row in rows}
+        own = sum(row['seconds'] * row['devices'] / 3600 * hours[row['device']] for row in rows)
+        cells = [method, len(rows), *(f'{value:.0f}' for value in counted.values()), ', '.join(hours)]
+        cells += [f'{own:.2f}' if all(hours.values()) else 'no price set']
+        lines.append(f'| {" | ".join(map(str, cells))} | {counted["queries"] * prices.search_query:.2f} |')
     return '\n'.join(lines)
 
 
@@ -219,7 +228,7 @@ def _latex(order, datasets, summary) -> str:
     ]
     for method in order:
         found = summary.get(method, {})
-        cells = [_three(found.get('datasets', {}).get(name)) for name in datasets] + [_three(found.get('average'))]
+        cells = [_three(found.get('datasets', {}).get(name)) for name in datasets] + [_average(summary, method)]
         lines.append(' & '.join([_escaped(method), *cells]) + r' \\')
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
 
@@ -232,7 +241,9 @@ def _plot(order, summary, path: pathlib.Path):
     """The average scores of every method, with their intervals."""
     from matplotlib.figure import Figure
 
-    shown = [method for method in order if method in summary]
+    shown = [method for method in order if method in summary and summary[method]['average']]
+    if not shown:
+        return
     figure = Figure(figsize=(7, 0.45 * len(shown) + 1.4), layout='constrained', dpi=120)
     axes = figure.subplots()
     for number, (name, title) in enumerate(SCORES.items()):
