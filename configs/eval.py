@@ -15,8 +15,8 @@ def get_config(preset=''):
 
     no_preset(preset)
     config = sections(evaluation.SCHEMA)
-    config.evaluation.update(questions=64, documents=2)
-    config.simulator.update(adapter='smollm2_simulator', documents=2, words=25, max_tokens=176, slots=16)
-    config.rollout.update(max_turns=3, turn_tokens=80, observation_tokens=176)
-    config.rollout.update(prompt_tokens=256, response_tokens=512, slots=16)
+    config.evaluation.update(questions=64, documents=3)
+    config.simulator.update(adapter='smollm2_simulator', documents=3, words=25, max_tokens=256, slots=16)
+    config.rollout.update(max_turns=3, turn_tokens=80, observation_tokens=320)
+    config.rollout.update(prompt_tokens=256, response_tokens=1280, slots=16)
     return config

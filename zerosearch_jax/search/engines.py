@@ -38,7 +38,7 @@ class SearchFailed:
     kind: str
 
 
-_MARK = 'corpus.sha256'
+_MARK = 'fingerprint.json'
 
 
 def _fingerprint(passages: Iterable[Passage]) -> str:
@@ -79,7 +79,7 @@ class BM25:
             if jax.process_index() == 0:
                 cls(passages).save(directory)
             sharding.agree(True)  # the others wait until it is there
-        elif mark.read_text() != _fingerprint(passages):
+        elif json.loads(mark.read_text()) != _fingerprint(passages):
             raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
         return cls.load(directory)
 
@@ -87,7 +87,9 @@ class BM25:
         """Writes the index and the passages to a directory as .npy and JSON files."""
         self._index.save(directory, show_progress=False, raise_on_serialization_error=True)
         passages = (Passage(**item) for item in self._index.corpus)
-        (Path(directory) / _MARK).write_text(_fingerprint(passages))  # last: it says that the index is complete
+        (Path(directory) / _MARK).write_text(
+            json.dumps(_fingerprint(passages))
+        )  # last: it says that the index is complete
 
     @classmethod
     def load(cls, directory: str) -> 'BM25':
