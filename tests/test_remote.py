@@ -177,8 +177,9 @@ def test_what_may_pass_is_tried_again_and_what_will_not_is_not():
     assert found == SearchFailed('status_404') and len(seen) == 1
 
 
-def test_a_query_is_asked_once_and_a_failure_again(tmp_path):
-    path, asked, broken = tmp_path / 'searches.log', [], {'b'}
+def recording(broken=()):
+    """A fetch of one document a query, but of those in `broken`; what it was asked for; and `broken`."""
+    asked, broken = [], set(broken)
 
     def fetch(queries, k):
         asked.extend(queries)
@@ -186,6 +187,11 @@ def test_a_query_is_asked_once_and_a_failure_again(tmp_path):
             raise remote.Failed('status_500')
         return [[Document('', queries[0])]]
 
+    return fetch, asked, broken
+
+
+def test_a_query_is_asked_once_and_a_failure_again(tmp_path):
+    path, (fetch, asked, broken) = tmp_path / 'searches.log', recording({'b'})
     assert engine(fetch, Log(path)).search(['a', 'b'], 2) == [[Document('', 'a')], SearchFailed('status_500')]
     broken.clear()
     for _ in range(2):
@@ -198,12 +204,7 @@ def engine(fetch, log=None, **cfg):
 
 
 def test_spending_stops_before_the_cap_and_keeps_what_was_paid(tmp_path):
-    asked = []
-
-    def fetch(queries, k):
-        asked.extend(queries)
-        return [[Document('', queries[0])]]
-
+    fetch, asked, _ = recording()
     limits = {'query_price': 0.01, 'spending_cap': 0.025, 'concurrency': 1}
     paid = engine(fetch, Log(tmp_path / 'log'), **limits)
     with pytest.raises(SpendingCapReached, match=r'\$0.02 were spent .* cap of \$0.03'):
@@ -220,14 +221,7 @@ def test_a_cap_needs_a_price():
 
 
 def test_within_a_moment_of_a_run_a_failure_stays_one_and_a_success_is_never_asked_again(tmp_path):
-    path, asked, broken = tmp_path / 'searches.log', [], {'b'}
-
-    def fetch(queries, k):
-        asked.extend(queries)
-        if queries[0] in broken:
-            raise remote.Failed('status_500')
-        return [[Document('', queries[0])]]
-
+    path, (fetch, asked, broken) = tmp_path / 'searches.log', recording({'b'})
     first = engine(fetch, Log(path)).search(['a', 'b', 'b'], 2, 'step 1')
     assert first == [[Document('', 'a')], SearchFailed('status_500'), SearchFailed('status_500')]
     broken.clear()

@@ -192,13 +192,16 @@ class Evaluator:
         self._mesh = sharding.make_mesh(cfg.mesh)
         self._search = self._open_search()
         self._trained: str | None = None
+        self._refiner: EngineWriter | None = None
         self._loaded: tuple[str, roles.Model] | None = None
 
     def run(self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]):
         """Asks questions of one data set; every episode is on disk as soon as it ends."""
         cfg, kind = self._cfg, METHODS[method]
         self._use(getattr(cfg.trained, method) if kind.trained else '')
-        refiner = self._refiner() if kind.refine else None
+        if kind.refine and self._refiner is None:
+            self._refiner = self._open_refiner()
+        refiner = self._refiner if kind.refine else None
         engines = [e for e in (self._policy, refiner and refiner.engine, self._simulator_engine) if e]
         mark = [time.perf_counter(), sum(e.decoded_tokens for e in engines)]
 
@@ -226,24 +229,20 @@ class Evaluator:
         )
 
     def _open_search(self) -> Callable:
-        cfg = self._cfg
-        log = Log(self._workdir / 'searches.log')
+        """What makes a source of search results."""
+        cfg, passages = self._cfg, functools.partial(rows.load_passages, self._cfg.evaluation.corpus)
         self._simulator_engine: Engine | None = None
+        open_real = functools.partial(open_engine, cfg.engine, passages, Log(self._workdir / 'searches.log'))
         if not cfg.evaluation.simulated:
-            engine = open_engine(cfg.engine, lambda: rows.load_passages(cfg.evaluation.corpus), log)
+            engine = open_real()
             return lambda: engine_search(engine.search, cfg.evaluation.documents)
-
-        def corpus():
-            passages = rows.load_passages(cfg.evaluation.corpus)
-            return BM25(passages).search, passages
-
         simulator = Simulator(
             cfg.simulator,
             cfg.endpoint,
             mesh=self._mesh,
             decode_steps=cfg.rollout.decode_steps,
-            corpus=corpus,
-            engine=lambda: open_engine(cfg.engine, lambda: rows.load_passages(cfg.evaluation.corpus), log),
+            corpus=lambda: (BM25(passages()).search, passages()),
+            engine=open_real,
         )
         self._simulator_engine = simulator.engine
         return lambda: simulator.search(seed=cfg.seed, step=0, noise=0.0)
@@ -253,26 +252,21 @@ class Evaluator:
         if trained == self._trained:
             return
         cfg, policy = self._cfg, self._cfg.policy
-        if pathlib.Path(trained).is_dir() and trained:
-            policy = dataclasses.replace(policy, model=trained, adapter='')
-        elif trained:
-            policy = dataclasses.replace(policy, adapter=trained)
+        if trained:
+            whole = pathlib.Path(trained).is_dir()
+            policy = dataclasses.replace(policy, **{'model': trained, 'adapter': ''} if whole else {'adapter': trained})
         if self._loaded is None or self._loaded[0] != policy.model:
             self._loaded = policy.model, roles.load_model(policy.model, self._mesh)
-            self._policy = self._open_policy()
+            self._policy = roles.open_policy(self._model, cfg.rollout, self._mesh, dtype=cfg.policy.dtype)
         self._params = roles.policy_params(self._model, policy, self._mesh)
         self._policy.load(self._params, temperature=cfg.evaluation.temperature)
-        self._trained = trained
+        self._trained, self._refiner = trained, None
 
     @property
     def _model(self) -> roles.Model:
         return self._loaded[1]
 
-    def _open_policy(self) -> Engine:
-        size = self._cfg.rollout
-        return roles.open_policy(self._model, size, self._mesh, dtype=self._cfg.policy.dtype)
-
-    def _refiner(self) -> EngineWriter:
+    def _open_refiner(self) -> EngineWriter:
         """The same weights, writing freely."""
         cfg, size = self._cfg, self._cfg.rollout
         most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * refine.TOKENS
