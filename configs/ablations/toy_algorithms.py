@@ -1,4 +1,4 @@
-r"""Which algorithm, on the toy task: three seeds each in minutes. Expected: all raise the reward from 0.55 to 0.80-0.83,
+r"""Which algorithm, on the toy task: three seeds each in minutes. Expected: all raise the reward from 0.55 to 0.8,
 and none is told from GRPO by three seeds, but REINFORCE++, which is behind it (docs/algorithms.md; CPU, 22 minutes).
 
 python -m launch.sft --config configs/toy_sft.py
