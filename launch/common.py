@@ -11,6 +11,12 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'Several processes: HOST:PORT of the first, or "auto" under SLURM, MPI, GKE and on TPU slices.'
+)
+_PROCESSES = flags.DEFINE_integer('processes', 1, 'How many there are, where --coordinator is HOST:PORT.')
+_PROCESS = flags.DEFINE_integer('process', 0, 'Which of them this is.')
+
 
 def run(main):
     """Parses the command line and calls `main(argv)`; what does not parse is told in one line, with exit code 2."""
@@ -74,11 +80,20 @@ def one_line_errors():
 
 
 def set_up_jax():
-    """Keeps compiled programs between runs, in the project's cache directory, and libraries' chatter off the screen."""
+    """Joins the other processes, if there are any; keeps compiled programs between runs, in the project's cache
+    directory, and libraries' chatter off the screen."""
     import jax
     from absl import logging
 
+    from zerosearch_jax import progress
     from zerosearch_jax.models import download
+
+    if _COORDINATOR.value == 'auto':
+        jax.distributed.initialize()
+    elif _COORDINATOR.value:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if _COORDINATOR.value and jax.process_index():
+        progress.mute()
 
     if not os.environ.get('ZEROSEARCH_DEBUG'):
         logging.set_verbosity(logging.WARNING)

@@ -25,7 +25,9 @@ def main(_):
         cfg = train_sft.parse(_CONFIG.value)
         common.set_up_jax()
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
-        progress.say(f'written: {train_sft.train(cfg, workdir, settings.to_json(_CONFIG.value))}')
+        written = train_sft.train(cfg, workdir, settings.to_json(_CONFIG.value))
+        stopped = 'told to stop: saved; run the same command again to continue'
+        progress.say(f'written: {written}' if written else stopped)
 
 
 if __name__ == '__main__':

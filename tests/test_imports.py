@@ -34,6 +34,7 @@ ALLOWED = {
     'simulators': MODELS | {'roles', 'search', 'generate', 'text', 'data', 'outside'},
     'evaluate': BELOW | {'search', 'generate', 'text', 'data'},
     'cost': set(),
+    'preemption': {'sharding'},
     'methods': BELOW | {'search', 'generate', 'text', 'data'},
     'report': BELOW | {'cost', 'evaluate', 'metrics'},
 }

@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from test_two_process import free_port
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
@@ -30,10 +32,10 @@ def small_data(tmp_path_factory):
     DATA['data.test'] = DATA['data.train']
 
 
-def command(workdir):
+def command(workdir, **more):
     # entropy and a high rate: random weights earn no reward, but here they change, and the samples with them
     overrides = {'rl.steps': STEPS, 'rl.entropy': 0.5, 'optimizer.learning_rate': 0.05, 'evaluation.every': 2}
-    flags = [f'--config.{name}={value}' for name, value in (overrides | DATA).items()]
+    flags = [f'--config.{name}={value}' for name, value in (overrides | DATA | more).items()]
     return [sys.executable, '-m', 'launch.train', '--config', 'configs/tiny.py', *flags, '--workdir', str(workdir)]
 
 
@@ -111,7 +113,10 @@ def assert_same_run(got, expected):
     assert sorted(p.name for p in (got / 'evaluation').iterdir()) == evaluations
     for name in evaluations:
         assert (got / 'evaluation' / name).read_bytes() == (expected / 'evaluation' / name).read_bytes(), name
-    assert (got / 'summary.json').read_text() == (expected / 'summary.json').read_text()
+    summaries = [json.loads((where / 'summary.json').read_text()) for where in (got, expected)]
+    counted = [(s['cost']['queries'], s['cost']['tokens']) for s in summaries]
+    assert counted[0] == counted[1] and [s.pop('cost') for s in summaries]  # the time is another one
+    assert summaries[0] == summaries[1]
 
 
 def test_the_run_changes_weights_and_samples_so_that_resuming_can_go_wrong(whole):
@@ -163,3 +168,62 @@ def test_running_a_finished_run_again_changes_nothing(whole, tmp_path):
     shutil.copytree(whole, again)
     run(again)
     assert_same_run(again, whole)
+
+
+def test_told_to_stop_it_saves_after_the_step_and_ends_well(whole, tmp_path):
+    for _ in range(5):
+        shutil.rmtree(tmp_path / 'run', ignore_errors=True)
+        running = subprocess.Popen(
+            command(tmp_path / 'run', **{'run.checkpoint_every': 100}),
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+        )
+        metrics = tmp_path / 'run' / 'metrics.jsonl'
+        while running.poll() is None and (not metrics.exists() or '"step": 1,' not in metrics.read_text()):
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        said = running.communicate(timeout=120)[1].decode()
+        assert running.returncode == 0, said[-3000:]
+        if 'told to stop: saved after step' in said:  # a fast machine may have been at the end already
+            break
+    (saved,) = checkpoint_steps(tmp_path / 'run')
+    assert 0 < saved < STEPS and f'saved after step {saved}' in said
+    config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    config['run']['checkpoint_every'] = 1
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True))
+    run(tmp_path / 'run')
+    assert_same_run(tmp_path / 'run', whole)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_of_four_devices_continues_on_two_processes_of_one(tmp_path):
+    """The same metrics, to rounding, as of a run that stays on one device."""
+    options = {'rl.steps': 3, 'rl.entropy': 0.01, 'optimizer.learning_rate': 1e-3, 'evaluation.questions': 0}
+    one, moved = tmp_path / 'one', tmp_path / 'moved'
+    subprocess.run(command(one, **options), cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    four = ENVIRONMENT | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+    arguments = command(moved, **options, mesh='1,4,1', **{'rl.rows_per_micro': 4})
+    running = subprocess.Popen(arguments, cwd=ROOT, env=four, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while running.poll() is None and not checkpoint_steps(moved):
+        time.sleep(0.01)
+    running.kill()
+    assert running.wait() == -9
+    assert max(checkpoint_steps(moved)) < 3
+    port = free_port()
+    arguments = command(moved, **options, mesh='1,2,1', **{'rl.rows_per_micro': 2})
+    arguments += ['--coordinator', f'127.0.0.1:{port}', '--processes', '2', '--process']
+    two = [subprocess.Popen([*arguments, str(i)], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE) for i in range(2)]
+    try:
+        said = [process.communicate(timeout=240)[1].decode() for process in two]
+    finally:
+        for process in two:
+            process.kill()
+    assert [process.returncode for process in two] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    assert 'resuming after step' in said[0] and 'resuming' not in said[1]  # one of them talks
+    expected, got = rows_of(one, 'metrics.jsonl'), rows_of(moved, 'metrics.jsonl')
+    assert [row['step'] for row in got] == [1, 2, 3]
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert mine[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name

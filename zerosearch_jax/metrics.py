@@ -43,7 +43,9 @@ def claim(
             'choose another --workdir, or delete it to start over'
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(resolved)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')  # of several processes, each writes the same
+    partial.write_text(resolved)
+    os.replace(partial, path)
 
 
 class MetricWriter:

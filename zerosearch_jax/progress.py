@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import sys
 
+_muted = False
+
+
+def mute():
+    """Says nothing from now on: of several processes one alone talks to people."""
+    global _muted
+    _muted = True
+
 
 def bar(total: int, description: str, unit: str = 'it', *, leave: bool = False, initial: int = 0):
     """A bar on stderr, hidden where stderr is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(
-        total=total, desc=description, unit=unit, leave=leave, initial=initial, disable=None, dynamic_ncols=True
+        total=total,
+        desc=description,
+        unit=unit,
+        leave=leave,
+        initial=initial,
+        disable=_muted or None,
+        dynamic_ncols=True,
     )
 
 
@@ -18,4 +32,5 @@ def say(line: str):
     """One line for people, kept apart from a running bar."""
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stderr)
+    if not _muted:
+        tqdm.write(line, file=sys.stderr)

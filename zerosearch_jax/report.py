@@ -52,9 +52,8 @@ def summarize(workdir: pathlib.Path) -> dict:
 
 def _cost(workdir: pathlib.Path, steps: list[dict]) -> dict:
     """What all steps took, and its price."""
-    counted = {
-        name: sum(row.get(f'cost/{name}', 0) for row in steps) for name in ('queries', 'tokens', 'device_seconds')
-    }
+    names = {'queries': 'cost/queries', 'tokens': 'cost/tokens', 'device_seconds': 'speed/device_seconds'}
+    counted = {name: sum(row.get(key, 0) for row in steps) for name, key in names.items()}
     prices = cost.PricesConfig(**json.loads((workdir / 'config.json').read_text()).get('prices', {}))
     device = jax.devices()[0].device_kind
     dollars, line = cost.priced(counted, device, prices), cost.told(counted, device, prices)

@@ -75,9 +75,13 @@ def to_json(config: Any) -> str:
     return json.dumps(_plain(config), indent=2, sort_keys=True)
 
 
-# what changes no result: limits of what is asked of the outside, and prices
+# what changes no result, or only its rounding: where it is computed, limits of what is asked of the outside, prices
 FREE = (
     'prices',
+    'mesh',
+    *(f'{role}.{name}' for role in ('rollout', 'simulator') for name in ('slots', 'cache_gib')),
+    *(f'rl.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
+    *(f'sft.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
     *(f'engine.{name}' for name in ('timeout_s', 'retries', 'pause_s', 'concurrency', 'per_second')),
     *(f'engine.{name}' for name in ('query_price', 'spending_cap')),
     *(f'endpoint.{name}' for name in ('timeout_s', 'retries', 'concurrency')),

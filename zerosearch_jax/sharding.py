@@ -157,6 +157,15 @@ def agree(flag: bool) -> bool:
     return from_first_process(flag)
 
 
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; the same on all."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
 def from_first_process(value):
     """Process 0's value, anything that JSON holds, on every process; the others' arguments are not looked at."""
     if jax.process_count() == 1:

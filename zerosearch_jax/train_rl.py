@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from zerosearch_jax import alarms, metrics, progress, report, roles, sharding
+from zerosearch_jax import alarms, metrics, preemption, progress, report, roles, sharding
 from zerosearch_jax import evaluate as ev
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.experiment import Config
@@ -47,10 +47,12 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
             progress.say(f'resuming after step {host["step"]}')
         writer = metrics.MetricWriter(workdir, resume_step=start, tensorboard=cfg.run.tensorboard) if main else None
         try:
-            if not start:
-                _evaluate_at(trainer, writer, 0)
-            last = _loop(trainer, writer, checkpoints, start)
-            if last:
+            if _evaluated(cfg, start):
+                _evaluate_at(trainer, writer, start)
+            last, stopped = _loop(trainer, writer, checkpoints, start)
+            if stopped:
+                progress.say(f'told to stop: saved after step {last}; run the same command again to continue')
+            elif last:
                 roles.export(
                     trainer.learner.state['policy'].params,
                     trainer.model,
@@ -70,13 +72,17 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
     return summary if main else {}
 
 
-def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> int:
-    """Trains to the last step, or to the alarm that stops the run; returns the number of the last step done."""
-    cfg, number = trainer.cfg, start
+def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> tuple[int, bool]:
+    """Trains to the last step, to the alarm that stops the run, or to a SIGTERM.
+
+    Returns:
+      the number of the last step done, and whether it was SIGTERM.
+    """
+    cfg, number, stopped = trainer.cfg, start, False
     if start < cfg.rl.steps:
         trainer.load_simulator()
-    with progress.bar(cfg.rl.steps, 'training', 'step', leave=True, initial=start) as bar:
-        while number < cfg.rl.steps and not (cfg.alarms.stop and trainer.rung):
+    with preemption.Watch() as watch, progress.bar(cfg.rl.steps, 'training', 'step', leave=True, initial=start) as bar:
+        while number < cfg.rl.steps and not stopped and not (cfg.alarms.stop and trainer.rung):
             number += 1
             measured, trajectories = train_step(trainer, number)
             if writer is not None:
@@ -85,16 +91,22 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> int
                     writer.append('trajectories', trajectories[: cfg.run.trajectories])
             _sound_alarms(trainer, checkpoints, number, measured)
             last = number == cfg.rl.steps or (cfg.alarms.stop and bool(trainer.rung))
-            if cfg.evaluation.every and number % cfg.evaluation.every == 0 and not last:
-                _evaluate_at(trainer, writer, number)  # before the save, or a resume skips it
-            if number % cfg.run.checkpoint_every == 0 or last:
+            stopped = watch.asked() and not last
+            if _evaluated(cfg, number) and not last and not stopped:
+                _evaluate_at(trainer, writer, number)  # before the save: a run that is killed here does the step again
+            if number % cfg.run.checkpoint_every == 0 or last or stopped:
                 host = {'step': number, 'seed': cfg.seed, 'history': [*trainer.history], 'rung': [*trainer.rung]}
                 checkpoints.save(number, trainer.learner.state, host)
             bar.set_postfix_str(report.headline(measured))
             bar.update()
             if bar.disable:
                 progress.say(f'step {number}/{cfg.rl.steps}  {report.headline(measured)}')
-    return number
+    return number, stopped
+
+
+def _evaluated(cfg: Config, number: int) -> bool:
+    """Whether the weights after a step are evaluated on the way."""
+    return number == 0 or (bool(cfg.evaluation.every) and number % cfg.evaluation.every == 0)
 
 
 def _sound_alarms(trainer: Trainer, checkpoints: Checkpoints, number: int, measured: dict[str, float]):
@@ -141,9 +153,9 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
         'speed/tokens_per_second': tokens / (ended - began),
         'speed/rollout_seconds': collected - began,
         'speed/update_seconds': ended - collected,
+        'speed/device_seconds': (ended - began) * trainer.mesh.size,
         'cost/queries': trainer.queries - queries,
         'cost/tokens': trainer.generated_tokens - generated,
-        'cost/device_seconds': (ended - began) * trainer.mesh.size,
     }
     if cfg.rollout.group > 1:
         measured['rollout/zero_variance_groups'] = advantages.zero_variance_share(reward, groups, valid)

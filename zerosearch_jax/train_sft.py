@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zerosearch_jax import metrics, progress, roles, settings, sharding, state
+from zerosearch_jax import metrics, preemption, progress, roles, settings, sharding, state
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import pairs, rows
 from zerosearch_jax.models import attention
@@ -165,8 +165,11 @@ def _read(cfg: Config) -> tuple[list, list]:
 # ---------------------------------------------------------------- training
 
 
-def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
-    """Runs, or resumes, fine-tuning in `workdir`; returns the file of the adapter, or the directory of the model."""
+def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path | None:
+    """Runs, or resumes, fine-tuning in `workdir`; returns the file of the adapter, or the directory of the model.
+
+    None where SIGTERM came: the run is saved, and the same call continues it.
+    """
     metrics.claim(workdir, resolved)
     mesh = sharding.make_mesh(cfg.mesh)
     model = roles.load_model(cfg.model.model, mesh)
@@ -183,7 +186,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path:
         learner.resume(checkpoints)
         _loop(learner, taught, held_out, checkpoints, writer)
         metrics.plot_curves(workdir)
-        return learner.export(final=True)
+        return learner.export(final=True) if learner.finished else None
 
 
 class _Learner:
@@ -269,14 +272,17 @@ _SHOWN = ('loss/nll', 'loss/held_out', 'speed/tokens_per_second')
 
 def _loop(learner: _Learner, taught: list, held_out: list, checkpoints: Checkpoints, writer: metrics.MetricWriter):
     cfg = learner.cfg.sft
-    with progress.bar(cfg.steps, 'fine-tuning', 'step', leave=True, initial=learner.number) as bar:
-        while not learner.finished:
+    bar = progress.bar(cfg.steps, 'fine-tuning', 'step', leave=True, initial=learner.number)
+    with preemption.Watch() as watch, bar:
+        stopped = False
+        while not learner.finished and not stopped:
             row = learner.learn(_step_sequences(learner.cfg, taught, learner.number))
             number = learner.number
             if held_out and (number % cfg.evaluate_every == 0 or number == cfg.steps):
                 row['loss/held_out'] = learner.evaluate(held_out)
             writer.write(number, row)
-            if number % cfg.checkpoint_every == 0 or learner.finished:
+            stopped = watch.asked()
+            if number % cfg.checkpoint_every == 0 or learner.finished or stopped:
                 learner.save(checkpoints)
             line = '  '.join(f'{name.split("/")[1]} {row[name]:.3f}' for name in row if name in _SHOWN)
             bar.set_postfix_str(line)
