@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from zerosearch_jax import sharding
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.generate.sampling import Truncation
-from zerosearch_jax.models import download, lora, transformer, weights
+from zerosearch_jax.models import download, lora, peft, transformer, weights
 from zerosearch_jax.models.config import PRESETS, ModelConfig
 from zerosearch_jax.search import prompts
 from zerosearch_jax.search.rollout import RolloutConfig
@@ -27,7 +27,9 @@ class PolicyConfig:
     """The model that is trained."""
 
     model: str = 'smollm2-135m-instruct'  # name, hub id, directory or .gguf file; 'tiny': random weights, for tests
-    adapter: str = ''  # LoRA adapter to start from: a .safetensors file, or the name of a shipped one; '': none
+    adapter: str = (
+        ''  # LoRA adapter to start from: a .safetensors file, a directory of peft, or the name of a shipped one
+    )
     lora_rank: int = 0  # 0: train all weights
     dtype: Literal['float32', 'bfloat16'] = 'float32'  # compute; master weights are float32
 
@@ -69,16 +71,16 @@ def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> d
     """Reads a LoRA adapter into float32 shards.
 
     Raises:
-      FileNotFoundError: neither a file nor the name of a shipped adapter.
+      FileNotFoundError: neither a file, nor a directory of `peft`, nor the name of a shipped adapter.
       ValueError: it was made for a model of other sizes.
     """
     path = pathlib.Path(reference)
-    if not path.suffix:
+    if not path.suffix and not path.is_dir():
         path = SHIPPED_ADAPTERS / f'{reference}.safetensors'
-    if not path.is_file():
+    if not path.exists():
         shipped = ', '.join(sorted(p.stem for p in SHIPPED_ADAPTERS.glob('*.safetensors')))
         raise FileNotFoundError(f'adapter {reference!r}: no such file; shipped adapters: {shipped or "none"}')
-    tree, _ = weights.load_tree(path)
+    tree = peft.load(path, cfg) if path.is_dir() else weights.load_tree(path)[0]
     rank = next(w.shape[-1] for name, w in tree['layers'].items() if name.endswith('_lora_a'))
     targets = tuple(name.removesuffix('_lora_a') for name in tree['layers'] if name.endswith('_lora_a'))
     layout = lora.layout(cfg, rank, targets)
