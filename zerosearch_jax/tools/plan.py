@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from zerosearch_jax import sharding, state
 from zerosearch_jax.experiment import Config
 from zerosearch_jax.generate import engine as engines
 from zerosearch_jax.generate import step as generation
-from zerosearch_jax.generate.sampling import Truncation
+from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
 from zerosearch_jax.models import attention, lora, transformer
 from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models.config import PRESETS, ModelConfig
@@ -85,55 +86,64 @@ def plan(cfg: Config, hardware: Hardware, found: list, compiler: str) -> Plan:
     """Compiles the run's programs for devices `found`, and adds up."""
     mesh = sharding.make_mesh(cfg.mesh, found)
     policy = model_config(cfg.policy.model)
-    with jax.set_mesh(mesh):
-        whole = sharding.abstract(transformer.layout(policy), mesh)
-        layout = lora.layout(policy, cfg.policy.lora_rank) if cfg.policy.lora_rank else transformer.layout(policy)
-        trained = sharding.abstract(layout, mesh)
-        frozen = whole if cfg.policy.lora_rank else {}
-        tx = state.optimizer(cfg.optimizer, cfg.rl.steps)
-        places = state.state_shardings(layout, tx, mesh)
-        abstract_state = jax.tree.map(
-            _with_sharding,
-            jax.eval_shape(lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), trained),
-            places,
-        )
-        resident = {
-            'policy': size(whole) + (size(trained) if cfg.policy.lora_rank else 0),
-            'optimizer': size(abstract_state.opt_state),
-            'reference': size(trained) if cfg.rl.kl else 0,
-        }
-        longest = cfg.rollout.prompt_tokens + cfg.rollout.response_tokens
-        needs, caches = [], {}
-        roles = {'policy': (policy, lora.combine(frozen, trained), cfg.rollout.slots, longest, cfg.policy.dtype)}
-        if cfg.simulator.kind == 'model':
-            simulator = model_config(cfg.simulator.model)
-            weights = sharding.abstract(transformer.layout(simulator), mesh)
-            shared = frozen and cfg.simulator.model == cfg.policy.model  # then the base is in memory once
-            resident['simulator'] = 0 if shared else size(weights)
-            most = cfg.simulator.prompt_tokens + cfg.simulator.max_tokens
-            roles['simulator'] = simulator, weights, cfg.simulator.slots, most, cfg.simulator.dtype
-        for role, (model, params, slots, tokens, dtype) in roles.items():
-            cache = abstract_cache(model, mesh, slots, tokens, dtype)
-            caches[role] = size(cache)
-            resident[f'{role} cache'] = caches[role]
-            strings = prompts.STOP_STRINGS if role == 'policy' else ()
-            for name, lowered in _generation(role, model, params, cache, strings, cfg, dtype, mesh):
-                needs.append((_compiled(name, lowered), size(params) + caches[role]))
-        update = _update(cfg, policy, tx, places, mesh)
-        lowered = update.lower(abstract_state, frozen, _batch(cfg, mesh))
-        needs.append((_compiled('update', lowered), size(abstract_state) + size(frozen)))
+    whole = sharding.abstract(transformer.layout(policy), mesh)
+    layout = lora.layout(policy, cfg.policy.lora_rank) if cfg.policy.lora_rank else transformer.layout(policy)
+    trained, frozen = sharding.abstract(layout, mesh), whole if cfg.policy.lora_rank else {}
+    tx = state.optimizer(cfg.optimizer, cfg.rl.steps)
+    places = state.state_shardings(layout, tx, mesh)
+    shapes = jax.eval_shape(lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), trained)
+    train_state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    resident = {
+        'policy': size(trained) + size(frozen),
+        'optimizer': size(train_state.opt_state),
+        'reference': size(trained) if cfg.rl.kl else 0,
+    }
+    needs = []
+    with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
+        for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
+            cache = abstract_cache(role.model, mesh, role.slots, role.tokens, role.dtype)
+            if role.name == 'simulator' and not (frozen and cfg.simulator.model == cfg.policy.model):
+                resident['simulator'] = size(role.params)  # else the base is in memory once
+            resident[f'{role.name} cache'] = size(cache)
+            for name, lowered in _generation(role, cache, cfg, mesh):
+                arguments = size(role.params) + size(cache)
+                needs.append((_compiled(name, lowered, arguments), arguments))
+        update = _update(cfg, policy, tx, places, mesh).lower(train_state, frozen, _batch(cfg, mesh))
+        arguments = size(train_state) + size(frozen)
+        needs.append((_compiled('update', update, arguments), arguments))
     total = sum(resident.values())
     beside = tuple((need, max(total - arguments, 0)) for need, arguments in needs)
     return Plan(resident, beside, compiler, int(hardware.chip.memory_gib * 2**30))
 
 
+class _Role(NamedTuple):
+    """A model that generates."""
+
+    name: str
+    model: ModelConfig
+    params: dict
+    slots: int
+    tokens: int  # of a slot
+    dtype: str
+    strings: tuple[str, ...]
+    truncation: Truncation
+
+
+def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Role]:
+    size, own = cfg.rollout, Truncation(top_p=cfg.rollout.top_p)
+    longest = size.prompt_tokens + size.response_tokens
+    yield _Role('policy', policy, params, size.slots, longest, cfg.policy.dtype, prompts.STOP_STRINGS, own)
+    if cfg.simulator.kind == 'model':
+        sim = cfg.simulator
+        model = model_config(sim.model)
+        weights = sharding.abstract(transformer.layout(model), mesh)
+        most = sim.prompt_tokens + sim.max_tokens
+        yield _Role('simulator', model, weights, sim.slots, most, sim.dtype, (), FULL_SUPPORT)
+
+
 def size(tree) -> int:
     """Bytes of each device that abstract arrays take there."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _with_sharding(x, place):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
 
 def abstract_cache(model: ModelConfig, mesh, slots: int, tokens: int, dtype: str) -> kv.KVCache:
@@ -147,43 +157,32 @@ def abstract_cache(model: ModelConfig, mesh, slots: int, tokens: int, dtype: str
     return kv.KVCache(layers(model.head_dim, capacity), layers(capacity, model.head_dim))
 
 
-def _generation(role: str, model: ModelConfig, params, cache: kv.KVCache, strings, cfg: Config, dtype: str, mesh):
+def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh):
     """(name, lowered program) of writing given tokens, and of decoding in all slots."""
 
     def array(shape, kind=np.int32):
         return jax.ShapeDtypeStruct(shape, kind, sharding=sharding.named(mesh))
 
-    rows = engines.EXTEND_ROWS[-1]
+    rows, common = engines.EXTEND_ROWS[-1], {'cfg': role.model, 'dtype': role.dtype}
+    each, tokens = array((rows,)), array((rows, engines.EXTEND_WIDTH))
+    lowered = generation.extend.lower(role.params, cache, each, tokens, each, each, **common)
+    yield f'{role.name}: prompts and observations', lowered
+    table = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
     yield (
-        f'{role}: prompts and observations',
-        generation.extend.lower(
-            params,
-            cache,
-            array((rows,)),
-            array((rows, engines.EXTEND_WIDTH)),
-            array((rows,)),
-            array((rows,)),
-            cfg=model,
-            dtype=dtype,
-        ),
-    )
-    table = stop.compile_table(strings, [b''] * model.vocab_size)
-    yield (
-        f'{role}: decoding',
+        f'{role.name}: decoding',
         generation.decode.lower(
-            params,
+            role.params,
             cache,
-            jax.tree.map(lambda x: array(x.shape, x.dtype), generation.idle_rows(cache.k[0].shape[0])),
+            jax.tree.map(lambda x: array(x.shape, x.dtype), generation.idle_rows(role.slots)),
             None,
             array(table.table.shape, table.table.dtype),
             array((), np.float32),
-            cfg=model,
-            dtype=dtype,
             steps=cfg.rollout.decode_steps,
             span=cache.capacity,
             eos_ids=(0,),
             first_accept=table.first_accept,
-            truncation=Truncation(top_p=cfg.rollout.top_p if role == 'policy' else 1.0),
+            truncation=role.truncation,
+            **common,
         ),
     )
 
@@ -211,8 +210,14 @@ def _batch(cfg: Config, mesh) -> Batch:
     )
 
 
-def _compiled(name: str, lowered) -> Need:
-    memory = lowered.compile().memory_analysis()
+def _compiled(name: str, lowered, arguments: int) -> Need:
+    try:
+        memory = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:  # the TPU's compiler refuses what does not fit, and says how much it is
+        refused = re.search(r'([\d.]+)G\) exceeds available HBM', str(error))
+        if not refused:
+            raise
+        return Need(f'{name} (refused)', arguments, int(float(refused[1]) * 2**30))
     own = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Need(name, memory.argument_size_in_bytes, own)
 
