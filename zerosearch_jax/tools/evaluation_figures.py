@@ -172,6 +172,11 @@ def _shown(value: dict, sign: str = '') -> str:
     return f'{100 * value["mean"]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]'
 
 
+def _p(strata: Sequence[Sequence[float]]) -> str:
+    p = sign_flip_p(strata)
+    return f'{p:.3f}' if p >= 0.001 else '<0.001'
+
+
 def _differences_table(order, results: Results) -> str:
     first = next((method for method in order if method in results), '')
     lines = [
@@ -186,7 +191,7 @@ def _differences_table(order, results: Results) -> str:
         cells = []
         for name in SCORES:
             strata = differences(results[method], results[first], name)
-            cells += [_shown(_with_interval(strata), '+'), f'{sign_flip_p(strata):.3f}'] if strata else ['', '']
+            cells += [_shown(_with_interval(strata), '+'), _p(strata)] if strata else ['', '']
         lines.append(f'| {method} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -286,7 +291,7 @@ def beside(first: pathlib.Path, second: pathlib.Path) -> str:
             theirs, mine = (_average_over(x, y, name) for x, y in ((a[method], b[method]), (b[method], a[method])))
             lines.append(
                 f'| {method} | {title} | {sum(map(len, strata))} | {100 * theirs:.1f} | {100 * mine:.1f} | '
-                f'{_shown(_with_interval(strata), "+")} | {sign_flip_p(strata):.3f} |'
+                f'{_shown(_with_interval(strata), "+")} | {_p(strata)} |'
             )
     if len(lines) == 4:
         raise ValueError(f'{first} and {second} have no method with common questions')
