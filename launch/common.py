@@ -97,7 +97,10 @@ def set_up_jax():
 
     if not os.environ.get('ZEROSEARCH_DEBUG'):
         logging.set_verbosity(logging.WARNING)
-    if not jax.config.jax_compilation_cache_dir:
+    if _COORDINATOR.value and jax.default_backend() == 'cpu':
+        # programs that jax 0.12 reads back there do not agree on the order of their collectives
+        jax.config.update('jax_enable_compilation_cache', False)
+    elif not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))
 
 
