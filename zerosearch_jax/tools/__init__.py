@@ -1,1 +1,1 @@
-"""What launch/ calls beside training: collection of searches, audit of a simulator."""
+"""What launch/ calls beside training: collection, audit, studies, evaluation, a search server, the planner."""
