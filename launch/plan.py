@@ -32,11 +32,14 @@ def main(_):
 
 
 def _set_environment(text: str) -> None:
-    """As many CPU devices as are asked for, and no search for a real TPU; before jax is imported."""
+    """As many CPU devices as are asked for, and no search for a real TPU; before jax looks for devices."""
+    import jax
+
     sizes = [int(part) for part in text.partition(':')[2].split('x') if part.isdigit()]
     count = math.prod(sizes)
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
-    os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0')
+    os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0')
+    jax.config.update('jax_platforms', 'cpu')
 
 
 if __name__ == '__main__':
