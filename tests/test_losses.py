@@ -280,7 +280,7 @@ def test_k3_is_never_negative_and_zero_at_the_reference(values, seed):
         )
 
 
-def expected_kl_gradient(theta, reference, coefficient):
+def expected_kl_gradient(theta, reference, **cfg):
     """Gradient of the expected loss over all actions of a softmax policy, advantages 0; weights are probabilities."""
     weights = np.asarray(jax.nn.softmax(theta))[None]
     old = np.asarray(jax.nn.log_softmax(theta))[None]
@@ -292,7 +292,7 @@ def expected_kl_gradient(theta, reference, coefficient):
 
     def loss(theta):
         logprobs = jax.nn.log_softmax(theta)[None]
-        return losses.policy_loss(logprobs, jnp.zeros_like(logprobs), batch, LossConfig(kl=coefficient))[0]
+        return losses.policy_loss(logprobs, jnp.zeros_like(logprobs), batch, LossConfig(**cfg))[0]
 
     return np.asarray(jax.grad(loss)(theta))
 
@@ -300,13 +300,30 @@ def expected_kl_gradient(theta, reference, coefficient):
 @hypothesis.given(st.integers(0, 1000))
 def test_the_k3_gradient_points_to_the_reference(seed):
     theta, reference = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 5)), jnp.float32)
-    gradient = expected_kl_gradient(theta, reference, 1.0)
+    gradient = expected_kl_gradient(theta, reference, kl=1.0, kl_estimator='k3')
     np.testing.assert_allclose(gradient, jax.nn.softmax(theta) - jax.nn.softmax(reference), atol=1e-5)
+    assert divergence(theta - 0.01 * gradient, reference) < divergence(theta, reference)
 
-    def divergence(theta):
-        return float(jnp.sum(jax.nn.softmax(theta) * (jax.nn.log_softmax(theta) - jax.nn.log_softmax(reference))))
 
-    assert divergence(theta - 0.01 * gradient) < divergence(theta)
+def divergence(theta, reference):
+    """KL(policy, reference)."""
+    return jnp.sum(jax.nn.softmax(theta) * (jax.nn.log_softmax(theta) - jax.nn.log_softmax(reference)))
+
+
+@hypothesis.given(st.integers(0, 1000))
+def test_the_k2_gradient_is_that_of_the_divergence(seed):
+    theta, reference = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 5)), jnp.float32)
+    gradient = expected_kl_gradient(theta, reference, kl=1.0, kl_estimator='k2')
+    np.testing.assert_allclose(gradient, jax.grad(divergence)(theta, reference), atol=1e-5)
+
+
+@hypothesis.given(st.integers(0, 1000), st.sampled_from(['token', 'sequence']))
+def test_no_advantage_no_gradient(seed, ratio):
+    batch = make_batch().replace(advantages=np.zeros(SHAPE, np.float32))
+    rng = np.random.default_rng(seed)
+    logprobs, entropies = (rng.normal(size=SHAPE).astype(np.float32) for _ in range(2))
+    for gradient in loss_gradient(logprobs, entropies, batch, LossConfig(kl=0.0, entropy=0.0, ratio=ratio)):
+        assert not np.asarray(gradient).any()
 
 
 def test_without_kl_the_reference_has_no_influence():
