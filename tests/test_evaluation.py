@@ -16,7 +16,7 @@ from test_resume import ENVIRONMENT, ROOT
 from configs.common import sections
 from zerosearch_jax import metrics, roles, settings, sharding
 from zerosearch_jax.cost import PricesConfig
-from zerosearch_jax.models import lora
+from zerosearch_jax.models import lora, peft
 from zerosearch_jax.search.engines import SearchFailed
 from zerosearch_jax.tools import evaluation, evaluation_figures
 
@@ -86,8 +86,9 @@ def test_trained_weights_are_those_that_are_named(sources, tmp_path):
         adapter['layers'][leaf] += 0.5
     file = roles.export(adapter, model, True, tmp_path, '{}')
     directory = roles.export(lora.merge(lora.combine(model.params, adapter)), model, False, tmp_path, '{}')
+    peft.save(tmp_path / 'exported', adapter, 'tiny')
     answers = {}
-    for name, weights in (('file', str(file)), ('directory', str(directory))):
+    for name, weights in (('file', str(file)), ('directory', str(directory)), ('peft', str(tmp_path / 'exported'))):
         made = config(sources, 'cot,r1')
         made.trained.r1 = weights
         run(made, tmp_path / name)
@@ -99,6 +100,41 @@ def test_trained_weights_are_those_that_are_named(sources, tmp_path):
             answers[name]['r1', *rest] != texts for (method, *rest), texts in answers[name].items() if method == 'cot'
         ]
         assert any(changed)
+    before = len(metrics.read_jsonl(tmp_path / 'file' / 'results.jsonl'))
+    roles.export({'layers': {k: w * 2 for k, w in adapter['layers'].items()}}, model, True, tmp_path, '{}')
+    made.trained.r1 = str(file)  # trained further, in the same place: other weights
+    run(made, tmp_path / 'file')
+    assert len(metrics.read_jsonl(tmp_path / 'file' / 'results.jsonl')) == before + 6
+
+
+def test_weights_that_are_not_there_are_told_before_anything_runs(sources, tmp_path):
+    made = config(sources, 'direct,r1')
+    made.trained.r1 = 'runs/nowhere/adapter.safetensors'
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        run(made, tmp_path / 'out')
+    assert not (tmp_path / 'out' / 'results.jsonl').exists()
+
+
+def test_the_simulator_can_answer_the_searches(sources, tmp_path):
+    made = config(sources, 'rag,agent', simulated=True)
+    made.simulator.update(model='tiny', prompt_tokens=768, max_tokens=8, attempts=2, slots=2)
+    run(made, tmp_path / 'out')
+    found, _ = results(tmp_path / 'out')
+    rag = [row for key, row in found.items() if key[0] == 'rag']
+    assert len(found) == 12 and {row['status'] for row in rag} == {'search_failed'}  # random weights write no documents
+    assert {row['searches'][0]['attempts'] for row in rag} == {2}
+
+
+def test_limits_may_change_and_two_sources_of_one_name_may_not_meet(sources, tmp_path):
+    run(config(sources, 'direct'), tmp_path / 'out')
+    made = config(sources, 'direct')
+    made.engine.update(query_price=0.01, spending_cap=5.0, timeout_s=1.0)
+    run(made, tmp_path / 'out')
+    other = sources / 'other.jsonl'
+    other.write_text((sources / 'q.jsonl').read_text().replace('"id": "q', '"id": "other'))
+    made.evaluation.datasets += f',{other}'
+    with pytest.raises(ValueError, match=r"other\.jsonl has questions of '[xy]'"):
+        run(made, tmp_path / 'out')
 
 
 def test_questions_that_the_engine_failed_are_asked_again(sources, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import os
 import pathlib
 import pickle
 import sys
-import types
 
 
 def work(checkpoints: pathlib.Path) -> dict:
@@ -58,9 +57,8 @@ def work(checkpoints: pathlib.Path) -> dict:
     made = metrics.append_jsonl if jax.process_index() == 0 else lambda *_: None  # the others' disk may hold nothing
     row = {'method': 'rag', 'weights': 'w', 'dataset': 'x', 'id': 'q1', 'status': 'answered'}
     made(checkpoints.parent / 'results.jsonl', [row])
-    cfg = types.SimpleNamespace(methods=['rag'], weights=lambda method: 'w')
     questions = {'x': [Question(name, 'why?', ('b',)) for name in ('q0', 'q1')]}
-    left = evaluation._missing(cfg, checkpoints.parent / 'results.jsonl', questions)
+    left = evaluation._missing({'rag': 'w'}, checkpoints.parent / 'results.jsonl', questions)
 
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
     places = state.state_shardings(transformer.layout(TINY), tx, mesh)

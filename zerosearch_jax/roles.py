@@ -67,12 +67,11 @@ def load_model(reference: str, mesh: jax.sharding.Mesh) -> Model:
     return Model(cfg, Tokenizer.load(path), weights.load(path, cfg, mesh))
 
 
-def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
-    """Reads a LoRA adapter into float32 shards.
+def find_adapter(reference: str) -> pathlib.Path:
+    """The file of an adapter, or its directory in peft's format.
 
     Raises:
-      FileNotFoundError: neither a file, nor a directory of `peft`, nor the name of a shipped adapter.
-      ValueError: it was made for a model of other sizes.
+      FileNotFoundError: neither of them, nor the name of a shipped adapter.
     """
     path = pathlib.Path(reference)
     if not path.suffix and not path.is_dir():
@@ -80,6 +79,17 @@ def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> d
     if not path.exists():
         shipped = ', '.join(sorted(p.stem for p in SHIPPED_ADAPTERS.glob('*.safetensors')))
         raise FileNotFoundError(f'adapter {reference!r}: no such file; shipped adapters: {shipped or "none"}')
+    return path
+
+
+def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """Reads a LoRA adapter into float32 shards.
+
+    Raises:
+      FileNotFoundError: neither a file, nor a directory of `peft`, nor the name of a shipped adapter.
+      ValueError: it was made for a model of other sizes.
+    """
+    path = find_adapter(reference)
     tree = peft.load(path, cfg) if path.is_dir() else weights.load_tree(path)[0]
     rank = next(w.shape[-1] for name, w in tree['layers'].items() if name.endswith('_lora_a'))
     targets = tuple(name.removesuffix('_lora_a') for name in tree['layers'] if name.endswith('_lora_a'))

@@ -136,7 +136,7 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
     valid = np.array([not t.failed for t in trajectories])
     learned, per_trajectory = trainer.learner.learn(number, [t.segments for t in trajectories], reward, groups, valid)
     ended = time.perf_counter()
-    counted = valid if valid.any() else ~valid
+    counted = valid if valid.any() else ~valid  # what the outside failed says nothing of the policy
     summary = ev.summarize([t for t, counts in zip(trajectories, counted, strict=True) if counts])
     noisy = [label for t in trajectories for s in t.searches for label in s.labels]
     tokens = sum(t.response_tokens for t in trajectories)

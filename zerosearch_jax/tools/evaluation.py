@@ -106,7 +106,6 @@ def parse(config) -> Config:
     return Config(**settings.resolve(config, SCHEMA))
 
 
-@functools.cache
 def _marked(reference: str) -> str:
     """A reference to weights, and, of a local file or directory, the first digits of a hash of what it holds."""
     path = pathlib.Path(reference)
@@ -120,6 +119,18 @@ def _marked(reference: str) -> str:
     return f'{reference} ({digest.hexdigest()[:12]})'
 
 
+def _is_model(trained: str) -> bool:
+    """Whether weights are a whole model rather than an adapter.
+
+    Raises:
+      FileNotFoundError: they are neither.
+    """
+    if (pathlib.Path(trained) / 'config.json').is_file():
+        return True
+    roles.find_adapter(trained)
+    return False
+
+
 def _names(text: str) -> list[str]:
     return list(dict.fromkeys(filter(None, (part.strip() for part in text.split(',')))))
 
@@ -127,10 +138,14 @@ def _names(text: str) -> list[str]:
 def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
     """Runs what is missing; returns the tables of all results in `workdir`."""
     metrics.claim(workdir, resolved, ('results.jsonl',), FREE)
+    for method in cfg.methods:
+        if METHODS[method].trained and getattr(cfg.trained, method):
+            _is_model(getattr(cfg.trained, method))  # a wrong path is told now, not after hours
     questions = load_questions(cfg)
-    missing = _missing(cfg, workdir / 'results.jsonl', questions)
+    weights = {method: cfg.weights(method) for method in cfg.methods}
+    missing = _missing(weights, workdir / 'results.jsonl', questions)
     if missing:
-        evaluator = Evaluator(cfg, workdir)
+        evaluator = Evaluator(cfg, weights, workdir)
         total = sum(len(part) for parts in missing.values() for part in parts.values())
         with progress.bar(total, 'evaluation', 'question', leave=True) as bar:
             for method, parts in missing.items():
@@ -139,7 +154,7 @@ def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
                     evaluator.run(method, dataset, asked, bar.update)
     if jax.process_index():
         return ''
-    return evaluation_figures.report(workdir, cfg.methods, {m: cfg.weights(m) for m in cfg.methods}, cfg.prices)
+    return evaluation_figures.report(workdir, cfg.methods, weights, cfg.prices)
 
 
 def load_questions(cfg: Config) -> dict[str, list[Question]]:
@@ -156,9 +171,8 @@ def load_questions(cfg: Config) -> dict[str, list[Question]]:
     return {name: rows.subset(each, count or len(each)) for name, each in found.items()}
 
 
-def _missing(cfg: Config, path: pathlib.Path, questions: dict[str, list[Question]]):
+def _missing(weights: dict[str, str], path: pathlib.Path, questions: dict[str, list[Question]]):
     """{method: {data set: questions without a result}}; episodes that the outside failed are asked again."""
-    weights = {method: cfg.weights(method) for method in cfg.methods}
     asked = {(m, w, name, q.id) for m, w in weights.items() for name, each in questions.items() for q in each}
     done = []
     if jax.process_index() == 0:
@@ -169,12 +183,12 @@ def _missing(cfg: Config, path: pathlib.Path, questions: dict[str, list[Question
         done = [_key(row) for row in kept]
     finished = set(map(tuple, sharding.from_first_process(done)))
     missing: dict[str, dict[str, list[Question]]] = {}
-    for method in cfg.methods:
-        if not weights[method]:
+    for method, marked in weights.items():
+        if not marked:
             progress.say(f'{method}: not run; config.trained.{method} names no weights')
             continue
         for name, each in questions.items():
-            left = [q for q in each if (method, weights[method], name, q.id) not in finished]
+            left = [q for q in each if (method, marked, name, q.id) not in finished]
             if left:
                 missing.setdefault(method, {})[name] = left
     return missing
@@ -187,8 +201,8 @@ def _key(row: dict) -> tuple[str, str, str, str]:
 class Evaluator:
     """Owns the engines of one evaluation: the search engine, and the model of the method at hand."""
 
-    def __init__(self, cfg: Config, workdir: pathlib.Path):
-        self._cfg, self._workdir = cfg, workdir
+    def __init__(self, cfg: Config, weights: dict[str, str], workdir: pathlib.Path):
+        self._cfg, self._weights, self._workdir = cfg, weights, workdir
         self._mesh = sharding.make_mesh(cfg.mesh)
         self._search = self._open_search()
         self._trained: str | None = None
@@ -210,7 +224,7 @@ class Evaluator:
             seconds, tokens = now[0] - mark[0], now[1] - mark[1]
             mark[:] = now
             row = ev.row(trajectory, self._model.tokenizer, seconds=seconds, tokens=tokens)
-            about = {'method': method, 'weights': cfg.weights(method), 'dataset': dataset}
+            about = {'method': method, 'weights': self._weights[method], 'dataset': dataset}
             if jax.process_index() == 0:
                 device = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count()}
                 metrics.append_jsonl(self._workdir / 'results.jsonl', [about | row | device])
@@ -253,7 +267,7 @@ class Evaluator:
             return
         cfg, policy = self._cfg, self._cfg.policy
         if trained:
-            whole = pathlib.Path(trained).is_dir()
+            whole = _is_model(trained)
             policy = dataclasses.replace(policy, **{'model': trained, 'adapter': ''} if whole else {'adapter': trained})
         if self._loaded is None or self._loaded[0] != policy.model:
             self._loaded = policy.model, roles.load_model(policy.model, self._mesh)

@@ -53,6 +53,7 @@ class Plan:
 
     resident: Mapping[str, int]  # what is there all the time
     needs: tuple[tuple[Need, int], ...]  # programs, and what lies beside their arguments
+    mesh: tuple[int, ...]  # data, fsdp, tensor
     compiler: str
     memory: int  # of a device
 
@@ -70,7 +71,7 @@ def model_config(reference: str) -> ModelConfig:
     """The sizes of a known model by its name, or by its family and size in a hub id; no network.
 
     Raises:
-      ValueError: it is not known; a name of models.config.PRESETS can be given instead.
+      ValueError: it is not known; a name of models.config.PRESETS can stand for it.
     """
     name = reference.split('/')[-1].lower()
     for preset in sorted(PRESETS, key=len, reverse=True):
@@ -79,7 +80,7 @@ def model_config(reference: str) -> ModelConfig:
     size = re.search(r'(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])', name)
     if 'simulation' in name and size and f'qwen2.5-{size[1]}b' in PRESETS:  # the published simulators
         return PRESETS[f'qwen2.5-{size[1]}b']
-    raise ValueError(f'{reference}: sizes unknown; name one of {", ".join(PRESETS)} with --policy or --simulator')
+    raise ValueError(f'{reference}: sizes unknown; plan with one of {", ".join(PRESETS)} as its model')
 
 
 def plan(cfg: Config, hardware: Hardware, found: list, compiler: str) -> Plan:
@@ -113,7 +114,7 @@ def plan(cfg: Config, hardware: Hardware, found: list, compiler: str) -> Plan:
         needs.append((_compiled('update', update, arguments), arguments))
     total = sum(resident.values())
     beside = tuple((need, max(total - arguments, 0)) for need, arguments in needs)
-    return Plan(resident, beside, compiler, int(hardware.chip.memory_gib * 2**30))
+    return Plan(resident, beside, mesh.devices.shape, compiler, int(hardware.chip.memory_gib * 2**30))
 
 
 class _Role(NamedTuple):
@@ -231,7 +232,7 @@ def table(made: Plan, hardware: Hardware, cfg: Config) -> str:
     def gib(count: int) -> str:
         return f'{count / 2**30:.2f}'
 
-    shape = 'x'.join(map(str, cfg.mesh))
+    shape = 'x'.join(map(str, made.mesh))
     lines = [
         f'{cfg.policy.model} on {hardware}, mesh {shape}, by {made.compiler}; GiB of each device',
         '',
@@ -254,14 +255,15 @@ def table(made: Plan, hardware: Hardware, cfg: Config) -> str:
 
 def _advice(made: Plan, cfg: Config):
     """What would lower the need of the program that has the largest."""
+    data, fsdp, tensor = made.mesh
     need = max(made.needs, key=lambda pair: pair[0].peak(pair[1]))[0]
     if need.name == 'update' and need.own > made.resident['optimizer'] / 2 and cfg.rl.remat != 'full':
         yield 'rl.remat=full'
-    if need.name == 'update' and cfg.rl.rows_per_micro > cfg.mesh[0] * cfg.mesh[1] > 0:
-        yield f'rl.rows_per_micro={cfg.mesh[0] * cfg.mesh[1]}'
+    if need.name == 'update' and cfg.rl.rows_per_micro > data * fsdp:
+        yield f'rl.rows_per_micro={data * fsdp}'
     caches = sum(count for name, count in made.resident.items() if name.endswith('cache'))
     if caches > made.memory / 5:
         yield 'fewer rollout.slots or simulator.slots'
     if not cfg.policy.lora_rank:
         yield 'policy.lora_rank=32'
-    yield f'more devices (mesh={cfg.mesh[0]},{2 * cfg.mesh[1]},{cfg.mesh[2]})'
+    yield f'more devices (mesh={data},{2 * fsdp},{tensor})'
