@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zerosearch_jax import roles, sharding, state
@@ -126,8 +127,9 @@ class Learner:
         self._trajectories, self._longest = trajectories, longest
         self.form = attention.choose(model.cfg, dtype, mesh)
         self._compute = losses.Compute(dtype, rl.remat, rl.chunk, self.form.name)
-        # the reference is the initial policy; a copy, because the state's buffers are donated
-        self._reference = jax.tree.map(lambda x: x.copy(), trainable.params) if rl.kl else None
+        # the reference is the initial policy; a copy, because the state's buffers are donated, and in the dtype that
+        # it is computed in
+        self._reference = jax.tree.map(lambda x: jnp.array(x, dtype), trainable.params) if rl.kl else None
         loss = losses.LossConfig(
             clip=rl.clip,
             clip_high=rl.clip_high,

@@ -36,7 +36,7 @@ class PolicyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A loaded model: its configuration, tokenizer and float32 weights on the mesh."""
+    """A loaded model: its configuration, tokenizer and weights on the mesh."""
 
     cfg: ModelConfig
     tokenizer: Tokenizer
@@ -49,22 +49,24 @@ class Model:
         return known + [b''] * (self.cfg.vocab_size - len(known))
 
 
-def load_model(reference: str, mesh: jax.sharding.Mesh) -> Model:
+def load_model(reference: str, mesh: jax.sharding.Mesh, dtype='float32') -> Model:
     """Loads weights and tokenizer.
 
     Args:
       reference: what `download.resolve` takes, or 'tiny' for random weights and the byte tokenizer.
+      mesh: where the weights are put, each shard straight to its device.
+      dtype: of the weights; float32 for those that are trained.
 
     Raises:
       FileNotFoundError, ValueError: with what to put where.
     """
     if reference == 'tiny':
         cfg = PRESETS['tiny']
-        params = sharding.init(transformer.layout(cfg), jax.random.key(0), mesh)
+        params = sharding.init(transformer.layout(cfg), jax.random.key(0), mesh, dtype)
         return Model(cfg, byte_tokenizer(), params)
     path = download.resolve(reference)
     cfg = weights.read_config(path)
-    return Model(cfg, Tokenizer.load(path), weights.load(path, cfg, mesh))
+    return Model(cfg, Tokenizer.load(path), weights.load(path, cfg, mesh, dtype))
 
 
 def find_adapter(reference: str) -> pathlib.Path:

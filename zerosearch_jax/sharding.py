@@ -23,6 +23,7 @@ AXES = ('data', 'fsdp', 'tensor')
 
 RULES: dict[str, tuple[str, ...]] = {
     'batch': ('data', 'fsdp'),
+    'rows': ('data',),  # of activations whose products are taken where the weights are (generate/step.py)
     'vocab': ('tensor',),
     'embed': ('fsdp',),
     'heads': ('tensor',),
@@ -71,6 +72,11 @@ def make_mesh(shape: Sequence[int] = (1, 1, 1), devices: Sequence[jax.Device] | 
 def spec(*axes: str | None) -> P:
     """Logical axes to a PartitionSpec: spec('batch', None, 'mlp') == P(('data', 'fsdp'), None, ('tensor',))."""
     return P(*(None if axis is None else RULES.get(axis) for axis in axes))
+
+
+def split(axis: str, size: int, mesh) -> str | None:
+    """The logical axis if the mesh divides so many of it, else None: a copy on each device."""
+    return None if size % math.prod(mesh.shape[name] for name in RULES[axis]) else axis
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

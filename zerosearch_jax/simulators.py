@@ -117,7 +117,7 @@ def open_writer(
         )
     name, model = loaded or ('', None)
     if model is None or name != cfg.model:
-        model = roles.load_model(cfg.model, mesh)
+        model = roles.load_model(cfg.model, mesh, cfg.dtype)
     params = model.params
     if cfg.adapter:
         params = lora.combine(params, roles.load_adapter(cfg.adapter, model.cfg, mesh))

@@ -24,7 +24,8 @@ from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.text.stop import StopTable
 
-EXTEND_ROWS = (1, 2, 4, 8)  # slots that one call of `extend` writes: a few sizes bound the number of compiled programs
+# slots on each part of the mesh that one call of `extend` writes: a few sizes bound the number of compiled programs
+EXTEND_ROWS = (1, 2, 4, 8)
 EXTEND_WIDTH = 128  # tokens a slot in one call
 SPAN_STEP = 128  # decode reads the cache up to a multiple of this
 SHARES = (4, 2)  # where no more than slots / 4, or / 2, decode, only so many rows are computed
@@ -52,6 +53,11 @@ class Stopped:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]  # under the untruncated softmax at the engine's temperature
     reason: str  # a stop string, 'eos', or 'length' (budget spent)
+
+
+def extend_rows(parts: int) -> tuple[int, ...]:
+    """The numbers of rows a part that `extend` is compiled for, where the slots lie on so many parts of the mesh."""
+    return tuple(rows for rows in EXTEND_ROWS if rows == 1 or rows * parts <= EXTEND_ROWS[-1])
 
 
 @dataclasses.dataclass
@@ -98,6 +104,8 @@ class Engine:
         self.cfg, self.mesh, self.steps = cfg, mesh, steps
         self.capacity = -(-capacity // SPAN_STEP) * SPAN_STEP
         self.slots = slots if cache_bytes is None else min(slots, self._slots_in(cache_bytes, dtype))
+        self._parts = mesh.shape['data'] * mesh.shape['fsdp']
+        self._extend_rows = extend_rows(self._parts)
         self.decoded_tokens = self.prefilled_tokens = 0
         self._stop, self._eos_ids, self._truncation, self._dtype = stop, eos_ids, truncation, dtype
         self._stop_table = jnp.asarray(stop.table)
@@ -204,23 +212,30 @@ class Engine:
             self._run_forks(forks)
             return self._decode()
 
+    def _place(self, slot: int) -> tuple[int, int]:
+        """The part of the mesh that holds a slot, and the slot's number in it."""
+        return divmod(slot, self.slots // self._parts)
+
     def _check_room(self, handle: Hashable, tokens: int):
         if tokens > self.capacity:
             raise ValueError(f'generation {handle!r} needs {tokens} tokens, but a slot holds {self.capacity}')
 
     def _admit(self) -> list[tuple[int, int]]:
-        """Gives free slots to waiting requests, in order; returns the (source, target) slots to copy."""
-        owners = {live.request.group: live.slot for live in self._live.values() if live.request.group is not None}
+        """Gives free slots to waiting requests, in order; returns the (source, target) slots to copy.
+
+        A prompt is copied within a part of the mesh, and written once in every part that needs it.
+        """
+        owners = {(live.request.group, self._place(live.slot)[0]): live.slot for live in self._live.values()}
         forks = []
         while self._waiting and self._free:
             request, slot = self._waiting.popleft(), self._free.pop(0)
             self._live[request.handle] = _Live(request, slot)
-            if request.group in owners:
-                forks.append((owners[request.group], slot))
+            shared = request.group, self._place(slot)[0]
+            if request.group is not None and shared in owners:
+                forks.append((owners[shared], slot))
             else:
                 self._writes.append((slot, 0, request.prompt[:-1]))
-                if request.group is not None:
-                    owners[request.group] = slot
+                owners[shared] = slot
             self._rows.length[slot] = len(request.prompt) - 1
             self._rows.pending[slot] = request.prompt[-1]
             self._rows.budget[slot], self._rows.stop_state[slot] = request.budget, 0
@@ -229,34 +244,46 @@ class Engine:
 
     def _flush_writes(self):
         """Runs `extend` until every token to be written is in the cache: longest first, smallest fitting shape."""
-        jobs = sorted(((s, b, list(t)) for s, b, t in self._writes if len(t)), key=lambda job: (-len(job[2]), job[0]))
+        jobs: list[list] = [[] for _ in range(self._parts)]  # of each part of the mesh
+        for slot, start, tokens in self._writes:
+            part, slot = self._place(slot)
+            jobs[part].append((slot, start, list(tokens)))
+            self.prefilled_tokens += len(tokens)
         self._writes.clear()
-        self.prefilled_tokens += sum(len(tokens) for _, _, tokens in jobs)
-        while jobs:
-            rows = next((size for size in EXTEND_ROWS if size >= len(jobs)), EXTEND_ROWS[-1])
-            now, jobs = jobs[:rows], jobs[rows:]
-            self._extend_once(now, rows)
-            rest = [(slot, start + EXTEND_WIDTH, tokens[EXTEND_WIDTH:]) for slot, start, tokens in now]
-            jobs = sorted((job for job in jobs + rest if job[2]), key=lambda job: (-len(job[2]), job[0]))
+        while True:
+            jobs = [sorted((j for j in own if j[2]), key=lambda job: (-len(job[2]), job[0])) for own in jobs]
+            most = max(map(len, jobs))
+            if not most:
+                return
+            rows = next((size for size in self._extend_rows if size >= most), self._extend_rows[-1])
+            self._extend_once([own[:rows] for own in jobs], rows)
+            rest = [[(s, b + EXTEND_WIDTH, t[EXTEND_WIDTH:]) for s, b, t in own[:rows]] for own in jobs]
+            jobs = [own[rows:] + more for own, more in zip(jobs, rest, strict=True)]
 
-    def _extend_once(self, jobs, rows: int):
-        slots, starts, counts = (np.zeros(rows, np.int32) for _ in range(3))
-        tokens = np.zeros((rows, EXTEND_WIDTH), np.int32)
-        for row, (slot, start, ids) in enumerate(jobs):
-            count = min(EXTEND_WIDTH, len(ids))
-            slots[row], starts[row], counts[row] = slot, start, count
-            tokens[row, :count] = ids[:count]
+    def _extend_once(self, jobs: list[list], rows: int):
+        slots, starts, counts = (np.zeros((self._parts, rows), np.int32) for _ in range(3))
+        tokens = np.zeros((self._parts, rows, EXTEND_WIDTH), np.int32)
+        for part, own in enumerate(jobs):
+            for row, (slot, start, ids) in enumerate(own):
+                count = min(EXTEND_WIDTH, len(ids))
+                slots[part, row], starts[part, row], counts[part, row] = slot, start, count
+                tokens[part, row, :count] = ids[:count]
         self._cache = programs.extend(
             self._params, self._cache, slots, tokens, starts, counts, cfg=self.cfg, dtype=self._dtype
         )
 
     def _run_forks(self, forks: list[tuple[int, int]]):
-        size = EXTEND_ROWS[-1]
-        for begin in range(0, len(forks), size):
-            part = forks[begin : begin + size]
-            sources = np.zeros(size, np.int32)
-            targets = np.full(size, self.slots, np.int32)  # past the end: dropped
-            sources[: len(part)], targets[: len(part)] = zip(*part, strict=True)
+        copies: list[list] = [[] for _ in range(self._parts)]
+        for source, target in forks:
+            part, target = self._place(target)
+            copies[part].append((self._place(source)[1], target))
+        size = self._extend_rows[-1]
+        for begin in range(0, max(map(len, copies)), size):
+            sources = np.zeros((self._parts, size), np.int32)
+            targets = np.full((self._parts, size), self.slots, np.int32)  # past the end: dropped
+            for part, own in enumerate(copies):
+                for row, (source, target) in enumerate(own[begin : begin + size]):
+                    sources[part, row], targets[part, row] = source, target
             self._cache = programs.fork(self._cache, sources, targets)
 
     def _decode(self) -> list[Stopped]:

@@ -6,6 +6,12 @@ but the newest token), and every sampled token comes out of `decode`:
     tokens      p0  p1  p2 | a0  a1      prompt p, sampled a
     in cache    p0  p1  p2   a0          length 4
     pending                      a1      decode writes a1 at position 4 and samples the token for position 5
+
+Weights stay where they are. A step has few rows, so what moves between devices is activations, never a kernel: they are
+split over fsdp along the embedding, as the kernels are (two-dimensional weight-stationary: Pope et al., arXiv
+2211.05102, §3.2.2), and along the rows only where a row meets its own cache:
+
+    x [B, T, D/fsdp] --q, k, v--> [B/fsdp, T, heads] --attention--> [B, T, heads] --o--> x [B, T, D/fsdp] --mlp--> x
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zerosearch_jax import prng
+from zerosearch_jax import prng, sharding
 from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation, sample
 from zerosearch_jax.models import attention, layers, lora, transformer
 from zerosearch_jax.models import cache as kv
@@ -65,54 +71,74 @@ def _layer_list(params: dict, cfg: ModelConfig) -> list[dict]:
 def extend(
     params: dict,
     cache: kv.KVCache,
-    slots_R: jax.Array,
-    tokens_RxW: jax.Array,
-    starts_R: jax.Array,
-    counts_R: jax.Array,
+    slots_PxR: jax.Array,
+    tokens_PxRxW: jax.Array,
+    starts_PxR: jax.Array,
+    counts_PxR: jax.Array,
     *,
     cfg: ModelConfig,
     dtype,
 ) -> kv.KVCache:
-    """Writes `counts` tokens of each listed slot at positions starts, starts + 1, ... Unused rows have count 0."""
-    offsets_1xW = jnp.arange(tokens_RxW.shape[1])[None, :]
-    positions_RxW = starts_R[:, None] + offsets_1xW
-    capacity = cache.capacity
-    targets_RxW = jnp.where(offsets_1xW < counts_R[:, None], positions_RxW, capacity)  # past the end: dropped
-    mask_RxWxS = jnp.arange(capacity)[None, None, :] <= positions_RxW[:, :, None]
-    x = transformer.embed(params, tokens_RxW, dtype)
-    new_k, new_v = [], []
-    for layer, k_layer, v_layer in zip(_layer_list(params, cfg), cache.k, cache.v, strict=True):
+    """Writes `counts` tokens of each listed slot at positions starts, starts + 1, ... Unused rows have count 0.
 
-        def attend(q, k, v, k_layer=k_layer, v_layer=v_layer):
-            keys_BxKxExS, values_BxKxSxE = kv.write(k_layer, v_layer, slots_R[:, None], targets_RxW, k, v)
-            new_k.append(keys_BxKxExS)
-            new_v.append(values_BxKxSxE)
-            return attention.cache_attention(q, keys_BxKxExS[slots_R], values_BxKxSxE[slots_R], mask_RxWxS)
+    The slots lie on P parts of the mesh (data x fsdp); `slots_PxR` are R of each part, counted from its first.
+    """
+    (parts, _, width), capacity = tokens_PxRxW.shape, cache.capacity
+    offsets_1x1xW = jnp.arange(width)[None, None, :]
+    positions_PxRxW = starts_PxR[..., None] + offsets_1x1xW
+    written_PxRxW = offsets_1x1xW < counts_PxR[..., None]
+    targets_PxRxW = jnp.where(written_PxRxW, positions_PxRxW, capacity)  # past the end: dropped
+    positions_NxW = positions_PxRxW.reshape(-1, width)
+    mask_NxWxS = jnp.arange(capacity)[None, None, :] <= positions_NxW[:, :, None]
 
-        x = transformer.block(layer, x, positions_RxW, cfg, attend)
-    return kv.KVCache(tuple(new_k), tuple(new_v))
+    def split(x):  # what a part of the mesh holds is what its own rows read and write: nothing moves
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    def merge(x):
+        return x.reshape(-1, *x.shape[2:])
+
+    def see(q_NxWxHxE, *keys_and_values):
+        k, v, keys, values = map(split, keys_and_values)
+        cached = jax.vmap(kv.write)(keys, values, slots_PxR[..., None], targets_PxRxW, k, v)
+        rows = (merge(jax.vmap(jnp.take, (0, 0, None))(x, slots_PxR, 0)) for x in cached)
+        return attention.cache_attention(q_NxWxHxE, *rows, mask_NxWxS), *map(merge, cached)
+
+    return _layers(params, cache, tokens_PxRxW.reshape(-1, width), positions_NxW, see, cfg, dtype)[1]
 
 
 fork = jax.jit(kv.fork, donate_argnums=0)
+
+
+def _layers(params: dict, cache: kv.KVCache, tokens_BxT, positions_BxT, see, cfg: ModelConfig, dtype):
+    """All layers of a step: x [B, T, D] and the cache; `see(q, k, v, keys, values)` writes and attends in one layer."""
+    mesh = jax.sharding.get_abstract_mesh()
+    heads, kv_heads = sharding.split('heads', cfg.num_heads, mesh), sharding.split('kv_heads', cfg.num_kv_heads, mesh)
+    x_BxTxD = constrain(params['embed'][constrain(tokens_BxT, 'rows', None)].astype(dtype), 'rows', None, 'embed')
+    layers_of_cache = []
+    for layer, keys, values in zip(_layer_list(params, cfg), cache.k, cache.v, strict=True):
+
+        def attend(q, k, v, keys=keys, values=values):
+            k, v = (constrain(x, 'batch', None, kv_heads, None) for x in (k, v))
+            out_BxTxHE, *written = see(constrain(q, 'batch', None, heads, None), k, v, keys, values)
+            layers_of_cache.append(written)
+            return constrain(out_BxTxHE, 'rows', None, 'heads')
+
+        x_BxTxD = constrain(transformer.block(layer, x_BxTxD, positions_BxT, cfg, attend), 'rows', None, 'embed')
+    return x_BxTxD, kv.KVCache(*map(tuple, zip(*layers_of_cache, strict=True)))
 
 
 def _decode_one(params, cache: kv.KVCache, rows: Rows, cfg: ModelConfig, dtype):
     """Logits [B, V] for the position after each row's pending token, which is written into the cache."""
     slots_B = jnp.arange(rows.length.shape[0])
     mask_Bx1xS = jnp.arange(cache.capacity)[None, None, :] <= rows.length[:, None, None]
-    x = transformer.embed(params, rows.pending[:, None], dtype)
-    new_k, new_v = [], []
-    for layer, k_layer, v_layer in zip(_layer_list(params, cfg), cache.k, cache.v, strict=True):
 
-        def attend(q, k, v, k_layer=k_layer, v_layer=v_layer):
-            keys_BxKxExS, values_BxKxSxE = kv.write(k_layer, v_layer, slots_B, rows.length, k[:, 0], v[:, 0])
-            new_k.append(keys_BxKxExS)
-            new_v.append(values_BxKxSxE)
-            return attention.cache_attention(q, keys_BxKxExS, values_BxKxSxE, mask_Bx1xS)
+    def see(q_Bx1xHxE, k_Bx1xKxE, v_Bx1xKxE, keys_BxKxExS, values_BxKxSxE):
+        cached = kv.write(keys_BxKxExS, values_BxKxSxE, slots_B, rows.length, k_Bx1xKxE[:, 0], v_Bx1xKxE[:, 0])
+        return attention.cache_attention(q_Bx1xHxE, *cached, mask_Bx1xS), *cached
 
-        x = transformer.block(layer, x, rows.length[:, None], cfg, attend)
-    x = layers.rms_norm(x, params['final_norm'], cfg.norm_eps)
-    return transformer.logits(params, x)[:, 0], kv.KVCache(tuple(new_k), tuple(new_v))
+    x_Bx1xD, cache = _layers(params, cache, rows.pending[:, None], rows.length[:, None], see, cfg, dtype)
+    x_Bx1xD = layers.rms_norm(x_Bx1xD, params['final_norm'], cfg.norm_eps)
+    return transformer.logits(params, x_Bx1xD)[:, 0], cache
 
 
 @functools.partial(

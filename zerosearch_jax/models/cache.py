@@ -34,7 +34,7 @@ class KVCache:
 
 def axes(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[str | None, ...]:
     """Logical axes of a layer's cache; key-value heads that the tensor axis does not divide are replicated."""
-    return ('batch', 'kv_heads' if cfg.num_kv_heads % mesh.shape['tensor'] == 0 else None, None, None)
+    return ('batch', sharding.split('kv_heads', cfg.num_kv_heads, mesh), None, None)
 
 
 def slot_bytes(cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
@@ -72,9 +72,20 @@ def write(
     return keys, values
 
 
-def fork(cache: KVCache, sources_R: jax.Array, targets_R: jax.Array) -> KVCache:
-    """Copies whole slots: a group's members share one prefill of their prompt. Out-of-range targets are dropped."""
-    return jax.tree.map(lambda x: x.at[targets_R].set(x[sources_R], mode='drop'), cache)
+def fork(cache: KVCache, sources_PxR: jax.Array, targets_PxR: jax.Array) -> KVCache:
+    """Copies whole slots: a group's members share one prefill of their prompt. Out-of-range targets are dropped.
+
+    The slots lie on P parts of the mesh (data x fsdp); a slot is counted from the first of its part, and copied within.
+    """
+
+    def within(part, sources_R, targets_R):
+        return part.at[targets_R].set(part[sources_R], mode='drop')
+
+    def copied(x):
+        parts = x.reshape(len(sources_PxR), -1, *x.shape[1:])
+        return jax.vmap(within)(parts, sources_PxR, targets_PxR).reshape(x.shape)
+
+    return jax.tree.map(copied, cache)
 
 
 def take(cache: KVCache, slots_N: jax.Array | None, span: int) -> KVCache:

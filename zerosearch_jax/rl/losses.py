@@ -68,8 +68,7 @@ def token_logprobs(
     # index t is about the token that t predicts; the last index predicts nothing
     targets_RxT = jnp.roll(batch.tokens, -1, axis=1)
     wanted_RxT = jnp.roll(batch.weights > 0, -1, axis=1).at[:, -1].set(False)
-    head_DxV = constrain(transformer.head(params), None, 'vocab')  # gathered once, not for every chunk
-    found = _wanted_logprobs(hidden_RxTxD, head_DxV, targets_RxT, wanted_RxT, temperature, compute.chunk)
+    found = _wanted_logprobs(hidden_RxTxD, transformer.head(params), targets_RxT, wanted_RxT, temperature, compute.chunk)
 
     def shift(x):  # index t becomes the token t as the target
         return constrain(jnp.pad(jnp.where(wanted_RxT, x, 0.0)[:, :-1], ((0, 0), (1, 0))), 'batch', None)
@@ -122,7 +121,7 @@ def _take(x: jax.Array, order_RxT: jax.Array) -> jax.Array:
 def _wanted_forward(hidden_RxTxD, head_DxV, targets_RxT, wanted_RxT, temperature, chunk):
     order = _Order.of(wanted_RxT, chunk)
     hidden_RxNxD, targets_RxN = order.apply(hidden_RxTxD), order.apply(targets_RxT)
-    weights_DxV = head_DxV.astype(hidden_RxTxD.dtype)
+    weights_DxV = _gathered(head_DxV, hidden_RxTxD.dtype)
 
     def one(i, found):
         hidden, targets = order.chunk(hidden_RxNxD, i), order.chunk(targets_RxN, i)
@@ -141,6 +140,11 @@ def _wanted_forward(hidden_RxTxD, head_DxV, targets_RxT, wanted_RxT, temperature
     return (order.undo(logprobs_RxN), order.undo(entropies_RxN)), kept
 
 
+def _gathered(head_DxV: jax.Array, dtype) -> jax.Array:
+    """The head for all chunks, gathered once, in what it is multiplied in."""
+    return constrain(head_DxV.astype(dtype), None, 'vocab')
+
+
 def _is_target(logits_RxCxV: jax.Array, targets_RxC: jax.Array) -> jax.Array:
     """Where each token's target is; a comparison instead of a gather keeps a sharded vocabulary sharded."""
     return jax.lax.broadcasted_iota(jnp.int32, logits_RxCxV.shape, 2) == targets_RxC[..., None]
@@ -150,7 +154,7 @@ def _wanted_backward(chunk, kept, gradients):
     """d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)."""
     hidden_RxTxD, head_DxV, targets_RxT, wanted_RxT, temperature, entropies_RxN, log_z_RxN = kept
     order = _Order.of(wanted_RxT, chunk)
-    weights_DxV = head_DxV.astype(hidden_RxTxD.dtype)
+    weights_DxV = _gathered(head_DxV, hidden_RxTxD.dtype)
     d_logprobs_RxT, d_entropies_RxT = (jnp.where(wanted_RxT, g, 0.0) for g in gradients)
     ordered = map(order.apply, (hidden_RxTxD, targets_RxT, d_logprobs_RxT, d_entropies_RxT))
     tokens = *ordered, entropies_RxN, log_z_RxN

@@ -164,8 +164,9 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh):
     def array(shape, kind=np.int32):
         return jax.ShapeDtypeStruct(shape, kind, sharding=sharding.named(mesh))
 
-    rows, common = engines.EXTEND_ROWS[-1], {'cfg': role.model, 'dtype': role.dtype}
-    each, tokens = array((rows,)), array((rows, engines.EXTEND_WIDTH))
+    parts, common = mesh.shape['data'] * mesh.shape['fsdp'], {'cfg': role.model, 'dtype': role.dtype}
+    rows = parts, engines.extend_rows(parts)[-1]
+    each, tokens = array(rows), array((*rows, engines.EXTEND_WIDTH))
     lowered = generation.extend.lower(role.params, cache, each, tokens, each, each, **common)
     yield f'{role.name}: prompts and observations', lowered
     table = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
