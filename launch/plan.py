@@ -1,10 +1,10 @@
-"""Says whether a run of reinforcement learning fits given hardware, before it is started: memory of every device.
+"""Says whether a run of reinforcement learning fits given hardware, how long it takes and what it costs, beforehand.
 
   python -m launch.plan --config configs/qwen2_5_7b.py --hardware=a100-80gb:8
-  python -m launch.plan --config configs/qwen2_5_3b.py --hardware=v5e:8x8 --config.mesh=1,64,1
+  python -m launch.plan --config configs/qwen2_5_3b.py --hardware=v5e:8x8 --suggest
 
-The run's programs are compiled by the target's own compiler where it is a TPU and libtpu is installed (pip install
-'jax[tpu]'), else by the CPU's for as many devices. Nothing is downloaded and nothing runs.
+The run's programs are compiled by the target's own compiler where it is installed (pip install '.[tpu]' or '.[cuda]';
+no TPU or GPU is needed), else by the CPU's for as many devices. Nothing is downloaded and nothing runs.
 """
 
 import math
@@ -15,30 +15,55 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: a file of configs/.', lock_config=True)
 _HARDWARE = flags.DEFINE_string('hardware', 'a100-80gb:8', 'CHIP:COUNT or CHIP:TOPOLOGY, e.g. h100-80gb:4, v5p:2x2x2.')
+_SUGGEST = flags.DEFINE_bool(
+    'suggest', False, 'Try other mesh shapes and micro-batches; the fastest that fits is last.'
+)
+_SEARCHES = flags.DEFINE_float('searches', None, 'Searches of a trajectory; by default 1.')
+_SAMPLED = flags.DEFINE_float('sampled', None, 'Tokens that the policy samples in a trajectory; by default 400.')
+_WRITTEN = flags.DEFINE_float('written', None, 'Tokens that the simulator writes a search; by default all that it may.')
 
 
 def main(_):
     from launch import common
 
     with common.one_line_errors():
-        _set_environment(_HARDWARE.value)
+        set_environment(_HARDWARE.value)
         from zerosearch_jax import experiment
         from zerosearch_jax.tools import hardware, plan
 
         target = hardware.parse(_HARDWARE.value)
         cfg = experiment.parse(_CONFIG.value)
-        found, compiler = hardware.devices(target)
-        print(plan.table(plan.plan(cfg, target, found, compiler), target, cfg))
+        work = plan.Work.of(cfg, searches=_SEARCHES.value, sampled=_SAMPLED.value, written=_WRITTEN.value)
+        where = (target, *hardware.devices(target))
+        if not _SUGGEST.value:
+            print(plan.table(plan.plan(cfg, *where, work), target, cfg, work))
+            return
+        found = []
+        for changed, made in plan.suggest(cfg, *where, work):
+            print(f'{made.seconds():.1f} s a step at least, {made.peak / 2**30:.1f} GiB: {plan.options(changed, cfg)}')
+            found.append((made.seconds(), plan.options(changed, cfg)))
+        print(
+            f'The fastest: {min(found)[1]}' if found else 'Nothing that was tried fits; see the plan without --suggest.'
+        )
 
 
-def _set_environment(text: str) -> None:
-    """As many CPU devices as are asked for, and no search for a real TPU; before jax looks for devices."""
+def set_environment(text: str) -> None:
+    """As many CPU devices as are asked for, and no search for a real accelerator; before jax looks for devices."""
     import jax
 
     sizes = [int(part) for part in text.partition(':')[2].split('x') if part.isdigit()]
     count = math.prod(sizes)
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
-    os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0')
+    os.environ['XLA_FLAGS'] = (
+        f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count} --xla_gpu_autotune_level=0'
+    )
+    os.environ.update(
+        JAX_SKIP_CUDA_CONSTRAINTS_CHECK='1',
+        TPU_SKIP_MDS_QUERY='1',
+        TPU_WORKER_HOSTNAMES='localhost',
+        TPU_WORKER_ID='0',
+        TPU_ACCELERATOR_TYPE='v5litepod-8',
+        ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    )
     jax.config.update('jax_platforms', 'cpu')
 
 

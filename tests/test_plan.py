@@ -1,21 +1,29 @@
 """The planner on fake CPU devices: its figures are the compiler's, fall with the mesh, and its verdict follows."""
 
 import dataclasses
+import math
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import tiny
-from zerosearch_jax import experiment
-from zerosearch_jax.tools import hardware, plan
+from zerosearch_jax import experiment, sharding
+from zerosearch_jax.sharding import make_mesh
+from zerosearch_jax.tools import compiled, hardware, plan, programs
 from zerosearch_jax.trainer import Trainer
+
+TARGET = hardware.parse('a100-80gb:8')
 
 
 @pytest.fixture(autouse=True)
-def tiny_by_name(monkeypatch):
-    known = plan.model_config
-    monkeypatch.setattr(plan, 'model_config', lambda name: plan.PRESETS['tiny'] if name == 'tiny' else known(name))
+def tiny_by_name(monkeypatch, tmp_path_factory):
+    known = programs.model_config
+    monkeypatch.setattr(
+        programs, 'model_config', lambda name: programs.PRESETS['tiny'] if name == 'tiny' else known(name)
+    )
+    monkeypatch.setenv('ZEROSEARCH_CACHE', str(tmp_path_factory.getbasetemp() / 'plan_cache'))
 
 
 def config(mesh, **rl):
@@ -28,8 +36,10 @@ def config(mesh, **rl):
 
 
 def planned(mesh, **rl):
-    target = hardware.parse('a100-80gb:8')
-    return plan.plan(config(mesh, **rl), target, *hardware.devices(target))
+    return plan.plan(config(mesh, **rl), TARGET, *hardware.devices(TARGET))
+
+
+# ---------------------------------------------------------------- memory
 
 
 def test_memory_falls_with_the_devices_that_hold_the_weights():
@@ -56,17 +66,28 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path):
     assert made.resident['simulator cache'] == held(trainer.simulator.engine._cache)
 
 
+def test_slots_are_those_that_the_memory_for_the_cache_holds():
+    cfg = config((1, 4, 2))
+    one = programs.size(
+        programs.abstract_cache(programs.PRESETS['tiny'], make_mesh((1, 4, 2)), 4, 2 * 1024 - 128, 'float32')
+    )
+    rollout = dataclasses.replace(cfg.rollout, cache_gib=1.5 * one / 2**30)
+    run = programs.of(dataclasses.replace(cfg, rollout=rollout), make_mesh((1, 4, 2)))
+    assert run.slots == {'policy': 4, 'simulator': 8}
+
+
 def test_the_verdict_says_what_is_missing_and_what_to_try():
-    made, target, cfg = planned((1, 1, 1)), hardware.parse('a100-80gb:8'), config((1, 1, 1))
-    assert 'It fits: ' in plan.table(made, target, cfg)
+    made, cfg = planned((1, 1, 1)), config((1, 1, 1))
+    work = plan.Work.of(cfg)
+    assert 'It fits: ' in plan.table(made, TARGET, cfg, work)
     short = dataclasses.replace(made, memory=int(made.peak / (1 - plan.RESERVE)) - 2**28)
     assert -short.spare == pytest.approx(2**28 * (1 - plan.RESERVE), rel=0.01)
-    said = plan.table(short, target, cfg)
+    said = plan.table(short, TARGET, cfg, work)
     assert 'It does not fit' in said and '0.23 GiB are missing' in said
     assert 'policy.lora_rank=32' in said and 'mesh=1,2,1' in said
 
 
-def test_a_program_that_the_compiler_refuses_is_a_row_and_no_crash():
+def test_a_program_that_the_compiler_refuses_is_told_and_no_crash():
     class Lowered:
         def compile(self):
             raise jax.errors.JaxRuntimeError(
@@ -74,11 +95,169 @@ def test_a_program_that_the_compiler_refuses_is_a_row_and_no_crash():
                 'temporaries (15.90G) exceeds available HBM (15.75G).'
             )
 
-    need = plan._compiled('update', Lowered(), 7)
-    assert (need.name, need.arguments, need.own) == ('update (refused)', 7, int(15.9 * 2**30))
+    made = compiled._compile(Lowered(), None)
+    assert made == compiled.Compiled(0, int(15.9 * 2**30), {}, refused=True)
+    plenty = planned((1, 1, 1))
+    needs = (dataclasses.replace(plenty.needs[0], refused=True), *plenty.needs[1:])
+    assert plenty.fits and not dataclasses.replace(plenty, needs=needs).fits
     other = types.SimpleNamespace(compile=lambda: (_ for _ in ()).throw(jax.errors.JaxRuntimeError('INTERNAL')))
     with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-        plan._compiled('update', other, 7)
+        compiled._compile(other, None)
+
+
+def test_a_program_is_compiled_once_for_a_target(tmp_path):
+    mesh = make_mesh((1, 8, 1))
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=sharding.named(mesh, 'batch', None))
+
+    def lowered(f):
+        with jax.set_mesh(mesh):
+            return jax.jit(f).lower(x)
+
+    first = compiled.measure(lowered(jnp.sum), mesh, 'c', tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace(f'"own": {first.own}', '"own": 7'))
+    assert compiled.measure(lowered(jnp.sum), mesh, 'c', tmp_path).own == 7
+    assert compiled.measure(lowered(jnp.sum), mesh, 'another', tmp_path) == first
+    assert compiled.measure(lowered(jnp.max), mesh, 'c', tmp_path).own != 7
+
+
+# ---------------------------------------------------------------- arithmetic and what moves
+
+
+def test_operations_are_counted_through_loops_branches_and_gradients():
+    w = jnp.ones((16, 32))
+
+    def f(x):
+        def layer(x, _):
+            return jax.lax.cond(x[0, 0] > 0, lambda: (x @ w) @ w.T, lambda: x), None
+
+        x = jax.lax.scan(jax.checkpoint(layer), x, None, length=5)[0]
+        return jax.lax.while_loop(lambda x: x[0, 0] < 0, lambda x: x @ w @ w.T, x).sum()
+
+    x, one = jnp.ones((8, 16)), 2 * 8 * 16 * 32
+    assert compiled.flops(jax.jit(f).trace(x)) == (5 + 1) * 2 * one
+    assert compiled.flops(jax.jit(f).trace(x), turns=3) == (5 + 3) * 2 * one
+    forward = jax.jit(jax.grad(lambda x: ((x @ w) @ w.T).sum())).trace(x)
+    assert compiled.flops(forward) == 2 * one + 2 * one  # w gets no gradient
+
+
+def test_what_moves_is_counted_by_axis_through_loops():
+    mesh = make_mesh((1, 4, 2))
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=sharding.named(mesh, 'embed', 'mlp'))
+
+    def turn(x, _):  # [2, 32] on each device
+        summed, whole = jax.lax.psum(x, 'fsdp'), jax.lax.all_gather(x, 'tensor', axis=1, tiled=True)
+        return jnp.sin(summed) + whole[:, ::2], None
+
+    def f(x):
+        return jax.lax.scan(turn, x, None, length=3)[0]
+
+    place = jax.sharding.PartitionSpec('fsdp', 'tensor')
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.shard_map(f, in_specs=place, out_specs=place, check_vma=False)).lower(x).compile()
+    found = compiled.collectives(program.as_text(), mesh)
+    moved = {}
+    for one in found:
+        moved[one.axes] = moved.get(one.axes, 0) + one.times * one.received
+    assert moved == {'fsdp': 3 * 2 * (2 * 32 * 4) * 3 / 4, 'tensor': 3 * (2 * 64 * 4) / 2}
+
+
+@pytest.mark.parametrize(
+    ('groups', 'axes', 'count'),
+    [
+        ('replica_groups={{0,2,4,6},{1,3,5,7}}', 'fsdp', 4),
+        ('replica_groups=[2,4]<=[4,2]T(1,0)', 'fsdp', 4),
+        ('replica_groups=[4,2]<=[8]', 'tensor', 2),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", 'tensor', 2),
+        ("replica_groups=mesh['axis_0'=8] {'axis_0'}", 'fsdp+tensor', 8),
+        ('source_target_pairs={{0,2},{2,4}}', 'fsdp', 2),
+    ],
+)
+def test_groups_of_devices_are_read_in_every_notation(groups, axes, count):
+    kind = 'collective-permute' if 'source' in groups else 'all-gather'
+    lines = f'  %x = f32[4,10]{{1,0}} {kind}(%y), channel_id=1, {groups}, dimensions={{0}}'
+    (found,) = compiled.collectives(f'ENTRY %main (y: f32[1]) -> f32[4] {{\n{lines}\n}}', make_mesh((1, 4, 2)))
+    size = 160 if count == 2 and 'source' in groups else 160 * (count - 1) / count
+    assert (found.kind, found.axes, found.received) == (kind, axes, size)
+
+
+def while_generating(shape):
+    """The collectives of what the policy's engine runs."""
+    run = programs.of(config(shape), make_mesh(shape))
+    with jax.set_mesh(run.mesh):
+        for program in run.programs:
+            if program.name.startswith('policy'):
+                text = program.traced.lower().compile().as_text()
+                yield program.name, compiled.collectives(text, run.mesh)
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
+def test_weights_stay_where_they_are_while_a_model_generates(shape):
+    """What moves is activations: at most rows x the widest of them; no kernel, no cache and no table of embeddings."""
+    model = programs.PRESETS['tiny']
+    table = model.vocab_size * model.hidden_size // shape[2]
+    kernel = model.hidden_size * model.mlp_size // shape[2]
+    for name, found in while_generating(shape):
+        assert found, name
+        gathers = [one for one in found if one.kind == 'all-gather']
+        for one in gathers:
+            elements = math.prod(map(int, one.shape[one.shape.index('[') + 1 : -1].split(',')))
+            rows = 8 * (128 if 'prompts' in name else 1)
+            assert elements <= rows * model.num_heads * model.head_dim, (name, one)
+            assert elements not in (table, kernel), (name, one)
+
+
+def test_the_gradient_of_the_head_is_added_up_once_and_not_in_every_chunk():
+    run = programs.of(config((1, 8, 1), chunk=32), make_mesh((1, 8, 1)))
+    model, update = programs.PRESETS['tiny'], run.programs[-1]
+    assert update.name == 'update'
+    with jax.set_mesh(run.mesh):
+        text = update.traced.lower().compile().as_text()
+    sums = [c for c in compiled.collectives(text, run.mesh) if c.kind in ('all-reduce', 'reduce-scatter')]
+    heads = [c for c in sums if str(model.vocab_size) in c.shape and str(model.hidden_size) in c.shape]
+    assert heads and not [c for c in heads if 'while/body' in c.operation.split('transpose(jvp')[-1]], heads
+
+
+# ---------------------------------------------------------------- times, prices, suggestions
+
+
+def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
+    cfg = config((1, 8, 1))
+    work = plan.Work(searches=2.0, sampled=100.0, written=50.0)
+    made = plan.plan(cfg, TARGET, *hardware.devices(TARGET), work)
+    trajectories = cfg.rollout.questions * cfg.rollout.group
+    assert made.times['policy: decoding'] == trajectories * 100 / 8
+    assert made.times['simulator: decoding'] == trajectories * 2 * 50 / 8
+    assert made.times['simulator: prompts and observations'] == trajectories * 2 * cfg.simulator.prompt_tokens / 1024
+    assert made.times['update'] == made.times['reference'] == 1
+    least = {need.name: max(need.seconds.values()) for need in made.needs}
+    assert made.seconds() == pytest.approx(sum(made.times[name] * least[name] for name in least))
+    assert made.seconds('simulator') == pytest.approx(
+        sum(made.times[name] * least[name] for name in least if name.startswith('simulator'))
+    )
+    twice = TARGET._replace(shape=(16,))
+    assert plan.dollars(3600, TARGET, cfg) == pytest.approx(8 * 1.475)
+    assert plan.dollars(3600, twice, cfg) == pytest.approx(16 * 1.475)
+    said = plan.table(made, TARGET, cfg, work)
+    assert f'{cfg.rl.steps} steps' in said and '$' in said
+    h100 = hardware.parse('h100-80gb:8')
+    assert '--config.prices.h100_hour=DOLLARS' in plan.table(made, h100, cfg, work)
+
+
+def test_suggestions_fit_and_say_how_to_get_them():
+    cfg = config((1, 1, 1))
+    found = list(plan.suggest(cfg, TARGET, *hardware.devices(TARGET), plan.Work.of(cfg)))
+    assert {changed.mesh for changed, _ in found} == {(1, 8, 1), (1, 4, 2), (1, 2, 4)}  # 4 heads: not 8
+    for changed, made in found:
+        assert made.fits and made.mesh == changed.mesh
+        assert changed.rl.rows_per_micro == changed.mesh[1] and not changed.rollout.slots % changed.mesh[1]
+    said = {changed.mesh: plan.options(changed, cfg) for changed, _ in found}
+    assert said[1, 4, 2].startswith('--config.mesh=1,4,2 --config.rl.rows_per_micro=4')
+    none = TARGET._replace(chip=TARGET.chip._replace(memory_gib=1e-4))
+    assert not list(plan.suggest(cfg, none, *hardware.devices(TARGET), plan.Work.of(cfg)))
+
+
+# ---------------------------------------------------------------- names
 
 
 @pytest.mark.parametrize(
@@ -92,12 +271,12 @@ def test_a_program_that_the_compiler_refuses_is_a_row_and_no_crash():
     ],
 )
 def test_a_model_is_known_by_its_name(name, preset):
-    assert plan.model_config(name) == plan.PRESETS[preset]
+    assert programs.model_config(name) == programs.PRESETS[preset]
 
 
 def test_what_is_unknown_is_told():
     with pytest.raises(ValueError, match='sizes unknown'):
-        plan.model_config('somebody/else-7B')
+        programs.model_config('somebody/else-7B')
     for text, message in (
         ('b200:8', 'unknown chip'),
         ('v5e', 'how many'),
@@ -107,5 +286,5 @@ def test_what_is_unknown_is_told():
         with pytest.raises(ValueError, match=message):
             hardware.parse(text)
     with pytest.raises(ValueError, match='as many CPU devices'):
-        hardware.devices(hardware.parse('a100-80gb:64'))
+        hardware.devices(hardware.parse('a100-40gb:64'))
     assert str(hardware.parse('v5e:8x8')) == 'v5e:8x8' and hardware.parse('v5e:8x8').count == 64

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zerosearch_jax import sharding
 from zerosearch_jax.generate import step as programs
 from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
 from zerosearch_jax.models import cache as kv
@@ -53,6 +54,26 @@ class Stopped:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]  # under the untruncated softmax at the engine's temperature
     reason: str  # a stop string, 'eos', or 'length' (budget spent)
+
+
+def rounded(capacity: int) -> int:
+    """Tokens of a slot that is to hold so many."""
+    return -(-capacity // SPAN_STEP) * SPAN_STEP
+
+
+def slots_in(cache_bytes: int, cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
+    """Slots that fit so many bytes of each device, with the copy that decoding makes of all spans but the last.
+
+    Raises:
+      ValueError: not even one does.
+    """
+    one = kv.slot_bytes(cfg, mesh, 2 * rounded(capacity) - SPAN_STEP, dtype)
+    slots = cache_bytes // one * sharding.parts('batch', mesh)
+    if not slots:
+        raise ValueError(
+            f'no slot of {capacity} tokens fits {cache_bytes / 2**30:.3g} GiB: it needs {one / 2**30:.3g} GiB'
+        )
+    return slots
 
 
 def extend_rows(parts: int) -> tuple[int, ...]:
@@ -102,9 +123,9 @@ class Engine:
         dtype=jnp.float32,
     ):
         self.cfg, self.mesh, self.steps = cfg, mesh, steps
-        self.capacity = -(-capacity // SPAN_STEP) * SPAN_STEP
-        self.slots = slots if cache_bytes is None else min(slots, self._slots_in(cache_bytes, dtype))
-        self._parts = mesh.shape['data'] * mesh.shape['fsdp']
+        self.capacity = rounded(capacity)
+        self.slots = slots if cache_bytes is None else min(slots, slots_in(cache_bytes, cfg, mesh, capacity, dtype))
+        self._parts = sharding.parts('batch', mesh)
         self._extend_rows = extend_rows(self._parts)
         self.decoded_tokens = self.prefilled_tokens = 0
         self._stop, self._eos_ids, self._truncation, self._dtype = stop, eos_ids, truncation, dtype
@@ -114,16 +135,6 @@ class Engine:
         self._params: dict | None = None
         self._temperature = 1.0
         self._clear()
-
-    def _slots_in(self, cache_bytes: int, dtype) -> int:
-        """Slots that fit, with the copy that decoding makes of all spans but the last."""
-        one = kv.slot_bytes(self.cfg, self.mesh, 2 * self.capacity - SPAN_STEP, dtype)
-        slots = cache_bytes // one * self.mesh.shape['data'] * self.mesh.shape['fsdp']
-        if not slots:
-            raise ValueError(
-                f'no slot of {self.capacity} tokens fits {cache_bytes / 2**30:.3g} GiB: it needs {one / 2**30:.3g} GiB'
-            )
-        return slots
 
     def _clear(self):
         self._rows = programs.idle_rows(self.slots)
@@ -315,7 +326,7 @@ class Engine:
 
     def _few(self, active: np.ndarray) -> np.ndarray | None:
         """The slots to compute if few are active, filled up with idle ones; None: all of them."""
-        if self.mesh.shape['data'] * self.mesh.shape['fsdp'] > 1:
+        if self._parts > 1:
             return None
         count = next((self.slots // share for share in SHARES if active.sum() <= self.slots // share), None)
         return None if count is None else np.sort(np.argsort(~active, kind='stable')[:count]).astype(np.int32)

@@ -45,7 +45,7 @@ def slot_bytes(cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) 
 
 def create(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: int, dtype=jnp.float32) -> KVCache:
     """An empty cache, born sharded. `slots` must be a multiple of the mesh's data x fsdp."""
-    rows = mesh.shape['data'] * mesh.shape['fsdp']
+    rows = sharding.parts('batch', mesh)
     if slots % rows:
         raise ValueError(f'{slots} slots cannot be split over {rows} (data x fsdp) devices; use a multiple of {rows}')
 

@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from zerosearch_jax import sharding
 from zerosearch_jax.models import layers, transformer
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.sharding import constrain
@@ -68,7 +69,9 @@ def token_logprobs(
     # index t is about the token that t predicts; the last index predicts nothing
     targets_RxT = jnp.roll(batch.tokens, -1, axis=1)
     wanted_RxT = jnp.roll(batch.weights > 0, -1, axis=1).at[:, -1].set(False)
-    found = _wanted_logprobs(hidden_RxTxD, transformer.head(params), targets_RxT, wanted_RxT, temperature, compute.chunk)
+    found = _wanted_logprobs(
+        hidden_RxTxD, transformer.head(params), targets_RxT, wanted_RxT, temperature, compute.chunk
+    )
 
     def shift(x):  # index t becomes the token t as the target
         return constrain(jnp.pad(jnp.where(wanted_RxT, x, 0.0)[:, :-1], ((0, 0), (1, 0))), 'batch', None)
@@ -158,9 +161,13 @@ def _wanted_backward(chunk, kept, gradients):
     d_logprobs_RxT, d_entropies_RxT = (jnp.where(wanted_RxT, g, 0.0) for g in gradients)
     ordered = map(order.apply, (hidden_RxTxD, targets_RxT, d_logprobs_RxT, d_entropies_RxT))
     tokens = *ordered, entropies_RxN, log_z_RxN
+    # every part of the mesh adds up its own gradient of the head: they are added once, not in every chunk
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = sharding.split('batch', hidden_RxTxD.shape[0], mesh)
+    parts = sharding.parts('batch', mesh) if rows else 1
 
     def one(i, carry):
-        d_hidden_RxNxD, d_head_DxV = carry
+        d_hidden_RxNxD, d_head_PxDxV = carry
         hidden, targets, d_logprob, d_entropy, entropy, log_z = (order.chunk(x, i) for x in tokens)
         logits = jax.lax.optimization_barrier(transformer.project(hidden, weights_DxV)) / temperature
         log_p = logits - log_z[..., None]
@@ -169,12 +176,14 @@ def _wanted_backward(chunk, kept, gradients):
         # one array for both products, or each would compute it again
         d_logits = jax.lax.optimization_barrier((d_logits / temperature).astype(hidden.dtype))
         d_hidden = jnp.einsum('rcv,dv->rcd', d_logits, weights_DxV)
-        d_head = jnp.einsum('rcd,rcv->dv', hidden, d_logits, preferred_element_type=jnp.float32)
-        return order.write(d_hidden_RxNxD, d_hidden, i), d_head_DxV + d_head
+        by_part = (x.reshape(parts, -1, *x.shape[1:]) for x in (hidden, d_logits))
+        d_head = jnp.einsum('prcd,prcv->pdv', *by_part, preferred_element_type=jnp.float32)
+        return order.write(d_hidden_RxNxD, d_hidden, i), constrain(d_head_PxDxV + d_head, rows, None, 'vocab')
 
-    zeros = jnp.zeros_like(tokens[0]), jnp.zeros(head_DxV.shape, jnp.float32)
-    d_hidden_RxNxD, d_head_DxV = jax.lax.fori_loop(0, order.count, one, zeros)
-    return order.undo(d_hidden_RxNxD), d_head_DxV.astype(head_DxV.dtype), None, None, None
+    zeros = jnp.zeros_like(tokens[0]), jnp.zeros((parts, *head_DxV.shape), jnp.float32)
+    d_hidden_RxNxD, d_head_PxDxV = jax.lax.fori_loop(0, order.count, one, zeros)
+    d_head_DxV = jnp.sum(d_head_PxDxV, axis=0).astype(head_DxV.dtype)
+    return order.undo(d_hidden_RxNxD), d_head_DxV, None, None, None
 
 
 _wanted_logprobs.defvjp(_wanted_forward, _wanted_backward)

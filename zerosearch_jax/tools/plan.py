@@ -1,266 +1,258 @@
 """The planner: what a run of reinforcement learning takes of every device, known before it is started.
 
-The run's own jitted programs are lowered on abstract arrays and compiled for the target, by its own compiler where that
-is installed; nothing is loaded and nothing runs. Memory is the compiler's: what a program holds at its peak, and what
-lies beside it meanwhile. Times are limits (a roofline), which no program reaches.
+Its programs (tools/programs.py) are compiled for the target, by its own compiler where that is installed
+(tools/compiled.py). Memory is the compiler's figure: what a program needs at its peak, and what lies beside it
+meanwhile. Times are limits, which no program reaches: arithmetic at the chip's peak, bytes that must move at its
+bandwidths, whichever takes longest.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
+import itertools
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from zerosearch_jax import sharding, state
+from zerosearch_jax import sharding
 from zerosearch_jax.experiment import Config
-from zerosearch_jax.generate import engine as engines
-from zerosearch_jax.generate import step as generation
-from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
-from zerosearch_jax.models import attention, lora, transformer
-from zerosearch_jax.models import cache as kv
-from zerosearch_jax.models.config import PRESETS, ModelConfig
-from zerosearch_jax.rl import losses, step
-from zerosearch_jax.search import prompts
-from zerosearch_jax.text import stop
-from zerosearch_jax.text.trajectory import Batch
+from zerosearch_jax.models import download
+from zerosearch_jax.tools import compiled, programs
 from zerosearch_jax.tools.hardware import Hardware
 
 RESERVE = 0.08  # of a device's memory, for what no program accounts for: the runtime, fragments, collectives' buffers
-INTEGERS = ('tokens', 'positions', 'segments', 'prefixes')
+# what real runs reached of these limits: on CPU, the only device so far (docs/measurements.md)
+REACHED = {'decoding': 0.43, 'update': 0.59}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a trajectory does, on average; nobody knows it before the run."""
+
+    searches: float = 1.0  # in the published run 64,000 searches in 200 steps of 320 trajectories
+    sampled: float = 400.0  # tokens that the policy samples
+    written: float = 0.0  # tokens that the simulator writes a search; 0: all that it may
+
+    @classmethod
+    def of(cls, cfg: Config, **given) -> Work:
+        work = cls(**{name: value for name, value in given.items() if value is not None})
+        return dataclasses.replace(work, written=work.written or float(cfg.simulator.max_tokens))
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """One compiled program: bytes of each device."""
+    """One compiled program: bytes of each device, and the least seconds of one run of it (of decoding, one token's)."""
 
     name: str
+    beside: int  # in memory all the time, and no argument of it
     arguments: int
-    own: int  # temporaries and results that take no argument's place
+    own: int
+    refused: bool
+    seconds: Mapping[str, float]  # 'arithmetic', 'memory', 'links'
+    received: Mapping[str, float]  # from other devices, by mesh axes
 
-    def peak(self, beside: int) -> int:
-        return beside + self.arguments + self.own
+    @property
+    def peak(self) -> int:
+        return self.beside + self.arguments + self.own
+
+    @property
+    def least(self) -> float:
+        return max(self.seconds.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run needs, bytes of each device."""
+    """What a run needs of each device, and how long a step takes at least."""
 
-    resident: Mapping[str, int]  # what is there all the time
-    needs: tuple[tuple[Need, int], ...]  # programs, and what lies beside their arguments
+    resident: Mapping[str, int]  # bytes that are there all the time
+    needs: tuple[Need, ...]
+    slots: Mapping[str, int]
+    slots_that_fit: Mapping[str, int]  # were the cache all that could be larger
+    times: Mapping[str, float]  # that a step runs each program
     mesh: tuple[int, ...]  # data, fsdp, tensor
     compiler: str
     memory: int  # of a device
 
     @property
     def peak(self) -> int:
-        return max(need.peak(beside) for need, beside in self.needs)
+        return max(need.peak for need in self.needs)
 
     @property
     def spare(self) -> int:
         """What is left below the reserve; negative: so much is missing."""
         return int(self.memory * (1 - RESERVE)) - self.peak
 
+    @property
+    def fits(self) -> bool:
+        return self.spare >= 0 and not any(need.refused for need in self.needs)
 
-def model_config(reference: str) -> ModelConfig:
-    """The sizes of a known model by its name, or by its family and size in a hub id; no network.
-
-    Raises:
-      ValueError: it is not known; a name of models.config.PRESETS can stand for it.
-    """
-    name = reference.split('/')[-1].lower()
-    for preset in sorted(PRESETS, key=len, reverse=True):
-        if name.startswith(preset) or name.replace('-', '').startswith(preset.replace('-', '')):
-            return PRESETS[preset]
-    size = re.search(r'(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])', name)
-    if 'simulation' in name and size and f'qwen2.5-{size[1]}b' in PRESETS:  # the published simulators
-        return PRESETS[f'qwen2.5-{size[1]}b']
-    raise ValueError(f'{reference}: sizes unknown; plan with one of {", ".join(PRESETS)} as its model')
+    def seconds(self, part: str = '') -> float:
+        """The least of a step, or of those of its programs whose name holds `part`."""
+        return sum(need.least * self.times[need.name] for need in self.needs if part in need.name)
 
 
-def plan(cfg: Config, hardware: Hardware, found: list, compiler: str) -> Plan:
+def plan(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work | None = None) -> Plan:
     """Compiles the run's programs for devices `found`, and adds up."""
-    mesh = sharding.make_mesh(cfg.mesh, found)
-    policy = model_config(cfg.policy.model)
-    whole = sharding.abstract(transformer.layout(policy), mesh)
-    layout = lora.layout(policy, cfg.policy.lora_rank) if cfg.policy.lora_rank else transformer.layout(policy)
-    trained, frozen = sharding.abstract(layout, mesh), whole if cfg.policy.lora_rank else {}
-    tx = state.optimizer(cfg.optimizer, cfg.rl.steps)
-    places = state.state_shardings(layout, tx, mesh)
-    shapes = jax.eval_shape(lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), trained)
-    train_state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-    resident = {
-        'policy': size(trained) + size(frozen),
-        'optimizer': size(train_state.opt_state),
-        'reference': size(trained) if cfg.rl.kl else 0,
+    run = programs.of(cfg, sharding.make_mesh(cfg.mesh, found))
+    total, needs, cache = sum(run.resident.values()), [], download.cache_dir() / 'plans'
+    with jax.set_mesh(run.mesh):
+        for program in run.programs:
+            made = compiled.measure(program.traced.lower(), run.mesh, f'{compiler} {hardware}', cache)
+            arguments = max(made.arguments, program.arguments)
+            seconds = _seconds(program, made, hardware, run.mesh.size)
+            beside = max(total - program.arguments, 0)
+            needs.append(Need(program.name, beside, arguments, made.own, made.refused, seconds, made.received))
+    spare = int(hardware.memory * (1 - RESERVE)) - max(need.peak for need in needs)
+    fit = {role: max(int(n + n * spare / run.resident[f'{role} cache']), 0) for role, n in run.slots.items()}
+    times = _times(cfg, run, work or Work.of(cfg))
+    return Plan(run.resident, tuple(needs), run.slots, fit, times, run.mesh.devices.shape, compiler, hardware.memory)
+
+
+def _seconds(program: programs.Program, made: compiled.Compiled, hardware: Hardware, count: int) -> dict[str, float]:
+    chip = hardware.chip
+    return {
+        'arithmetic': compiled.flops(program.traced, program.turns) / count / (chip.tflops * 1e12),
+        'memory': program.moved / (chip.memory_gbs * 1e9),
+        'links': sum(made.received.values()) / (chip.links_gbs / 2 * 1e9),  # in, while as much goes out
     }
-    needs = []
-    with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
-        for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
-            cache = abstract_cache(role.model, mesh, role.slots, role.tokens, role.dtype)
-            if role.name == 'simulator' and not (frozen and cfg.simulator.model == cfg.policy.model):
-                resident['simulator'] = size(role.params)  # else the base is in memory once
-            resident[f'{role.name} cache'] = size(cache)
-            for name, lowered in _generation(role, cache, cfg, mesh):
-                arguments = size(role.params) + size(cache)
-                needs.append((_compiled(name, lowered, arguments), arguments))
-        update = _update(cfg, policy, tx, places, mesh).lower(train_state, frozen, _batch(cfg, mesh))
-        arguments = size(train_state) + size(frozen)
-        needs.append((_compiled('update', update, arguments), arguments))
-    total = sum(resident.values())
-    beside = tuple((need, max(total - arguments, 0)) for need, arguments in needs)
-    return Plan(resident, beside, mesh.devices.shape, compiler, int(hardware.chip.memory_gib * 2**30))
 
 
-class _Role(NamedTuple):
-    """A model that generates."""
-
-    name: str
-    model: ModelConfig
-    params: dict
-    slots: int
-    tokens: int  # of a slot
-    dtype: str
-    strings: tuple[str, ...]
-    truncation: Truncation
-
-
-def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Role]:
-    size, own = cfg.rollout, Truncation(top_p=cfg.rollout.top_p)
-    longest = size.prompt_tokens + size.response_tokens
-    yield _Role('policy', policy, params, size.slots, longest, cfg.policy.dtype, prompts.STOP_STRINGS, own)
-    if cfg.simulator.kind == 'model':
-        sim = cfg.simulator
-        model = model_config(sim.model)
-        weights = sharding.abstract(transformer.layout(model), mesh)
-        most = sim.prompt_tokens + sim.max_tokens
-        yield _Role('simulator', model, weights, sim.slots, most, sim.dtype, (), FULL_SUPPORT)
+def _times(cfg: Config, run: programs.Run, work: Work) -> dict[str, float]:
+    """How often a step runs each program, all slots and rows in use; of decoding, its tokens a slot."""
+    trajectories = cfg.rollout.questions * cfg.rollout.group
+    updates = cfg.rl.epochs * -(-trajectories // (cfg.rl.minibatch or trajectories))
+    times = {'reference': 1.0, 'update': float(updates)}
+    read = {
+        'policy': cfg.rollout.prompt_tokens / cfg.rollout.group + work.searches * cfg.rollout.observation_tokens,
+        'simulator': work.searches * cfg.simulator.prompt_tokens,
+    }
+    written = {'policy': work.sampled, 'simulator': work.searches * work.written}
+    for role, slots in run.slots.items():
+        times[f'{role}: prompts and observations'] = trajectories * read[role] / run.extend_tokens[role]
+        times[f'{role}: decoding'] = trajectories * written[role] / slots
+    return times
 
 
-def size(tree) -> int:
-    """Bytes of each device that abstract arrays take there."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+# ---------------------------------------------------------------- suggestions
 
 
-def abstract_cache(model: ModelConfig, mesh, slots: int, tokens: int, dtype: str) -> kv.KVCache:
-    capacity = -(-tokens // engines.SPAN_STEP) * engines.SPAN_STEP
-    place = sharding.named(mesh, *kv.axes(model, mesh))
+def suggest(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work) -> Iterator[tuple[Config, Plan]]:
+    """Plans on other mesh shapes and with fewer rows a micro-batch, those that fit, as they are found.
 
-    def layers(*shape):
-        one = jax.ShapeDtypeStruct((slots, model.num_kv_heads, *shape), jnp.dtype(dtype), sharding=place)
-        return (one,) * model.num_layers
-
-    return kv.KVCache(layers(model.head_dim, capacity), layers(capacity, model.head_dim))
-
-
-def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh):
-    """(name, lowered program) of writing given tokens, and of decoding in all slots."""
-
-    def array(shape, kind=np.int32):
-        return jax.ShapeDtypeStruct(shape, kind, sharding=sharding.named(mesh))
-
-    parts, common = mesh.shape['data'] * mesh.shape['fsdp'], {'cfg': role.model, 'dtype': role.dtype}
-    rows = parts, engines.extend_rows(parts)[-1]
-    each, tokens = array(rows), array((*rows, engines.EXTEND_WIDTH))
-    lowered = generation.extend.lower(role.params, cache, each, tokens, each, each, **common)
-    yield f'{role.name}: prompts and observations', lowered
-    table = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
-    yield (
-        f'{role.name}: decoding',
-        generation.decode.lower(
-            role.params,
-            cache,
-            jax.tree.map(lambda x: array(x.shape, x.dtype), generation.idle_rows(role.slots)),
-            None,
-            array(table.table.shape, table.table.dtype),
-            array((), np.float32),
-            steps=cfg.rollout.decode_steps,
-            span=cache.capacity,
-            eos_ids=(0,),
-            first_accept=table.first_accept,
-            truncation=role.truncation,
-            **common,
-        ),
-    )
+    The weights are split over all devices, `tensor` of them at a time along heads and vocabulary.
+    """
+    policy = programs.model_config(cfg.policy.model)
+    for tensor, remat in itertools.product((1, 2, 4, 8), dict.fromkeys((cfg.rl.remat, 'full'))):
+        fsdp = hardware.count // tensor
+        if hardware.count % tensor or policy.num_heads % tensor or policy.hidden_size % fsdp:
+            continue
+        changed = dataclasses.replace(
+            cfg,
+            mesh=(1, fsdp, tensor),
+            rl=dataclasses.replace(cfg.rl, rows_per_micro=fsdp, remat=remat),
+            rollout=dataclasses.replace(cfg.rollout, slots=_multiple(cfg.rollout.slots, fsdp)),
+            simulator=dataclasses.replace(cfg.simulator, slots=_multiple(cfg.simulator.slots, fsdp)),
+        )
+        made = plan(changed, hardware, found, compiler, work)
+        if made.fits:
+            yield changed, made
 
 
-def _update(cfg: Config, policy: ModelConfig, tx, places, mesh):
-    compute = losses.Compute(
-        cfg.policy.dtype, cfg.rl.remat, cfg.rl.chunk, attention.choose(policy, cfg.policy.dtype, mesh).name
-    )
-    loss = losses.LossConfig(kl=cfg.rl.kl, entropy=cfg.rl.entropy)
-    return step.make_update(policy, tx, places, loss, compute, cfg.rollout.temperature)
+def _multiple(slots: int, of: int) -> int:
+    return max(slots // of, 1) * of
 
 
-def _batch(cfg: Config, mesh) -> Batch:
-    """A step's micro-batches, as the learner packs them."""
-    longest = cfg.rollout.prompt_tokens + cfg.rollout.response_tokens
-    trajectories = cfg.rl.minibatch or cfg.rollout.questions * cfg.rollout.group
-    rows = -(-trajectories // (cfg.rl.row_length // longest))
-    shape = -(-rows // cfg.rl.rows_per_micro), cfg.rl.rows_per_micro, cfg.rl.row_length
-    place = sharding.named(mesh)
-    return Batch(
-        **{
-            name: jax.ShapeDtypeStruct(shape, np.int32 if name in INTEGERS else np.float32, sharding=place)
-            for name in Batch.__dataclass_fields__
-        }
-    )
-
-
-def _compiled(name: str, lowered, arguments: int) -> Need:
-    try:
-        memory = lowered.compile().memory_analysis()
-    except jax.errors.JaxRuntimeError as error:  # the TPU's compiler refuses what does not fit, and says how much it is
-        refused = re.search(r'([\d.]+)G\) exceeds available HBM', str(error))
-        if not refused:
-            raise
-        return Need(f'{name} (refused)', arguments, int(float(refused[1]) * 2**30))
-    own = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Need(name, memory.argument_size_in_bytes, own)
+def options(changed: Config, cfg: Config) -> str:
+    """The command line that turns `cfg` into `changed`."""
+    said = ['--config.mesh=' + ','.join(map(str, changed.mesh))]
+    for section, name in (('rl', 'rows_per_micro'), ('rl', 'remat'), ('rollout', 'slots'), ('simulator', 'slots')):
+        new, old = (getattr(getattr(c, section), name) for c in (changed, cfg))
+        if new != old:
+            said.append(f'--config.{section}.{name}={new}')
+    return ' '.join(said)
 
 
 # ---------------------------------------------------------------- for people
 
 
-def table(made: Plan, hardware: Hardware, cfg: Config) -> str:
+def table(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> str:
     """The plan as Markdown, with its verdict."""
-
-    def gib(count: int) -> str:
-        return f'{count / 2**30:.2f}'
-
     shape = 'x'.join(map(str, made.mesh))
     lines = [
         f'{cfg.policy.model} on {hardware}, mesh {shape}, by {made.compiler}; GiB of each device',
         '',
         '| there all the time | |',
         '|---|---|',
-        *(f'| {name} | {gib(count)} |' for name, count in made.resident.items()),
+        *(f'| {name} | {_gib(count)} |' for name, count in made.resident.items()),
         '',
-        '| program | its arguments | beside them | its own | peak |',
-        '|---|---|---|---|---|',
+        '| program | arguments | beside them | its own | peak | arithmetic ms | memory ms | links ms | from others |',
+        '|---|---|---|---|---|---|---|---|---|',
+        *map(_row, made.needs),
+        '',
     ]
-    for need, beside in made.needs:
-        cells = map(gib, (need.arguments, beside, need.own, need.peak(beside)))
-        lines.append(f'| {need.name} | {" | ".join(cells)} |')
-    spare = f'{gib(made.peak)} of {gib(made.memory)} GiB, {RESERVE:.0%} of which are a reserve'
-    if made.spare >= 0:
-        return '\n'.join([*lines, '', f'It fits: {spare}.'])
-    advice = ', '.join(_advice(made, cfg))
-    return '\n'.join([*lines, '', f'It does not fit: {spare}. {gib(-made.spare)} GiB are missing; try {advice}.'])
+    return '\n'.join([*lines, *_verdict(made, cfg), '', *_durations(made, hardware, cfg, work)])
 
 
-def _advice(made: Plan, cfg: Config):
+def _gib(count: float) -> str:
+    return f'{count / 2**30:.2f}'
+
+
+def _row(need: Need) -> str:
+    memory = map(_gib, (need.arguments, need.beside, need.own, need.peak))
+    times = (f'{1000 * need.seconds[part]:.2f}' for part in ('arithmetic', 'memory', 'links'))
+    moved = ', '.join(f'{axes} {_gib(count)}' for axes, count in need.received.items()) or '-'
+    return f'| {" | ".join([need.name + " (refused)" * need.refused, *memory, *times, moved])} |'
+
+
+def _verdict(made: Plan, cfg: Config) -> Iterator[str]:
+    spare = f'{_gib(made.peak)} of {_gib(made.memory)} GiB, {RESERVE:.0%} of which are a reserve'
+    if made.fits:
+        slots = ', '.join(f'{made.slots_that_fit[role]} of {role}' for role in made.slots)
+        yield f'It fits: {spare}. Slots that would fit, either of: {slots}.'
+    else:
+        missing = f'{_gib(max(-made.spare, 0))} GiB are missing; try {", ".join(_advice(made, cfg))}'
+        yield f'It does not fit: {spare}. {missing}.'
+
+
+def _durations(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> Iterator[str]:
+    yield (
+        f'A step of {cfg.rollout.questions * cfg.rollout.group} trajectories, each with {work.searches:g} searches, '
+        f'{work.sampled:g} sampled tokens and {work.written:g} tokens written a search, takes at least '
+        f'{made.seconds():.1f} s: policy {made.seconds("policy"):.1f}, simulator {made.seconds("simulator"):.1f}, '
+        f'reference {made.seconds("reference"):.1f}, update {made.seconds("update"):.1f}.'
+    )
+    seconds = expected(made) * cfg.rl.steps
+    searches = work.searches * cfg.rollout.questions * cfg.rollout.group * cfg.rl.steps
+    api = searches * cfg.prices.search_query
+    price = f'${dollars(seconds, hardware, cfg):.2f}'
+    if not getattr(cfg.prices, hardware.chip.price):
+        price = f'no price is set (--config.prices.{hardware.chip.price}=DOLLARS)'
+    yield (
+        f'{cfg.rl.steps} steps: {made.seconds() * cfg.rl.steps / 3600:.1f} h at least; {seconds / 3600:.1f} h at the '
+        f'share of the limits that was reached on CPU (generation {REACHED["decoding"]:.0%}, learning '
+        f'{REACHED["update"]:.0%}), {hardware.count * seconds / 3600:.0f} device-hours: {price}. '
+        f'{searches:,.0f} searches at a search API: ${api:.2f}.'
+    )
+
+
+def expected(made: Plan) -> float:
+    """Seconds of a step at the share of the limits that real runs reached."""
+    generation = made.seconds('policy') + made.seconds('simulator')
+    return generation / REACHED['decoding'] + (made.seconds() - generation) / REACHED['update']
+
+
+def dollars(seconds: float, hardware: Hardware, cfg: Config) -> float:
+    return seconds / 3600 * hardware.count * getattr(cfg.prices, hardware.chip.price)
+
+
+def _advice(made: Plan, cfg: Config) -> Iterator[str]:
     """What would lower the need of the program that has the largest."""
     data, fsdp, tensor = made.mesh
-    need = max(made.needs, key=lambda pair: pair[0].peak(pair[1]))[0]
-    if need.name == 'update' and need.own > made.resident['optimizer'] / 2 and cfg.rl.remat != 'full':
+    need = max(made.needs, key=lambda need: need.peak)
+    learning = need.name in ('update', 'reference')
+    if learning and need.own > made.resident['optimizer'] / 2 and cfg.rl.remat != 'full':
         yield 'rl.remat=full'
-    if need.name == 'update' and cfg.rl.rows_per_micro > data * fsdp:
+    if learning and cfg.rl.rows_per_micro > data * fsdp:
         yield f'rl.rows_per_micro={data * fsdp}'
     caches = sum(count for name, count in made.resident.items() if name.endswith('cache'))
     if caches > made.memory / 5:

@@ -1,0 +1,227 @@
+"""What a compiler says of a program, kept by its hash: memory of each device, and what moves between devices."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from zerosearch_jax import sharding
+
+# what each of n devices receives, of an array of so many bytes (its result; of a reduce-scatter, its share)
+RECEIVED = {
+    'all-gather': lambda size, n: size * (n - 1) / n,
+    'all-reduce': lambda size, n: 2 * size * (n - 1) / n,
+    'reduce-scatter': lambda size, n: size * (n - 1),
+    'all-to-all': lambda size, n: size * (n - 1) / n,
+    'collective-permute': lambda size, n: size,
+}
+BITS = {'pred': 8, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 'bf16': 16, 'f16': 16, 's32': 32, 'u32': 32, 'f32': 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One compiled program: bytes of each device."""
+
+    arguments: int
+    own: int  # temporaries, and results that take no argument's place
+    received: Mapping[str, float]  # from other devices, by the mesh axes that they lie on ('fsdp', 'fsdp+tensor', ...)
+    refused: bool = False  # by a compiler that refuses what does not fit; `own` is what it names
+
+
+def measure(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, compiler: str, cache: pathlib.Path) -> Compiled:
+    """Compiles a program, unless it has been for the same target by the same version.
+
+    Args:
+      lowered: for the devices of `mesh`.
+      mesh: whose axes the collectives are told by.
+      compiler: and target, by name; part of the key.
+      cache: directory of what was measured.
+    """
+    about = json.dumps([compiler, str(mesh.devices.flat[0].device_kind), jax.__version__, dict(mesh.shape)])
+    digest = hashlib.sha256((about + lowered.as_text()).encode()).hexdigest()
+    path = cache / f'{digest}.json'
+    if path.exists():
+        return Compiled(**json.loads(path.read_text()))
+    made = _compile(lowered, mesh)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f'.{os.getpid()}')
+    partial.write_text(json.dumps(dataclasses.asdict(made)))
+    os.replace(partial, path)
+    return made
+
+
+def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> Compiled:
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:  # the TPU's compiler refuses what does not fit, and says how much it is
+        named = re.search(r'([\d.]+)G\) exceeds available HBM', str(error))
+        if not named:
+            raise
+        return Compiled(0, int(float(named[1]) * 2**30), {}, refused=True)
+    memory = program.memory_analysis()
+    own = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    received: collections.Counter = collections.Counter()
+    for one in collectives(program.as_text(), mesh):
+        received[one.axes] += one.times * one.received
+    return Compiled(memory.argument_size_in_bytes, own, dict(received))
+
+
+# ---------------------------------------------------------------- collectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation of a compiled program."""
+
+    kind: str  # key of RECEIVED
+    axes: str  # of the mesh that its devices lie on, joined by '+'
+    shape: str  # of its largest result
+    received: float  # bytes that each device receives
+    times: int  # that it runs; once in a loop whose length is not known
+    operation: str  # what it was made for (jax's name stack)
+
+
+def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
+    """The collectives of compiled HLO text, in no order. A TPU's compiler writes one in several pieces: one channel."""
+    bodies, entry = _computations(text)
+    found: dict[str, Collective] = {}
+
+    def walk(name: str, times: int):
+        for line in bodies[name]:
+            if one := _collective(line, mesh, times):
+                channel = re.search(r'channel_id=(\d+)', line)
+                key = channel[1] if channel else f'{name} {line}'
+                if key not in found or found[key].times < times:
+                    found[key] = one
+            for called, more in _calls(line):
+                walk(called, times * more)
+
+    walk(entry, 1)
+    return [one for one in found.values() if one.axes]
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """{name: lines} of a module's computations, and the name of its entry."""
+    bodies: dict[str, list[str]] = {}
+    name = entry = ''
+    for line in text.splitlines():
+        if begins := re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line):
+            name = begins[2]
+            bodies[name] = []
+            entry = name if begins[1] else entry
+        elif name:
+            bodies[name].append(line)
+    return bodies, entry
+
+
+def _calls(line: str) -> Iterator[tuple[str, int]]:
+    """(computation, times) that an instruction runs; the functions of reductions and sorts are not looked into."""
+    if ' while(' in line:
+        known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line)
+        yield re.search(r'body=%?([\w.-]+)', line)[1], int(known[1]) if known else 1
+    elif several := re.search(r'branch_computations=\{([^}]*)\}', line):
+        yield from ((name.strip().lstrip('%'), 1) for name in several[1].split(','))
+    else:
+        names = re.findall(r'(?:calls|true_computation|false_computation)=%?([\w.-]+)', line)
+        if re.search(r' (?:call|async-start)\(', line):
+            names += re.findall(r'to_apply=%?([\w.-]+)', line)
+        yield from ((name, 1) for name in dict.fromkeys(names))
+
+
+def _collective(line: str, mesh: jax.sharding.Mesh, times: int) -> Collective | None:
+    kinds = '|'.join(RECEIVED)
+    match = re.match(rf'\s*(?:ROOT )?%?\S+ = (.*?) ({kinds})(-start)?\(', line)
+    if not match:
+        return None
+    arrays = [(kind, dims) for kind, dims in re.findall(r'(\w+)\[([\d,]*)\]', match[1]) if kind in BITS]
+    sizes = [BITS[kind] // 8 * math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays]
+    if match[3] and match[2] != 'all-reduce':  # operands come first in what a start returns
+        sizes = sizes[len(sizes) // 2 :]
+        arrays = arrays[len(arrays) // 2 :]
+    largest = arrays[int(np.argmax(sizes))]
+    axes, count = _axes(line, mesh)
+    operation = re.search(r'op_name="([^"]*)"', line)
+    received = RECEIVED[match[2]](sum(sizes), count)
+    shape = f'{largest[0]}[{largest[1]}]'
+    return Collective(match[2], axes, shape, received, times, operation[1] if operation else '')
+
+
+def _axes(line: str, mesh: jax.sharding.Mesh) -> tuple[str, int]:
+    """The mesh axes along which the first group of devices differ, and their number."""
+    group = _first_group(line, mesh.size)
+    places = np.array(np.unravel_index(group, mesh.devices.shape))
+    vary = [axis for axis, place in zip(sharding.AXES, places, strict=True) if len(set(place.tolist())) > 1]
+    return '+'.join(vary), len(group)
+
+
+def _first_group(line: str, count: int) -> list[int]:
+    if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', line):
+        return [int(pairs[1]), int(pairs[2])]
+    if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
+        return [int(x) for x in listed[1].split(',')]
+    if iota := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
+        groups, sizes = ([int(x) for x in text.split(',')] for text in iota.group(1, 2))
+        order = np.arange(math.prod(sizes)).reshape(sizes)
+        if iota[3]:
+            order = order.transpose([int(x) for x in iota[3].split(',')])
+        return order.reshape(groups[0], -1)[0].tolist()
+    if named := re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        chosen = re.findall(r"'(\w+)'", named[2])
+        order = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        picked = tuple(slice(None) if name in chosen else 0 for name in sizes)
+        return order[picked].reshape(-1).tolist()
+    return list(range(count))
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def flops(traced: jax.stages.Traced, turns: int = 1) -> int:
+    """Multiplications and additions of the matrix products of a program, all devices together.
+
+    Args:
+      traced: jax.jit(f).trace(...).
+      turns: of a loop whose length is not known before it runs.
+    """
+    return _flops(traced.jaxpr.jaxpr, turns)
+
+
+def _flops(jaxpr: core.Jaxpr, turns: int) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = [_flops(sub, turns) for sub in _inside(eqn)]
+        match eqn.primitive.name:
+            case 'dot_general':
+                (contracted, _), _ = eqn.params['dimension_numbers']
+                shape = eqn.invars[0].aval.shape
+                total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+            case 'scan':
+                total += eqn.params['length'] * sum(inner)
+            case 'while':
+                total += turns * sum(inner)
+            case 'cond':
+                total += max(inner)
+            case _:
+                total += sum(inner)
+    return total
+
+
+def _inside(eqn) -> Iterator[core.Jaxpr]:
+    for value in eqn.params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, core.Jaxpr):
+                yield one
