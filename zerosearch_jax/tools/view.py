@@ -4,9 +4,9 @@
     trajectories.jsonl, evaluation/, results.jsonl --+-> index  --+-- view.html --> WORKDIR/view.html
                                                      '-> bodies --'
 
-The index has what the list shows of each trajectory. What only the page of one trajectory shows is in the bodies, packed
-some dozens together, which the browser unpacks when one of them is opened. The page takes nothing from outside, and its
-content security policy admits its own script alone; all text is set as text.
+The index has what the list shows of each trajectory. What only the page of one trajectory shows is in the bodies,
+packed some dozens together, which the browser unpacks when one of them is opened. The page takes nothing from outside,
+and its content security policy admits its own script alone; all text is set as text.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         'together': TOGETHER,
     }
     path = workdir / 'view.html'
-    path.write_text(page(facts, rows), 'utf-8', newline='\n')
+    path.write_text(page(facts, rows), 'utf-8', 'replace', newline='\n')
     return path
 
 
