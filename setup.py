@@ -4,7 +4,7 @@ import pathlib
 
 import setuptools
 
-TEST = ['pytest>=8', 'pytest-timeout>=2.3', 'hypothesis>=6.100', 'ruff>=0.12']
+TEST = ['pytest>=8', 'pytest-timeout>=2.3', 'hypothesis>=6.100', 'ruff>=0.12', 'selenium>=4.25']
 
 setuptools.setup(
     name='zerosearch_jax',
@@ -14,7 +14,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['zerosearch_jax', 'zerosearch_jax.*', 'launch', 'configs', 'configs.*']),
-    package_data={'zerosearch_jax': ['adapters/*.safetensors']},
+    package_data={'zerosearch_jax': ['adapters/*.safetensors', 'tools/*.html']},
     python_requires='>=3.11',
     # Ranges, because jax 0.11 needs Python 3.12 and Colab brings its own jax; both ends are tested.
     install_requires=[

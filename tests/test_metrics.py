@@ -142,7 +142,7 @@ def test_without_tensorboard_it_says_so_and_goes_on(tmp_path, monkeypatch, caplo
 
 def test_series_skips_what_is_no_number():
     rows = [{'step': 2, 'a': 1, 'b': None}, {'step': 1, 'a': None, 'b': None, 'c': 'text'}]
-    series = metrics._series(rows)
+    series = metrics.series_of(rows)
     assert series.keys() == {'step', 'a'}
     assert series['a'][0][0] == 1 and math.isnan(series['a'][0][1]) and series['a'][1] == (2, 1.0)
 

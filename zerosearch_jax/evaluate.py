@@ -12,7 +12,7 @@ from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.search import rewards
 from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, rollout
 from zerosearch_jax.text.tokenizer import Tokenizer
-from zerosearch_jax.text.trajectory import Kind
+from zerosearch_jax.text.trajectory import Kind, Segment
 
 METRICS = ('em', 'cover_em', 'f1')
 RESAMPLES = 10_000
@@ -84,7 +84,10 @@ def bootstrap_interval(values: Sequence, *, seed: int = 0, level: float = 0.95) 
 
 
 def row(trajectory: Trajectory, tokenizer: Tokenizer, **extra) -> dict:
-    """A trajectory as one JSON row: scores, searches, and the text of every segment."""
+    """A trajectory as one JSON row: scores, searches, and every segment's text.
+
+    Of a sampled segment also, a token each, the characters of the text and the engine's log-prob.
+    """
     return {
         'id': trajectory.question.id,
         'sample': trajectory.sample,
@@ -100,18 +103,20 @@ def row(trajectory: Trajectory, tokenizer: Tokenizer, **extra) -> dict:
             {
                 'query': s.query.text,
                 'noisy': s.noisy,
+                'labels': list(s.labels),  # of the documents of a simulated search, whether each was to be noisy
                 'documents': list(s.documents),
                 'failure': s.failure,
                 'attempts': s.attempts,
             }
             for s in trajectory.searches
         ],
-        'segments': [
-            {'kind': Kind(s.kind).name.lower(), 'tokens': len(s.tokens), 'text': _text(tokenizer, s.tokens)}
-            for s in trajectory.segments
-        ],
+        'segments': [_segment(s, tokenizer) for s in trajectory.segments],
     }
 
 
-def _text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    return tokenizer.decode(tokens, skip_special_tokens=False)
+def _segment(segment: Segment, tokenizer: Tokenizer) -> dict:
+    pieces = tokenizer.pieces(segment.tokens)
+    about = {'kind': Kind(segment.kind).name.lower(), 'tokens': len(segment.tokens), 'text': ''.join(pieces)}
+    if segment.logprobs:
+        about |= {'characters': [*map(len, pieces)], 'logprobs': [round(x, 3) for x in segment.logprobs]}
+    return about

@@ -77,7 +77,7 @@ class MetricWriter:
         self.append('metrics', [{'step': step, **metrics}])
         if self._events is not None:
             for key, value in metrics.items():
-                if (number := _plain(value)) is not None:
+                if (number := as_json(value)) is not None:
                     self._events.add_scalar(key, number, step)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -88,7 +88,7 @@ class MetricWriter:
         """
         if Path(name).name != name:
             raise ValueError(f'name must be a plain file name, got {name!r}')
-        plain = [_plain(row) for row in rows]
+        plain = [as_json(row) for row in rows]
         for row in plain:
             if type(row.get('step')) is not int:
                 raise ValueError(f'every row of {name}.jsonl needs an integer step, got {row.get("step")!r}')
@@ -129,7 +129,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
     with open(partial, 'w', encoding='utf-8') as file:
-        file.writelines(json.dumps(_plain(row), allow_nan=False) + '\n' for row in rows)
+        file.writelines(json.dumps(as_json(row), allow_nan=False) + '\n' for row in rows)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -140,7 +140,7 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', encoding='utf-8') as file:
-        file.write(''.join(json.dumps(_plain(row), allow_nan=False) + '\n' for row in rows))
+        file.write(''.join(json.dumps(as_json(row), allow_nan=False) + '\n' for row in rows))
 
 
 def recover_jsonl(path: str | Path) -> list[dict]:
@@ -154,24 +154,25 @@ def recover_jsonl(path: str | Path) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One small chart: the metrics it shows, as patterns of keys, and those on its right-hand axis."""
+    """One small chart: the metrics it shows, as patterns of keys, their unit, and those on its right-hand axis."""
 
     title: str
     keys: tuple[str, ...]
+    unit: str
     twin: tuple[str, ...] = ()
 
 
 PANELS = (
-    Panel('Reward', ('reward/mean',), twin=('rollout/noise',)),
-    Panel('Answers in training', ('reward/em', 'reward/cover_em', 'reward/f1')),
-    Panel('Evaluation: exact match', ('eval/em', 'eval/*/em')),
-    Panel('Evaluation: F1', ('eval/f1', 'eval/*/f1')),
-    Panel('Searches per question', ('rollout/searches',), twin=('rollout/noise',)),
-    Panel('Response tokens', ('rollout/response_tokens',)),
-    Panel('KL to the reference', ('loss/kl',)),
-    Panel('Entropy', ('loss/entropy',)),
-    Panel('Loss', ('loss/loss', 'loss/policy', 'loss/value_loss', 'loss/nll', 'loss/held_out')),
-    Panel('Tokens per second', ('speed/tokens_per_second',)),
+    Panel('Reward', ('reward/mean',), 'reward', twin=('rollout/noise',)),
+    Panel('Answers in training', ('reward/em', 'reward/cover_em', 'reward/f1'), 'score'),
+    Panel('Evaluation: exact match', ('eval/em', 'eval/*/em'), 'share of questions'),
+    Panel('Evaluation: F1', ('eval/f1', 'eval/*/f1'), 'score'),
+    Panel('Searches per question', ('rollout/searches',), 'searches', twin=('rollout/noise',)),
+    Panel('Response tokens', ('rollout/response_tokens',), 'tokens'),
+    Panel('KL to the reference', ('loss/kl',), 'nats a token'),
+    Panel('Entropy', ('loss/entropy',), 'nats a token'),
+    Panel('Loss', ('loss/loss', 'loss/policy', 'loss/value_loss', 'loss/nll', 'loss/held_out'), 'loss'),
+    Panel('Tokens per second', ('speed/tokens_per_second',), 'tokens a second'),
 )
 
 
@@ -182,8 +183,8 @@ def plot_curves(workdir: str | Path) -> Path | None:
     """
     workdir = Path(workdir)
     source = workdir / 'metrics.jsonl'
-    series = _series(read_jsonl(source)) if source.is_file() else {}
-    panels = [panel for panel in PANELS if _matching(panel.keys, series)]
+    series = series_of(read_jsonl(source)) if source.is_file() else {}
+    panels = [panel for panel in PANELS if matching(panel.keys, series)]
     if not panels:
         return None
     try:
@@ -209,13 +210,14 @@ def plot_curves(workdir: str | Path) -> Path | None:
 def _draw(axes: Any, panel: Panel, series: dict[str, list[tuple[int, float]]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    keys, twin_keys = _matching(panel.keys, series), _matching(panel.twin, series)
+    keys, twin_keys = matching(panel.keys, series), matching(panel.twin, series)
     axes.set_title(panel.title, fontsize=10, loc='left')
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.set_xlabel('step', fontsize=8)
+    axes.set_ylabel(panel.unit, fontsize=8)
     lines = [_line(axes, key, series[key], color=f'C{i}') for i, key in enumerate(keys)]
     if twin_keys:
         right = axes.twinx()
@@ -244,7 +246,7 @@ def _line(
     return line
 
 
-def _series(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
+def series_of(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
     """{key: [(step, value)]} of the numbers in the rows by rising step; null is NaN, a gap in the curve."""
     series = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row['step']):
@@ -254,7 +256,7 @@ def _series(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
     return {key: points for key, points in series.items() if any(math.isfinite(v) for _, v in points)}
 
 
-def _matching(patterns: tuple[str, ...], series: Mapping[str, Any]) -> list[str]:
+def matching(patterns: tuple[str, ...], series: Mapping[str, Any]) -> list[str]:
     return [key for pattern in patterns for key in fnmatch.filter(series, pattern)]
 
 
@@ -297,14 +299,14 @@ def _event_writer(directory: Path, resume_step: int) -> Any | None:
     return SummaryWriter(str(directory), purge_step=resume_step + 1, flush_secs=10)
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """The value as JSON types: arrays and their scalars as lists and numbers, NaN and infinity as None."""
     if hasattr(value, 'tolist'):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

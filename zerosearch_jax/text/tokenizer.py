@@ -7,6 +7,7 @@ never turn into a control token, whatever it spells (contract C11).
 
 from __future__ import annotations
 
+import codecs
 import json
 import pathlib
 import re
@@ -96,8 +97,18 @@ class Tokenizer:
         """The text of ids; bytes that are not UTF-8 become U+FFFD, control tokens nothing unless they are wanted."""
         if skip_special_tokens:
             return self.decode_bytes(ids).decode('utf-8', 'replace')
-        spelled = (self._special.get(i) or self.decode_bytes([i]) for i in ids)
-        return b''.join(spelled).decode('utf-8', 'replace')
+        return ''.join(self.pieces(ids))
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """What each id adds to the text, control tokens as they are called; ''.join of them is the text.
+
+        A character belongs to the id that ends it.
+        """
+        decoder = codecs.getincrementaldecoder('utf-8')('replace')
+        found = [decoder.decode(self._special.get(i) or self.decode_bytes([i])) for i in ids]
+        if found:
+            found[-1] += decoder.decode(b'', final=True)
+        return found
 
     def chat(self, messages: Sequence[dict], add_generation_prompt: bool = True) -> list[int]:
         """Ids of a rendered conversation, in which only the template may write control tokens.

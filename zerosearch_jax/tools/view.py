@@ -1,0 +1,196 @@
+"""A run as one HTML file that opens from disk: its curves, and every trajectory that it wrote.
+
+    config.json, summary.json, metrics.jsonl ----------> facts  --.
+    trajectories.jsonl, evaluation/, results.jsonl --+-> index  --+-- view.html --> WORKDIR/view.html
+                                                     '-> bodies --'
+
+The index has what the list shows of each trajectory. What only the page of one trajectory shows is in the bodies,
+packed some dozens together, which the browser unpacks when one of them is opened. The page takes nothing from outside,
+and its content security policy admits its own script alone; all text is set as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from zerosearch_jax import evaluate as ev
+from zerosearch_jax import metrics, report
+
+PANELS = (
+    *metrics.PANELS,
+    metrics.Panel('Noisy documents', ('rollout/noise', 'rollout/noisy_share'), 'share'),
+    metrics.Panel('Largest gap, engine to trainer', ('loss/logprob_gap_max',), 'nats'),
+    metrics.Panel('Groups without variance', ('rollout/zero_variance_groups',), 'share of groups'),
+)
+# of a row of the index, in this order; source and group are numbers
+COLUMNS = (
+    *('source', 'group', 'step', 'id', 'sample', 'question', 'answer', 'status'),
+    *('score', 'em', 'f1', 'advantage', 'searches', 'noisy', 'tokens'),
+)
+BODY = ('golden_answers', 'searches', 'segments')
+TOGETHER = 32  # bodies
+
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes WORKDIR/view.html; returns its path.
+
+    Raises:
+      FileNotFoundError: there is no run.
+      ValueError: a row is not what a run writes.
+    """
+    sources = _sources(workdir)
+    series = {
+        key: points for key, points in metrics.series_of(_read(workdir / 'metrics.jsonl')).items() if key != 'step'
+    }
+    if not sources and not series:
+        raise FileNotFoundError(
+            f'{workdir} holds no run: nothing in metrics.jsonl, trajectories.jsonl, evaluation/ or results.jsonl; '
+            'give the --workdir of a training or of an evaluation'
+        )
+    rows = [row for found in sources.values() for row in found]
+    facts = {
+        'name': workdir.resolve().name,
+        'about': _about(_json(workdir / 'config.json')),
+        'headline': _headline(_json(workdir / 'summary.json'), series),
+        'config': _json(workdir / 'config.json'),
+        'panels': _panels(series),
+        'series': series,
+        'evaluations': [_scores(name, found) for name, found in sources.items() if name != 'training'],
+        'sources': [*sources],
+        'columns': COLUMNS,
+        'rows': _index(sources),
+        'together': TOGETHER,
+    }
+    path = workdir / 'view.html'
+    path.write_text(page(facts, rows), 'utf-8', 'replace', newline='\n')
+    return path
+
+
+def page(facts: dict, rows: Sequence[dict]) -> str:
+    """The HTML of a run: what its overview and list show, and the trajectories that the list is of."""
+    template = pathlib.Path(__file__).with_name('view.html').read_text('utf-8')
+    script, style = (re.search(f'<{tag}>(.*?)</{tag}>', template, re.DOTALL)[1] for tag in ('script', 'style'))
+    bodies = [rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
+    filled = {
+        'policy': f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+        'title': html.escape(f'{facts["name"]}: a run'),
+        'facts': _dumps(facts),
+        'bodies': '\n'.join(f'<script type="text/plain" class="bodies">{_pack(part)}</script>' for part in bodies),
+    }
+    return re.sub(r'\{\{(\w+)\}\}', lambda match: filled[match[1]], template)
+
+
+def _hash(text: str) -> str:
+    return 'sha256-' + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _dumps(value) -> str:
+    """JSON that may stand in a script element: ASCII, and nothing in it can end the element or begin a comment."""
+    return json.dumps(metrics.as_json(value), allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
+
+
+def _pack(rows: Iterable[dict]) -> str:
+    text = _dumps([{key: row[key] for key in BODY} for row in rows])
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+# ---------------------------------------------------------------- what a run wrote
+
+
+def _read(path: pathlib.Path) -> list[dict]:
+    return metrics.read_jsonl(path) if path.is_file() else []
+
+
+def _json(path: pathlib.Path) -> dict:
+    return json.loads(path.read_text('utf-8')) if path.is_file() else {}
+
+
+def _sources(workdir: pathlib.Path) -> dict[str, list[dict]]:
+    """Trajectories by where they come from: training, an evaluation of it, or a method and its question set."""
+    sources = {'training': _read(workdir / 'trajectories.jsonl')}
+    for number, found in report.evaluations(workdir).items():
+        sources[f'evaluation after step {number}'] = found
+    for row in _read(workdir / 'results.jsonl'):
+        sources.setdefault(f'{row.get("method")}, {row.get("dataset")}', []).append(row)
+    for name, found in sources.items():
+        for row in found:
+            missing = [key for key in (*BODY, 'id', 'question', 'answer', 'status', *ev.METRICS) if key not in row]
+            if missing:
+                raise ValueError(f'{workdir}: a row of {name} is no trajectory, it has no {missing[0]!r}')
+    return {name: found for name, found in sources.items() if found}
+
+
+def _index(sources: dict[str, list[dict]]) -> list[list]:
+    """What the list shows of every trajectory, see COLUMNS.
+
+    A group is what is worth reading side by side: in training the samples of a question, else its answers after
+    several steps or by several methods.
+    """
+    groups: dict[tuple, int] = {}
+    found = []
+    for number, (name, rows) in enumerate(sources.items()):
+        for row in rows:
+            key = ('training', row.get('step')) if name == 'training' else ('', row.get('dataset'))
+            group = groups.setdefault((*key, row['id']), len(groups))
+            score = row.get('reward', row['f1'])
+            labelled = any(s.get('labels', name == 'training') for s in row['searches'])
+            noisy = sum(bool(s['noisy']) for s in row['searches']) if labelled else None
+            about = [row.get('step'), row['id'], row.get('sample', 0), row['question'], row['answer'], row['status']]
+            numbers = [score, row['em'], row['f1'], row.get('advantage'), len(row['searches']), noisy]
+            found.append([number, group, *about, *numbers, row.get('response_tokens')])
+    return found
+
+
+def _panels(series: dict) -> list[dict]:
+    panels = []
+    for panel in PANELS:
+        keys = metrics.matching(panel.keys, series)
+        if keys:
+            twin = metrics.matching(panel.twin, series)
+            panels.append({'title': panel.title, 'unit': panel.unit, 'keys': keys, 'twin': twin})
+    return panels
+
+
+def _scores(name: str, rows: list[dict]) -> list:
+    """A row of the table of evaluations: its name, questions, mean scores and searches."""
+    means = [float(np.mean([row[key] for row in rows])) for key in ev.METRICS]
+    return [name, len(rows), *means, float(np.mean([len(row['searches']) for row in rows]))]
+
+
+def _about(config: dict) -> str:
+    """What the run is, in a few words."""
+    named = [config.get('policy', {}).get('model'), config.get('rl', {}).get('algorithm')]
+    simulator = config.get('simulator', {}).get('kind')
+    seed = f'seed {config["seed"]}' if 'seed' in config else None
+    return ', '.join(filter(None, [*named, simulator and f'simulator: {simulator}', seed]))
+
+
+def _headline(summary: dict, series: dict) -> list[list[str]]:
+    """The few numbers at the top: label, value, note."""
+    tiles = []
+    if reward := [(step, value) for step, value in series.get('reward/mean', []) if np.isfinite(value)]:
+        tiles.append(['steps', str(reward[-1][0]), ''])
+        tiles.append(['reward, last step', f'{reward[-1][1]:.3f}', f'first step {reward[0][1]:.3f}'])
+    evaluated = summary.get('evaluations', {})
+    for number in sorted(map(int, evaluated))[-1:]:
+        em = evaluated[str(number)]['em']
+        low, high = em['interval']
+        tiles.append(
+            [f'exact match after step {number}', f'{em["mean"]:.3f}', f'95 % interval {low:.3f} to {high:.3f}']
+        )
+    if gain := summary.get('em_gain'):
+        low, high = gain['interval']
+        tiles.append(['gain in exact match', f'{gain["mean"]:+.3f}', f'paired, {low:+.3f} to {high:+.3f}'])
+    if cost := summary.get('cost'):
+        tiles.append(['cost', f'{cost["tokens"]:,} tokens', cost['text'].removeprefix('cost: ')])
+    return tiles
