@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -18,17 +19,20 @@ _PROCESSES = flags.DEFINE_integer('processes', 1, 'How many there are, where --c
 _PROCESS = flags.DEFINE_integer('process', 0, 'Which of them this is.')
 
 
-def run(main):
-    """Parses the command line and calls `main(argv)`; what does not parse is told in one line, with exit code 2."""
-    app.run(main, flags_parser=_parse)
+def run(main, *, arguments: bool = False):
+    """Parses the command line and calls `main(argv)`; what does not parse is told in one line, with exit code 2.
+
+    `arguments`: whether there may be any besides flags.
+    """
+    app.run(main, flags_parser=functools.partial(_parse, arguments=arguments))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], arguments: bool) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
+        if len(rest) > 1 and not arguments:
             raise flags.Error(f'unexpected argument {rest[1]!r}; flags look like --config.rl.steps=3')
-        if not flags.FLAGS['config'].present:
+        if flags.FLAGS['config'].value is None:
             raise flags.Error('which experiment? for example --config configs/quickstart.py')
         if not os.path.isfile(_config_path()):
             raise flags.Error(f'--config {_config_path()}: no such file; experiments are the files of configs/')
@@ -97,6 +101,7 @@ def set_up_jax():
 
     if not os.environ.get('ZEROSEARCH_DEBUG'):
         logging.set_verbosity(logging.WARNING)
+        os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     if _COORDINATOR.value and jax.default_backend() == 'cpu':
         # programs that jax 0.12 reads back there do not agree on the order of their collectives
         jax.config.update('jax_enable_compilation_cache', False)
