@@ -41,7 +41,7 @@ def summarize(workdir: pathlib.Path) -> dict:
         summary['last_reward'] = steps[-1]['reward/mean']
         summary['cost'] = _cost(workdir, steps)
     evaluated = evaluations(workdir)
-    summary['evaluations'] = {str(number): _scores_with_intervals(found) for number, found in evaluated.items()}
+    summary['evaluations'] = {str(number): scores(found) for number, found in evaluated.items()}
     if len(evaluated) > 1:
         first, last = evaluated[min(evaluated)], evaluated[max(evaluated)]
         gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
@@ -66,7 +66,7 @@ def evaluations(workdir: pathlib.Path) -> dict[int, list[dict]]:
     return {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
 
 
-def _scores_with_intervals(group: list[dict]) -> dict:
+def scores(group: list[dict]) -> dict:
     return {
         'questions': len(group),
         **{

@@ -23,6 +23,7 @@ class Trained:
     whole: bool  # a model rather than an adapter
     base: str  # the model that they were trained from; '': they do not say
     run: dict  # the configuration of the run; {}: they do not say
+    directory: pathlib.Path | None = None  # of the run, if they lie in it
 
     def policy(self, policy: roles.PolicyConfig) -> roles.PolicyConfig:
         """`policy` with these weights, an adapter over its model."""
@@ -38,13 +39,14 @@ def find(reference: str) -> Trained:
     """
     path = pathlib.Path(_exported(reference))
     if (path / 'config.json').is_file():
-        run = _run_beside(path)
-        return Trained(str(path), True, _base(run), run)
+        run = _run_beside(path) if path.name == 'model' else {}
+        return Trained(str(path), True, _base(run), run, path.parent if run else None)
     found = roles.find_adapter(str(path))
     if found.is_dir():
         return Trained(str(path), False, peft.base(found), {})
     run = json.loads(weights.tree_metadata(found).get('config', '{}'))
-    return Trained(str(path), False, _base(run), run)
+    inside = run and _run_beside(found) == run
+    return Trained(str(path), False, _base(run), run, found.parent if inside else None)
 
 
 def _exported(reference: str) -> str:
@@ -61,10 +63,10 @@ def _exported(reference: str) -> str:
     return reference
 
 
-def _run_beside(model: pathlib.Path) -> dict:
-    """The configuration of the run whose directory `model` lies in."""
-    path = model.parent / 'config.json'
-    run = json.loads(path.read_text()) if model.name == 'model' and path.is_file() else {}
+def _run_beside(path: pathlib.Path) -> dict:
+    """The configuration of the run in whose directory the weights lie; {} if it is none."""
+    beside = path.parent / 'config.json'
+    run = json.loads(beside.read_text()) if beside.is_file() else {}
     return run if 'rollout' in run else {}
 
 
