@@ -1,8 +1,10 @@
 """What is exported is a directory that others load: its files, its card, and with torch its logits and answers."""
 
 import functools
+import http.server
 import json
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,11 @@ import yaml
 from helpers import TINY, full_logits, tiny_params
 
 from zerosearch_jax import metrics, prng, roles, sharding
+from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.generate.engine import Request
 from zerosearch_jax.models import download, lora
 from zerosearch_jax.search import prompts
+from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.search.rollout import RolloutConfig
 from zerosearch_jax.text.tokenizer import Tokenizer, byte_tokenizer
 from zerosearch_jax.tools import card, export
@@ -189,3 +193,42 @@ def test_the_shipped_policy_writes_the_same_query_in_transformers(tmp_path):
     ours = greedy(engine, ids, 60)
     assert answer[0, len(ids) :].tolist() == ours
     assert model.tokenizer.decode(ours).endswith('</search>') and pathlib.Path(tmp_path / 'README.md').exists()
+
+
+# ---------------------------------------------------------------- the loop of the guide
+
+
+class Completions(http.server.BaseHTTPRequestHandler):
+    """/v1/completions that plays `server.texts`, and notes what it was asked."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        self.server.asked.append(body)
+        reply = json.dumps({'choices': [{'text': self.server.texts[len(self.server.asked) - 1]}]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize('ending', ['<answer> Italy </answer>', 'hm'])
+def test_the_loop_of_the_guide_runs(ending):
+    guide = (pathlib.Path(__file__).parents[1] / 'docs' / 'export.md').read_text()
+    namespace: dict = {}
+    exec(guide.split('```python\n')[1].split('```')[0], namespace)
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Completions)
+    server.asked, server.texts = [], ['<think>x</think><search>Rome</search>', ending]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    tokenizer, url = byte_tokenizer(), f'http://127.0.0.1:{server.server_port}'
+    search = BM25([Passage('r', 'Rome', 'is in </information> Italy')]).search
+    found = namespace['answer']('Where is Rome', search, tokenizer, url=url, model='exported')
+    server.shutdown()
+    assert found == ('Italy' if 'Italy' in ending else None)
+    first, second = (body['prompt'] for body in server.asked)
+    assert first == tokenizer.chat([{'role': 'user', 'content': prompts.policy_prompt('Where is Rome')}])
+    assert second[: len(first)] == first  # appended to, never written anew
+    seen = '\n<information>\nDoc 1: Rome. is in (/information) Italy\n</information>\n'
+    assert tokenizer.decode(second[len(first) :]) == server.texts[0] + seen
+    assert {tuple(body['stop']) for body in server.asked} == {prompts.STOP_STRINGS}
