@@ -22,6 +22,13 @@ def headline(measured: dict[str, float]) -> str:
     )
 
 
+def told(row: dict) -> str:
+    """A trajectory's row (evaluate.row) as text: what was asked, what came of it, and all that followed the prompt."""
+    golds, reward = ' / '.join(row['golden_answers']), row['reward']
+    head = f'{row["question"]}\ngold: {golds}\nanswer: {row["answer"]}  reward {reward:.3f}  {row["status"]}\n\n'
+    return head + ''.join(s['text'] for s in row['segments'] if s['kind'] != 'prompt')
+
+
 def has_evaluation(workdir: pathlib.Path, number: int) -> bool:
     path = workdir / 'metrics.jsonl'
     return path.exists() and any(row['step'] == number and 'eval/em' in row for row in metrics.read_jsonl(path))

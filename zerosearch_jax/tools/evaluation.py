@@ -137,6 +137,8 @@ def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
                 for dataset, asked in parts.items():
                     bar.set_postfix_str(f'{method}, {dataset}')
                     evaluator.run(method, dataset, asked, bar.update)
+                    if bar.disable:
+                        progress.say(f'{method}, {dataset}: {len(asked)} questions')
     if jax.process_index():
         return ''
     return evaluation_figures.report(workdir, cfg.methods, weights, cfg.prices)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zerosearch_jax import sharding, state
+from zerosearch_jax import progress, sharding, state
 from zerosearch_jax.experiment import Config
 from zerosearch_jax.generate import engine as engines
 from zerosearch_jax.generate import step as generation
@@ -100,6 +100,7 @@ def plan(cfg: Config, hardware: Hardware, found: list, compiler: str) -> Plan:
         'reference': size(trained) if cfg.rl.kl else 0,
     }
     needs = []
+    progress.say('compiling the programs of the run; large models take minutes')
     with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
         for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
             cache = abstract_cache(role.model, mesh, role.slots, role.tokens, role.dtype)
