@@ -66,7 +66,8 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
 
 
 def _print_error(message: str):
-    print('error:', ' '.join(message.split()), file=sys.stderr)
+    line = ' '.join(message.split())  # it may quote what others wrote: control characters are spelled out
+    print('error:', re.sub(r'[\x00-\x1f\x7f-\x9f]', lambda c: repr(c[0])[1:-1], line), file=sys.stderr)
 
 
 @contextlib.contextmanager
