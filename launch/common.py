@@ -20,9 +20,9 @@ _PROCESS = flags.DEFINE_integer('process', 0, 'Which of them this is.')
 
 
 def run(main, *, arguments: bool = False):
-    """Parses the command line and calls `main(argv)`; what does not parse is told in one line, with exit code 2.
+    """Parses the command line, in which other `arguments` than flags may be allowed, and calls `main(argv)`.
 
-    `arguments`: whether there may be any besides flags.
+    What does not parse is told in one line, with exit code 2.
     """
     app.run(main, flags_parser=functools.partial(_parse, arguments=arguments))
 
@@ -84,25 +84,29 @@ def one_line_errors():
         sys.exit(130)
 
 
-def set_up_jax():
-    """Joins the other processes, if there are any; keeps compiled programs between runs, in the project's cache
-    directory, and libraries' chatter off the screen."""
-    import jax
+def quiet():
+    """Keeps libraries' chatter off the screen."""
     from absl import logging
+
+    if not os.environ.get('ZEROSEARCH_DEBUG'):
+        logging.set_verbosity(logging.WARNING)
+        os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+
+
+def set_up_jax():
+    """Joins the other processes, if there are any; keeps compiled programs between runs."""
+    import jax
 
     from zerosearch_jax import progress
     from zerosearch_jax.models import download
 
+    quiet()
     if _COORDINATOR.value == 'auto':
         jax.distributed.initialize()
     elif _COORDINATOR.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _COORDINATOR.value and jax.process_index():
         progress.mute()
-
-    if not os.environ.get('ZEROSEARCH_DEBUG'):
-        logging.set_verbosity(logging.WARNING)
-        os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     if _COORDINATOR.value and jax.default_backend() == 'cpu':
         # programs that jax 0.12 reads back there do not agree on the order of their collectives
         jax.config.update('jax_enable_compilation_cache', False)

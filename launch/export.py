@@ -21,6 +21,7 @@ def main(argv):
     from launch import common
 
     with common.one_line_errors():
+        common.quiet()
         from zerosearch_jax.tools import export
 
         if len(argv) != 3:

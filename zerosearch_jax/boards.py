@@ -81,9 +81,9 @@ class WeightsAndBiases:
                 settings=wandb.Settings(silent=True, console='off'),
             )
         except wandb.Error as error:
+            reason = ' '.join(str(error).split()).rstrip('.')
             raise ValueError(
-                f'Weights & Biases: {" ".join(str(error).split())}; log in (wandb login), set WANDB_MODE=offline, or '
-                'leave the project empty'
+                f'Weights & Biases: {reason}; log in (wandb login), set WANDB_MODE=offline, or leave the project empty'
             ) from error
         mode = self._run.settings.mode
         progress.say(f'Weights & Biases: {self._run.url if mode == "online" else f"{mode}, in {workdir}/wandb"}')

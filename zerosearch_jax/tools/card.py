@@ -55,10 +55,10 @@ def _about(found: Trained, base: str, whole: bool) -> str:
     form = 'A language model' if whole else 'A LoRA adapter'
     does = 'plays a search engine' if is_simulator(found.run) else 'answers questions by searching'
     how = 'fine-tuned on demonstrations' if 'demos' in found.run else 'trained'
-    if algorithm := found.run.get('rl', {}).get('algorithm'):
-        how = f'trained by reinforcement learning ({_line(algorithm)}) on {_search(found.run)}'
     origin = f' from {_line(base)}' if base else ''
-    return f'{form} that {does}, {how}{origin} with zerosearch_jax.'
+    if algorithm := found.run.get('rl', {}).get('algorithm'):
+        how, origin = f'trained{origin} by reinforcement learning ({_line(algorithm)}) on {_search(found.run)}', ''
+    return f'{form} that {does}, {how}{origin}, with zerosearch_jax.'
 
 
 def _search(run: dict) -> str:
