@@ -47,6 +47,7 @@ setuptools.setup(
         'serpapi': ['serpapi>=1'],
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
+        'wandb': ['wandb>=0.20'],
         'parity': ['torch'],
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -18,17 +19,20 @@ _PROCESSES = flags.DEFINE_integer('processes', 1, 'How many there are, where --c
 _PROCESS = flags.DEFINE_integer('process', 0, 'Which of them this is.')
 
 
-def run(main):
-    """Parses the command line and calls `main(argv)`; what does not parse is told in one line, with exit code 2."""
-    app.run(main, flags_parser=_parse)
+def run(main, *, arguments: bool = False):
+    """Parses the command line, in which other `arguments` than flags may be allowed, and calls `main(argv)`.
+
+    What does not parse is told in one line, with exit code 2.
+    """
+    app.run(main, flags_parser=functools.partial(_parse, arguments=arguments))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], arguments: bool) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
+        if len(rest) > 1 and not arguments:
             raise flags.Error(f'unexpected argument {rest[1]!r}; flags look like --config.rl.steps=3')
-        if not flags.FLAGS['config'].present:
+        if flags.FLAGS['config'].value is None:
             raise flags.Error('which experiment? for example --config configs/quickstart.py')
         if not os.path.isfile(_config_path()):
             raise flags.Error(f'--config {_config_path()}: no such file; experiments are the files of configs/')
@@ -62,7 +66,8 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
 
 
 def _print_error(message: str):
-    print('error:', ' '.join(message.split()), file=sys.stderr)
+    line = ' '.join(message.split())  # it may quote what others wrote: control characters are spelled out
+    print('error:', re.sub(r'[\x00-\x1f\x7f-\x9f]', lambda c: repr(c[0])[1:-1], line), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -79,24 +84,29 @@ def one_line_errors():
         sys.exit(130)
 
 
-def set_up_jax():
-    """Joins the other processes, if there are any; keeps compiled programs between runs, in the project's cache
-    directory, and libraries' chatter off the screen."""
-    import jax
+def quiet():
+    """Keeps libraries' chatter off the screen."""
     from absl import logging
+
+    if not os.environ.get('ZEROSEARCH_DEBUG'):
+        logging.set_verbosity(logging.WARNING)
+        os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+
+
+def set_up_jax():
+    """Joins the other processes, if there are any; keeps compiled programs between runs."""
+    import jax
 
     from zerosearch_jax import progress
     from zerosearch_jax.models import download
 
+    quiet()
     if _COORDINATOR.value == 'auto':
         jax.distributed.initialize()
     elif _COORDINATOR.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _COORDINATOR.value and jax.process_index():
         progress.mute()
-
-    if not os.environ.get('ZEROSEARCH_DEBUG'):
-        logging.set_verbosity(logging.WARNING)
     if _COORDINATOR.value and jax.default_backend() == 'cpu':
         # programs that jax 0.12 reads back there do not agree on the order of their collectives
         jax.config.update('jax_enable_compilation_cache', False)

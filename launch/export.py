@@ -1,39 +1,33 @@
 """Exports trained weights for other programs: an adapter as a `peft` directory, or merged into its base model.
 
-  python -m launch.export runs/quickstart/adapter.safetensors exported
-  python -m launch.export runs/quickstart/adapter.safetensors exported --merge --base=smollm2-135m-instruct
+  python -m launch.export runs/quickstart exported
+  python -m launch.export runs/quickstart exported --merge
 
-The first argument is an adapter (a file, or the name of a shipped one). Merged, the directory is a whole model with its
-tokenizer, which `transformers` and every server of its models load.
+The first argument is a run's directory, its adapter.safetensors or model/, an adapter of `peft`, or the name of a
+shipped adapter. The second receives weights, tokenizer, chat template, stop strings and a model card with what the run
+measured; serving it: docs/export.md.
 """
 
 import pathlib
 
 from absl import app, flags
 
-_BASE = flags.DEFINE_string('base', 'smollm2-135m-instruct', 'The model that the adapter was trained on.')
+_BASE = flags.DEFINE_string('base', '', 'The model that an adapter was trained on; default: what the adapter says.')
 _MERGE = flags.DEFINE_bool('merge', False, 'Writes the whole model.')
-_DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['float32', 'bfloat16'], 'Of a merged model.')
+_DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['float32', 'bfloat16'], 'Of a whole model.')
 
 
 def main(argv):
     from launch import common
 
     with common.one_line_errors():
-        from zerosearch_jax import roles, sharding
-        from zerosearch_jax.models import lora, peft, weights
+        common.quiet()
+        from zerosearch_jax.tools import export
 
         if len(argv) != 3:
-            raise ValueError('which adapter, and where to? for example: runs/quickstart/adapter.safetensors exported')
-        mesh, directory = sharding.make_mesh(), pathlib.Path(argv[2])
-        model = roles.load_model(_BASE.value, mesh)
-        adapter = roles.load_adapter(argv[1], model.cfg, mesh)
-        if _MERGE.value:
-            weights.save(lora.merge(lora.combine(model.params, adapter)), model.cfg, directory, _DTYPE.value)
-            model.tokenizer.save(directory)
-        else:
-            peft.save(directory, adapter, _BASE.value)
-        print(directory)
+            raise ValueError('which run, and where to? for example: runs/quickstart exported')
+        export.export(argv[1], pathlib.Path(argv[2]), base=_BASE.value, merge=_MERGE.value, dtype=_DTYPE.value)
+        print(argv[2])
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -151,6 +152,9 @@ def test_interrupting_a_run_leaves_a_summary_and_the_way_to_continue(tmp_path):
         running.kill()
     assert running.returncode == 130, told[-2000:]
     assert 'interrupted; run the same command again' in told
+    steps = [int(number) for number in re.findall(r'^step (\d+)/1000  reward ', told, re.MULTILINE)]
+    assert steps == [*range(1, len(steps) + 1)] and steps  # a line a step ...
+    assert '\r' not in told and '%|' not in told  # ... and no bars where stderr is no terminal
     assert 'Traceback' not in told
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert summary['steps'] >= 2

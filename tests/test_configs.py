@@ -60,6 +60,7 @@ PROGRAMS = {
     'collect': collect,
     'audit_simulator': audit,
     'evaluate': evaluation,
+    'ask': evaluation,
     'serve_search': serve_search,
 }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 
 import helpers
@@ -66,6 +67,19 @@ def test_greedy_equals_the_uncached_forward():
         expected = np.asarray(jax.nn.log_softmax(predicting))[np.arange(12), result.tokens]
         np.testing.assert_allclose(result.logprobs, expected, atol=1e-4)
     assert len(set(tokens(done).values())) == len(lengths)
+
+
+def test_new_tokens_are_heard_at_every_look():
+    talker, heard = engine(0.7, slots=2), {}
+    for request in requests((5, 3, 9), 10):
+        talker.open(request)
+    done = {}
+    while talker.active:
+        for result in talker.step(lambda handle, fresh: heard.setdefault(handle, []).append(fresh)):
+            done[result.handle] = result
+            talker.close(result.handle)
+    assert {handle: tuple(itertools.chain(*parts)) for handle, parts in heard.items()} == tokens(done)
+    assert [len(part) for part in heard[0]] == [4, 4, 2]
 
 
 def conversation(talker, lengths, observations, budget=9):

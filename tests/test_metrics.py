@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerosearch_jax import metrics
+from zerosearch_jax import boards, metrics
 from zerosearch_jax.metrics import MetricWriter, plot_curves, read_jsonl
 
 
@@ -171,3 +172,78 @@ def test_nothing_heavy_is_imported():
     code = 'import sys, zerosearch_jax.metrics; print([m for m in ("matplotlib", "tensorboardX") if m in sys.modules])'
     out = subprocess.run([sys.executable, '-c', code], cwd=os.getcwd(), capture_output=True, text=True, check=True)
     assert out.stdout.strip() == '[]'
+
+
+# ---------------------------------------------------------------- boards
+
+
+def tensorboard_values(directory):
+    from tensorboardX.proto.event_pb2 import Event
+
+    events = []
+    for path in directory.iterdir():
+        data = path.read_bytes()
+        while data:  # a TFRecord: length, its checksum, the event, its checksum
+            size = int.from_bytes(data[:8], 'little')
+            events.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return [(event.step, value) for event in events for value in event.summary.value]
+
+
+def test_tensorboard_shows_texts_as_they_are_and_the_curves(tmp_path):
+    pytest.importorskip('tensorboardX')
+    with MetricWriter(tmp_path) as writer:
+        writer.write(3, {'reward/mean': 0.5})
+        writer.show(3, 'trajectories', ['<think>a</think>\n# b\r```', 'c'])
+        writer.draw(3)
+    found = [
+        (step, value) for step, value in tensorboard_values(tmp_path / 'tensorboard') if value.tag != 'reward/mean'
+    ]
+    texts = [value.tensor.string_val[0].decode() for _, value in found[:2]]
+    assert texts == ['    <think>a</think>\n    # b\n    ```', '    c']  # nothing outside of a block of code
+    assert {step for step, _ in found} == {3} and found[2][1].image.encoded_image_string.startswith(b'\x89PNG')
+    assert (tmp_path / 'curves.png').exists()
+
+
+def wandb_runs(workdir):
+    return sorted((workdir / 'wandb').glob('offline-run-*'))
+
+
+def whole_log(run):
+    """The records of a run, which the package's own process writes a moment after the run has ended."""
+    (log,) = run.glob('*.wandb')
+    for _ in range(200):
+        if b'reward/mean' in log.read_bytes():
+            break
+        time.sleep(0.05)
+    return log.read_bytes()
+
+
+def test_a_resumed_run_continues_its_run_of_weights_and_biases(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('wandb', reason='wandb is not installed: no offline run')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    (tmp_path / 'config.json').write_text('{"seed": 5}')
+    for step in (1, 2):
+        with MetricWriter(tmp_path, resume_step=step - 1, tensorboard=False, wandb='zerosearch-test') as writer:
+            writer.write(step, {'reward/mean': 0.25 * step, 'loss/kl': math.nan})
+            writer.show(step, 'trajectories', ['<b>bold</b>'])
+            writer.draw(step)
+    identity = (tmp_path / 'wandb_id').read_text()
+    runs = wandb_runs(tmp_path)
+    assert len(runs) == 2 and all(run.name.endswith(f'-{identity}') for run in runs)
+    told = capsys.readouterr()
+    assert told.err.count('Weights & Biases: offline, in ') == 2 and told.out == ''
+    for step, run in enumerate(runs, start=1):
+        written = whole_log(run)
+        assert b'reward/mean' in written and str(0.25 * step).encode() in written and b'zerosearch-test' in written
+        (page,) = run.glob('files/media/html/trajectories/*.html')
+        assert '&lt;b&gt;bold&lt;/b&gt;' in page.read_text() and list(run.glob('files/media/images/*.png'))
+
+
+def test_a_project_without_the_package_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    boards.check('')
+    with pytest.raises(ValueError, match=r"project 'x', but its package is missing: pip install -e '.\[wandb\]'"):
+        boards.check('x')
+    with pytest.raises(ValueError, match='its package is missing'):
+        MetricWriter(tmp_path, wandb='x')

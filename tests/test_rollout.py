@@ -89,7 +89,7 @@ class FakeEngine:
         self.budgets.setdefault(handle, []).append(budget)
         self._queue.append((handle, budget))
 
-    def step(self):
+    def step(self, heard=None):
         if not self._queue:
             return []
         handle, budget = self._queue.pop(0)
@@ -105,6 +105,9 @@ class FakeEngine:
         assert reason, 'the script ended before the generation did'
         self.context[handle] += sampled
         self.decoded += len(sampled)
+        if heard:
+            heard(handle, sampled[:3])
+            heard(handle, sampled[3:])
         logprobs = tuple(-1.0 - i / 8 for i in range(len(sampled)))
         return [Stopped(handle, tuple(sampled), logprobs, reason)]
 
@@ -137,12 +140,21 @@ def play(texts, search=None, cfg=CFG, questions=(ROME,), samples=1, tokenizer=BY
         return [*(tokenizer.encode(text) if isinstance(text, str) else text), tokenizer.eos_ids[0]]
 
     engine = FakeEngine(script, tokenizer)
-    found = rollout(questions, samples, engine, search, tokenizer, cfg, identity=(0, 1))
+    heard = []
+    written = lambda handle, kind, tokens: heard.append((handle, kind, tuple(tokens)))  # noqa: E731
+    found = rollout(questions, samples, engine, search, tokenizer, cfg, identity=(0, 1), written=written)
     assert engine.active == search.active == 0
     assert sorted(engine.closed) == sorted((q.id, s) for q in questions for s in range(samples))
     for trajectory in found:  # what the learner sees is what the engine saw
         context = engine.context[trajectory.question.id, trajectory.sample]
         assert [t for s in trajectory.segments for t in s.tokens] == context
+        own = [
+            (k, t)
+            for handle, k, tokens in heard
+            if handle == (trajectory.question.id, trajectory.sample)
+            for t in tokens
+        ]
+        assert own == [(s.kind, t) for s in trajectory.segments[1:] for t in s.tokens]
     return (found[0] if len(found) == 1 else found), engine, search
 
 

@@ -35,6 +35,7 @@ class RunConfig:
     trajectories_every: int = 1
     trajectories: int = 8  # written each time
     tensorboard: bool = True
+    wandb: str = ''  # project of Weights & Biases; '': not used
 
 
 @dataclasses.dataclass(frozen=True)

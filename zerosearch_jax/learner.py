@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zerosearch_jax import roles, sharding, state
+from zerosearch_jax import progress, roles, sharding, state
 from zerosearch_jax.models import attention, lora
 from zerosearch_jax.rl import advantages as adv
 from zerosearch_jax.rl import algorithms, critic, losses, step
@@ -294,15 +294,13 @@ class Learner:
     def _updates(self, number: int, plain, token_advantages, reference, targets) -> dict[str, float]:
         weighed = algorithms.weigh(plain, self.aggregate, MICRO)
         measured: list[dict[str, float]] = []
-        for _ in range(self.rl.epochs):
-            for start in range(0, len(weighed), self._size):
-                part = slice(start, start + self._size)
-                row = self._learn_values(number, *(x[part] for x in targets)) if targets else {}
-                if not targets or number > self.critic_cfg.alone_steps:
-                    row |= self._learn_policy(
-                        number, weighed[part], token_advantages[part], reference and reference[part]
-                    )
-                measured.append(row)
+        starts = [*range(0, len(weighed), self._size)] * self.rl.epochs
+        for start in progress.over(starts, f'step {number} updates', 'update'):
+            part = slice(start, start + self._size)
+            row = self._learn_values(number, *(x[part] for x in targets)) if targets else {}
+            if not targets or number > self.critic_cfg.alone_steps:
+                row |= self._learn_policy(number, weighed[part], token_advantages[part], reference and reference[part])
+            measured.append(row)
         return {name: _summary(name, [row[name] for row in measured]) for name in measured[-1]}
 
     def _at(self, role: str, number: int) -> state.TrainState:

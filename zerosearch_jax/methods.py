@@ -12,7 +12,7 @@ from typing import Literal
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.search.refine import RefinedSearch
-from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, rollout
+from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, Written, rollout
 from zerosearch_jax.search.simulator import DocumentSearch, Query, Result
 from zerosearch_jax.search.writers import Writer
 from zerosearch_jax.text.tokenizer import Tokenizer
@@ -63,6 +63,7 @@ def answer(
     *,
     seed: int,
     finished: Callable[[Trajectory], None],
+    written: Written | None = None,
 ) -> list[Trajectory]:
     """One episode a question.
 
@@ -76,6 +77,7 @@ def answer(
       cfg: budgets of a search episode.
       seed: of samples at a temperature above 0.
       finished: called with every episode as it ends.
+      written: as rollout's.
     """
     given = _searched(questions, source()) if method.prompt == 'documents' else None
     search = RefinedSearch(source(), refiner) if method.refine else source()
@@ -98,6 +100,7 @@ def answer(
         stream='evaluation',
         given=given,
         finished=end,
+        written=written,
     )
     for question in questions:
         if given and given[question.id].failure:

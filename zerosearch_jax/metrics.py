@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics as JSON lines and TensorBoard scalars, and a figure of the curves."""
+"""What a run writes while it trains: metrics as JSON lines and on boards, and a figure of the curves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from zerosearch_jax import settings
+from zerosearch_jax.boards import open_boards
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def claim(
 
 
 class MetricWriter:
-    """Appends JSON lines and TensorBoard scalars to a directory; a resumed run never repeats a row.
+    """Appends JSON lines to a directory and shows the same on boards; a resumed run never repeats a row.
 
     On construction every `*.jsonl` directly in `workdir` is cut back to its rows with `step <= resume_step`: 0
     keeps an evaluation made before training, -1 starts over. Files with other names are left alone. With many
@@ -59,26 +60,39 @@ class MetricWriter:
       workdir: created if missing.
       resume_step: the last finished step that the run continues from.
       tensorboard: also write event files to `workdir/tensorboard`, if tensorboardX is installed.
+      wandb: project of Weights & Biases; '': not used.
 
     Raises:
-      ValueError: an existing file holds a line, not its last, that is not a JSON object with a `step`.
+      ValueError: an existing file holds a line, not its last, that is not a JSON object with a `step`; or as
+        boards.WeightsAndBiases.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, workdir: Path, *, resume_step: int = 0, tensorboard: bool = True, wandb: str = '') -> None:
         self._workdir = Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._workdir.glob('*.jsonl')):
             _truncate(path, resume_step)
         self._files: dict[str, IO[str]] = {}
-        self._events = _event_writer(self._workdir / 'tensorboard', resume_step) if tensorboard else None
+        self._boards = open_boards(self._workdir, resume_step, tensorboard, wandb)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row to `metrics.jsonl`. Scalars of NumPy and JAX are taken; NaN and infinity become null."""
         self.append('metrics', [{'step': step, **metrics}])
-        if self._events is not None:
-            for key, value in metrics.items():
-                if (number := as_json(value)) is not None:
-                    self._events.add_scalar(key, number, step)
+        numbers = {key: number for key, value in metrics.items() if (number := as_json(value)) is not None}
+        for board in self._boards:
+            board.scalars(step, numbers)
+
+    def show(self, step: int, name: str, texts: Sequence[str]) -> None:
+        """Shows texts on the boards."""
+        for board in self._boards:
+            for number, text in enumerate(texts):
+                board.text(step, f'{name}/{number}', text)
+
+    def draw(self, step: int) -> None:
+        """Draws the curves so far, and shows them on the boards."""
+        path = plot_curves(self._workdir)
+        for board in self._boards if path else ():
+            board.image(step, 'curves', path)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows to `{name}.jsonl` and flushes: all of them, or none if one is not valid.
@@ -102,9 +116,9 @@ class MetricWriter:
         for file in self._files.values():
             file.close()
         self._files.clear()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        for board in self._boards:
+            board.close()
+        self._boards = []
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -287,16 +301,6 @@ def _truncate(path: Path, last_step: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def _event_writer(directory: Path, resume_step: int) -> Any | None:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        logger.warning('tensorboardX is not installed: metrics go to metrics.jsonl only')
-        return None
-    # purge_step hides what the interrupted run had written from that step on
-    return SummaryWriter(str(directory), purge_step=resume_step + 1, flush_secs=10)
 
 
 def as_json(value: Any) -> Any:

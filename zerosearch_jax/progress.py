@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar('T')
 
 _muted = False
 
@@ -11,6 +15,11 @@ def mute():
     """Says nothing from now on: of several processes one alone talks to people."""
     global _muted
     _muted = True
+
+
+def shown() -> bool:
+    """Whether bars are."""
+    return sys.stderr.isatty() and not _muted
 
 
 def bar(total: int, description: str, unit: str = 'it', *, leave: bool = False, initial: int = 0):
@@ -26,6 +35,14 @@ def bar(total: int, description: str, unit: str = 'it', *, leave: bool = False, 
         disable=_muted or None,
         dynamic_ncols=True,
     )
+
+
+def over(items: Sequence[T], description: str, unit: str = 'it') -> Iterator[T]:
+    """The items, with a bar."""
+    with bar(len(items), description, unit) as made:
+        for item in items:
+            yield item
+            made.update()
 
 
 def say(line: str):

@@ -22,6 +22,13 @@ def headline(measured: dict[str, float]) -> str:
     )
 
 
+def told(row: dict) -> str:
+    """A trajectory's row (evaluate.row) as text: what was asked, what came of it, and all that followed the prompt."""
+    golds, reward = ' / '.join(row['golden_answers']), row['reward']
+    head = f'{row["question"]}\ngold: {golds}\nanswer: {row["answer"]}  reward {reward:.3f}  {row["status"]}\n\n'
+    return head + ''.join(s['text'] for s in row['segments'] if s['kind'] != 'prompt')
+
+
 def has_evaluation(workdir: pathlib.Path, number: int) -> bool:
     path = workdir / 'metrics.jsonl'
     return path.exists() and any(row['step'] == number and 'eval/em' in row for row in metrics.read_jsonl(path))
@@ -41,7 +48,7 @@ def summarize(workdir: pathlib.Path) -> dict:
         summary['last_reward'] = steps[-1]['reward/mean']
         summary['cost'] = _cost(workdir, steps)
     evaluated = evaluations(workdir)
-    summary['evaluations'] = {str(number): _scores_with_intervals(found) for number, found in evaluated.items()}
+    summary['evaluations'] = {str(number): scores(found) for number, found in evaluated.items()}
     if len(evaluated) > 1:
         first, last = evaluated[min(evaluated)], evaluated[max(evaluated)]
         gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
@@ -66,7 +73,7 @@ def evaluations(workdir: pathlib.Path) -> dict[int, list[dict]]:
     return {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
 
 
-def _scores_with_intervals(group: list[dict]) -> dict:
+def scores(group: list[dict]) -> dict:
     return {
         'questions': len(group),
         **{

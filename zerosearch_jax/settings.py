@@ -79,6 +79,8 @@ def to_json(config: Any) -> str:
 FREE = (
     'prices',
     'mesh',
+    'run.wandb',
+    'sft.wandb',
     *(f'{role}.{name}' for role in ('rollout', 'simulator') for name in ('slots', 'cache_gib')),
     *(f'rl.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
     *(f'sft.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),

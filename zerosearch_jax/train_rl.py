@@ -15,12 +15,15 @@ import time
 import jax
 import numpy as np
 
-from zerosearch_jax import alarms, metrics, preemption, progress, report, roles, sharding
+from zerosearch_jax import alarms, boards, metrics, preemption, progress, report, roles, sharding
 from zerosearch_jax import evaluate as ev
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.experiment import Config
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.trainer import Trainer
+
+SHOWN = 2  # trajectories on the boards, of those that are written
+DRAWN_EVERY = 10  # steps after which the boards are given the curves
 
 
 def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
@@ -35,6 +38,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
     Raises:
       ValueError: `workdir` holds a run with another configuration.
     """
+    boards.check(cfg.run.wandb)
     metrics.claim(workdir, resolved)
     trainer = Trainer(cfg, workdir)
     main = jax.process_index() == 0
@@ -45,7 +49,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
             trainer.learner.state, host = checkpoints.restore(start, abstract, trainer.learner.places)
             trainer.history, trainer.rung = host['history'], host['rung']
             progress.say(f'resuming after step {host["step"]}')
-        writer = metrics.MetricWriter(workdir, resume_step=start, tensorboard=cfg.run.tensorboard) if main else None
+        writer = _writer(cfg, workdir, start) if main else None
         try:
             if _evaluated(cfg, start):
                 _evaluate_at(trainer, writer, start)
@@ -61,6 +65,8 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
                     resolved,
                 )
                 _evaluate_at(trainer, writer, last)
+                if writer is not None:
+                    writer.draw(last)
         except KeyboardInterrupt:
             progress.say('interrupted; run the same command again to continue from the last checkpoint')
             raise
@@ -70,6 +76,10 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
                 summary = report.summarize(workdir)
                 progress.say(report.text(summary, workdir))
     return summary if main else {}
+
+
+def _writer(cfg: Config, workdir: pathlib.Path, step: int) -> metrics.MetricWriter:
+    return metrics.MetricWriter(workdir, resume_step=step, tensorboard=cfg.run.tensorboard, wandb=cfg.run.wandb)
 
 
 def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> tuple[int, bool]:
@@ -89,6 +99,9 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> tup
                 writer.write(number, measured)
                 if number % cfg.run.trajectories_every == 0:
                     writer.append('trajectories', trajectories[: cfg.run.trajectories])
+                    writer.show(number, 'trajectories', [report.told(row) for row in trajectories[:SHOWN]])
+                if number % DRAWN_EVERY == 0:
+                    writer.draw(number)
             _sound_alarms(trainer, checkpoints, number, measured)
             last = number == cfg.rl.steps or (cfg.alarms.stop and bool(trainer.rung))
             stopped = watch.asked() and not last

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zerosearch_jax import metrics, preemption, progress, roles, settings, sharding, state
+from zerosearch_jax import boards, metrics, preemption, progress, roles, settings, sharding, state
 from zerosearch_jax.checkpoint import Checkpoints
 from zerosearch_jax.data import pairs, rows
 from zerosearch_jax.models import attention
@@ -56,6 +56,7 @@ class SFTConfig:
     evaluate_every: int = 8
     patience: int = 0  # evaluations without a new lowest held-out loss after which it stops; 0: never
     checkpoint_every: int = 1
+    wandb: str = ''  # as config.run.wandb
     row_length: int = 1024
     rows_per_micro: int = 1
     remat: Literal['none', 'dots', 'full'] = 'none'
@@ -170,6 +171,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path | N
 
     None where SIGTERM came: the run is saved, and the same call continues it.
     """
+    boards.check(cfg.sft.wandb)
     metrics.claim(workdir, resolved)
     mesh = sharding.make_mesh(cfg.mesh)
     model = roles.load_model(cfg.model.model, mesh)
@@ -180,13 +182,21 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path | N
     with (
         jax.set_mesh(mesh),
         contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints,
-        metrics.MetricWriter(workdir, resume_step=checkpoints.latest() or 0) as writer,
+        _writer(cfg, workdir, checkpoints.latest() or 0) as writer,
     ):
         learner = _Learner(cfg, model, split, mesh, workdir, resolved)
         learner.resume(checkpoints)
         _loop(learner, taught, held_out, checkpoints, writer)
-        metrics.plot_curves(workdir)
+        if writer:
+            writer.draw(learner.number)
         return learner.export(final=True) if learner.finished else None
+
+
+def _writer(cfg: Config, workdir: pathlib.Path, step: int):
+    """Of several processes the first one writes; the others have None."""
+    if jax.process_index():
+        return contextlib.nullcontext()
+    return metrics.MetricWriter(workdir, resume_step=step, wandb=cfg.sft.wandb)
 
 
 class _Learner:
@@ -232,7 +242,8 @@ class _Learner:
     def evaluate(self, held_out: list[TokenSequence]) -> float:
         """Mean negative log-likelihood of a held-out token; with early stopping the best weights are written."""
         total, weight, size = 0.0, 0.0, self.cfg.sft.batch
-        for start in range(0, len(held_out), size):
+        starts = range(0, len(held_out), size)
+        for start in progress.over(starts, 'held-out loss', 'batch'):
             batch = self._batch(held_out[start : start + size])
             logprobs = step.score(
                 self._state.params, self._frozen, batch, 1.0, cfg=self._model.cfg, compute=self._compute
@@ -270,7 +281,7 @@ class _Learner:
 _SHOWN = ('loss/nll', 'loss/held_out', 'speed/tokens_per_second')
 
 
-def _loop(learner: _Learner, taught: list, held_out: list, checkpoints: Checkpoints, writer: metrics.MetricWriter):
+def _loop(learner: _Learner, taught: list, held_out: list, checkpoints: Checkpoints, writer):
     cfg = learner.cfg.sft
     bar = progress.bar(cfg.steps, 'fine-tuning', 'step', leave=True, initial=learner.number)
     with preemption.Watch() as watch, bar:
@@ -280,7 +291,8 @@ def _loop(learner: _Learner, taught: list, held_out: list, checkpoints: Checkpoi
             number = learner.number
             if held_out and (number % cfg.evaluate_every == 0 or number == cfg.steps):
                 row['loss/held_out'] = learner.evaluate(held_out)
-            writer.write(number, row)
+            if writer:
+                writer.write(number, row)
             stopped = watch.asked()
             if number % cfg.checkpoint_every == 0 or learner.finished or stopped:
                 learner.save(checkpoints)

@@ -67,7 +67,7 @@ class Trainer:
     def _load_models(self):
         cfg, mesh = self.cfg, self.mesh
         self.model = roles.load_model(cfg.policy.model, mesh)
-        for question in (*self.train_questions, *self.test_questions):
+        for question in progress.over((*self.train_questions, *self.test_questions), 'checking prompts', 'question'):
             encode_prompt(self.model.tokenizer, question, cfg.rollout)
         self.policy_engine = roles.open_policy(self.model, cfg.rollout, mesh, dtype=cfg.policy.dtype)
 

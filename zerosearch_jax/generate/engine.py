@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -213,15 +213,18 @@ class Engine:
         self._free.append(live.slot)
         self._free.sort()
 
-    def step(self) -> list[Stopped]:
-        """Admits what is waiting, writes what is to be written, decodes, and returns what has stopped."""
+    def step(self, heard: Callable[[Hashable, list[int]], None] | None = None) -> list[Stopped]:
+        """Admits what is waiting, writes what is to be written, decodes, and returns what has stopped.
+
+        `heard` is called with every generation's new tokens.
+        """
         if self._params is None:
             raise RuntimeError('the engine has no weights: call load() first')
         with jax.set_mesh(self.mesh):
             forks = self._admit()
             self._flush_writes()
             self._run_forks(forks)
-            return self._decode()
+            return self._decode(heard)
 
     def _place(self, slot: int) -> tuple[int, int]:
         """The part of the mesh that holds a slot, and the slot's number in it."""
@@ -297,7 +300,7 @@ class Engine:
                     sources[part, row], targets[part, row] = source, target
             self._cache = programs.fork(self._cache, sources, targets)
 
-    def _decode(self) -> list[Stopped]:
+    def _decode(self, heard) -> list[Stopped]:
         if not any(live.decoding for live in self._live.values()):
             return []
         active = self._rows.budget > 0
@@ -322,7 +325,7 @@ class Engine:
         )
         for whole, part in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
             whole[slots_N] = part
-        return self._collect(slots_N, np.asarray(tokens), np.asarray(logprobs), np.asarray(counts))
+        return self._collect(slots_N, np.asarray(tokens), np.asarray(logprobs), np.asarray(counts), heard)
 
     def _few(self, active: np.ndarray) -> np.ndarray | None:
         """The slots to compute if few are active, filled up with idle ones; None: all of them."""
@@ -331,7 +334,7 @@ class Engine:
         count = next((self.slots // share for share in SHARES if active.sum() <= self.slots // share), None)
         return None if count is None else np.sort(np.argsort(~active, kind='stable')[:count]).astype(np.int32)
 
-    def _collect(self, slots_N, tokens_NxT, logprobs_NxT, counts_N) -> list[Stopped]:
+    def _collect(self, slots_N, tokens_NxT, logprobs_NxT, counts_N, heard) -> list[Stopped]:
         self.decoded_tokens += int(counts_N.sum())
         row_of = {slot: row for row, slot in enumerate(slots_N.tolist())}
         stopped = []
@@ -339,8 +342,11 @@ class Engine:
             if not live.decoding:
                 continue
             row = row_of[live.slot]
-            live.tokens += tokens_NxT[row, : counts_N[row]].tolist()
+            fresh = tokens_NxT[row, : counts_N[row]].tolist()
+            live.tokens += fresh
             live.logprobs += logprobs_NxT[row, : counts_N[row]].tolist()
+            if heard:
+                heard(handle, fresh)
             if self._rows.budget[live.slot] == 0:
                 live.decoding = False
                 reason = self._reason(live.slot, live.tokens[-1])

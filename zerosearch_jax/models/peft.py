@@ -58,9 +58,7 @@ def load(directory: pathlib.Path, cfg: ModelConfig) -> dict:
     """
     from safetensors.numpy import load_file
 
-    if not (directory / _CONFIG).is_file():
-        raise FileNotFoundError(f'{directory} holds no {_CONFIG}')
-    config = json.loads((directory / _CONFIG).read_text())
+    config = _read_config(directory)
     odd = [name for name, plain in _PLAIN.items() if config.get(name, plain) not in (plain, None)]
     if config.get('peft_type') != 'LORA' or odd:
         raise ValueError(f'{directory}: {", ".join(odd) or config.get("peft_type")} is not supported; use plain LoRA')
@@ -75,6 +73,17 @@ def load(directory: pathlib.Path, cfg: ModelConfig) -> dict:
         left = next(iter(tensors), 'nothing')
         raise ValueError(f'{directory}: {left} is not a LoRA matrix of a linear layer of this model')
     return {'layers': layers}
+
+
+def base(directory: pathlib.Path) -> str:
+    """The model that an adapter says it belongs to; '' where it does not. Raises FileNotFoundError if it is none."""
+    return _read_config(directory).get('base_model_name_or_path') or ''
+
+
+def _read_config(directory: pathlib.Path) -> dict[str, Any]:
+    if not (directory / _CONFIG).is_file():
+        raise FileNotFoundError(f'{directory} holds no {_CONFIG}')
+    return json.loads((directory / _CONFIG).read_text())
 
 
 def _stacked(directory: pathlib.Path, tensors: dict[str, Any], target: str, part: str, count: int) -> np.ndarray:

@@ -452,6 +452,12 @@ def save_tree(path: str | pathlib.Path, tree: dict, metadata: dict[str, str] | N
         os.replace(scratch, path)
 
 
+def tree_metadata(path: str | pathlib.Path) -> dict[str, str]:
+    """The metadata of a file written by `save_tree`; raises as load_tree."""
+    with _open_tree(path) as file:
+        return {key: value for key, value in (file.metadata() or {}).items() if key != 'format'}
+
+
 def load_tree(path: str | pathlib.Path) -> tuple[dict, dict[str, str]]:
     """The nested dict of numpy arrays, and the metadata, of a file written by `save_tree`.
 
@@ -459,18 +465,20 @@ def load_tree(path: str | pathlib.Path) -> tuple[dict, dict[str, str]]:
       FileNotFoundError: no such file.
       ValueError: not safetensors.
     """
+    with _open_tree(path) as file:
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    return traverse_util.unflatten_dict(flat, sep='.'), tree_metadata(path)
+
+
+def _open_tree(path: str | pathlib.Path):
     from safetensors import SafetensorError, safe_open
 
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f'{path}: no such file; it should be one written by save_tree')
     try:
-        with safe_open(path, framework='np') as file:
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = dict(file.metadata() or {})
+        return safe_open(path, framework='np')
     except SafetensorError as error:
         raise ValueError(f'{path}: not a whole safetensors file ({error})') from error
-    metadata.pop('format', None)
-    return traverse_util.unflatten_dict(flat, sep='.'), metadata
 
 
 def _flat(tree: dict) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from zerosearch_jax import sharding
+from zerosearch_jax import progress, sharding
 from zerosearch_jax.data.rows import Passage
 
 
@@ -38,6 +38,7 @@ class SearchFailed:
     kind: str
 
 
+MANY = 10_000  # passages that take so long to index that it is shown
 _MARK = 'fingerprint.json'
 
 
@@ -64,7 +65,7 @@ class BM25:
         if not tokens.vocab:
             raise ValueError(f'none of the {len(passages)} passages has a word to index; give a corpus with text')
         self._index, self._reading = bm25s.BM25(), threading.Lock()
-        self._index.index(tokens, show_progress=False)
+        self._index.index(tokens, show_progress=progress.shown() and len(passages) >= MANY)
         self._index.corpus = [{'id': p.id, 'title': p.title, 'text': p.text} for p in passages]
 
     @classmethod
@@ -131,7 +132,8 @@ def _tokenize(texts: Sequence[str], return_ids: bool = True):
     import bm25s
 
     folded = [text if text.isascii() else _fold(text) for text in texts]
-    return bm25s.tokenize(folded, stopwords='en', return_ids=return_ids, show_progress=False)
+    shown = progress.shown() and len(texts) >= MANY
+    return bm25s.tokenize(folded, stopwords='en', return_ids=return_ids, show_progress=shown)
 
 
 def _fold(text: str) -> str:

@@ -177,9 +177,11 @@ def simulator_prompt(
 ) -> str:
     """The simulator's user message for one query, which carries its own question and gold answers.
 
-    Where `blind`, a request for noisy documents tells neither of them.
+    Where `blind`, a request for noisy documents tells neither of them; without gold answers none does.
     """
-    knowledge = '' if noisy and blind else fill(template.knowledge, question=question.strip(), answer=golds[0])
+    knowledge = (
+        '' if not golds or (noisy and blind) else fill(template.knowledge, question=question.strip(), answer=golds[0])
+    )
     return fill(
         template.noisy if noisy else template.useful,
         knowledge=knowledge,

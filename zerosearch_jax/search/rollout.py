@@ -169,6 +169,10 @@ class _Episode:
         return True
 
 
+# takes the handle of an episode, (question id, sample), and new tokens of it with who wrote them
+Written = Callable[[Hashable, Kind, Sequence[int]], None]
+
+
 def rollout(
     questions: Sequence[Question],
     samples: int,
@@ -181,6 +185,7 @@ def rollout(
     stream: str = 'policy',
     given: Mapping[str, Result] | None = None,
     finished: Callable[[Trajectory], None] = lambda trajectory: None,
+    written: Written | None = None,
 ) -> list[Trajectory]:
     """Runs `samples` episodes of every question to their end.
 
@@ -195,6 +200,7 @@ def rollout(
       stream: random stream, see prng.STREAMS.
       given: by question id, the search whose documents are in the prompt (cfg.prompt 'documents').
       finished: called with every episode as it ends.
+      written: called with an episode's tokens as they come: actions at every look of the host, observations whole.
 
     Returns:
       Trajectories ordered by (question, sample).
@@ -215,19 +221,22 @@ def rollout(
         episode = episodes[handle]
         if what == 'search':
             trajectory = episode.trajectory
-            turn, written = len(trajectory.searches), episode.written
-            search.submit(Query(handle, trajectory.question, trajectory.sample, turn, value, written))
+            turn, so_far = len(trajectory.searches), episode.written
+            search.submit(Query(handle, trajectory.question, trajectory.sample, turn, value, so_far))
         elif what == 'close':
             policy.extend(handle, (), 1)
         elif what == 'observe' and episode.observe(value):
+            if written:
+                written(handle, Kind.OBSERVATION, value)
             policy.extend(handle, value, min(cfg.turn_tokens, episode.room))
         else:
             policy.close(handle)
             finished(episode.trajectory)
 
+    heard = written and (lambda handle, tokens: written(handle, Kind.ACTION, tokens))
     while policy.active or search.active:
         if policy.active >= search.active:
-            for stopped in policy.step():
+            for stopped in policy.step(heard):
                 carry_on(stopped.handle, *episodes[stopped.handle].act(stopped))
         else:
             for result in search.step():

@@ -144,15 +144,17 @@ class Tokenizer:
         pairs = [(ord(first), next(private)) for first in firsts]
         return dict(pairs), {b: a for a, b in pairs}
 
-    def save(self, directory: str | pathlib.Path) -> None:
-        """Writes the tokenizer, and the tokens that end a generation, where `transformers` and `load` find them."""
+    def save(self, directory: str | pathlib.Path, stop_strings: Sequence[str] = ()) -> None:
+        """Writes the tokenizer, and the tokens and strings that end a generation, where `transformers` finds them."""
         directory = pathlib.Path(directory)
         self.hf.save_pretrained(str(directory))
         config = directory / 'tokenizer_config.json'
         settings = json.loads(config.read_text())
         # transformers 5 writes a class name that version 4 does not know; both know this one
         config.write_text(json.dumps(settings | {'tokenizer_class': 'PreTrainedTokenizerFast'}, indent=2) + '\n')
-        generation = {'eos_token_id': list(self.eos_ids), 'pad_token_id': self.pad_id}
+        generation: dict[str, Any] = {'eos_token_id': list(self.eos_ids), 'pad_token_id': self.pad_id}
+        if stop_strings:
+            generation['stop_strings'] = list(stop_strings)
         (directory / 'generation_config.json').write_text(json.dumps(generation, indent=2) + '\n')
 
 

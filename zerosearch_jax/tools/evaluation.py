@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import pathlib
 import time
@@ -19,22 +18,19 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from zerosearch_jax import cost, metrics, progress, roles, settings, sharding
+from zerosearch_jax import cost, metrics, progress, roles, settings, sharding, trained
 from zerosearch_jax import evaluate as ev
 from zerosearch_jax.data import benchmarks, rows
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.methods import METHODS, answer
-from zerosearch_jax.outside import Log
 from zerosearch_jax.search import refine
-from zerosearch_jax.search.engines import BM25
-from zerosearch_jax.search.remote import EngineConfig, open_engine
+from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.search.rollout import RolloutConfig, Trajectory
-from zerosearch_jax.search.simulator import SimulatorConfig, engine_search
+from zerosearch_jax.search.simulator import SimulatorConfig
 from zerosearch_jax.search.writers import EndpointConfig, EngineWriter
-from zerosearch_jax.simulators import Simulator
 from zerosearch_jax.text import stop
-from zerosearch_jax.tools import evaluation_figures
+from zerosearch_jax.tools import evaluation_figures, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +49,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedConfig:
-    """Weights of the trained methods: an adapter of config.policy.model (.safetensors) or a directory; '': not run."""
+    """Weights of the trained methods (trained.py), adapters being of config.policy.model; '': not run."""
 
     r1: str = ''
     search_r1: str = ''
@@ -93,7 +89,11 @@ class Config:
 
     def weights(self, method: str) -> str:
         """Where the weights of a method come from, local ones with a hash of them; '' where a trained one has none."""
-        own = (getattr(self.trained, method),) if METHODS[method].trained else (self.policy.model, self.policy.adapter)
+        if METHODS[method].trained:
+            given = getattr(self.trained, method)
+            own = (trained.find(given).reference if given else '',)
+        else:
+            own = (self.policy.model, self.policy.adapter)
         return ' + '.join(_marked(path) for path in own if path)
 
 
@@ -119,18 +119,6 @@ def _marked(reference: str) -> str:
     return f'{reference} ({digest.hexdigest()[:12]})'
 
 
-def _is_model(trained: str) -> bool:
-    """Whether weights are a whole model rather than an adapter.
-
-    Raises:
-      FileNotFoundError: they are neither.
-    """
-    if (pathlib.Path(trained) / 'config.json').is_file():
-        return True
-    roles.find_adapter(trained)
-    return False
-
-
 def _names(text: str) -> list[str]:
     return list(dict.fromkeys(filter(None, (part.strip() for part in text.split(',')))))
 
@@ -138,11 +126,8 @@ def _names(text: str) -> list[str]:
 def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
     """Runs what is missing; returns the tables of all results in `workdir`."""
     metrics.claim(workdir, resolved, ('results.jsonl',), FREE)
-    for method in cfg.methods:
-        if METHODS[method].trained and getattr(cfg.trained, method):
-            _is_model(getattr(cfg.trained, method))  # a wrong path is told now, not after hours
+    weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is told now, not after hours
     questions = load_questions(cfg)
-    weights = {method: cfg.weights(method) for method in cfg.methods}
     missing = _missing(weights, workdir / 'results.jsonl', questions)
     if missing:
         evaluator = Evaluator(cfg, weights, workdir)
@@ -152,6 +137,8 @@ def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
                 for dataset, asked in parts.items():
                     bar.set_postfix_str(f'{method}, {dataset}')
                     evaluator.run(method, dataset, asked, bar.update)
+                    if bar.disable:
+                        progress.say(f'{method}, {dataset}: {len(asked)} questions')
     if jax.process_index():
         return ''
     return evaluation_figures.report(workdir, cfg.methods, weights, cfg.prices)
@@ -204,7 +191,7 @@ class Evaluator:
     def __init__(self, cfg: Config, weights: dict[str, str], workdir: pathlib.Path):
         self._cfg, self._weights, self._workdir = cfg, weights, workdir
         self._mesh = sharding.make_mesh(cfg.mesh)
-        self._search = self._open_search()
+        self._search, self._simulator_engine = sources.open_source(cfg, self._mesh, workdir / 'searches.log')
         self._trained: str | None = None
         self._refiner: EngineWriter | None = None
         self._loaded: tuple[str, roles.Model] | None = None
@@ -242,39 +229,18 @@ class Evaluator:
             finished=finished,
         )
 
-    def _open_search(self) -> Callable:
-        """What makes a source of search results."""
-        cfg, passages = self._cfg, functools.partial(rows.load_passages, self._cfg.evaluation.corpus)
-        self._simulator_engine: Engine | None = None
-        open_real = functools.partial(open_engine, cfg.engine, passages, Log(self._workdir / 'searches.log'))
-        if not cfg.evaluation.simulated:
-            engine = open_real()
-            return lambda: engine_search(engine.search, cfg.evaluation.documents)
-        simulator = Simulator(
-            cfg.simulator,
-            cfg.endpoint,
-            mesh=self._mesh,
-            decode_steps=cfg.rollout.decode_steps,
-            corpus=lambda: (BM25(passages()).search, passages()),
-            engine=open_real,
-        )
-        self._simulator_engine = simulator.engine
-        return lambda: simulator.search(seed=cfg.seed, step=0, noise=0.0)
-
-    def _use(self, trained: str):
+    def _use(self, given: str):
         """Loads trained weights, or those of config.policy, unless they are there."""
-        if trained == self._trained:
+        if given == self._trained:
             return
-        cfg, policy = self._cfg, self._cfg.policy
-        if trained:
-            whole = _is_model(trained)
-            policy = dataclasses.replace(policy, **{'model': trained, 'adapter': ''} if whole else {'adapter': trained})
+        cfg = self._cfg
+        policy = trained.find(given).policy(cfg.policy) if given else cfg.policy
         if self._loaded is None or self._loaded[0] != policy.model:
             self._loaded = policy.model, roles.load_model(policy.model, self._mesh)
             self._policy = roles.open_policy(self._model, cfg.rollout, self._mesh, dtype=cfg.policy.dtype)
         self._params = roles.policy_params(self._model, policy, self._mesh)
         self._policy.load(self._params, temperature=cfg.evaluation.temperature)
-        self._trained, self._refiner = trained, None
+        self._trained, self._refiner = given, None
 
     @property
     def _model(self) -> roles.Model:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from zerosearch_jax import sharding
+from zerosearch_jax import progress, sharding
 from zerosearch_jax.experiment import Config
 from zerosearch_jax.models import download
 from zerosearch_jax.tools import compiled, programs
@@ -97,6 +97,7 @@ def plan(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work
     total, needs, cache = sum(run.resident.values()), [], download.cache_dir() / 'plans'
     with jax.set_mesh(run.mesh):
         for program in run.programs:
+            progress.say(f'compiling {program.name}')
             made = compiled.measure(program.traced.lower(), run.mesh, f'{compiler} {hardware}', cache)
             arguments = max(made.arguments, program.arguments)
             seconds = _seconds(program, made, hardware, run.mesh.size)

@@ -1,0 +1,56 @@
+"""Bars on a terminal, plain lines elsewhere, nothing from a process that is muted."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+from test_cli import ENVIRONMENT, ROOT
+
+CODE = """
+import sys
+from zerosearch_jax import progress
+if 'mute' in sys.argv: progress.mute()
+print(progress.shown())
+for i in progress.over(range(3), 'counting', 'sheep'): progress.say(f'line {i}')
+"""
+
+
+def run(*arguments, stderr):
+    command = [sys.executable, '-c', CODE, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True, check=True
+    )
+
+
+def on_terminal(*arguments):
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+    out = run(*arguments, stderr=follower).stdout
+    os.close(follower)
+    told = b''
+    try:
+        while part := os.read(leader, 4096):
+            told += part
+    except OSError:  # nothing more, and nobody writes to it
+        os.close(leader)
+    return out.strip(), told.decode()
+
+
+def test_a_terminal_shows_a_bar_and_the_lines_above_it():
+    shown, told = on_terminal()
+    assert shown == 'True' and 'counting' in told and 'sheep' in told and '\r' in told.replace('\r\n', '\n')
+    assert all(f'line {i}\r\n' in told for i in range(3))
+
+
+def test_a_file_gets_the_lines_alone():
+    done = run(stderr=subprocess.PIPE)
+    assert (done.stdout, done.stderr) == ('False\n', 'line 0\nline 1\nline 2\n')
+
+
+def test_a_muted_process_says_nothing():
+    assert on_terminal('mute') == ('False', '')
+    assert run('mute', stderr=subprocess.PIPE).stderr == ''

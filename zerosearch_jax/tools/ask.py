@@ -1,0 +1,132 @@
+"""Questions to a policy, one at a time, with any search engine: shown as it answers, or one JSON object each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+import jax
+
+from zerosearch_jax import methods, progress, roles, settings, sharding, trained
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, Written
+from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.trajectory import Kind
+from zerosearch_jax.tools import sources
+from zerosearch_jax.tools.evaluation import Config
+from zerosearch_jax.tools.screen import Screen
+
+PROTOCOL = ('prompt', 'prompt_format')  # how a policy was asked in training is how it is asked here
+
+
+class Asker:
+    """Owns the policy and the source of search results.
+
+    Args:
+      cfg: of an evaluation; its methods and data sets are not looked at.
+      checkpoint: trained weights, see trained.py; '': those of cfg.policy.
+      base: the model that an adapter belongs to; '': what it says, else cfg.policy.model.
+
+    Raises:
+      FileNotFoundError, ValueError: with what to put where.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str = '', base: str = ''):
+        if cfg.evaluation.simulated and cfg.simulator.kind == 'oracle':
+            raise ValueError("config.simulator.kind = 'oracle' needs the answers of what is asked; choose another")
+        policy, self._size = cfg.policy, cfg.rollout
+        if checkpoint:
+            found = trained.find(checkpoint)
+            policy = dataclasses.replace(policy, model=base or found.base or policy.model)
+            policy, self._size = found.policy(policy), _protocol(cfg.rollout, found)
+        self._cfg, mesh = cfg, sharding.make_mesh(cfg.mesh)
+        self._method = methods.Method(self._size.prompt)
+        size = methods.budgets(self._method, self._size)
+        model = roles.load_model(policy.model, mesh)
+        self.tokenizer: Tokenizer = model.tokenizer
+        self._policy = roles.open_policy(model, size, mesh, dtype=policy.dtype)
+        self._policy.load(roles.policy_params(model, policy, mesh), temperature=cfg.evaluation.temperature)
+        self._source, _ = sources.open_source(cfg, mesh, None)
+
+    def ask(self, question: str, written: Written | None = None) -> Trajectory:
+        """One episode; `written` is called with its tokens as they come. A function of the seed and the question."""
+        asked = [Question(question, question, ())]
+        (trajectory,) = methods.answer(
+            self._method,
+            asked,
+            self._policy,
+            self._source,
+            None,
+            self.tokenizer,
+            self._size,
+            seed=self._cfg.seed,
+            finished=lambda _: None,
+            written=written,
+        )
+        return trajectory
+
+
+def _protocol(size: RolloutConfig, found: trained.Trained) -> RolloutConfig:
+    told = found.run.get('rollout', {})
+    taken = {name: told[name] for name in PROTOCOL if name in told}
+    return settings.section(RolloutConfig, dataclasses.asdict(size) | taken, f'{found.reference}: config.rollout')
+
+
+def lines() -> Iterator[str]:
+    """The lines of process 0's stdin on all processes, without empty ones."""
+    prompt = sys.stdin.isatty()
+    while True:
+        if prompt:
+            progress.say('question (Ctrl-D ends):')
+        line = sharding.from_first_process('' if jax.process_index() else sys.stdin.readline())
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def answer_all(asker: Asker, questions: Iterable[str], *, as_json: bool):
+    """Asks questions in turn and prints what comes; of several processes the first one prints."""
+    out = sys.stdout
+    out.reconfigure(errors='backslashreplace')
+    screen = None if as_json or jax.process_index() else Screen(out, asker.tokenizer)
+    for question in questions:
+        began = time.perf_counter()
+        if screen:
+            screen.put(f'{question}\n', 'question')
+        trajectory = asker.ask(question, screen and (lambda _, kind, tokens: screen.write(kind, tokens)))
+        found = record(trajectory, asker.tokenizer) | {'seconds': round(time.perf_counter() - began, 3)}
+        if screen:
+            screen.end()
+            screen.put(f'{told(found)}\n\n')
+        elif jax.process_index() == 0:
+            print(json.dumps(found), file=out, flush=True)
+
+
+def record(trajectory: Trajectory, tokenizer: Tokenizer) -> dict:
+    """An episode as JSON: `text` is all that follows the prompt, `tokens` how many of it the policy wrote."""
+    response = [token for s in trajectory.segments if s.kind is not Kind.PROMPT for token in s.tokens]
+    return {
+        'question': trajectory.question.question,
+        'answer': trajectory.answer,
+        'status': trajectory.status,
+        'searches': [
+            {'query': s.query.text, 'documents': list(s.documents), 'failure': s.failure} for s in trajectory.searches
+        ],
+        'text': tokenizer.decode(response),
+        'tokens': trajectory.action_tokens,
+    }
+
+
+def told(found: dict) -> str:
+    """The last line about an episode."""
+    failure = next((s['failure'] for s in found['searches'] if s['failure']), '')
+    ends = {'turn_limit': 'no answer: out of turns', 'token_limit': 'no answer: out of tokens'}
+    answer = ends.get(found['status'], f'no answer: search failed ({failure})')
+    if found['answer'] is not None:
+        answer = f'answer: {" ".join(found["answer"].split())}'
+    count = len(found['searches'])
+    return f'{answer}  ({count} search{"" if count == 1 else "es"}, {found["tokens"]} tokens, {found["seconds"]:.1f} s)'

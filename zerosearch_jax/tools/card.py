@@ -1,0 +1,119 @@
+"""The model card of exported weights: what they are, what was measured, how they are asked, how they were trained."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+from zerosearch_jax import metrics, report
+from zerosearch_jax.search import prompts
+from zerosearch_jax.trained import Trained
+
+_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
+
+
+def is_simulator(run: dict) -> bool:
+    """Whether a run of launch.sft made a simulator."""
+    demos = run.get('demos', {})
+    taught = demos.get('source', '').partition(':')[2] or demos.get('role', '')
+    return bool(demos) and taught != 'policy'
+
+
+def card(found: Trained, name: str, base: str, whole: bool) -> str:
+    """README.md in the form of the Hugging Face hub.
+
+    Args:
+      found: the weights; what was measured is read from their run's directory.
+      name: of the exported directory.
+      base: the model that they were trained from; '': unknown.
+      whole: a model rather than an adapter.
+    """
+    parts = [
+        _front_matter(base, whole),
+        f'# {_line(name)}',
+        _about(found, base, whole),
+        f'## Results\n\n{_results(found)}',
+        *([] if is_simulator(found.run) else [f'## Use\n\n{_use(found.run)}']),
+        f'## Configuration\n\n{_code(json.dumps(found.run, indent=2, sort_keys=True)) if found.run else "Not known."}',
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _front_matter(base: str, whole: bool) -> str:
+    about = {
+        'library_name': 'transformers' if whole else 'peft',
+        'pipeline_tag': 'text-generation',
+        'tags': ['zerosearch', 'search', *([] if whole else ['lora'])],
+    }
+    if _HUB_ID.fullmatch(base) and not pathlib.Path(base).exists():
+        about['base_model'] = base
+    return '---\n' + ''.join(f'{key}: {json.dumps(value)}\n' for key, value in about.items()) + '---'  # JSON is YAML
+
+
+def _about(found: Trained, base: str, whole: bool) -> str:
+    form = 'A language model' if whole else 'A LoRA adapter'
+    does = 'plays a search engine' if is_simulator(found.run) else 'answers questions by searching'
+    how = 'fine-tuned on demonstrations' if 'demos' in found.run else 'trained'
+    origin = f' from {_line(base)}' if base else ''
+    if algorithm := found.run.get('rl', {}).get('algorithm'):
+        how, origin = f'trained{origin} by reinforcement learning ({_line(algorithm)}) on {_search(found.run)}', ''
+    return f'{form} that {does}, {how}{origin}, with zerosearch_jax.'
+
+
+def _search(run: dict) -> str:
+    kind = run.get('simulator', {}).get('kind')
+    named = {'oracle': 'an oracle', 'engine': 'a real search engine', 'none': 'questions without search'}
+    return named.get(kind, 'search that a language model simulates')
+
+
+def _results(found: Trained) -> str:
+    run, directory = found.run, found.directory
+    written = directory / 'metrics.jsonl' if directory else None
+    rows = metrics.read_jsonl(written) if written and written.is_file() else []
+    if 'demos' in run:
+        losses = [(row['step'], row['loss/held_out']) for row in rows if 'loss/held_out' in row]
+        return f'Held-out loss after step {losses[-1][0]}: {losses[-1][1]:.4f} nats a token.' if losses else 'Not run.'
+    evaluated = report.evaluations(directory) if directory else {}
+    if not evaluated:
+        return 'Not run.'
+    lines = ['| after step | EM | F1 | searches a question |', '|---|---|---|---|']
+    for step, group in evaluated.items():
+        scores = report.scores(group)
+        cells = ['{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]'.format(**scores[name]) for name in ('em', 'f1')]
+        searches = sum(len(row['searches']) for row in group) / len(group)
+        lines.append(f'| {step} | {cells[0]} | {cells[1]} | {searches:.2f} |')
+    count, data, engine = len(group), _line(run['data']['test']), _line(run['engine']['kind'])
+    how = f'temperature {run["evaluation"]["temperature"]}, engine {engine}'
+    lines.append(f'\n{count} held-out questions of {data}, {how}; bootstrap intervals of 95 %.')
+    return '\n'.join([*lines, *_training(directory, rows)])
+
+
+def _training(directory: pathlib.Path, rows: list[dict]) -> list[str]:
+    rewards = [(row['step'], row['reward/mean']) for row in rows if 'reward/mean' in row]
+    told = [f'\nMean reward: {rewards[0][1]:.3f} at step 1, {rewards[-1][1]:.3f} at step {rewards[-1][0]}.']
+    summary = directory / 'summary.json'
+    cost = json.loads(summary.read_text()).get('cost', {}).get('text') if summary.is_file() else None
+    return (told if rewards else []) + ([f'Training took {_line(cost.removeprefix("cost: "))}.'] if cost else [])
+
+
+def _use(run: dict) -> str:
+    rollout = run.get('rollout', {})
+    wording = prompts.POLICY_PROMPTS.get(rollout.get('prompt'), prompts.POLICY_PROMPTS['search'])
+    raw = rollout.get('prompt_format') == 'raw'
+    form = 'The prompt is this text, without a chat template' if raw else "The prompt is one user's message"
+    stops = ' or '.join(f'`{tag}`' for tag in prompts.STOP_STRINGS)
+    return (
+        f'{form}:\n\n{_code(wording)}\n\nGenerate until {stops}. After a query append the documents, `Doc 1: ...` and '
+        f'so on, a line each, between `<information>` and `</information>`, and generate on.'
+    )
+
+
+def _line(text: str) -> str:
+    """Text that stays within one line of prose, or a cell of a table, and formats nothing."""
+    return re.sub(r'([\\`*_{}\[\]<>|#])', r'\\\1', ' '.join(str(text).split()))
+
+
+def _code(text: str) -> str:
+    """A block in which nothing is formatted, whatever it holds."""
+    return '\n'.join(f'    {line}' for line in text.splitlines())

@@ -1,0 +1,53 @@
+"""Trained weights for other programs: a model or an adapter of `peft`, with tokenizer, stop strings and model card.
+
+config.json, model*.safetensors                      merged, or trained as a whole
+adapter_config.json, adapter_model.safetensors       an adapter
+tokenizer*.json, chat_template.jinja, generation_config.json, README.md
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from zerosearch_jax import roles, sharding, trained
+from zerosearch_jax.models import lora, peft, weights
+from zerosearch_jax.search import prompts
+from zerosearch_jax.tools import card
+
+
+def export(reference: str, directory: pathlib.Path, *, base: str = '', merge: bool = False, dtype: str = 'bfloat16'):
+    """Writes weights to a directory.
+
+    Args:
+      reference: what trained.find takes.
+      directory: made where missing.
+      base: the model that an adapter belongs to; '': what it says.
+      merge: an adapter becomes part of its model.
+      dtype: of a whole model.
+
+    Raises:
+      FileNotFoundError, ValueError: no such weights, an adapter without a model, or a directory that holds the other
+        form.
+    """
+    found, mesh = trained.find(reference), sharding.make_mesh()
+    base = base or found.base
+    whole = found.whole or merge
+    _check_free(directory, 'adapter_config.json' if whole else 'config.json')
+    if not found.whole and not base:
+        raise ValueError(f'{reference} does not say which model it was trained on; give --base')
+    model = roles.load_model(found.reference if found.whole else base, mesh)
+    params = model.params
+    if not found.whole:
+        adapter = roles.load_adapter(found.reference, model.cfg, mesh)
+        if not merge:
+            peft.save(directory, adapter, base)
+        params = lora.combine(params, adapter)
+    if whole:
+        weights.save(lora.merge(params), model.cfg, directory, dtype)
+    model.tokenizer.save(directory, () if card.is_simulator(found.run) else prompts.STOP_STRINGS)
+    (directory / 'README.md').write_text(card.card(found, directory.resolve().name, base, whole), 'utf-8')
+
+
+def _check_free(directory: pathlib.Path, other: str):
+    if (directory / other).exists():
+        raise ValueError(f'{directory} holds {other}, which is not overwritten; choose another directory')

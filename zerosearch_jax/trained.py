@@ -1,0 +1,75 @@
+"""What a run left: where its weights are, which model they belong to, and how they were trained.
+
+runs/x                       a run's directory, with adapter.safetensors or model/ in it
+runs/x/adapter.safetensors   what it exported, as also the name of a shipped adapter
+exported                     what launch.export wrote, or any other model or adapter in peft's format
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+from zerosearch_jax import roles
+from zerosearch_jax.models import peft, weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Weights that were trained."""
+
+    reference: str  # what config.policy.adapter or config.policy.model takes
+    whole: bool  # a model rather than an adapter
+    base: str  # the model that they were trained from; '': they do not say
+    run: dict  # the configuration of the run; {}: they do not say
+    directory: pathlib.Path | None = None  # of the run, if they lie in it
+
+    def policy(self, policy: roles.PolicyConfig) -> roles.PolicyConfig:
+        """`policy` with these weights, an adapter over its model."""
+        place = {'model': self.reference, 'adapter': ''} if self.whole else {'adapter': self.reference}
+        return dataclasses.replace(policy, **place)
+
+
+def find(reference: str) -> Trained:
+    """Finds weights.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    path = pathlib.Path(_exported(reference))
+    if (path / 'config.json').is_file():
+        run = _run_beside(path) if path.name == 'model' else {}
+        return Trained(str(path), True, _base(run), run, path.parent if run else None)
+    found = roles.find_adapter(str(path))
+    if found.is_dir():
+        return Trained(str(path), False, peft.base(found), {})
+    run = json.loads(weights.tree_metadata(found).get('config', '{}'))
+    inside = run and _run_beside(found) == run
+    return Trained(str(path), False, _base(run), run, found.parent if inside else None)
+
+
+def _exported(reference: str) -> str:
+    """The weights in a run's directory; any other reference as it is."""
+    directory = pathlib.Path(reference)
+    if (directory / 'adapter.safetensors').is_file():
+        return str(directory / 'adapter.safetensors')
+    if (directory / 'model' / 'config.json').is_file():
+        return str(directory / 'model')
+    if (directory / 'checkpoints').is_dir():
+        raise FileNotFoundError(
+            f'{directory} holds no weights yet; a run exports them at its end: run its command again to finish it'
+        )
+    return reference
+
+
+def _run_beside(path: pathlib.Path) -> dict:
+    """The configuration of the run in whose directory the weights lie; {} if it is none."""
+    beside = path.parent / 'config.json'
+    run = json.loads(beside.read_text()) if beside.is_file() else {}
+    return run if 'rollout' in run else {}
+
+
+def _base(run: dict) -> str:
+    section = run.get('policy') or run.get('model') or {}  # of launch.train, of launch.sft
+    return section.get('model', '')
