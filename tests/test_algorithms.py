@@ -244,7 +244,7 @@ REWARDS = st.lists(st.floats(0, 1), min_size=GROUP, max_size=4 * GROUP).map(
 @hypothesis.given(REWARDS, st.floats(-2, 2))
 def test_a_shift_of_all_rewards_changes_nothing(name, rewards, shift):
     groups, valid = np.arange(len(rewards)) // GROUP, np.ones(len(rewards), bool)
-    function = adv.ADVANTAGES[name]
+    function = algorithms.ALGORITHMS[name].advantage
     spread = min(np.ptp(rewards[groups == g]) for g in np.unique(groups))
     hypothesis.assume(spread > 1e-3)
     moved = function(rewards + shift, groups, valid)

@@ -26,9 +26,9 @@ class RLConfig:
     """Algorithm, loss and how the update is computed."""
 
     steps: int = 100
-    algorithm: Literal[
-        'reinforce', 'reinforce_baseline', 'reinforce_plus_plus', 'rloo', 'grpo', 'dr_grpo', 'gspo', 'ppo'
-    ] = 'grpo'
+    # 'reinforce', 'reinforce_baseline', 'reinforce_plus_plus', 'rloo', 'grpo', 'dr_grpo', 'gspo', 'ppo', or the dotted
+    # name of an algorithms.Algorithm
+    algorithm: str = 'grpo'
     # how tokens are averaged: over all, over sequences of equal weight, by what the budget of a step allows, or as the
     # published system does (algorithms.weigh); '': as the algorithm does
     aggregate: Literal['', 'token', 'sequence', 'budget', 'micro'] = ''
@@ -53,10 +53,10 @@ class RLConfig:
         for name in ('steps', 'row_length', 'rows_per_micro', 'chunk', 'epochs'):
             if getattr(self, name) < (name != 'steps'):
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
-        if self.algorithm == 'ppo' and self.drop_zero_variance:
-            raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for ppo')
-        if self.algorithm == 'ppo' and self.observations == 'policy':
-            raise ValueError("observations='policy' needs an advantage a trajectory, which ppo does not have")
+        if self.has_critic and self.drop_zero_variance:
+            raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for a critic')
+        if self.has_critic and self.observations == 'policy':
+            raise ValueError("observations='policy' needs an advantage a trajectory, which a critic does not give")
         if self.algorithm in ('grpo', 'gspo') and self.kl and self.kl_estimator == 'k1':
             raise ValueError(
                 f"kl_estimator='k1' and {self.algorithm}: divided by the group's deviation, differences of the KL "
@@ -64,6 +64,10 @@ class RLConfig:
             )
         if self.importance_cap and (self.epochs > 1 or self.minibatch):
             raise ValueError('importance_cap is for one update a step: set epochs=1 and minibatch=0')
+
+    @property
+    def has_critic(self) -> bool:
+        return algorithms.find(self.algorithm).advantage is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Learner:
 
     Args:
       rl: algorithm and loss.
-      critic_cfg: used by ppo.
+      critic_cfg: used by ppo, and whatever else has no advantage of its own.
       optimizer: of the policy.
       model: the policy's model.
       trainable: its weights; taken over (donated).
@@ -120,7 +124,8 @@ class Learner:
     ):
         self.rl, self.critic_cfg, self.mesh = rl, critic_cfg, mesh
         self.frozen, self._model_cfg, self._temperature = trainable.frozen, model.cfg, temperature
-        own = algorithms.ALGORITHMS[rl.algorithm]
+        own = algorithms.find(rl.algorithm)
+        self._advantage = own.advantage
         self.aggregate = rl.aggregate or own.aggregate
         self._size = min(rl.minibatch or trajectories, trajectories)
         self._trajectories, self._longest = trajectories, longest
@@ -142,9 +147,11 @@ class Learner:
         )
         tx = state.optimizer(optimizer, rl.steps)
         self.places = {'policy': state.state_shardings(trainable.layout, tx, mesh)}
-        self._update = step.make_update(model.cfg, tx, self.places['policy'], loss, self._compute, temperature)
+        self._update = step.make_update(
+            model.cfg, tx, self.places['policy'], loss, self._compute, temperature, own.loss
+        )
         with jax.set_mesh(mesh):
-            critic_params = self._open_critic(trainable, seed) if rl.algorithm == 'ppo' else None
+            critic_params = self._open_critic(trainable, seed) if rl.has_critic else None
             self.state = {'policy': state.create(trainable.params, tx, self.places['policy'])}
             if critic_params is not None:
                 self.state['critic'] = state.create(critic_params, self._critic_tx, self.places['critic'])
@@ -208,13 +215,13 @@ class Learner:
             reference = self._reference_logprobs(plain)
             penalties, divergence = self._penalties(plain, reference)
             targets = None
-            if self.rl.algorithm == 'ppo':
+            if self._advantage is None:
                 sequences = [flatten(episodes[i], observations=self.critic_cfg.over_observations) for i in kept]
                 advantages, targets = self._critic_advantages(sequences, rewards[kept], penalties)
             else:
                 shaped = rewards.astype(np.float64)
                 shaped[kept] -= [p.sum() for p in penalties]
-                advantages = adv.ADVANTAGES[self.rl.algorithm](shaped, groups, valid)[kept]
+                advantages = self._advantage(shaped, groups, valid)[kept]
             token_advantages = [self._spread(s, a) for s, a in zip(plain, advantages, strict=True)]
             measured = self._updates(number, plain, token_advantages, reference, targets)
         means[kept] = [a.mean() if len(a) else 0.0 for a in token_advantages]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import json
 import types
 import typing
@@ -68,6 +69,22 @@ def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
         else:
             raise ValueError(f'{where} is missing; it must be {_type_name(kind)}')
     return resolved
+
+
+def named(name: str, known: Mapping[str, Any], field: str) -> Any:
+    """An entry of ours by its name, or by its dotted name, `package.module.name`, something of the user's own.
+
+    Raises:
+      ValueError: neither one of ours nor anything that can be imported.
+    """
+    if name in known:
+        return known[name]
+    module, _, attribute = name.rpartition('.')
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        ours = ', '.join(map(repr, known))
+        raise ValueError(f'{field} = {name!r} is none of {ours}, and cannot be imported ({error})') from error
 
 
 def to_json(config: Any) -> str:

@@ -9,11 +9,11 @@ takes (trajectory, golden answers) and returns a number.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from zerosearch_jax import settings
 from zerosearch_jax.data.rows import holds_answer
 from zerosearch_jax.search import rewards
 from zerosearch_jax.search.prompts import ANSWER_STOP
@@ -46,12 +46,7 @@ def answer_function(name: str) -> Callable[[Trajectory, Sequence[str]], float]:
     """
     if name in rewards.REWARDS:
         return lambda trajectory, golds: rewards.REWARDS[name](trajectory.answer, golds)
-    module, _, function = name.rpartition('.')
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ', '.join(map(repr, rewards.REWARDS))
-        raise ValueError(f'answer = {name!r} is none of {known}, and no function that can be imported') from error
+    found = settings.named(name, rewards.REWARDS, 'answer')
     if not callable(found):
         raise ValueError(f'answer = {name!r} is not a function')
     return found
