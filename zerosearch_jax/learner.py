@@ -25,19 +25,19 @@ from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatte
 class RLConfig:
     """Algorithm, loss and how the update is computed."""
 
-    steps: int = 100
+    steps: int = 100  # each: rollouts of config.rollout.questions x group, and updates on them
     # 'reinforce', 'reinforce_baseline', 'reinforce_plus_plus', 'rloo', 'grpo', 'dr_grpo', 'gspo', 'ppo', or the dotted
     # name of an algorithms.Algorithm
     algorithm: str = 'grpo'
     # how tokens are averaged: over all, over sequences of equal weight, by what the budget of a step allows, or as the
     # published system does (algorithms.weigh); '': as the algorithm does
     aggregate: Literal['', 'token', 'sequence', 'budget', 'micro'] = ''
-    clip: float = 0.2
+    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip]
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: clip
     importance_cap: float = 0.0  # truncated importance sampling between engine and trainer, e.g. 2; 0: off
     kl: float = 0.001  # weight of the divergence from the initial policy; 0: no reference
     kl_estimator: Literal['k1', 'k2', 'k3'] = 'k3'  # k1: taken off the reward; k2, k3: in the loss
-    entropy: float = 0.0
+    entropy: float = 0.0  # weight of the entropy bonus
     drop_zero_variance: bool = False  # leave out groups whose rewards are all equal
     dynamic_sampling: int = 0  # rounds of new questions at most, in place of such groups (DAPO)
     observations: Literal['masked', 'policy', 'likelihood'] = 'masked'  # whether documents are trained on, and how
@@ -46,7 +46,7 @@ class RLConfig:
     epochs: int = 1  # passes over a step's trajectories
     row_length: int = 1024  # tokens of a packed row; at least prompt_tokens + response_tokens of config.rollout
     rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp
-    remat: Literal['none', 'dots', 'full'] = 'none'
+    remat: Literal['none', 'dots', 'full'] = 'none'  # what the backward pass computes again: nothing, all but products
     chunk: int = 512  # tokens of a row whose logits exist at once
 
     def __post_init__(self):
@@ -82,7 +82,7 @@ class CriticConfig:
     clip: float = 0.5  # of a value's move away from the one at rollout time; 0: none
     discount: float = 1.0
     trace: float = 1.0  # lambda of the generalized advantage estimation
-    over_observations: bool = False  # estimate over documents too, as the published system does (spec D14)
+    over_observations: bool = False  # estimate over documents too, as the published system does (defect D14)
 
 
 MICRO = 64  # trajectories of the published system's micro-batch

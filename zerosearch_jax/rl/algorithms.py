@@ -55,7 +55,7 @@ def weigh(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> lis
 
     token: each 1, so that the mean over all tokens results. sequence: 1 / its length, so that each sequence counts the
     same. budget: each 1, to be divided by what the budget allows. micro: the mean over tokens within every `micro`
-    sequences, as the published system has it, whose mini-batches' means are then averaged (spec D12).
+    sequences, as the published system has it, whose mini-batches' means are then averaged (defect D12).
     """
     sizes = [int((s.weights > 0).sum()) for s in sequences]
     if aggregate == 'sequence':

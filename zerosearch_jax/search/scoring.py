@@ -21,18 +21,18 @@ from zerosearch_jax.search.rollout import Trajectory
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 
-PUBLISHED_DEFAULT = 'Beijing'  # what the published parser finds in its own prompt where no answer was given (spec D4)
+PUBLISHED_DEFAULT = 'Beijing'  # what the published parser finds in its own prompt where there is no answer (defect D4)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
     """What a trajectory is rewarded for."""
 
-    answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (spec D3), or the dotted name of a function
+    answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (defect D3), or the dotted name of a function
     format: float = 0.0  # added where the actions follow the protocol
     retrieval: float = 0.0  # added where a document holds a golden answer
     overlong_tokens: int = 0  # the last so many tokens of the budget cost up to 1, in a straight line (DAPO); 0: off
-    missing: Literal['nothing', 'published'] = 'nothing'  # what a trajectory without an answer has said (spec D4)
+    missing: Literal['nothing', 'published'] = 'nothing'  # what a trajectory without an answer has said (defect D4)
 
     def __post_init__(self):
         answer_function(self.answer)
