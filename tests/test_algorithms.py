@@ -497,5 +497,9 @@ def test_what_does_not_go_together_is_refused():
         RLConfig(algorithm='ppo', observations='policy')
     with pytest.raises(ValueError, match='k1'):
         RLConfig(algorithm='grpo', kl=0.01, kl_estimator='k1')
+    with pytest.raises(ValueError, match=r"algorithm = 'best' is none of 'reinforce', .*'ppo', and cannot be imported"):
+        RLConfig(algorithm='best')
+    with pytest.raises(ValueError, match=r"algorithm = 'math\.pi' is a float"):
+        RLConfig(algorithm='math.pi')
     with pytest.raises(ValueError, match='epochs must be positive'):
         RLConfig(epochs=0)

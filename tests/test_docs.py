@@ -16,6 +16,7 @@ import pytest
 
 from configs import common, qwen2_5_3b
 from zerosearch_jax import experiment
+from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import Curriculum, noise_probability
 from zerosearch_jax.tools import config_reference
 
@@ -228,6 +229,12 @@ def test_the_values_of_the_curriculum_are_those_of_the_code():
         got = [noise_probability(made, i, 4) for i in (1, 2, 3, 4)]
         got.append(noise_probability(dataclasses.replace(made, kind='matched'), 1, 10_000))
         assert [f'{value:.3f}' for value in got] == [*values, mean]
+
+
+def test_the_request_to_a_simulator_is_the_template_of_the_code():
+    [shown] = re.findall(r'^```\n(.*?)^```$', section('method.md', 'The simulated search'), re.DOTALL | re.MULTILINE)
+    template = prompts.SIMULATOR_TEMPLATES['tuned']
+    assert shown.split() == template.useful.replace('{knowledge}', template.knowledge).split()
 
 
 def test_files_that_the_pages_name_exist():

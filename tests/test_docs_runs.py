@@ -16,7 +16,7 @@ from test_rollout import BYTES, CFG, OSLO, ROME, FakeEngine
 from configs import tiny, toy_sft
 from configs.common import sections
 from zerosearch_jax import alarms, experiment, metrics, settings, sharding, train_rl, train_sft
-from zerosearch_jax.models import weights
+from zerosearch_jax.models import config, weights
 from zerosearch_jax.outside import Log
 from zerosearch_jax.search.engines import SearchFailed
 from zerosearch_jax.search.remote import EngineConfig, open_engine
@@ -136,6 +136,7 @@ def mine(tmp_path_factory):
     sys.path.insert(0, str(directory))
     yield importlib.import_module
     sys.path.remove(str(directory))
+    config.FAMILIES.pop('mistral', None)
     for name in set(sys.modules) - before:
         if name.startswith('my_'):
             del sys.modules[name]

@@ -48,7 +48,8 @@ class EngineConfig:
             raise ValueError('concurrency must be positive; retries, per_second and prices must not be negative')
         if self.spending_cap and not self.query_price:
             raise ValueError('a spending_cap needs a query_price: what a request costs, in dollars')
-        settings.named(self.kind, ENGINES, 'kind')
+        if not callable(settings.named(self.kind, ENGINES, 'kind')) and self.kind not in ENGINES:
+            raise ValueError(f'kind = {self.kind!r} is not a function')
 
 
 class SpendingCapReached(OSError):
