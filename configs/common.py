@@ -52,7 +52,7 @@ def published() -> ConfigDict:
     return config
 
 
-# What the published system does and the `fixed` form does not, by the numbers of its defects (docs/algorithms.md)
+# What the published system does and the `fixed` form does not, by the numbers of its defects (docs/differences.md)
 PAPER = {
     'simulator': {'questions': 'compacted'},  # D1: a query carries another trajectory's question and answer
     'rl': {

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from zerosearch_jax.rl.advantages import ADVANTAGES, grpo, reinforce, reinforce_baseline, zero_variance_share
+from zerosearch_jax.rl.advantages import grpo, reinforce, reinforce_baseline, zero_variance_share
+from zerosearch_jax.rl.algorithms import ALGORITHMS
 
+ADVANTAGES = {name: algorithm.advantage for name, algorithm in ALGORITHMS.items() if algorithm.advantage}
 REWARDS = np.array([0.0, 1.0, 0.5, 0.25, 1.0, 1.0])
 GROUPS = np.array([0, 0, 0, 1, 1, 1])
 VALID = np.ones(6, bool)

@@ -244,7 +244,7 @@ REWARDS = st.lists(st.floats(0, 1), min_size=GROUP, max_size=4 * GROUP).map(
 @hypothesis.given(REWARDS, st.floats(-2, 2))
 def test_a_shift_of_all_rewards_changes_nothing(name, rewards, shift):
     groups, valid = np.arange(len(rewards)) // GROUP, np.ones(len(rewards), bool)
-    function = adv.ADVANTAGES[name]
+    function = algorithms.ALGORITHMS[name].advantage
     spread = min(np.ptp(rewards[groups == g]) for g in np.unique(groups))
     hypothesis.assume(spread > 1e-3)
     moved = function(rewards + shift, groups, valid)
@@ -497,5 +497,9 @@ def test_what_does_not_go_together_is_refused():
         RLConfig(algorithm='ppo', observations='policy')
     with pytest.raises(ValueError, match='k1'):
         RLConfig(algorithm='grpo', kl=0.01, kl_estimator='k1')
+    with pytest.raises(ValueError, match=r"algorithm = 'best' is none of 'reinforce', .*'ppo', and cannot be imported"):
+        RLConfig(algorithm='best')
+    with pytest.raises(ValueError, match=r"algorithm = 'math\.pi' is a float"):
+        RLConfig(algorithm='math.pi')
     with pytest.raises(ValueError, match='epochs must be positive'):
         RLConfig(epochs=0)

@@ -11,10 +11,11 @@ import jax
 import pytest
 
 from configs import common
-from zerosearch_jax import experiment, settings, sharding, train_sft
+from zerosearch_jax import settings, sharding
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
-from zerosearch_jax.tools import audit, collect, evaluation, serve_search, sweep
+from zerosearch_jax.tools import sweep
+from zerosearch_jax.tools.config_reference import PROGRAMS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py') if 'def get_config' in path.read_text())
@@ -52,17 +53,6 @@ def build(path, preset):
 
 EXPERIMENTS = [(path, preset) for path in FILES for preset in presets(path)]
 NAMES = [f'{path.stem}:{preset}' for path, preset in EXPERIMENTS]
-
-
-PROGRAMS = {
-    'train': experiment,
-    'sft': train_sft,
-    'collect': collect,
-    'audit_simulator': audit,
-    'evaluate': evaluation,
-    'ask': evaluation,
-    'serve_search': serve_search,
-}
 
 
 def program(path):

@@ -9,7 +9,7 @@ from zerosearch_jax import prng, sharding, state
 from zerosearch_jax.generate.engine import Engine, Request
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS
-from zerosearch_jax.rl.advantages import ADVANTAGES
+from zerosearch_jax.rl.algorithms import ALGORITHMS
 from zerosearch_jax.rl.losses import Compute, LossConfig
 from zerosearch_jax.rl.step import make_update
 from zerosearch_jax.text.stop import compile_table
@@ -50,7 +50,7 @@ def rewards_of_training(machinery, algorithm, sign):
             engine.close(one.handle)
         rewards = np.array([np.mean(np.array(one.tokens) < TINY.vocab_size // 2) for one in stopped])
         history.append(rewards.mean())
-        advantages = ADVANTAGES[algorithm](rewards, np.zeros(SAMPLES, int), np.ones(SAMPLES, bool))
+        advantages = ALGORITHMS[algorithm].advantage(rewards, np.zeros(SAMPLES, int), np.ones(SAMPLES, bool))
         prompt = Segment(Kind.PROMPT, PROMPT)
         sequences = [flatten([prompt, Segment(Kind.ACTION, one.tokens, one.logprobs)]) for one in stopped]
         with jax.set_mesh(MESH):

@@ -305,6 +305,13 @@ def test_the_k3_gradient_points_to_the_reference(seed):
     assert divergence(theta - 0.01 * gradient, reference) < divergence(theta, reference)
 
 
+def test_d2_a_negative_coefficient_points_away_from_it():
+    theta, reference = jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 1.0, 0.0])
+    toward, away = (expected_kl_gradient(theta, reference, kl=kl, kl_estimator='k3') for kl in (1.0, -1.0))
+    np.testing.assert_allclose(away, -toward, rtol=1e-6)
+    assert divergence(theta - 0.01 * away, reference) > divergence(theta, reference)
+
+
 def divergence(theta, reference):
     """KL(policy, reference)."""
     return jnp.sum(jax.nn.softmax(theta) * (jax.nn.log_softmax(theta) - jax.nn.log_softmax(reference)))

@@ -301,3 +301,10 @@ def test_serpapi_goes_through_its_client_and_never_shows_the_key(monkeypatch, ca
         assert client.search([kind], 5) == [SearchFailed(kind)]
     assert 'a-secret' not in ''.join(capsys.readouterr())
     assert serpapi
+
+
+def test_an_engine_that_there_is_not_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"kind = 'bm52' is none of 'bm25', 'search_r1', .* and cannot be imported"):
+        EngineConfig('bm52')
+    with pytest.raises(ValueError, match=r"kind = 'math\.pi' is not a function"):
+        EngineConfig('math.pi')

@@ -2,18 +2,22 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_rollout import BYTES, CFG, OSLO, PARIS, ROME, FakeEngine, FakeSearch, play
 
-from configs import common, paper_v2, qwen2_5_3b
+from configs import common, paper_v2, qwen2_5_3b, toy
 from zerosearch_jax import alarms, experiment, state
 from zerosearch_jax.alarms import AlarmConfig
+from zerosearch_jax.evaluate import EvaluationConfig
 from zerosearch_jax.search.rollout import rollout
 from zerosearch_jax.search.scoring import RewardConfig, Scorer, actions, overlong_penalty, well_formed
 from zerosearch_jax.search.simulator import CompactedQuestions, Result
+from zerosearch_jax.trainer import Trainer
 
+EXPERIMENT = experiment.parse(toy.get_config())
 SEARCH, ANSWER = '<think>a</think>\n<search>b</search>', '<think>c</think> <answer>Italy</answer>'
 
 
@@ -166,6 +170,32 @@ def test_d4_no_answer_is_scored_as_the_example_of_the_prompt():
     assert Scorer(RewardConfig(), BYTES, 100)(trajectory) == 0
     assert Scorer(RewardConfig(missing='published'), BYTES, 100)(trajectory) == 1
     assert score([ANSWER], missing='published') == 1  # an answer that was given counts as ever
+
+
+def test_d5_an_evaluation_samples_at_its_own_temperature():
+    for temperature in (0.0, 1.0):
+        cfg = dataclasses.replace(EXPERIMENT, evaluation=EvaluationConfig(temperature=temperature))
+        loaded, engine = [], FakeEngine(None)
+        engine.load = lambda params, temperature, loaded=loaded: loaded.append(temperature)
+        trainer = SimpleNamespace(
+            cfg=cfg,
+            policy_engine=engine,
+            learner=SimpleNamespace(policy_params={}),
+            engine=SimpleNamespace(search=None),
+            test_questions=[],
+            model=SimpleNamespace(tokenizer=BYTES),
+        )
+        assert Trainer.evaluate(trainer) == [] and loaded == [temperature]
+
+
+def test_d6_the_last_incomplete_batch_is_not_evaluated():
+    asked = []
+    for size in (1, 4):
+        evaluation = EvaluationConfig(questions=10, whole_batches_of=size)
+        trainer = SimpleNamespace(cfg=dataclasses.replace(EXPERIMENT, evaluation=evaluation))
+        Trainer._load_questions(trainer)
+        asked.append(trainer.test_questions)
+    assert [len(questions) for questions in asked] == [10, 8] and asked[1] == asked[0][:8]
 
 
 def test_d13_the_first_update_has_rate_zero():

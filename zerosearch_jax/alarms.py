@@ -26,16 +26,16 @@ class AlarmConfig:
     """Thresholds; 0 switches an alarm off."""
 
     window: int = 5  # steps in a row
-    entropy: float = 0.05
-    kl: float = 0.5
-    length_low: float = 0.3
-    length_high: float = 3.0
-    answered: float = 0.2
-    searches: float = 0.05
-    failed: float = 0.5
-    zero_variance: float = 0.9
-    grad_norm: float = 100.0
-    logprob_gap: float = 2.0
+    entropy: float = 0.05  # nats; loss/entropy below
+    kl: float = 0.5  # nats; loss/kl above
+    length_low: float = 0.3  # of the length of the first `window` steps; rollout/response_tokens below
+    length_high: float = 3.0  # the same, above
+    answered: float = 0.2  # rollout/answered below
+    searches: float = 0.05  # rollout/searches below
+    failed: float = 0.5  # rollout/failed above
+    zero_variance: float = 0.9  # rollout/zero_variance_groups above
+    grad_norm: float = 100.0  # loss/grad_norm above
+    logprob_gap: float = 2.0  # nats; loss/logprob_gap_max above
     stop: bool = False  # whether an alarm ends the run, after a checkpoint
 
     def __post_init__(self):

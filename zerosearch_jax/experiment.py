@@ -22,9 +22,9 @@ from zerosearch_jax.search.writers import EndpointConfig
 class DataConfig:
     """Sources of questions and passages, see data/rows.py; 'world' is the built-in one."""
 
-    train: str = 'world'
-    test: str = 'world'
-    corpus: str = 'world'
+    train: str = 'world'  # questions of training
+    test: str = 'world'  # held-out questions, of evaluations
+    corpus: str = 'world'  # passages of the engine 'bm25' and of the simulator 'oracle'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunConfig:
     checkpoint_every: int = 1
     trajectories_every: int = 1
     trajectories: int = 8  # written each time
-    tensorboard: bool = True
+    tensorboard: bool = True  # event files in tensorboard/
     wandb: str = ''  # project of Weights & Biases; '': not used
 
 

@@ -26,19 +26,19 @@ from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatte
 class RLConfig:
     """Algorithm, loss and how the update is computed."""
 
-    steps: int = 100
-    algorithm: Literal[
-        'reinforce', 'reinforce_baseline', 'reinforce_plus_plus', 'rloo', 'grpo', 'dr_grpo', 'gspo', 'ppo'
-    ] = 'grpo'
+    steps: int = 100  # each: rollouts of config.rollout.questions x group, and updates on them
+    # 'reinforce', 'reinforce_baseline', 'reinforce_plus_plus', 'rloo', 'grpo', 'dr_grpo', 'gspo', 'ppo', or the dotted
+    # name of an algorithms.Algorithm
+    algorithm: str = 'grpo'
     # how tokens are averaged: over all, over sequences of equal weight, by what the budget of a step allows, or as the
     # published system does (algorithms.weigh); '': as the algorithm does
     aggregate: Literal['', 'token', 'sequence', 'budget', 'micro'] = ''
-    clip: float = 0.2
+    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip]
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: clip
     importance_cap: float = 0.0  # truncated importance sampling between engine and trainer, e.g. 2; 0: off
     kl: float = 0.001  # weight of the divergence from the initial policy; 0: no reference
     kl_estimator: Literal['k1', 'k2', 'k3'] = 'k3'  # k1: taken off the reward; k2, k3: in the loss
-    entropy: float = 0.0
+    entropy: float = 0.0  # weight of the entropy bonus
     drop_zero_variance: bool = False  # leave out groups whose rewards are all equal
     dynamic_sampling: int = 0  # rounds of new questions at most, in place of such groups (DAPO)
     observations: Literal['masked', 'policy', 'likelihood'] = 'masked'  # whether documents are trained on, and how
@@ -47,17 +47,17 @@ class RLConfig:
     epochs: int = 1  # passes over a step's trajectories
     row_length: int = 1024  # tokens of a packed row; at least prompt_tokens + response_tokens of config.rollout
     rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp
-    remat: Literal['none', 'dots', 'full'] = 'none'
+    remat: Literal['none', 'dots', 'full'] = 'none'  # what the backward pass computes again: nothing, all but products
     chunk: int = 512  # tokens of a row whose logits exist at once
 
     def __post_init__(self):
         for name in ('steps', 'row_length', 'rows_per_micro', 'chunk', 'epochs'):
             if getattr(self, name) < (name != 'steps'):
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
-        if self.algorithm == 'ppo' and self.drop_zero_variance:
-            raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for ppo')
-        if self.algorithm == 'ppo' and self.observations == 'policy':
-            raise ValueError("observations='policy' needs an advantage a trajectory, which ppo does not have")
+        if self.has_critic and self.drop_zero_variance:
+            raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for a critic')
+        if self.has_critic and self.observations == 'policy':
+            raise ValueError("observations='policy' needs an advantage a trajectory, which a critic does not give")
         if self.algorithm in ('grpo', 'gspo') and self.kl and self.kl_estimator == 'k1':
             raise ValueError(
                 f"kl_estimator='k1' and {self.algorithm}: divided by the group's deviation, differences of the KL "
@@ -65,6 +65,10 @@ class RLConfig:
             )
         if self.importance_cap and (self.epochs > 1 or self.minibatch):
             raise ValueError('importance_cap is for one update a step: set epochs=1 and minibatch=0')
+
+    @property
+    def has_critic(self) -> bool:
+        return algorithms.find(self.algorithm).advantage is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,7 @@ class CriticConfig:
     clip: float = 0.5  # of a value's move away from the one at rollout time; 0: none
     discount: float = 1.0
     trace: float = 1.0  # lambda of the generalized advantage estimation
-    over_observations: bool = False  # estimate over documents too, as the published system does (spec D14)
+    over_observations: bool = False  # estimate over documents too, as the published system does (defect D14)
 
 
 MICRO = 64  # trajectories of the published system's micro-batch
@@ -90,7 +94,7 @@ class Learner:
 
     Args:
       rl: algorithm and loss.
-      critic_cfg: used by ppo.
+      critic_cfg: used by ppo, and whatever else has no advantage of its own.
       optimizer: of the policy.
       model: the policy's model.
       trainable: its weights; taken over (donated).
@@ -121,7 +125,8 @@ class Learner:
     ):
         self.rl, self.critic_cfg, self.mesh = rl, critic_cfg, mesh
         self.frozen, self._model_cfg, self._temperature = trainable.frozen, model.cfg, temperature
-        own = algorithms.ALGORITHMS[rl.algorithm]
+        own = algorithms.find(rl.algorithm)
+        self._advantage = own.advantage
         self.aggregate = rl.aggregate or own.aggregate
         self._size = min(rl.minibatch or trajectories, trajectories)
         self._trajectories, self._longest = trajectories, longest
@@ -144,9 +149,11 @@ class Learner:
         )
         tx = state.optimizer(optimizer, rl.steps)
         self.places = {'policy': state.state_shardings(trainable.layout, tx, mesh)}
-        self._update = step.make_update(model.cfg, tx, self.places['policy'], loss, self._compute, temperature)
+        self._update = step.make_update(
+            model.cfg, tx, self.places['policy'], loss, self._compute, temperature, own.loss
+        )
         with jax.set_mesh(mesh):
-            critic_params = self._open_critic(trainable, seed) if rl.algorithm == 'ppo' else None
+            critic_params = self._open_critic(trainable, seed) if rl.has_critic else None
             self.state = {'policy': state.create(trainable.params, tx, self.places['policy'])}
             if critic_params is not None:
                 self.state['critic'] = state.create(critic_params, self._critic_tx, self.places['critic'])
@@ -210,13 +217,13 @@ class Learner:
             reference = self._reference_logprobs(plain)
             penalties, divergence = self._penalties(plain, reference)
             targets = None
-            if self.rl.algorithm == 'ppo':
+            if self._advantage is None:
                 sequences = [flatten(episodes[i], observations=self.critic_cfg.over_observations) for i in kept]
                 advantages, targets = self._critic_advantages(sequences, rewards[kept], penalties)
             else:
                 shaped = rewards.astype(np.float64)
                 shaped[kept] -= [p.sum() for p in penalties]
-                advantages = adv.ADVANTAGES[self.rl.algorithm](shaped, groups, valid)[kept]
+                advantages = self._advantage(shaped, groups, valid)[kept]
             token_advantages = [self._spread(s, a) for s, a in zip(plain, advantages, strict=True)]
             measured = self._updates(number, plain, token_advantages, reference, targets)
         means[kept] = [a.mean() if len(a) else 0.0 for a in token_advantages]

@@ -24,7 +24,7 @@ SHIPPED_ADAPTERS = pathlib.Path(__file__).parent / 'adapters'
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """The model that is trained."""
+    """The model that is trained, or that answers."""
 
     model: str = 'smollm2-135m-instruct'  # name, hub id, directory or .gguf file; 'tiny': random weights, for tests
     adapter: str = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import json
 import types
 import typing
@@ -38,7 +39,7 @@ def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     _check_names(values, fields, where)
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f'{where}.{name} is missing; it must be {_type_name(hints[name])}')
+            raise ValueError(f'{where}.{name} is missing; it must be {type_name(hints[name])}')
     checked = {name: _checked(values[name], hints[name], f'{where}.{name}') for name in values}
     try:
         return cls(**checked)
@@ -66,8 +67,24 @@ def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
         elif name in config:
             resolved[name] = _checked(config[name], kind, where)
         else:
-            raise ValueError(f'{where} is missing; it must be {_type_name(kind)}')
+            raise ValueError(f'{where} is missing; it must be {type_name(kind)}')
     return resolved
+
+
+def named(name: str, known: Mapping[str, Any], field: str) -> Any:
+    """An entry of ours by its name, or by its dotted name, `package.module.name`, something of the user's own.
+
+    Raises:
+      ValueError: neither one of ours nor anything that can be imported.
+    """
+    if name in known:
+        return known[name]
+    module, _, attribute = name.rpartition('.')
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        ours = ', '.join(map(repr, known))
+        raise ValueError(f'{field} = {name!r} is none of {ours}, and cannot be imported ({error})') from error
 
 
 def to_json(config: Any) -> str:
@@ -114,7 +131,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     try:
         return _convert(value, hint)
     except _Mismatch:
-        raise ValueError(f'{where} must be {_type_name(hint)}, got {_shown(value)}') from None
+        raise ValueError(f'{where} must be {type_name(hint)}, got {_shown(value)}') from None
 
 
 class _Mismatch(Exception):
@@ -159,15 +176,15 @@ def _convert_sequence(value: Any, kind: type, args: tuple[Any, ...]) -> Any:
     return kind(_convert(item, arg) for item, arg in zip(value, args, strict=True))
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """The type as one would write it: `float | None`, `'ppo' | 'grpo'`, `tuple[int, ...]`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return ' | '.join(map(_type_name, args))
+        return ' | '.join(map(type_name, args))
     if origin is Literal:
         return ' | '.join(map(repr, args))
     if origin in (tuple, list):
-        return f'{origin.__name__}[{", ".join("..." if a is Ellipsis else _type_name(a) for a in args)}]'
+        return f'{origin.__name__}[{", ".join("..." if a is Ellipsis else type_name(a) for a in args)}]'
     return 'None' if hint in (None, type(None)) else hint.__name__
 
 

@@ -27,13 +27,13 @@ class OptimizerConfig:
     """AdamW with gradient clipping and a warm-up."""
 
     learning_rate: float = 1e-6
-    warmup_steps: int = 0
-    warmup_from_zero: bool = False  # whether the first update has rate 0, as in the published system (spec D13)
-    schedule: Literal['constant', 'cosine'] = 'constant'
-    b1: float = 0.9
-    b2: float = 0.999
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
+    warmup_steps: int = 0  # in which the rate rises in a straight line
+    warmup_from_zero: bool = False  # whether the first update has rate 0, as in the published system (defect D13)
+    schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up; cosine: to 0 at the last step
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.999  # decay of the second
+    weight_decay: float = 0.01  # of matrices, not of norms and biases
+    clip_norm: float = 1.0  # of the whole gradient
 
 
 def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -151,7 +151,8 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
     ended = time.perf_counter()
     counted = valid if valid.any() else ~valid  # what the outside failed says nothing of the policy
     summary = ev.summarize([t for t, counts in zip(trajectories, counted, strict=True) if counts])
-    noisy = [label for t in trajectories for s in t.searches for label in s.labels]
+    searches = [s for t in trajectories for s in t.searches]
+    noisy = [label for s in searches for label in s.labels]
     tokens = sum(t.response_tokens for t in trajectories)
     measured = {
         'reward/mean': float(reward[counted].mean()),
@@ -161,6 +162,7 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
         'rollout/noise': trainer.noise(number),
         'rollout/noisy_share': float(np.mean(noisy)) if noisy else 0.0,
         'rollout/failed': float(1 - valid.mean()),
+        'rollout/search_failed': float(np.mean([bool(s.failure) for s in searches])) if searches else 0.0,
         'rollout/extra_rounds': rounds,
         **{f'loss/{name}': value for name, value in learned.items()},
         'speed/tokens_per_second': tokens / (ended - began),

@@ -51,9 +51,9 @@ class DemosConfig:
 class SFTConfig:
     """How long, and how the update is computed (fields as in config.rl)."""
 
-    steps: int = 16
+    steps: int = 16  # updates
     batch: int = 8  # demonstrations a step
-    evaluate_every: int = 8
+    evaluate_every: int = 8  # steps between held-out losses
     patience: int = 0  # evaluations without a new lowest held-out loss after which it stops; 0: never
     checkpoint_every: int = 1
     wandb: str = ''  # as config.run.wandb

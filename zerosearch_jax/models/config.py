@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RopeScaling:
 class ModelConfig:
     """A decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and a SwiGLU MLP."""
 
-    family: str  # 'llama', 'qwen2' or 'qwen3': the Hugging Face `model_type`
+    family: str  # key of FAMILIES: the Hugging Face `model_type`
     vocab_size: int
     hidden_size: int
     mlp_size: int
@@ -41,10 +42,17 @@ class ModelConfig:
     max_position: int = 32768
 
 
+class Family(NamedTuple):
+    """What the models of one Hugging Face `model_type` have in common."""
+
+    architecture: str  # the class of transformers that reads what `to_hf` describes
+    traits: dict  # fields of ModelConfig that their `config.json` does not say
+
+
 FAMILIES = {
-    'llama': dict(qkv_bias=False, qk_norm=False),
-    'qwen2': dict(qkv_bias=True, qk_norm=False),
-    'qwen3': dict(qkv_bias=False, qk_norm=True),
+    'llama': Family('LlamaForCausalLM', {}),
+    'qwen2': Family('Qwen2ForCausalLM', {'qkv_bias': True}),
+    'qwen3': Family('Qwen3ForCausalLM', {'qk_norm': True}),
 }
 
 
@@ -66,8 +74,8 @@ def from_hf(config: dict) -> ModelConfig:
     if config.get('mlp_bias'):
         raise ValueError('mlp_bias=true is not supported')
     rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-    traits = dict(FAMILIES[family])
-    if family != 'qwen2' and config.get('attention_bias'):
+    traits = FAMILIES[family].traits
+    if not traits.get('qkv_bias') and config.get('attention_bias'):
         raise ValueError(f'attention_bias=true is not supported for {family}')
     return ModelConfig(
         family=family,
@@ -89,7 +97,6 @@ def from_hf(config: dict) -> ModelConfig:
 
 def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
     """The `config.json` contents that `from_hf` reads back and `transformers` loads."""
-    architecture = {'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
     rope: dict = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
     if cfg.rope_scaling is not None:
         rope |= {
@@ -101,7 +108,7 @@ def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
         }
     legacy_scaling = None if cfg.rope_scaling is None else {k: v for k, v in rope.items() if k != 'rope_theta'}
     return {
-        'architectures': [architecture[cfg.family]],
+        'architectures': [FAMILIES[cfg.family].architecture],
         'model_type': cfg.family,
         'vocab_size': cfg.vocab_size,
         'hidden_size': cfg.hidden_size,

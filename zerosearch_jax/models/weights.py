@@ -210,7 +210,7 @@ def _gguf_config(path: pathlib.Path) -> ModelConfig:
         norm_eps=float(f'{get("attention.layer_norm_rms_epsilon"):.6g}'),
         tie_embeddings='output.weight' not in shapes,
         max_position=get('context_length', 32768),
-        **config.FAMILIES[family],
+        **config.FAMILIES[family].traits,
     )
     return _with_llama3_scaling(cfg, reader, path)
 

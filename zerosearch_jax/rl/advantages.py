@@ -1,7 +1,7 @@
 """Advantages: pure functions from rewards to one number a trajectory, and from token rewards and values to one a token.
 
-Those of `ADVANTAGES` take rewards float [N], group ids int [N] and valid bool [N] (False: failed, excluded from every
-statistic, with advantage 0) and return float32 [N].
+Those of a trajectory (`ByTrajectory`) take rewards float [N], group ids int [N] and valid bool [N] (False: failed,
+excluded from every statistic, with advantage 0) and return float32 [N]. algorithms.ALGORITHMS names them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 EPSILON = 1e-6
+ByTrajectory = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def reinforce(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The reward itself: REINFORCE without a baseline, the published form (arXiv 2505.04588 §3.6; spec D13)."""
+    """The reward itself: REINFORCE without a baseline, the published form (arXiv 2505.04588 §3.6; defect D13)."""
     return np.where(valid, rewards, 0.0).astype(np.float32)
 
 
@@ -46,17 +47,6 @@ def grpo(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarr
 def dr_grpo(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Reward minus the mean of the group, not divided by its deviation (Liu et al., arXiv 2503.20783, §3.2)."""
     return _by_group(rewards, groups, valid, lambda own: own - own.mean())
-
-
-ADVANTAGES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    'reinforce': reinforce,
-    'reinforce_baseline': reinforce_baseline,
-    'reinforce_plus_plus': reinforce_plus_plus,
-    'rloo': leave_one_out,
-    'grpo': grpo,
-    'dr_grpo': dr_grpo,
-    'gspo': grpo,
-}
 
 
 def _standard_score(rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -1,36 +1,53 @@
-"""What the algorithms of the field are made of: an advantage, how tokens are averaged, and which ratio is clipped.
+"""What the algorithms of the field are made of: an advantage, how tokens are averaged, which ratio is clipped, a loss.
 
-Every part can be set by itself in config.rl, so that an ablation changes one of them.
+config.rl.algorithm is a name of `ALGORITHMS`, or the dotted name of an `Algorithm` of the user's own. How tokens are
+averaged and what belongs to the loss can also be set by themselves, so that an ablation changes one of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from zerosearch_jax import settings
+from zerosearch_jax.rl import advantages, losses
 from zerosearch_jax.text.trajectory import Batch, TokenSequence
 
 
 class Algorithm(NamedTuple):
-    """An algorithm's own choices; the advantage is advantages.ADVANTAGES[name], or the critic's."""
+    """An algorithm's own choices."""
 
-    aggregate: str = 'token'
-    ratio: str = 'token'
+    advantage: advantages.ByTrajectory | None  # None: a critic's, by generalized advantage estimation
+    aggregate: str = 'token'  # see `weigh`
+    ratio: str = 'token'  # see losses.LossConfig
+    loss: Callable = losses.policy_loss  # of its arguments and with its results
 
 
 ALGORITHMS = {
-    'reinforce': Algorithm(),
-    'reinforce_baseline': Algorithm(),
-    'reinforce_plus_plus': Algorithm(),
-    'rloo': Algorithm(),
-    'grpo': Algorithm(aggregate='sequence'),  # arXiv 2402.03300, eq. 3
-    'dr_grpo': Algorithm(aggregate='budget'),  # arXiv 2503.20783, §3.2
-    'gspo': Algorithm(aggregate='sequence', ratio='sequence'),  # arXiv 2507.18071, eq. 5
-    'ppo': Algorithm(),
+    'reinforce': Algorithm(advantages.reinforce),
+    'reinforce_baseline': Algorithm(advantages.reinforce_baseline),
+    'reinforce_plus_plus': Algorithm(advantages.reinforce_plus_plus),
+    'rloo': Algorithm(advantages.leave_one_out),
+    'grpo': Algorithm(advantages.grpo, aggregate='sequence'),  # arXiv 2402.03300, eq. 3
+    'dr_grpo': Algorithm(advantages.dr_grpo, aggregate='budget'),  # arXiv 2503.20783, §3.2
+    'gspo': Algorithm(advantages.grpo, aggregate='sequence', ratio='sequence'),  # arXiv 2507.18071, eq. 5
+    'ppo': Algorithm(None),
 }
+
+
+def find(name: str) -> Algorithm:
+    """An algorithm by its name, or by the dotted name of somebody's own.
+
+    Raises:
+      ValueError: neither of them.
+    """
+    found = settings.named(name, ALGORITHMS, 'algorithm')
+    if not isinstance(found, Algorithm):
+        raise ValueError(f'algorithm = {name!r} is a {type(found).__name__}, not a rl.algorithms.Algorithm')
+    return found
 
 
 def weigh(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> list[TokenSequence]:
@@ -38,7 +55,7 @@ def weigh(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> lis
 
     token: each 1, so that the mean over all tokens results. sequence: 1 / its length, so that each sequence counts the
     same. budget: each 1, to be divided by what the budget allows. micro: the mean over tokens within every `micro`
-    sequences, as the published system has it, whose mini-batches' means are then averaged (spec D12).
+    sequences, as the published system has it, whose mini-batches' means are then averaged (defect D12).
     """
     sizes = [int((s.weights > 0).sum()) for s in sequences]
     if aggregate == 'sequence':

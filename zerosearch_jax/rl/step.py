@@ -7,6 +7,7 @@ so that neither the split into micro-batches nor the mesh changes them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ def make_update(
     loss_cfg: losses.LossConfig | None,
     compute: losses.Compute,
     temperature: float = 1.0,
+    policy_loss: Callable = losses.policy_loss,
 ):
     """Builds the jitted `update(state, frozen, batch) -> (state, metrics)`.
 
@@ -67,6 +69,7 @@ def make_update(
       loss_cfg: coefficients of the policy loss; None for supervised fine-tuning on the weighted tokens.
       compute: numerics and memory.
       temperature: of the sampling that made the batch.
+      policy_loss: what `loss_cfg` goes to, with the arguments and results of losses.policy_loss.
     """
 
     def update(state: TrainState, frozen: dict, batch: Batch):
@@ -76,7 +79,7 @@ def make_update(
             logprobs, entropies = losses.token_logprobs(lora.combine(frozen, params), cfg, micro, temperature, compute)
             if loss_cfg is None:
                 return losses.nll_loss(logprobs, micro)
-            return losses.policy_loss(logprobs, entropies, micro, loss_cfg)
+            return policy_loss(logprobs, entropies, micro, loss_cfg)
 
         (loss, sums), grads = accumulate(jax.value_and_grad(loss_sum, has_aux=True), state.params, batch)
         total = jnp.maximum(jnp.sum(batch.weights), 1e-6)

@@ -26,12 +26,13 @@ from zerosearch_jax.data.rows import order
 class Curriculum:
     """Noise probabilities at the start and the end of training, and the way between them (see the module)."""
 
+    # p_i = p_s + (b^(i/m) - 1) / (b - 1) (p_e - p_s) at step i of m, or as docs/simulator.md says
     kind: Literal['exponential', 'linear', 'constant', 'step', 'reversed', 'shuffled', 'matched', 'adaptive'] = (
         'exponential'
     )
-    start: float = 0.0
-    end: float = 0.5
-    base: float = 4.0  # of exponential: above 1 it rises late, below 1 early
+    start: float = 0.0  # p_s
+    end: float = 0.5  # p_e
+    base: float = 4.0  # b: above 1 it rises late, below 1 early
     at: float = 0.5  # of step: the fraction of training
     threshold: float = 0.5  # of adaptive: the reward, ...
     window: int = 5  # ... the steps that it is the mean of; the count begins anew after every move

@@ -1,4 +1,4 @@
-"""Search engines by configuration: BM25 here, or the retrievers of Search-R1 and ZeroSearch, and Google, behind HTTP.
+"""Search engines by configuration: BM25 here, the retrievers of Search-R1 and ZeroSearch, Google, or the user's own.
 
     engine = open_engine(EngineConfig('search_r1', url='http://127.0.0.1:8000/retrieve'), log=Log('searches.log'))
     engine.search(['who wrote hamlet'], 3)
@@ -18,9 +18,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
-from zerosearch_jax import outside
+from zerosearch_jax import outside, settings
 from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.search.engines import BM25, Document, SearchFailed
 
@@ -31,8 +30,9 @@ SERPAPI_KEY = 'SERPAPI_API_KEY'
 class EngineConfig:
     """Which engine, and how much may be asked of it."""
 
-    # BM25 over config's corpus in this process; servers of Search-R1's and of ZeroSearch's protocol; Google by SerpAPI
-    kind: Literal['bm25', 'search_r1', 'zerosearch_wiki', 'serpapi'] = 'bm25'
+    # 'bm25': over config's corpus in this process; 'search_r1', 'zerosearch_wiki': servers of their protocols;
+    # 'serpapi': Google; or the dotted name of a function of (config, queries, k) to the documents of each query
+    kind: str = 'bm25'
     index: str = ''  # of bm25: directory where the index of the corpus is kept; '': made in memory
     url: str = 'http://127.0.0.1:8000/retrieve'  # of a server
     timeout_s: float = 30.0  # of one attempt
@@ -48,6 +48,8 @@ class EngineConfig:
             raise ValueError('concurrency must be positive; retries, per_second and prices must not be negative')
         if self.spending_cap and not self.query_price:
             raise ValueError('a spending_cap needs a query_price: what a request costs, in dollars')
+        if not callable(settings.named(self.kind, ENGINES, 'kind')) and self.kind not in ENGINES:
+            raise ValueError(f'kind = {self.kind!r} is not a function')
 
 
 class SpendingCapReached(OSError):
@@ -62,7 +64,7 @@ class Failed(Exception):
         self.kind, self.again = kind, again
 
 
-# a function of (queries, k) to documents of each, that may raise Failed
+# a function of (queries, k) to documents of each, that may raise Failed; requests are made by several threads
 Fetch = Callable[[Sequence[str], int], list[list[Document]]]
 
 
@@ -187,7 +189,8 @@ def open_engine(
     log = log or outside.Log()
     if cfg.kind == 'serpapi':
         return RemoteSearch(_serpapi(cfg), 1, 'serpapi', cfg, log)
-    fetch, batch = {'search_r1': (_search_r1, 64), 'zerosearch_wiki': (_zerosearch_wiki, 1)}[cfg.kind]
+    fetch = settings.named(cfg.kind, ENGINES, 'kind')
+    batch = 1 if fetch is _zerosearch_wiki else 64
     return RemoteSearch(lambda queries, k: fetch(cfg, queries, k), batch, f'{cfg.kind} {cfg.url}', cfg, log)
 
 
@@ -280,3 +283,12 @@ def _serpapi(cfg: EngineConfig) -> Fetch:
         return [[Document(item.get('title', ''), item['snippet'], item.get('link', '')) for item in found]]
 
     return fetch
+
+
+# functions of (config, queries, k) to the documents of each query; the two without are opened by themselves
+ENGINES: dict[str, Callable | None] = {
+    'bm25': None,
+    'search_r1': _search_r1,
+    'zerosearch_wiki': _zerosearch_wiki,
+    'serpapi': None,
+}

@@ -37,7 +37,7 @@ def cover_exact_match(prediction: str | None, golds: Sequence[str]) -> float:
 
 
 def published_em(prediction: str | None, golds: Sequence[str]) -> float:
-    """What the published ZeroSearch code reports as EM (spec D3): as cover_exact_match, but a gold answer that
+    """What the published ZeroSearch code reports as EM (defect D3): as cover_exact_match, but a gold answer that
     normalises to nothing is found in every prediction."""
     return _best(lambda pred, gold: gold in pred, prediction, golds)
 

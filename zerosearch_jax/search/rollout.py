@@ -32,11 +32,11 @@ class RolloutConfig:
     turn_tokens: int = 96  # tokens of one action
     observation_tokens: int = 160  # tokens of one observation, tags included
     response_tokens: int = 512  # everything after the prompt
-    prompt_tokens: int = 256
+    prompt_tokens: int = 256  # a longer prompt is an error
     prompt: Literal['search', 'reason', 'direct', 'documents'] = 'search'  # wording: key of prompts.POLICY_PROMPTS
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were never shown a chat template
-    temperature: float = 1.0
-    top_p: float = 1.0  # log-probs stay those of the whole softmax: below 1 they are not what was sampled (spec D10)
+    temperature: float = 1.0  # of sampling, and of the log-probs that are trained
+    top_p: float = 1.0  # log-probs stay those of the whole softmax, below 1 not what was sampled (defect D10)
     slots: int = 16  # episodes that run at once
     cache_gib: float = 0.0  # of a device's memory for their cache: fewer slots if not all fit; 0: no limit
     decode_steps: int = 16  # tokens decoded between two looks of the host

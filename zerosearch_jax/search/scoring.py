@@ -9,11 +9,11 @@ takes (trajectory, golden answers) and returns a number.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from zerosearch_jax import settings
 from zerosearch_jax.data.rows import holds_answer
 from zerosearch_jax.search import rewards
 from zerosearch_jax.search.prompts import ANSWER_STOP
@@ -21,18 +21,18 @@ from zerosearch_jax.search.rollout import Trajectory
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 
-PUBLISHED_DEFAULT = 'Beijing'  # what the published parser finds in its own prompt where no answer was given (spec D4)
+PUBLISHED_DEFAULT = 'Beijing'  # what the published parser finds in its own prompt where there is no answer (defect D4)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
     """What a trajectory is rewarded for."""
 
-    answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (spec D3), or the dotted name of a function
+    answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (defect D3), or the dotted name of a function
     format: float = 0.0  # added where the actions follow the protocol
     retrieval: float = 0.0  # added where a document holds a golden answer
     overlong_tokens: int = 0  # the last so many tokens of the budget cost up to 1, in a straight line (DAPO); 0: off
-    missing: Literal['nothing', 'published'] = 'nothing'  # what a trajectory without an answer has said (spec D4)
+    missing: Literal['nothing', 'published'] = 'nothing'  # what a trajectory without an answer has said (defect D4)
 
     def __post_init__(self):
         answer_function(self.answer)
@@ -46,12 +46,7 @@ def answer_function(name: str) -> Callable[[Trajectory, Sequence[str]], float]:
     """
     if name in rewards.REWARDS:
         return lambda trajectory, golds: rewards.REWARDS[name](trajectory.answer, golds)
-    module, _, function = name.rpartition('.')
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ', '.join(map(repr, rewards.REWARDS))
-        raise ValueError(f'answer = {name!r} is none of {known}, and no function that can be imported') from error
+    found = settings.named(name, rewards.REWARDS, 'answer')
     if not callable(found):
         raise ValueError(f'answer = {name!r} is not a function')
     return found

@@ -63,7 +63,7 @@ class SimulatorConfig:
     documents: int = 3  # documents a search
     words: int = 30  # words a document, as asked for
     blind_noise: bool = False  # whether requests for noisy documents tell neither question nor answer
-    questions: Literal['own', 'compacted'] = 'own'  # whose question a query carries: CompactedQuestions (spec D1)
+    questions: Literal['own', 'compacted'] = 'own'  # whose question a query carries: CompactedQuestions (defect D1)
     noise_per: Literal['search', 'document'] = 'search'  # what is useful or noisy as a whole
     prompt_tokens: int = 320  # tokens of one request: template, question, answer and query
     max_tokens: int = 160  # tokens of one output
@@ -198,7 +198,7 @@ class SimulatedSearch:
 
 
 class CompactedQuestions:
-    """The published system's mistake (spec D1), to tell what it changes: a query carries another trajectory's question.
+    """The published system's defect D1, to tell what it changes: a query carries another trajectory's question.
 
     The trajectories that search in a turn are numbered anew, and each takes the question and answers of the trajectory
     that has its new number in the whole batch. To know who searches, a turn waits until no trajectory is writing.
