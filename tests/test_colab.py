@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+pytest.importorskip('colab.execute', reason='needs nbclient and ipykernel (extra `test`), and the repository')
+
 from colab import execute
 
 TINY = {'model': 'tiny', 'adapter': ''}
@@ -92,6 +94,13 @@ def test_a_notebook_shows_a_run_and_no_machine(name):
     plain = re.sub(r'"image/png": "[^"]*"', '', text)
     assert not re.findall(r'(?<![\w.:/])/(?:root|home|tmp|usr|opt|work|Users|var)/\S*', plain)
     assert 'Warning' not in plain and '"output_type": "error"' not in plain
+
+
+@pytest.mark.parametrize('name', execute.NOTEBOOKS)
+def test_links_lead_somewhere(name):
+    text = ''.join(cell.source for cell in execute.read(name).cells if cell.cell_type == 'markdown')
+    links = re.findall(r'\]\(([^):]+)\)', text)
+    assert links and all((execute.HERE / link).exists() for link in links), links
 
 
 def test_there_is_a_short_form_of_every_notebook():
