@@ -119,10 +119,14 @@ def _seconds(program: programs.Program, made: compiled.Compiled, hardware: Hardw
 
 
 def _times(cfg: Config, run: programs.Run, work: Work) -> dict[str, float]:
-    """How often a step runs each program, all slots and rows in use; of decoding, its tokens a slot."""
+    """How often a step runs each program, all its slots and rows in use; of decoding, its tokens a slot."""
     trajectories = cfg.rollout.questions * cfg.rollout.group
     updates = cfg.rl.epochs * -(-trajectories // (cfg.rl.minibatch or trajectories))
-    times = {'reference': 1.0, 'update': float(updates)}
+    tokens = cfg.rollout.prompt_tokens + work.sampled + work.searches * cfg.rollout.observation_tokens
+    used = min(
+        tokens / (cfg.rollout.prompt_tokens + cfg.rollout.response_tokens), 1.0
+    )  # empty micro-batches are skipped
+    times = {'reference': used, 'update': used * updates}
     read = {
         'policy': cfg.rollout.prompt_tokens / cfg.rollout.group + work.searches * cfg.rollout.observation_tokens,
         'simulator': work.searches * cfg.simulator.prompt_tokens,
