@@ -13,12 +13,13 @@ import numpy as np
 import optax
 import pytest
 from helpers import TINY, drain, random_batch, requests, tiny_engine, tiny_params
-from jax.experimental.compilation_cache import compilation_cache
 
 from zerosearch_jax import sharding, state
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.sharding import make_mesh
+
+pytestmark = pytest.mark.usefixtures('compiled_here')
 
 MESHES = [(1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 2, 4)]  # the last has more parts along tensor than key-value heads
 LAYOUT = transformer.layout(TINY)
@@ -29,17 +30,6 @@ COMPUTE = losses.Compute(chunk=32, remat='dots')
 def recording_optimizer():
     """AdamW whose state also holds the gradients themselves, as the trace of a momentum of 0."""
     return optax.chain(optax.trace(decay=0.0), state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_here():
-    """CPU programs that are read back may run their collectives in another order on each device, and hang."""
-    enabled = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    compilation_cache.reset_cache()  # it remembers whether it is used
-    yield
-    jax.config.update('jax_enable_compilation_cache', enabled)
-    compilation_cache.reset_cache()
 
 
 @functools.cache
