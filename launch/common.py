@@ -107,8 +107,8 @@ def set_up_jax():
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _COORDINATOR.value and jax.process_index():
         progress.mute()
-    if _COORDINATOR.value and jax.default_backend() == 'cpu':
-        # programs that jax 0.12 reads back there do not agree on the order of their collectives
+    if jax.default_backend() == 'cpu' and jax.device_count() > 1:
+        # programs that are read back there may run their collectives in another order on each device: they hang
         jax.config.update('jax_enable_compilation_cache', False)
     elif not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))

@@ -2,6 +2,7 @@
 
   python -m launch.plan --config configs/qwen2_5_7b.py --hardware=a100-80gb:8
   python -m launch.plan --config configs/qwen2_5_3b.py --hardware=v5e:8x8 --suggest
+  python -m launch.plan --config configs/qwen2_5_3b.py --hardware=h100-80gb:4 --paper
 
 The run's programs are compiled by the target's own compiler where it is installed (pip install '.[tpu]' or '.[cuda]';
 no TPU or GPU is needed), else by the CPU's for as many devices. Nothing is downloaded and nothing runs.
@@ -18,6 +19,7 @@ _HARDWARE = flags.DEFINE_string('hardware', 'a100-80gb:8', 'CHIP:COUNT or CHIP:T
 _SUGGEST = flags.DEFINE_bool(
     'suggest', False, 'Try other mesh shapes and micro-batches; the fastest that fits is last.'
 )
+_PAPER = flags.DEFINE_bool('paper', False, 'Rows of docs/plans.md: three policies x three simulators on this hardware.')
 _SEARCHES = flags.DEFINE_float('searches', None, 'Searches of a trajectory; by default 1.')
 _SAMPLED = flags.DEFINE_float('sampled', None, 'Tokens that the policy samples in a trajectory; by default 400.')
 _WRITTEN = flags.DEFINE_float('written', None, 'Tokens that the simulator writes a search; by default all that it may.')
@@ -29,11 +31,14 @@ def main(_):
     with common.one_line_errors():
         set_environment(_HARDWARE.value)
         from zerosearch_jax import experiment
-        from zerosearch_jax.tools import hardware, plan
+        from zerosearch_jax.tools import hardware, plan, plan_table
 
         target = hardware.parse(_HARDWARE.value)
         cfg = experiment.parse(_CONFIG.value)
         work = plan.Work.of(cfg, searches=_SEARCHES.value, sampled=_SAMPLED.value, written=_WRITTEN.value)
+        if _PAPER.value:
+            print(plan_table.table(cfg, target))
+            return
         where = (target, *hardware.devices(target))
         if not _SUGGEST.value:
             print(plan.table(plan.plan(cfg, *where, work), target, cfg, work))

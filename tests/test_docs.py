@@ -101,7 +101,7 @@ def commands():
         for command in written:
             whole = command.split(' #')[0].replace('--config …', '--config configs/quickstart.py').rstrip("' ")
             words = shlex.split(re.sub(r'=[ni]\b', '=1', re.sub(r'[][]', '', whole)))
-            found[command] = list(itertools.takewhile(lambda word: word not in ('…', '>', '&&'), words))
+            found[command] = list(itertools.takewhile(lambda word: word not in ('…', '<', '>', '&&'), words))
     return found
 
 
@@ -121,7 +121,7 @@ def parse(words):
     importlib.import_module('launch.common'), importlib.import_module(words[0])
     rest = flags.FLAGS(words)
     if 'config' in flags.FLAGS and len(words) > 1:
-        assert len(rest) == 1, rest
+        assert len(rest) == 1 or words[0] == 'launch.ask', rest  # questions
         parsers[words[0].removeprefix('launch.')](flags.FLAGS.config)
 
 for command, words in json.loads(sys.argv[1]).items():

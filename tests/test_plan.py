@@ -230,7 +230,8 @@ def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
     assert made.times['policy: decoding'] == trajectories * 100 / 8
     assert made.times['simulator: decoding'] == trajectories * 2 * 50 / 8
     assert made.times['simulator: prompts and observations'] == trajectories * 2 * cfg.simulator.prompt_tokens / 1024
-    assert made.times['update'] == made.times['reference'] == 1
+    used = (cfg.rollout.prompt_tokens + 100 + 2 * cfg.rollout.observation_tokens) / 928
+    assert made.times['update'] == made.times['reference'] == min(used, 1)
     least = {need.name: max(need.seconds.values()) for need in made.needs}
     assert made.seconds() == pytest.approx(sum(made.times[name] * least[name] for name in least))
     assert made.seconds('simulator') == pytest.approx(

@@ -93,19 +93,17 @@ class Collective:
 
 
 def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
-    """The collectives of compiled HLO text, in no order. A TPU's compiler writes one in several pieces: one channel."""
+    """The collectives of compiled HLO text. A TPU's compiler hides one in several fusions, which share its channel."""
     bodies, entry = _computations(text)
     found: dict[str, Collective] = {}
 
-    def walk(name: str, times: int):
+    def walk(name: str, times: int, fused: bool = False):
         for line in bodies[name]:
             if one := _collective(line, mesh, times):
-                channel = re.search(r'channel_id=(\d+)', line)
-                key = channel[1] if channel else f'{name} {line}'
-                if key not in found or found[key].times < times:
-                    found[key] = one
+                channel = re.search(r'channel_id=(\d+)', line) if fused else None
+                found[channel[0] if channel else f'{name} {line}'] = one
             for called, more in _calls(line):
-                walk(called, times * more)
+                walk(called, times * more, fused or ' fusion(' in line)
 
     walk(entry, 1)
     return [one for one in found.values() if one.axes]

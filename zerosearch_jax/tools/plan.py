@@ -44,16 +44,12 @@ class Need:
     """One compiled program: bytes of each device, and the least seconds of one run of it (of decoding, one token's)."""
 
     name: str
-    beside: int  # in memory all the time, and no argument of it
+    there: int  # of its arguments, what is in memory all the time
     arguments: int
-    own: int
+    own: int  # temporaries and results
     refused: bool
     seconds: Mapping[str, float]  # 'arithmetic', 'memory', 'links'
     received: Mapping[str, float]  # from other devices, by mesh axes
-
-    @property
-    def peak(self) -> int:
-        return self.beside + self.arguments + self.own
 
     @property
     def least(self) -> float:
@@ -67,20 +63,30 @@ class Plan:
     resident: Mapping[str, int]  # bytes that are there all the time
     needs: tuple[Need, ...]
     slots: Mapping[str, int]
-    slots_that_fit: Mapping[str, int]  # were the cache all that could be larger
     times: Mapping[str, float]  # that a step runs each program
     mesh: tuple[int, ...]  # data, fsdp, tensor
     compiler: str
     memory: int  # of a device
 
+    def beside(self, need: Need) -> int:
+        """What is in memory all the time and no argument of a program."""
+        return max(sum(self.resident.values()) - need.there, 0)
+
+    def peak_of(self, need: Need) -> int:
+        return self.beside(need) + need.arguments + need.own
+
     @property
     def peak(self) -> int:
-        return max(need.peak for need in self.needs)
+        return max(map(self.peak_of, self.needs))
 
     @property
     def spare(self) -> int:
         """What is left below the reserve; negative: so much is missing."""
         return int(self.memory * (1 - RESERVE)) - self.peak
+
+    def slots_that_fit(self, role: str) -> int:
+        """Slots of one role, were its cache all that could be larger."""
+        return max(int(self.slots[role] * (1 + self.spare / self.resident[f'{role} cache'])), 0)
 
     @property
     def fits(self) -> bool:
@@ -94,19 +100,17 @@ class Plan:
 def plan(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work | None = None) -> Plan:
     """Compiles the run's programs for devices `found`, and adds up."""
     run = programs.of(cfg, sharding.make_mesh(cfg.mesh, found))
-    total, needs, cache = sum(run.resident.values()), [], download.cache_dir() / 'plans'
+    needs, cache = [], download.cache_dir() / 'plans'
     with jax.set_mesh(run.mesh):
         for program in run.programs:
             progress.say(f'compiling {program.name}')
             made = compiled.measure(program.traced.lower(), run.mesh, f'{compiler} {hardware}', cache)
-            arguments = max(made.arguments, program.arguments)
+            arguments = max(made.arguments, program.arguments)  # a refused one names none
             seconds = _seconds(program, made, hardware, run.mesh.size)
-            beside = max(total - program.arguments, 0)
-            needs.append(Need(program.name, beside, arguments, made.own, made.refused, seconds, made.received))
-    spare = int(hardware.memory * (1 - RESERVE)) - max(need.peak for need in needs)
-    fit = {role: max(int(n + n * spare / run.resident[f'{role} cache']), 0) for role, n in run.slots.items()}
+            sizes = program.arguments, arguments, made.own
+            needs.append(Need(program.name, *sizes, made.refused, seconds, made.received))
     times = _times(cfg, run, work or Work.of(cfg))
-    return Plan(run.resident, tuple(needs), run.slots, fit, times, run.mesh.devices.shape, compiler, hardware.memory)
+    return Plan(run.resident, tuple(needs), run.slots, times, run.mesh.devices.shape, compiler, hardware.memory)
 
 
 def _seconds(program: programs.Program, made: compiled.Compiled, hardware: Hardware, count: int) -> dict[str, float]:
@@ -119,10 +123,14 @@ def _seconds(program: programs.Program, made: compiled.Compiled, hardware: Hardw
 
 
 def _times(cfg: Config, run: programs.Run, work: Work) -> dict[str, float]:
-    """How often a step runs each program, all slots and rows in use; of decoding, its tokens a slot."""
+    """How often a step runs each program, all its slots and rows in use; of decoding, its tokens a slot."""
     trajectories = cfg.rollout.questions * cfg.rollout.group
     updates = cfg.rl.epochs * -(-trajectories // (cfg.rl.minibatch or trajectories))
-    times = {'reference': 1.0, 'update': float(updates)}
+    tokens = cfg.rollout.prompt_tokens + work.sampled + work.searches * cfg.rollout.observation_tokens
+    used = min(
+        tokens / (cfg.rollout.prompt_tokens + cfg.rollout.response_tokens), 1.0
+    )  # empty micro-batches are skipped
+    times = {'reference': used, 'update': used * updates}
     read = {
         'policy': cfg.rollout.prompt_tokens / cfg.rollout.group + work.searches * cfg.rollout.observation_tokens,
         'simulator': work.searches * cfg.simulator.prompt_tokens,
@@ -188,7 +196,7 @@ def table(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> str:
         '',
         '| program | arguments | beside them | its own | peak | arithmetic ms | memory ms | links ms | from others |',
         '|---|---|---|---|---|---|---|---|---|',
-        *map(_row, made.needs),
+        *(_row(need, made) for need in made.needs),
         '',
     ]
     return '\n'.join([*lines, *_verdict(made, cfg), '', *_durations(made, hardware, cfg, work)])
@@ -198,8 +206,8 @@ def _gib(count: float) -> str:
     return f'{count / 2**30:.2f}'
 
 
-def _row(need: Need) -> str:
-    memory = map(_gib, (need.arguments, need.beside, need.own, need.peak))
+def _row(need: Need, made: Plan) -> str:
+    memory = map(_gib, (need.arguments, made.beside(need), need.own, made.peak_of(need)))
     times = (f'{1000 * need.seconds[part]:.2f}' for part in ('arithmetic', 'memory', 'links'))
     moved = ', '.join(f'{axes} {_gib(count)}' for axes, count in need.received.items()) or '-'
     return f'| {" | ".join([need.name + " (refused)" * need.refused, *memory, *times, moved])} |'
@@ -208,10 +216,10 @@ def _row(need: Need) -> str:
 def _verdict(made: Plan, cfg: Config) -> Iterator[str]:
     spare = f'{_gib(made.peak)} of {_gib(made.memory)} GiB, {RESERVE:.0%} of which are a reserve'
     if made.fits:
-        slots = ', '.join(f'{made.slots_that_fit[role]} of {role}' for role in made.slots)
+        slots = ', '.join(f'{made.slots_that_fit(role)} of {role}' for role in made.slots)
         yield f'It fits: {spare}. Slots that would fit, either of: {slots}.'
     else:
-        missing = f'{_gib(max(-made.spare, 0))} GiB are missing; try {", ".join(_advice(made, cfg))}'
+        missing = f'{_gib(max(-made.spare, 0))} GiB are missing; try {", ".join(advice(made, cfg))}'
         yield f'It does not fit: {spare}. {missing}.'
 
 
@@ -246,10 +254,10 @@ def dollars(seconds: float, hardware: Hardware, cfg: Config) -> float:
     return seconds / 3600 * hardware.count * getattr(cfg.prices, hardware.chip.price)
 
 
-def _advice(made: Plan, cfg: Config) -> Iterator[str]:
+def advice(made: Plan, cfg: Config) -> Iterator[str]:
     """What would lower the need of the program that has the largest."""
     data, fsdp, tensor = made.mesh
-    need = max(made.needs, key=lambda need: need.peak)
+    need = max(made.needs, key=made.peak_of)
     learning = need.name in ('update', 'reference')
     if learning and need.own > made.resident['optimizer'] / 2 and cfg.rl.remat != 'full':
         yield 'rl.remat=full'

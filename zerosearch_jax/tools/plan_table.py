@@ -1,0 +1,114 @@
+"""The published experiments, planned: policies x simulators on some hardware, as rows of Markdown (docs/plans.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from zerosearch_jax.experiment import Config
+from zerosearch_jax.tools import hardware as chips
+from zerosearch_jax.tools import plan
+from zerosearch_jax.tools.hardware import Hardware
+
+POLICIES = ('qwen2.5-3b', 'qwen2.5-7b', 'llama3.2-3b')
+SIMULATORS = ('qwen2.5-3b', 'qwen2.5-7b', 'qwen2.5-14b')
+SEARCHES, GPUS, HOURS, PRICE = 64_000, 4, 12, 70.80  # of the 14B simulator: arXiv 2505.04588, appendix D
+
+
+def table(cfg: Config, target: Hardware) -> str:
+    """A row for every policy and simulator, weights split over all devices; on A100s the published cost beside ours.
+
+    A program is compiled for its own model alone, so three compilations of either make nine rows.
+    """
+    found, compiler = chips.devices(target)
+    where = target, found, compiler
+    work = plan.Work.of(_sized(cfg, target.count))
+    alone = [
+        plan.plan(of(cfg, policy, simulator, target.count), *where, work)
+        for policy, simulator in zip(POLICIES, SIMULATORS, strict=True)
+    ]
+    lines = [f'## {target}', '', f'By {compiler}, jax {jax.__version__}.', '', HEAD]
+    for i, policy in enumerate(POLICIES):
+        for j, simulator in enumerate(SIMULATORS):
+            made = combined(alone[i], alone[j])
+            lines.append(_row(made, target, of(cfg, policy, simulator, target.count)))
+    if target == chips.parse(f'a100-80gb:{GPUS}'):
+        lines += ['', _searches(alone[-1], target, of(cfg, POLICIES[-1], SIMULATORS[-1], GPUS), work)]
+    return '\n'.join(lines)
+
+
+def of(cfg: Config, policy: str, simulator: str, count: int) -> Config:
+    """The published experiment with these models, on so many devices."""
+    cfg = _sized(cfg, count)
+    return dataclasses.replace(
+        cfg,
+        policy=dataclasses.replace(cfg.policy, model=policy),
+        simulator=dataclasses.replace(cfg.simulator, model=simulator),
+    )
+
+
+def _sized(cfg: Config, count: int) -> Config:
+    return dataclasses.replace(
+        cfg,
+        mesh=(1, count, 1),
+        rl=dataclasses.replace(cfg.rl, rows_per_micro=count),
+        rollout=dataclasses.replace(cfg.rollout, slots=max(cfg.rollout.slots, count)),
+        simulator=dataclasses.replace(cfg.simulator, slots=max(cfg.simulator.slots, count)),
+    )
+
+
+def combined(policy: plan.Plan, simulator: plan.Plan) -> plan.Plan:
+    """The policy of one plan with the simulator of another."""
+
+    def both(name: str) -> dict:
+        own, other = getattr(policy, name), getattr(simulator, name)
+        return {k: v for k, v in own.items() if 'simulator' not in k} | {
+            k: v for k, v in other.items() if 'simulator' in k
+        }
+
+    needs = [need for need in policy.needs if 'simulator' not in need.name]
+    needs += [need for need in simulator.needs if 'simulator' in need.name]
+    return dataclasses.replace(
+        policy, needs=tuple(needs), **{name: both(name) for name in ('resident', 'slots', 'times')}
+    )
+
+
+def _row(made: plan.Plan, target: Hardware, cfg: Config) -> str:
+    largest = max(made.needs, key=made.peak_of).name
+    verdict = 'fits'
+    if not made.fits:
+        verdict = f'**short by {max(-made.spare, 0) / 2**30:.1f}**; try {", ".join(plan.advice(made, cfg))}'
+    seconds = plan.expected(made) * cfg.rl.steps
+    price = plan.dollars(seconds, target, cfg)
+    cells = (
+        cfg.policy.model,
+        cfg.simulator.model,
+        f'{made.peak / 2**30:.1f} of {made.memory / 2**30:.0f}',
+        largest,
+        verdict,
+        f'{made.seconds():.0f}',
+        f'{seconds / 3600:.1f}',
+        f'${price:.0f}' if price else '-',
+    )
+    return f'| {" | ".join(cells)} |'
+
+
+HEAD = (
+    '| policy | simulator | GiB at the peak | of which program | verdict | least s a step | h of the run | price |\n'
+    '|---|---|---|---|---|---|---|---|'
+)
+
+
+def _searches(made: plan.Plan, target: Hardware, cfg: Config, work: plan.Work) -> str:
+    """The published cost of 64,000 searches by the 14B simulator beside that of our programs on the same GPUs."""
+    steps = SEARCHES / (cfg.rollout.questions * cfg.rollout.group * work.searches)
+    least = made.seconds('simulator') * steps
+    likely = least / plan.REACHED['decoding']
+    prices = (plan.dollars(seconds, target, cfg) for seconds in (least, likely))
+    return (
+        f'{SEARCHES:,} searches by {SIMULATORS[-1]} on {target}, {work.written:g} tokens each: published {HOURS} h and '
+        f'${PRICE:.2f}; of our programs {least / 3600:.1f} h and ${next(prices):.2f} at the limits of the chip, '
+        f'{likely / 3600:.1f} h and ${next(prices):.2f} at the share of them that was reached on CPU '
+        f'({plan.REACHED["decoding"]:.0%}); a search API: ${SEARCHES * cfg.prices.search_query:.2f}.'
+    )
