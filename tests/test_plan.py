@@ -170,6 +170,7 @@ def test_what_moves_is_counted_by_axis_through_loops():
         ('replica_groups=[4,2]<=[8]', 'tensor', 2),
         ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", 'tensor', 2),
         ("replica_groups=mesh['axis_0'=8] {'axis_0'}", 'fsdp+tensor', 8),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_2'}", 'fsdp', 4),
         ('source_target_pairs={{0,2},{2,4}}', 'fsdp', 2),
     ],
 )

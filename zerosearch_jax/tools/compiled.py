@@ -168,19 +168,24 @@ def _first_group(line: str, count: int) -> list[int]:
         return [int(pairs[1]), int(pairs[2])]
     if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
         return [int(x) for x in listed[1].split(',')]
-    if iota := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
-        groups, sizes = ([int(x) for x in text.split(',')] for text in iota.group(1, 2))
-        order = np.arange(math.prod(sizes)).reshape(sizes)
-        if iota[3]:
-            order = order.transpose([int(x) for x in iota[3].split(',')])
-        return order.reshape(groups[0], -1)[0].tolist()
-    if named := re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', line):
+    if iota := re.search(rf'replica_groups=\[([\d,]+)\]<={_ORDER}', line):
+        return _ordered(iota[2], iota[3]).reshape(int(iota[1].split(',')[0]), -1)[0].tolist()
+    if named := re.search(rf'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_ORDER}\))?\s*\{{([^}}]*)\}}', line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        chosen = re.findall(r"'(\w+)'", named[2])
-        order = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        chosen = re.findall(r"'(\w+)'", named[4])
+        order = _ordered(named[2] or str(math.prod(sizes.values())), named[3]).reshape(list(sizes.values()))
         picked = tuple(slice(None) if name in chosen else 0 for name in sizes)
         return order[picked].reshape(-1).tolist()
     return list(range(count))
+
+
+_ORDER = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'  # of devices: an iota of these sizes, transposed
+
+
+def _ordered(sizes: str, transposed: str | None) -> np.ndarray:
+    shape = [int(x) for x in sizes.split(',')]
+    order = np.arange(math.prod(shape)).reshape(shape)
+    return order.transpose([int(x) for x in transposed.split(',')]) if transposed else order
 
 
 # ---------------------------------------------------------------- arithmetic
