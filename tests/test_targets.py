@@ -39,7 +39,7 @@ def moved(name, program):
 
 
 def elements(one):
-    return [int(x) for x in one.shape[one.shape.index('[') + 1 : -1].split(',')]
+    return [int(x) for x in one.shape[one.shape.index('[') + 1 : -1].split(',') if x]
 
 
 @pytest.mark.parametrize('name', CONFIGS)
