@@ -22,20 +22,25 @@ CONFIGS = {'3b': qwen2_5_3b, '7b': qwen2_5_7b}
 
 @functools.cache
 def run(name):
-    """The published run on 8 A100s: (its programs, the compiled ones by name)."""
+    """The published run on 8 A100s: its configuration and its programs."""
     target = hardware.parse('a100-80gb:8')
     found, compiler = hardware.devices(target)
     assert compiler == 'XLA:GPU'
     cfg = experiment.parse(CONFIGS[name].get_config())
-    made = programs.of(cfg, sharding.make_mesh(cfg.mesh, found))
-    with jax.set_mesh(made.mesh):
-        return cfg, made, {p.name: p.traced.lower().compile() for p in made.programs}
+    return cfg, programs.of(cfg, sharding.make_mesh(cfg.mesh, found))
+
+
+@functools.cache
+def made_of(name, program):
+    """One of its programs, compiled."""
+    _, whole = run(name)
+    with jax.set_mesh(whole.mesh):
+        return next(p for p in whole.programs if p.name == program).traced.lower().compile()
 
 
 def moved(name, program):
     """The collectives of one program."""
-    _, made, found = run(name)
-    return compiled.collectives(found[program].as_text(), made.mesh)
+    return compiled.collectives(made_of(name, program).as_text(), run(name)[1].mesh)
 
 
 def elements(one):
@@ -44,10 +49,10 @@ def elements(one):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_the_published_runs_fit(name):
-    _, made, found = run(name)
-    total = sum(made.resident.values())
-    for program in made.programs:
-        memory = found[program.name].memory_analysis()
+    _, whole = run(name)
+    total = sum(whole.resident.values())
+    for program in whole.programs:
+        memory = made_of(name, program.name).memory_analysis()
         own = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         assert total - program.arguments + memory.argument_size_in_bytes + own < 0.5 * 80 * 2**30, program.name
 
@@ -56,9 +61,9 @@ def test_the_published_runs_fit(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_a_decode_step_moves_activations_alone(name, role):
     """Of each layer: queries, keys and values, the attention's output, the MLP's inner activations, two norms."""
-    cfg, made, _ = run(name)
+    cfg, whole = run(name)
     model = programs.model_config(getattr(cfg, role).model)
-    rows, width = made.slots[role], model.num_heads * model.head_dim
+    rows, width = whole.slots[role], model.num_heads * model.head_dim
     kv = 2 * model.num_kv_heads * model.head_dim
     layer = 2 * (width + kv + 2 * model.mlp_size) + width + 2 * 2 * 2 * 2  # all-reduces count twice
     expected = rows * 2 * 7 / 8 * (model.num_layers * layer + 2 * 2 * model.vocab_size)
@@ -72,7 +77,7 @@ def test_a_decode_step_moves_activations_alone(name, role):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_an_update_gathers_a_layer_at_a_time(name):
     """Kernels are gathered twice a layer and micro-batch, gradients reduced once; no table is in a loop over chunks."""
-    cfg, _, _ = run(name)
+    cfg, _ = run(name)
     model = programs.model_config(cfg.policy.model)
     micro = -(-cfg.rollout.questions * cfg.rollout.group // cfg.rl.rows_per_micro)
     found = moved(name, 'update')
