@@ -85,6 +85,7 @@ def test_the_verdict_says_what_is_missing_and_what_to_try():
     said = plan.table(short, TARGET, cfg, work)
     assert 'It does not fit' in said and '0.23 GiB are missing' in said
     assert 'policy.lora_rank=32' in said and 'mesh=1,2,1' in said
+    assert 'mesh=1,16,4' in plan.table(dataclasses.replace(short, mesh=(1, 64, 1)), TARGET, cfg, work)
 
 
 def test_a_program_that_the_compiler_refuses_is_told_and_no_crash():
