@@ -85,6 +85,7 @@ def test_the_verdict_says_what_is_missing_and_what_to_try():
     said = plan.table(short, TARGET, cfg, work)
     assert 'It does not fit' in said and '0.23 GiB are missing' in said
     assert 'policy.lora_rank=32' in said and 'mesh=1,2,1' in said
+    assert 'mesh=1,16,4' in plan.table(dataclasses.replace(short, mesh=(1, 64, 1)), TARGET, cfg, work)
 
 
 def test_a_program_that_the_compiler_refuses_is_told_and_no_crash():
@@ -180,6 +181,33 @@ def test_groups_of_devices_are_read_in_every_notation(groups, axes, count):
     (found,) = compiled.collectives(f'ENTRY %main (y: f32[1]) -> f32[4] {{\n{lines}\n}}', make_mesh((1, 4, 2)))
     size = 160 if count == 2 and 'source' in groups else 160 * (count - 1) / count
     assert (found.kind, found.axes, found.received) == (kind, axes, size)
+
+
+LOOP = """%condition (p: (s32[])) -> pred[] {
+  %n = s32[]{:T(128)} constant(36)
+  %p = (s32[]{:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%body (p: (s32[])) -> (s32[]) {
+  %x = f32[4,10]{1,0} all-gather(%y), channel_id=1, replica_groups=[4,2]<=[8], dimensions={0}
+}
+
+ENTRY %main (y: f32[1]) -> f32[4] {
+  %loop = (s32[]{:T(128)}) while(%t), condition=%condition, body=%body
+}"""
+
+
+def test_a_loop_whose_length_only_its_condition_says():
+    # as a TPU's compiler writes it
+    (found,) = compiled.collectives(LOOP, make_mesh((1, 4, 2)))
+    assert found.times == 36
+    until = LOOP.replace('ROOT %lt', '%lt').replace(
+        'direction=LT\n}', 'direction=LT\n  ROOT %a = pred[] and(%lt, %z)\n}'
+    )
+    (found,) = compiled.collectives(until, make_mesh((1, 4, 2)))
+    assert found.times == 1  # it may end before
 
 
 def while_generating(shape):

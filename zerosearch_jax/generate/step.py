@@ -120,7 +120,8 @@ def _layers(params: dict, cache: kv.KVCache, tokens_BxT, positions_BxT, see, cfg
         def attend(q, k, v, keys=keys, values=values):
             k, v = (constrain(x, 'batch', None, kv_heads, None) for x in (k, v))
             out_BxTxHE, *written = see(constrain(q, 'batch', None, heads, None), k, v, keys, values)
-            layers_of_cache.append(written)
+            # or XLA splits a cache that every device along tensor has a copy of, and gathers it again in every step
+            layers_of_cache.append([constrain(x, 'batch', kv_heads, None, None) for x in written])
             return constrain(out_BxTxHE, 'rows', None, 'heads')
 
         x_BxTxD = constrain(transformer.block(layer, x_BxTxD, positions_BxT, cfg, attend), 'rows', None, 'embed')

@@ -102,7 +102,7 @@ def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
             if one := _collective(line, mesh, times):
                 channel = re.search(r'channel_id=(\d+)', line) if fused else None
                 found[channel[0] if channel else f'{name} {line}'] = one
-            for called, more in _calls(line):
+            for called, more in _calls(line, bodies):
                 walk(called, times * more, fused or ' fusion(' in line)
 
     walk(entry, 1)
@@ -123,11 +123,12 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _calls(line: str) -> Iterator[tuple[str, int]]:
+def _calls(line: str, bodies: Mapping[str, list[str]]) -> Iterator[tuple[str, int]]:
     """(computation, times) that an instruction runs; the functions of reductions and sorts are not looked into."""
     if ' while(' in line:
         known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line)
-        yield re.search(r'body=%?([\w.-]+)', line)[1], int(known[1]) if known else 1
+        condition, body = (re.search(rf'{name}=%?([\w.-]+)', line)[1] for name in ('condition', 'body'))
+        yield body, int(known[1]) if known else _turns(bodies[condition])
     elif several := re.search(r'branch_computations=\{([^}]*)\}', line):
         yield from ((name.strip().lstrip('%'), 1) for name in several[1].split(','))
     else:
@@ -135,6 +136,16 @@ def _calls(line: str) -> Iterator[tuple[str, int]]:
         if re.search(r' (?:call|async-start)\(', line):
             names += re.findall(r'to_apply=%?([\w.-]+)', line)
         yield from ((name, 1) for name in dict.fromkeys(names))
+
+
+def _turns(condition: list[str]) -> int:
+    """Of a loop that counts from 0 to a constant, where the compiler does not say; of others 1."""
+    root = next((line for line in condition if line.lstrip().startswith('ROOT ')), '')
+    compared = re.search(r' compare\(%?[\w.-]+, %?([\w.-]+)\), direction=LT', root)
+    for line in condition if compared else ():
+        if constant := re.match(rf'\s*%?{re.escape(compared[1])} = s32\[\]\S* constant\((\d+)\)', line):
+            return int(constant[1])
+    return 1
 
 
 def _collective(line: str, mesh: jax.sharding.Mesh, times: int) -> Collective | None:

@@ -263,6 +263,8 @@ def advice(made: Plan, cfg: Config) -> Iterator[str]:
         yield 'rl.remat=full'
     if learning and cfg.rl.rows_per_micro > data * fsdp:
         yield f'rl.rows_per_micro={data * fsdp}'
+    if learning and fsdp > 8:  # embedding and head are whole on every device that has the whole vocabulary
+        yield f'mesh={data},{fsdp // 4},{4 * tensor}'
     caches = sum(count for name, count in made.resident.items() if name.endswith('cache'))
     if caches > made.memory / 5:
         yield 'fewer rollout.slots or simulator.slots'

@@ -42,8 +42,7 @@ class Study:
     def config(self, variant: str, seed: int) -> ConfigDict:
         made = copy.deepcopy(self.base)
         made.seed = seed
-        for section, values in self.variants[variant].items():
-            made[section].update(values)
+        made.update(self.variants[variant])  # section by section
         return made
 
 
@@ -133,7 +132,7 @@ def write_report(study: Study, workdir: pathlib.Path) -> str:
 
 def _measure(workdir: pathlib.Path, variant: str, seeds: list[int]) -> dict:
     """Scores of the last evaluation [questions, seeds], curves [steps, seeds], and their means."""
-    scores, rewards = {}, {}
+    scores, rewards, seconds = {}, {}, []
     for seed in seeds:
         here = run_directory(workdir, variant, seed)
         evaluated = report.evaluations(here)
@@ -141,11 +140,13 @@ def _measure(workdir: pathlib.Path, variant: str, seeds: list[int]) -> dict:
             scores[seed] = {row['id']: row for row in evaluated[max(evaluated)]}
         rows = [row for row in metrics.read_jsonl(here / 'metrics.jsonl') if 'reward/mean' in row]
         rewards[seed] = np.array([row['reward/mean'] for row in rows])
+        seconds += [row['speed/rollout_seconds'] + row['speed/update_seconds'] for row in rows]
     count = min(map(len, rewards.values()))
     curves = np.stack([r[:count] for r in rewards.values()], axis=1)
     late = curves[-max(int(LAST * count), 1) :].mean(0)
     figures = {'seeds': seeds, '_curves': curves, '_scores': scores, '_late': dict(zip(seeds, late, strict=True))}
     figures['reward'] = {'mean': float(late.mean()), 'seeds': late.tolist()}
+    figures['seconds'] = float(np.median(seconds))
     for name in SCORES:
         values = _matrix(scores, seeds, name)
         if values.size:
@@ -179,12 +180,13 @@ def _table(study: Study, found: dict[str, dict], baseline: str) -> str:
     shown = [name for name in SCORES if any(name in figures for figures in found.values())]
     titles = [f'{SCORES[name]} | Δ {SCORES[name]}' for name in shown]
     lines = [
-        f'| variant | seeds | {"".join(title + " | " for title in titles)}training reward, last fifth | Δ reward |',
-        f'|---|---|{"---|---|" * len(shown)}---|---|',
+        f'| variant | seeds | {"".join(title + " | " for title in titles)}training reward, last fifth | Δ reward '
+        '| s a step |',
+        f'|---|---|{"---|---|" * len(shown)}---|---|---|',
     ]
     for variant in study.variants:
         if variant not in found:
-            lines.append(f'| {variant} | not run |{" | |" * len(shown)} | |')
+            lines.append(f'| {variant} | not run |{" | |" * len(shown)} | | |')
             continue
         figures = found[variant]
         cells = [str(len(figures['seeds']))]
@@ -193,9 +195,11 @@ def _table(study: Study, found: dict[str, dict], baseline: str) -> str:
             cells += [_shown(figures.get(name)), _signed(gaps.get(name))]
         seeds = ', '.join(f'{value:.3f}' for value in figures['reward']['seeds'])
         cells += [f'{figures["reward"]["mean"]:.3f} ({seeds})', _signed(gaps.get('reward'))]
+        cells.append(f'{figures["seconds"]:.1f}')
         lines.append(f'| {variant} | {" | ".join(cells)} |')
     note = (
-        f'Δ: to {baseline}, paired by question and seed; 95 % bootstrap intervals over both (of rewards: over seeds).'
+        f'Δ: to {baseline}, paired by question and seed; 95 % bootstrap intervals over both (of rewards: over seeds). '
+        'Seconds: the median.'
     )
     return '\n'.join([*lines, '', note])
 
