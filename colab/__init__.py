@@ -1,0 +1,1 @@
+"""Notebooks for people, and what runs them."""
