@@ -1,4 +1,4 @@
-"""Test set-up: eight fake CPU devices and a persistent compilation cache, both set before jax is imported."""
+"""Test set-up: eight fake CPU devices, set before jax is imported."""
 
 import os
 import tempfile
@@ -14,7 +14,10 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 import hypothesis
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+
+# Only processes that tests start keep their programs. Those of several CPU devices that are read back may run their
+# collectives in another order on each device, and hang.
+jax.config.update('jax_enable_compilation_cache', False)
 
 hypothesis.settings.register_profile('tests', deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile('tests')
@@ -25,14 +28,3 @@ def strict_ranks():
     """Fail on implicit rank promotion inside the test."""
     with jax.numpy_rank_promotion('raise'):
         yield
-
-
-@pytest.fixture(scope='module')
-def compiled_here():
-    """CPU programs that are read back may run their collectives in another order on each device, and hang."""
-    enabled = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    compilation_cache.reset_cache()  # it remembers whether it is used
-    yield
-    jax.config.update('jax_enable_compilation_cache', enabled)
-    compilation_cache.reset_cache()

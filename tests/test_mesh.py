@@ -19,8 +19,6 @@ from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.sharding import make_mesh
 
-pytestmark = pytest.mark.usefixtures('compiled_here')
-
 MESHES = [(1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 2, 4)]  # the last has more parts along tensor than key-value heads
 LAYOUT = transformer.layout(TINY)
 LOSS = losses.LossConfig(clip_high=0.3, kl=0.1, entropy=0.01)

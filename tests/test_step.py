@@ -259,4 +259,4 @@ def test_the_gradient_of_a_frozen_head_is_not_computed(rank):
     frozen = sharding.abstract(transformer.layout(TINY), MESH) if rank else {}
     with jax.set_mesh(MESH):
         compiled = update.lower(current, frozen, packed(4)).compile().as_text()
-    assert ('rcd,rcv->dv' in compiled) == (rank == 0)
+    assert ('prcd,prcv->pdv' in compiled) == (rank == 0)
