@@ -18,11 +18,7 @@ TARGET = hardware.parse('a100-80gb:8')
 
 
 @pytest.fixture(autouse=True)
-def tiny_by_name(monkeypatch, tmp_path_factory):
-    known = programs.model_config
-    monkeypatch.setattr(
-        programs, 'model_config', lambda name: programs.PRESETS['tiny'] if name == 'tiny' else known(name)
-    )
+def plans_of_these_tests(monkeypatch, tmp_path_factory):
     monkeypatch.setenv('ZEROSEARCH_CACHE', str(tmp_path_factory.getbasetemp() / 'plan_cache'))
 
 
