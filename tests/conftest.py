@@ -28,3 +28,10 @@ def strict_ranks():
     """Fail on implicit rank promotion inside the test."""
     with jax.numpy_rank_promotion('raise'):
         yield
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+    """Drop a module's programs: each holds memory maps, of which Linux grants a process 65,530."""
+    yield
+    jax.clear_caches()
