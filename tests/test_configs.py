@@ -18,7 +18,9 @@ from zerosearch_jax.tools import sweep
 from zerosearch_jax.tools.config_reference import PROGRAMS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+CLAIM = CONFIGS / 'miniature' / 'claim.py'
 FILES = sorted(path for path in CONFIGS.glob('*.py') if 'def get_config' in path.read_text())
+FILES.append(CONFIGS / 'miniature' / 'warm_start.py')
 STUDIES = sorted(path for path in (CONFIGS / 'ablations').glob('*.py') if path.stem != '__init__')
 PUBLISHED = {
     'qwen2.5-0.5b': 0.494e9,
@@ -41,13 +43,13 @@ PUBLISHED = {
 def presets(path):
     """The presets that the commands of a configuration's docstring name; '' is the bare file."""
     doc = ast.get_docstring(ast.parse(path.read_text()))
-    found = re.findall(rf'--config configs/{path.name}(?::(\w+))?', doc)
+    found = re.findall(rf'--config configs/{path.relative_to(CONFIGS)}(?::(\w+))?', doc)
     assert found, f'{path.name}: its docstring shows no command'
     return sorted(set(found))
 
 
 def build(path, preset):
-    module = importlib.import_module(f'configs.{path.stem}')
+    module = importlib.import_module('.'.join(['configs', *path.relative_to(CONFIGS).with_suffix('').parts]))
     return module.get_config(preset) if preset else module.get_config()
 
 
@@ -57,7 +59,8 @@ NAMES = [f'{path.stem}:{preset}' for path, preset in EXPERIMENTS]
 
 def program(path):
     """What runs a configuration: that of the first command of its docstring."""
-    return PROGRAMS[re.search(r'python -m launch\.(\w+) --config configs/' + path.name, path.read_text())[1]]
+    name = path.relative_to(CONFIGS)
+    return PROGRAMS[re.search(rf'python -m launch\.(\w+) --config configs/{name}', path.read_text())[1]]
 
 
 @pytest.mark.parametrize(('path', 'preset'), EXPERIMENTS, ids=NAMES)
@@ -67,13 +70,14 @@ def test_an_experiment_builds_parses_and_survives_being_written(path, preset):
     assert settings.to_json(dataclasses.asdict(parsed)) == settings.to_json(config)  # no section is left out
 
 
-@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
-def test_a_study_builds_and_all_its_variants_parse(path):
-    config = importlib.import_module(f'configs.ablations.{path.stem}').get_config()
-    study = sweep.parse(config)
+@pytest.mark.parametrize(
+    ('path', 'preset'), [*((path, '') for path in STUDIES), (CLAIM, ''), (CLAIM, 'further')], ids=lambda x: str(x)[-20:]
+)
+def test_a_study_builds_and_all_its_variants_parse(path, preset):
+    study = sweep.parse(build(path, preset))
     made = [settings.to_json(study.config(name, 0)) for name in study.variants]
     assert len(set(made)) == len(made) > 2  # no two variants are the same experiment
-    assert f'python -m launch.sweep --config configs/ablations/{path.name}' in path.read_text()
+    assert f'python -m launch.sweep --config configs/{path.relative_to(CONFIGS)}' in path.read_text()
     assert all(re.fullmatch(r'\w+', name) for name in study.variants)
 
 

@@ -1,6 +1,7 @@
 """A study runs variants and seeds, resumes, shares its work, and compares what is paired."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from zerosearch_jax import experiment, metrics, settings, train_rl
-from zerosearch_jax.tools import sweep
+from zerosearch_jax.tools import sweep, sweep_report
 
 SPEED = {'speed/rollout_seconds': 1.5, 'speed/update_seconds': 0.5}
 
@@ -21,18 +22,32 @@ def study(**changes):
     return sweep.parse(ConfigDict(config | changes))
 
 
-def fake_run(workdir, made, variant, seed, scores, rewards):
-    here = sweep.run_directory(workdir, variant, seed)
-    resolved = settings.to_json(made.config(variant, seed))
-    here.mkdir(parents=True)
-    (here / 'config.json').write_text(resolved)
-    (here / 'finished').write_text('')
-    rows = [{'id': f'q{i}', 'em': s, 'f1': s, 'cover_em': s, 'step': 2} for i, s in enumerate(scores)]
-    metrics.write_jsonl(here / 'evaluation' / 'step_000000.jsonl', [row | {'em': 0.0} for row in rows])
-    metrics.write_jsonl(here / 'evaluation' / 'step_000002.jsonl', rows)
-    metrics.write_jsonl(
-        here / 'metrics.jsonl', [{'step': i + 1, 'reward/mean': r, **SPEED} for i, r in enumerate(rewards)]
-    )
+def fake_run(results, made, variant, seed, scores, rewards, extra=None):
+    """What is kept of a run whose evaluation had these scores."""
+    run, resolved = results / 'run', settings.to_json(made.config(variant, seed))
+    texts = [{'kind': kind, 'text': f'{kind} of {variant}'} for kind in ('prompt', 'action')]
+    about = {'answer': None, 'status': 'answered', 'response_tokens': 7, 'searches': [{}, {}], 'segments': texts}
+    rows = [
+        {
+            'id': f'q{i}',
+            'question': '*q*?',
+            'golden_answers': ['a'],
+            'step': 2,
+            'em': s,
+            'f1': s,
+            'cover_em': s,
+            **about,
+        }
+        for i, s in enumerate(scores)
+    ]
+    metrics.write_jsonl(run / 'evaluation' / 'step_000000.jsonl', [row | {'em': 0.0} for row in rows])
+    metrics.write_jsonl(run / 'evaluation' / 'step_000002.jsonl', rows)
+    steps = [{'step': i + 1, 'reward/mean': r, **SPEED, **(extra or {})} for i, r in enumerate(rewards)]
+    metrics.write_jsonl(run / 'metrics.jsonl', steps)
+    cost = {'queries': 1000, 'tokens': 5000, 'device_seconds': 7200, 'device_dollars': 0.0, 'api_dollars': 9.17}
+    (run / 'summary.json').write_text(json.dumps({'cost': cost | {'device': 'cpu'}}))
+    sweep_report.keep(run, made.place(results, variant, seed), resolved)
+    shutil.rmtree(run)
 
 
 def test_a_variant_changes_what_it_says_and_nothing_else():
@@ -73,17 +88,20 @@ def test_runs_are_shared_among_parts_and_finished_ones_are_not_repeated(tmp_path
         here.mkdir(parents=True, exist_ok=True)
         (here / 'config.json').write_text(resolved)
         metrics.write_jsonl(here / 'metrics.jsonl', [{'step': 1, 'reward/mean': 0.5, **SPEED}])
+        (here / 'summary.json').write_text('{}')
 
     monkeypatch.setattr(sweep.train_rl, 'train', train)
-    sweep.sweep(made, tmp_path, 1, 3)
+    work, results = tmp_path / 'work', tmp_path / 'results'
+    sweep.sweep(made, work, results, 1, 3)
     assert ran == [('b', 'seed_0')]
-    text = sweep.sweep(made, tmp_path)
+    text = sweep.sweep(made, work, results)
     assert ran == [('b', 'seed_0'), ('a', 'seed_0'), ('a', 'seed_1'), ('b', 'seed_1')]
-    assert text == (tmp_path / 'report.md').read_text().strip()
-    sweep.sweep(made, tmp_path)
+    assert text == (results / 'report.md').read_text().strip()
+    shutil.rmtree(work)  # the results are enough
+    assert sweep.sweep(made, work, results) == text
     assert len(ran) == 4
     changed = study(seeds=(0,), variants={'a': {'rl': {'kl': 0.5}}})
-    sweep.sweep(changed, tmp_path)
+    sweep.sweep(changed, work, results)
     assert len(ran) == 5  # another configuration is another run
 
 
@@ -95,15 +113,48 @@ def test_the_report_pairs_questions_and_seeds(tmp_path):
     fake_run(tmp_path, made, 'b', 1, [1, 1, 1, 0], [0.7] * 10)
     text = sweep.write_report(made, tmp_path)
     found = json.loads((tmp_path / 'report.json').read_text())
-    assert found['a']['em']['mean'] == pytest.approx(3 / 8) and found['b']['em']['mean'] == pytest.approx(5 / 8)
-    assert found['b']['differences']['em']['mean'] == pytest.approx(2 / 8)
-    assert found['a']['reward']['seeds'] == pytest.approx([0.3, 0.2])  # of the last fifth of the steps
-    assert found['b']['differences']['reward']['mean'] == pytest.approx(0.35)
-    low, high = found['b']['differences']['em']['interval']
+    a, b, gap = found['variants']['a'], found['variants']['b'], found['differences']['b - a']
+    assert a['em']['mean'] == pytest.approx(3 / 8) and b['em']['mean'] == pytest.approx(5 / 8)
+    assert gap['em']['mean'] == pytest.approx(2 / 8)
+    assert a['reward']['seeds'] == pytest.approx([0.3, 0.2])  # of the last fifth of the steps
+    assert gap['reward']['mean'] == pytest.approx(0.35)
+    low, high = gap['em']['interval']
     assert 0 <= low <= 0.25 <= high <= 0.75
-    assert found['a']['differences'] == {}
-    assert '| b | 2 | 0.625' in text and '+0.250' in text
+    assert gap['em']['detectable'] == pytest.approx(2.8 * (high - low) / 3.92)
+    # question by question the gaps are 0, 1/2, 1/2, 0: two of four signs reach them, and equal ones count
+    assert gap['em']['p'] == pytest.approx(0.5, abs=0.02)
+    assert '| b | 2 | 0.625' in text and '| b - a | +0.250' in text
+    assert '| a | 10 | 1000 | 5,000 | 2.0 | 2.00 (cpu) | - | $9.17 |' in text
     assert (tmp_path / 'report.png').stat().st_size > 1000
+
+
+def test_examples_are_the_first_of_every_variant_and_format_nothing(tmp_path):
+    made = study(seeds=(0,))
+    fake_run(tmp_path, made, 'a', 0, [1] * 7, [0.5])
+    fake_run(tmp_path, made, 'b', 0, [0] * 7, [0.5])
+    text = sweep.write_report(made, tmp_path)
+    assert text.count('**\\*q\\*?** (a)') == 5
+    assert text.count('    action of a\n') == text.count('a, F1 1.00:') == 5
+    assert 'prompt of' not in text
+
+
+def test_pairs_are_compared_in_their_order_and_must_be_variants(tmp_path):
+    made = study(seeds=(0,), pairs=(('b', 'a'),))
+    fake_run(tmp_path, made, 'a', 0, [1, 0], [0.5])
+    fake_run(tmp_path, made, 'b', 0, [0, 0], [0.5])
+    assert '| a - b | +0.500' in sweep.write_report(made, tmp_path)
+    with pytest.raises(ValueError, match=r"config\.pairs: 'c' is none of the variants a, b"):
+        study(pairs=(('a', 'c'),))
+
+
+def test_a_variant_with_its_own_seed_is_run_once_and_compared_with_all(tmp_path):
+    made = study(variants={'a': {'seed': 5}, 'b': {}})
+    assert made.place(tmp_path, 'a', 0) == made.place(tmp_path, 'a', 1) == tmp_path / 'a' / 'seed_5'
+    fake_run(tmp_path, made, 'a', 0, [1, 0], [])
+    for seed, scores in enumerate(([1, 1], [0, 1])):
+        fake_run(tmp_path, made, 'b', seed, scores, [0.5], {'loss/kl': 0.1})
+    text = sweep.write_report(made, tmp_path)
+    assert '| a | 2 | 0.500' in text and '| b - a | +0.250' in text
 
 
 def test_what_is_not_run_is_said_so(tmp_path):
@@ -111,15 +162,21 @@ def test_what_is_not_run_is_said_so(tmp_path):
     fake_run(tmp_path, made, 'a', 0, [1, 0], [0.5, 0.5])
     text = sweep.write_report(made, tmp_path)
     assert '| b | not run |' in text and '| a | 1 |' in text
-    assert np.count_nonzero([line.startswith('| ') for line in text.splitlines()]) == 3
+    assert np.count_nonzero([line.startswith('| a ') for line in text.splitlines()]) == 2  # scores and cost
 
 
 def test_a_real_study_of_the_tiny_model(tmp_path):
     made = study(seeds=(0,))
-    text = sweep.sweep(made, tmp_path)
+    text = sweep.sweep(made, tmp_path, tmp_path / 'results')
     assert '| a | 1 |' in text and '| b | 1 |' in text
     for variant in 'ab':
-        assert (tmp_path / variant / 'seed_0' / 'summary.json').exists()
+        kept = tmp_path / 'results' / variant / 'seed_0'
+        run = metrics.read_jsonl(tmp_path / variant / 'seed_0' / 'evaluation' / 'step_000002.jsonl')
+        answers = metrics.read_jsonl(kept / 'answers.jsonl')
+        assert [(r['id'], r['f1'], len(r['searches'])) for r in run] == [
+            (r['id'], r['f1'], r['searches']) for r in answers
+        ]
+        assert (kept / 'metrics.jsonl').read_text() == (tmp_path / variant / 'seed_0' / 'metrics.jsonl').read_text()
 
 
 def test_all_weights_can_be_trained_beside_a_simulator_of_the_same_model(tmp_path):

@@ -23,6 +23,7 @@ class EvaluationConfig:
     """Which held-out questions are asked, when, and with which engine."""
 
     questions: int = 64  # those with the lowest hash of their id; 0: no evaluation
+    before: bool = True  # also evaluate before training
     every: int = 0  # also evaluate after every so many steps; 0: only before and after training
     documents: int = 3  # documents a search of the real engine
     temperature: float = 0.0  # 0: greedy; the published system samples at 1 (defect D5)

@@ -23,6 +23,7 @@ class DataConfig:
     """Sources of questions and passages, see data/rows.py; 'world' is the built-in one."""
 
     train: str = 'world'  # questions of training
+    folds: tuple[int, ...] = ()  # of ten, by a hash of their ids, in which `train` is taken; (): all
     test: str = 'world'  # held-out questions, of evaluations
     corpus: str = 'world'  # passages of the engine 'bm25' and of the simulator 'oracle'
 

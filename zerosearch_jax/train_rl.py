@@ -119,7 +119,9 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> tup
 
 def _evaluated(cfg: Config, number: int) -> bool:
     """Whether the weights after a step are evaluated on the way."""
-    return number == 0 or (bool(cfg.evaluation.every) and number % cfg.evaluation.every == 0)
+    if number == 0:
+        return cfg.evaluation.before
+    return bool(cfg.evaluation.every) and number % cfg.evaluation.every == 0
 
 
 def _sound_alarms(trainer: Trainer, checkpoints: Checkpoints, number: int, measured: dict[str, float]):

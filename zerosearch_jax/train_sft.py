@@ -39,7 +39,8 @@ class DemosConfig:
     source: str = 'world:policy'
     corpus: str = ''  # the passages that recorded searches name
     label: str = 'label'  # the field of recorded searches that says useful or noisy
-    folds: tuple[int, ...] = ()  # rows of the source that are trained on ...
+    # rows of the source that are trained on, by their field `fold`, or what is built in by a hash of its ids in ten ...
+    folds: tuple[int, ...] = ()
     held_out_folds: tuple[int, ...] = ()  # ... and that are kept; (): the last ones of the same rows are
     guesses: int = 0  # of a built-in policy: episodes that answer at once with others' answers, after each one
     balance: bool = True  # as many useful as noisy ones
@@ -121,7 +122,8 @@ def _that_fit(made: Sequence[list[Segment]], row_length: int) -> list[TokenSeque
 
 def _built_in(cfg: Config, model: roles.Model):
     name, _, role = cfg.demos.source.partition(':')
-    questions, search = rows.load_questions(name, 'train'), BM25(rows.load_passages(name)).search
+    questions = rows.in_folds(rows.load_questions(name, 'train'), cfg.demos.folds)
+    search = BM25(rows.load_passages(name)).search
     count = cfg.demos.count and cfg.demos.count + cfg.demos.held_out
     how = {'documents': cfg.simulator.documents, 'count': count, 'seed': cfg.seed}
     if role == 'policy':

@@ -27,6 +27,21 @@ from zerosearch_jax.search.simulator import CompactedQuestions, engine_search
 from zerosearch_jax.simulators import Simulator
 
 
+def load_questions(cfg: Config) -> tuple[list[rows.Question], list[rows.Question]]:
+    """The questions of training, and those of evaluations."""
+    data, asked = cfg.data, cfg.evaluation
+    train = rows.in_folds(rows.load_questions(data.train, 'train'), data.folds)
+    if len(train) < cfg.rollout.questions:
+        raise ValueError(
+            f'config.data.train has {len(train)} questions, fewer than the '
+            f'{cfg.rollout.questions} of one step (config.rollout.questions)'
+        )
+    if not asked.questions:
+        return train, []
+    test = rows.subset(rows.load_questions(data.test, 'test'), asked.questions)
+    return train, test[: len(test) // asked.whole_batches_of * asked.whole_batches_of]
+
+
 class Trainer:
     """Owns the loaded models, engines and state of one run; train_rl.train drives it."""
 
@@ -36,7 +51,7 @@ class Trainer:
         self.queries = 0  # searches of training, since it was started or resumed
         self.history: list[dict[str, float]] = []  # of every step so far, what curriculum and alarms look at
         self.mesh = sharding.make_mesh(cfg.mesh)
-        self._load_questions()
+        self.train_questions, self.test_questions = load_questions(cfg)
         self._load_models()
         self._build_learner()
         trained = sum(x.size for x in jax.tree.leaves(self.learner.state['policy'].params)) / 1e6
@@ -48,21 +63,6 @@ class Trainer:
             f'{self.policy_engine.slots} slots of {self.policy_engine.capacity} tokens; '
             f'{self.learner.form.name} attention ({self.learner.form.reason})'
         )
-
-    def _load_questions(self):
-        data = self.cfg.data
-        self.train_questions = rows.load_questions(data.train, 'train')
-        if len(self.train_questions) < self.cfg.rollout.questions:
-            raise ValueError(
-                f'config.data.train has {len(self.train_questions)} questions, fewer than the '
-                f'{self.cfg.rollout.questions} of one step (config.rollout.questions)'
-            )
-        self.test_questions = []
-        if self.cfg.evaluation.questions:
-            found = rows.subset(rows.load_questions(data.test, 'test'), self.cfg.evaluation.questions)
-            self.test_questions = found[
-                : len(found) // self.cfg.evaluation.whole_batches_of * self.cfg.evaluation.whole_batches_of
-            ]
 
     def _load_models(self):
         cfg, mesh = self.cfg, self.mesh

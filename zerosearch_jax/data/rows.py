@@ -21,6 +21,7 @@ import numpy as np
 from zerosearch_jax.data import benchmarks
 
 BUILT_IN = ('world', 'toy')
+FOLDS = 10  # in which questions that say no fold are put
 _FORMATS = ('.jsonl', '.jsonl.gz', '.parquet')
 _OWN_FIELDS = ('id', 'question', 'golden_answers', 'dataset', 'data_source', 'metadata')
 
@@ -144,6 +145,11 @@ def subset(questions: Sequence[Question], n: int, salt: str = '') -> list[Questi
     if n < 0:
         raise ValueError(f'the size of a subset must not be negative, got {n}')
     return sorted(questions, key=lambda q: hashlib.sha256((salt + q.id).encode()).digest())[:n]
+
+
+def in_folds(questions: Iterable[Question], folds: Sequence[int]) -> list[Question]:
+    """The questions of some folds, (): all; the fold of a question, from 0 to FOLDS - 1, is a hash of its id."""
+    return [q for q in questions if not folds or zlib.crc32(q.id.encode()) % FOLDS in folds]
 
 
 def _find(path: str) -> Path:
