@@ -357,7 +357,7 @@ def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     valid = np.array([True, False, True, True, True, True])
     made = learner()
     seen = seen_by(made)
-    _, means = made.learn(1, found, rewards, groups, valid)
+    means = made.learn(1, found, rewards, groups, valid).advantages
     made.learn(1, found, rewards, groups, np.ones(6, bool))
     (batch,), (all_of_them,) = seen
     assert tokens_of(batch, batch.weights > 0) == actions([e for e, v in zip(found, valid, strict=True) if v])
@@ -366,7 +366,7 @@ def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     rewards[3:] = 0.5
     dropping = learner(drop_zero_variance=True)
     seen = seen_by(dropping)
-    _, means = dropping.learn(1, found, rewards, groups, np.ones(6, bool))
+    means = dropping.learn(1, found, rewards, groups, np.ones(6, bool)).advantages
     assert tokens_of(seen[0][0], seen[0][0].weights > 0) == actions(found[:3])
     assert (means[3:] == 0).all() and (means[:3] != 0).all()
 
@@ -377,7 +377,7 @@ def test_all_failed_changes_nothing_not_even_moments(fields):
     made = learner(kl=0.1, **fields)
     made.learn(1, found, rewards, groups, np.ones(6, bool))
     before = jax.tree.map(np.asarray, made.state)
-    assert made.learn(2, found, rewards, groups, np.zeros(6, bool))[0] == {}
+    assert made.learn(2, found, rewards, groups, np.zeros(6, bool)).metrics == {}
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, made.state))
 
 
@@ -397,12 +397,25 @@ def test_observations_are_trained_on_only_where_asked(how):
         assert len(set(batch.advantages[unsampled].tolist())) > 2
 
 
+def test_gaps_are_between_the_trainer_before_its_first_update_and_the_engine():
+    found, rewards, groups = episodes(observations=True)
+    scoring = learner(kl=0.5)  # its reference is the policy before any update
+    with jax.set_mesh(MESH):
+        before = scoring._reference_logprobs([flatten(e) for e in found])
+    for fields, counted in (({}, 6), ({'minibatch': 4}, 4), ({'observations': 'policy', 'epochs': 2}, 6)):
+        gaps = learner(**fields).learn(1, found, rewards, groups, np.arange(6) != 2).gaps
+        assert gaps[2] is None and [g is not None for g in gaps].count(True) == min(counted, 5)
+        for i in (0, 1, 3):
+            engine = np.concatenate([s.logprobs for s in found[i] if s.kind is Kind.ACTION])
+            np.testing.assert_allclose(gaps[i], before[i] - engine, atol=1e-4)
+
+
 def test_k1_is_taken_off_the_reward():
     found, rewards, groups = episodes(observations=False)
     made = learner(kl=0.5, kl_estimator='k1', algorithm='reinforce')
     with jax.set_mesh(MESH):
         reference = made._reference_logprobs([flatten(e) for e in found])
-    measured, means = made.learn(1, found, rewards, groups, np.ones(6, bool))
+    measured, means, _ = made.learn(1, found, rewards, groups, np.ones(6, bool))
     sampled = np.concatenate([s.logprobs for e in found for s in e if s.kind is Kind.ACTION])
     assert measured['kl'] == pytest.approx(np.mean(sampled - np.concatenate(reference)), rel=1e-4)
     for i, episode in enumerate(found):
@@ -428,7 +441,7 @@ def test_ppo_uses_gae_on_actions_alone_and_the_critic_learns(trunk, lora_rank):
     cfg = CriticConfig(trunk=trunk, lora_rank=lora_rank, learning_rate=0.02, trace=0.9, discount=0.95, clip=0.0)
     made = learner(cfg, lora_rank=lora_rank, algorithm='ppo')
     seen, values_seen = seen_by(made), seen_by(made, '_critic_update')
-    losses_seen = [made.learn(1, found, rewards, groups, np.ones(6, bool))[0]['value_loss'] for _ in range(6)]
+    losses_seen = [made.learn(1, found, rewards, groups, np.ones(6, bool)).metrics['value_loss'] for _ in range(6)]
     assert losses_seen[-1] < 0.9 * losses_seen[0]
     batch = seen[0][0]
     expected = adv.whiten(
@@ -447,12 +460,12 @@ def test_ppo_uses_gae_on_actions_alone_and_the_critic_learns(trunk, lora_rank):
 def test_observations_do_not_change_ppo_unless_asked_to():
     with_documents, rewards, groups = episodes(observations=True)
     critic_cfg = CriticConfig(trace=0.9, discount=0.9)
-    first = learner(critic_cfg, algorithm='ppo').learn(1, with_documents, rewards, groups, np.ones(6, bool))[1]
+    first = learner(critic_cfg, algorithm='ppo').learn(1, with_documents, rewards, groups, np.ones(6, bool)).advantages
     without = [[s for s in e if s.kind is not Kind.OBSERVATION] for e in with_documents]
-    second = learner(critic_cfg, algorithm='ppo').learn(1, without, rewards, groups, np.ones(6, bool))[1]
+    second = learner(critic_cfg, algorithm='ppo').learn(1, without, rewards, groups, np.ones(6, bool)).advantages
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
     published = dataclasses.replace(critic_cfg, over_observations=True)
-    third = learner(published, algorithm='ppo').learn(1, with_documents, rewards, groups, np.ones(6, bool))[1]
+    third = learner(published, algorithm='ppo').learn(1, with_documents, rewards, groups, np.ones(6, bool)).advantages
     assert np.abs(third - first).max() > 1e-3
 
 

@@ -41,6 +41,11 @@ def updater(sft=False, remat='none', rank=0):
 
 def run(batch, params=None, frozen=None, **options):
     """(gradients, metrics) of one update of the tiny model."""
+    gradients, metrics = run_whole(batch, params, frozen, **options)
+    return gradients, {name: float(value) for name, value in metrics.items() if name != 'logprobs'}
+
+
+def run_whole(batch, params=None, frozen=None, **options):
     params = initial() if params is None else params
     update, places = updater(**options)
     with jax.set_mesh(MESH):
@@ -48,7 +53,7 @@ def run(batch, params=None, frozen=None, **options):
         after, metrics = update(fresh, frozen or {}, batch)
     assert int(after.step) == 1
     gradients = jax.tree.map(lambda old, new: (old - np.asarray(new)) / RATE, params, after.params)
-    return gradients, {name: float(value) for name, value in metrics.items()}
+    return gradients, metrics
 
 
 @functools.cache
@@ -200,6 +205,15 @@ def test_maxima_are_maxima_over_micro_batches():
     batch = packed(2)
     gap = np.abs(reference_logprobs(initial(), batch)[0] - batch.old_logprobs)[batch.weights > 0]
     assert run(batch)[1]['logprob_gap_max'] == pytest.approx(gap.max(), rel=1e-4)
+
+
+@pytest.mark.parametrize('micro', [1, 2])
+def test_logprobs_are_those_of_the_weighted_tokens_before_the_update(micro):
+    batch = packed(micro)
+    found = np.asarray(run_whole(batch)[1]['logprobs'])
+    want = np.where(batch.weights > 0, reference_logprobs(initial(), batch)[0], 0.0)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    assert 'logprobs' not in run_whole(batch, sft=True)[1]
 
 
 def test_grad_norm_is_the_norm_of_the_gradient():

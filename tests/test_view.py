@@ -52,7 +52,7 @@ def episode(i, *, step=1, question=None, answer='Paris', documents=('The capital
         {'kind': 'prompt', 'tokens': 3, 'text': f'Question: {question}'},
         action(f'<think>hm</think><search>capital {i}</search>'),
         {'kind': 'observation', 'tokens': 9, 'text': f'\n<information>\n{shown}\n</information>\n'},
-        action(f'<answer>{answer}</answer>', -2.0),
+        action(f'<answer>{answer}</answer>', -2.0) | {'gaps': [0.0, 0.25] + [-0.01] * (len(answer) + 15)},
     ]
     return {
         'step': step,
@@ -169,11 +169,14 @@ def test_rows_say_what_each_sampled_token_spelled():
         Segment(Kind.PROMPT, (65,)),
         Segment(Kind.ACTION, tokens, tuple(np.float32([-0.12345, -1, -2, -3, -4]))),
     ]
-    row = ev.row(Trajectory(Question('q', 'why', ('a',)), 0, segments), tokenizer)
+    trajectory = Trajectory(Question('q', 'why', ('a',)), 0, segments)
+    row = ev.row(trajectory, tokenizer)
     assert 'characters' not in row['segments'][0]
     assert row['segments'][1]['text'] == 'né\ufffd<|im_end|>'
     assert row['segments'][1]['characters'] == [1, 0, 1, 0, 11]
     assert row['segments'][1]['logprobs'] == [-0.123, -1, -2, -3, -4]
+    assert 'gaps' not in row['segments'][1]
+    assert ev.row(trajectory, tokenizer, [0, 1e-6, 0.5, -0.25, 3])['segments'][1]['gaps'] == [0, 0, 0.5, -0.25, 3]
 
 
 # ---------------------------------------------------------------- in a browser
@@ -329,6 +332,14 @@ def test_a_trajectory_and_its_group(page, run):
     assert colours[0] != colours[1]
     page.all('.token')[0].click()
     assert 'log-prob -0.500, probability 0.607' in page.one('#told').text
+    page.one('[name=colour][value=gap]').click()
+    page.wait(lambda: page.js('document.activeElement.value') == 'gap')
+    colours = [
+        token.value_of_css_property('background-color') for token in page.all('.transcript .k-answer .token')[:3]
+    ]
+    assert len(set(colours)) == 3
+    page.all('.transcript .k-answer .token')[1].click()
+    assert 'probability 0.135, trainer’s +0.25' in page.one('#told').text
     page.one('#whole').click()
     page.wait(lambda: len(page.all('.columns .k-information')) == 2)
     again = page.js('location.hash')

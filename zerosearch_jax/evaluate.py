@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -82,11 +83,13 @@ def bootstrap_interval(values: Sequence, *, seed: int = 0, level: float = 0.95) 
     return float(low), float(high)
 
 
-def row(trajectory: Trajectory, tokenizer: Tokenizer, **extra) -> dict:
+def row(trajectory: Trajectory, tokenizer: Tokenizer, gaps: Sequence[float] | None = None, **extra) -> dict:
     """A trajectory as one JSON row: scores, searches, and every segment's text.
 
-    Of a sampled segment also, a token each, the characters of the text and the engine's log-prob.
+    Of a sampled segment also, a token each, the characters of the text, the engine's log-prob, and where `gaps` of all
+    sampled tokens are given, how much the trainer's differs from it.
     """
+    left = iter(() if gaps is None else gaps)
     return {
         'id': trajectory.question.id,
         'sample': trajectory.sample,
@@ -109,13 +112,15 @@ def row(trajectory: Trajectory, tokenizer: Tokenizer, **extra) -> dict:
             }
             for s in trajectory.searches
         ],
-        'segments': [_segment(s, tokenizer) for s in trajectory.segments],
+        'segments': [_segment(s, tokenizer, left) for s in trajectory.segments],
     }
 
 
-def _segment(segment: Segment, tokenizer: Tokenizer) -> dict:
+def _segment(segment: Segment, tokenizer: Tokenizer, gaps: Iterator[float]) -> dict:
     pieces = tokenizer.pieces(segment.tokens)
     about = {'kind': Kind(segment.kind).name.lower(), 'tokens': len(segment.tokens), 'text': ''.join(pieces)}
     if segment.logprobs:
         about |= {'characters': [*map(len, pieces)], 'logprobs': [round(x, 3) for x in segment.logprobs]}
+        if own := [round(float(gap), 5) for gap in itertools.islice(gaps, len(segment.logprobs))]:
+            about['gaps'] = own
     return about

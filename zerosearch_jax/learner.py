@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,16 @@ class CriticConfig:
 
 
 MICRO = 64  # trajectories of the published system's micro-batch
+
+
+class Learned(NamedTuple):
+    """What came of a step: metrics, {} where nothing was left to train on; and of each of its N trajectories ..."""
+
+    metrics: dict[str, float]
+    advantages: np.ndarray  # ... the mean advantage of its tokens [N], 0 where it was not trained on
+    gaps: list[
+        np.ndarray | None
+    ]  # ... of each sampled token the trainer's log-prob less the engine's, before the update
 
 
 class Learner:
@@ -193,8 +203,8 @@ class Learner:
         rewards: np.ndarray,
         groups: np.ndarray,
         valid: np.ndarray,
-    ) -> tuple[dict[str, float], np.ndarray]:
-        """Updates on trajectories.
+    ) -> Learned:
+        """Updates on trajectories; where nothing is left to train on, nothing changes.
 
         Args:
           number: of the step, from 1; schedules follow it.
@@ -202,16 +212,13 @@ class Learner:
           rewards: float [N].
           groups: int [N], the question of each.
           valid: bool [N]; those that the outside failed are not trained on.
-
-        Returns:
-          Metrics, and the mean advantage of each trajectory's tokens, [N]. Where nothing is left to train on, nothing
-          changes and there are no metrics.
         """
         if self.rl.drop_zero_variance:
             valid = valid & ~adv.zero_variance(rewards, groups, valid)
-        kept, means = np.flatnonzero(valid), np.zeros(len(rewards), np.float32)
+        kept = np.flatnonzero(valid)
+        learned = Learned({}, np.zeros(len(rewards), np.float32), [None] * len(rewards))
         if not len(kept):
-            return {}, means
+            return learned
         plain = [flatten(episodes[i], observations=self.rl.observations != 'masked') for i in kept]
         with jax.set_mesh(self.mesh):
             reference = self._reference_logprobs(plain)
@@ -225,9 +232,12 @@ class Learner:
                 shaped[kept] -= [p.sum() for p in penalties]
                 advantages = self._advantage(shaped, groups, valid)[kept]
             token_advantages = [self._spread(s, a) for s, a in zip(plain, advantages, strict=True)]
-            measured = self._updates(number, plain, token_advantages, reference, targets)
-        means[kept] = [a.mean() if len(a) else 0.0 for a in token_advantages]
-        return measured | divergence, means
+            measured, logprobs = self._updates(number, plain, token_advantages, reference, targets)
+        learned.metrics.update(measured | divergence)
+        learned.advantages[kept] = [a.mean() if len(a) else 0.0 for a in token_advantages]
+        for i, sequence, own in zip(kept, plain, logprobs, strict=False):
+            learned.gaps[i] = (own - sequence.logprobs[sequence.weights > 0])[_sampled(sequence)]
+        return learned
 
     def _spread(self, sequence: TokenSequence, advantage: np.ndarray) -> np.ndarray:
         """A trajectory's advantage, or one a sampled token, on all its weighted tokens."""
@@ -298,31 +308,38 @@ class Learner:
         """The weights under the value head that the critic does not train."""
         return self._critic_frozen if self.critic_cfg.trunk == 'own' else self.policy_params
 
-    def _updates(self, number: int, plain, token_advantages, reference, targets) -> dict[str, float]:
+    def _updates(self, number: int, plain, token_advantages, reference, targets):
+        """Metrics of all updates, and the log-probs that the first one found, of the sequences that it was made on."""
         weighed = algorithms.weigh(plain, self.aggregate, MICRO)
         measured: list[dict[str, float]] = []
+        first: list[np.ndarray] = []
         starts = [*range(0, len(weighed), self._size)] * self.rl.epochs
         for start in progress.over(starts, f'step {number} updates', 'update'):
             part = slice(start, start + self._size)
             row = self._learn_values(number, *(x[part] for x in targets)) if targets else {}
             if not targets or number > self.critic_cfg.alone_steps:
-                row |= self._learn_policy(number, weighed[part], token_advantages[part], reference and reference[part])
+                given = weighed[part], token_advantages[part], reference and reference[part]
+                learned, logprobs = self._learn_policy(number, *given)
+                row |= learned
+                first = first or logprobs
             measured.append(row)
-        return {name: _summary(name, [row[name] for row in measured]) for name in measured[-1]}
+        return {name: _summary(name, [row[name] for row in measured]) for name in measured[-1]}, first
 
     def _at(self, role: str, number: int) -> state.TrainState:
         """The state of a role before step `number`, of whose updates some may be done."""
         step_done = jax.device_put(np.int32(number - 1), self.places[role].step)
         return self.state[role].replace(step=step_done)
 
-    def _learn_policy(self, number: int, sequences, token_advantages, reference) -> dict[str, float]:
+    def _learn_policy(self, number: int, sequences, token_advantages, reference):
+        """One update: its metrics, and the weighted tokens' log-probs before it, a sequence's in one array."""
         batch, places = self._mapped(sequences, self._size)
         padding = padding_share(batch)
         batch = batch.replace(advantages=places.scatter(token_advantages))
         if reference is not None:
             batch = batch.replace(ref_logprobs=places.scatter(reference))
         self.state['policy'], measured = self._update(self._at('policy', number), self.frozen, batch)
-        return {name: float(value) for name, value in measured.items()} | {'padding': padding}
+        logprobs = places.gather(sharding.to_host(measured.pop('logprobs')))
+        return {name: float(value) for name, value in measured.items()} | {'padding': padding}, logprobs
 
     def _learn_values(self, number: int, sequences, returns, values) -> dict[str, float]:
         batch, places = self._mapped(sequences, self._size)

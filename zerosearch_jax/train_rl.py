@@ -149,7 +149,7 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
     reward = np.array([trainer.score(t) for t in trajectories])
     groups = np.repeat(np.arange(cfg.rollout.questions), cfg.rollout.group)
     valid = np.array([not t.failed for t in trajectories])
-    learned, per_trajectory = trainer.learner.learn(number, [t.segments for t in trajectories], reward, groups, valid)
+    learned = trainer.learner.learn(number, [t.segments for t in trajectories], reward, groups, valid)
     ended = time.perf_counter()
     counted = valid if valid.any() else ~valid  # what the outside failed says nothing of the policy
     summary = ev.summarize([t for t, counts in zip(trajectories, counted, strict=True) if counts])
@@ -166,7 +166,7 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
         'rollout/failed': float(1 - valid.mean()),
         'rollout/search_failed': float(np.mean([bool(s.failure) for s in searches])) if searches else 0.0,
         'rollout/extra_rounds': rounds,
-        **{f'loss/{name}': value for name, value in learned.items()},
+        **{f'loss/{name}': value for name, value in learned.metrics.items()},
         'speed/tokens_per_second': tokens / (ended - began),
         'speed/rollout_seconds': collected - began,
         'speed/update_seconds': ended - collected,
@@ -177,8 +177,8 @@ def train_step(trainer: Trainer, number: int) -> tuple[dict[str, float], list[di
     if cfg.rollout.group > 1:
         measured['rollout/zero_variance_groups'] = advantages.zero_variance_share(reward, groups, valid)
     written = [
-        ev.row(t, trainer.model.tokenizer, step=number, reward=float(r), advantage=float(a))
-        for t, r, a in zip(trajectories, reward, per_trajectory, strict=True)
+        ev.row(t, trainer.model.tokenizer, gaps, step=number, reward=float(r), advantage=float(a))
+        for t, r, a, gaps in zip(trajectories, reward, learned.advantages, learned.gaps, strict=True)
     ]
     return measured, written
 

@@ -76,10 +76,10 @@ def make_update(
     def update(state: TrainState, frozen: dict, batch: Batch, returns: jax.Array, old_values: jax.Array):
         def loss_sum(params, micro: Batch, micro_returns, micro_old):
             found = token_values(lora.combine(frozen, params), cfg, micro, compute)
-            return value_loss(found, micro_returns, micro_old, micro.weights, clip), {}
+            return value_loss(found, micro_returns, micro_old, micro.weights, clip), ({}, {})
 
         gradient = jax.value_and_grad(loss_sum, has_aux=True)
-        (loss, _), grads = accumulate(gradient, state.params, place(batch), returns, old_values)
+        (loss, _), grads, _ = accumulate(gradient, state.params, place(batch), returns, old_values)
         total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
         grads = jax.tree.map(lambda g: g / total, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)

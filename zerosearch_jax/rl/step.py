@@ -60,7 +60,8 @@ def make_update(
 
     One optimizer step on a batch of micro-batches [M, R, T]. The state is donated and keeps its shardings; `frozen`
     are the weights that are not trained ({} if all are). Metrics are float32 means over the weighted tokens ('loss',
-    'kl', ...), 'logprob_gap_max', 'grad_norm' (before clipping) and 'tokens' (the weight of the batch).
+    'kl', ...), 'logprob_gap_max', 'grad_norm' (before clipping) and 'tokens' (the weight of the batch). Of a policy's
+    update also 'logprobs' [M, R, T], those of the weighted tokens before it.
 
     Args:
       cfg: the model.
@@ -78,16 +79,20 @@ def make_update(
         def loss_sum(params, micro: Batch):
             logprobs, entropies = losses.token_logprobs(lora.combine(frozen, params), cfg, micro, temperature, compute)
             if loss_cfg is None:
-                return losses.nll_loss(logprobs, micro)
-            return policy_loss(logprobs, entropies, micro, loss_cfg)
+                loss, sums = losses.nll_loss(logprobs, micro)
+                return loss, (sums, {})
+            loss, sums = policy_loss(logprobs, entropies, micro, loss_cfg)
+            return loss, (sums, {'logprobs': logprobs})
 
-        (loss, sums), grads = accumulate(jax.value_and_grad(loss_sum, has_aux=True), state.params, batch)
+        gradient = jax.value_and_grad(loss_sum, has_aux=True)
+        (loss, sums), grads, each = accumulate(gradient, state.params, batch)
         total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
         denominator = (loss_cfg.denominator if loss_cfg else 0.0) or total
         grads = jax.tree.map(lambda g: g / denominator, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
         metrics = {name: value if name.endswith('_max') else value / total for name, value in sums.items()}
         metrics |= {'loss': loss / denominator, 'grad_norm': optax.tree.norm(grads), 'tokens': total}
+        metrics |= each
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     everywhere = NamedSharding(places.step.mesh, P())
@@ -95,23 +100,33 @@ def make_update(
 
 
 def accumulate(gradient, params: dict, batch: Batch, *beside):
-    """Adds ((loss, sums), gradients) over the micro-batches; metrics named '*_max' take the maximum instead.
+    """Adds gradients over the micro-batches.
 
-    `beside` are further arrays [M, ...] that go with the micro-batches.
+    Args:
+      gradient: of params and a micro-batch; returns (loss, (sums, each)), gradients.
+      params: weights.
+      batch: micro-batches [M, ...].
+      beside: further arrays [M, ...] that go with them.
+
+    Returns:
+      (loss, sums), which are added, but for sums named '*_max', of which the largest is taken; the gradients, added;
+      and `each`, stacked [M, ...], 0 for empty micro-batches.
     """
     first = jax.tree.map(lambda x: x[0], (batch, *beside))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, *first))
+    shapes = jax.eval_shape(gradient, params, *first)
+    (loss, (sums, each)), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def add(accumulated, micro):
         def run():
-            (loss, sums), grads = gradient(params, *micro)
+            (loss, (sums, found)), grads = gradient(params, *micro)
             (loss0, sums0), grads0 = accumulated
             merged = {
                 name: jnp.maximum(sums0[name], value) if name.endswith('_max') else sums0[name] + value
                 for name, value in sums.items()
             }
-            return (loss0 + loss, merged), jax.tree.map(jnp.add, grads0, grads)
+            return ((loss0 + loss, merged), jax.tree.map(jnp.add, grads0, grads)), found
 
-        return jax.lax.cond(jnp.any(micro[0].weights > 0), run, lambda: accumulated), None
+        return jax.lax.cond(jnp.any(micro[0].weights > 0), run, lambda: (accumulated, each))
 
-    return jax.lax.scan(add, zeros, (batch, *beside))[0]
+    (added, grads), stacked = jax.lax.scan(add, ((loss, sums), grads), (batch, *beside))
+    return added, grads, stacked
