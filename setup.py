@@ -4,7 +4,7 @@ import pathlib
 
 import setuptools
 
-TEST = ['pytest>=8', 'pytest-timeout>=2.3', 'hypothesis>=6.100', 'ruff>=0.12', 'selenium>=4.25']
+TEST = ['pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'ruff>=0.12', 'selenium>=4.25']
 TEST += ['ipykernel>=6.29', 'nbclient>=0.10']  # the notebooks
 
 setuptools.setup(
