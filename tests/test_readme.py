@@ -1,8 +1,10 @@
-"""The README's commands, as written there: the long one with a step override, the tests with one file."""
+"""The README's commands, as written there: the long one with a step override, then those that look at its run; the
+tests with one file."""
 
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -31,16 +33,40 @@ def fresh_environment(tmp_path_factory):
     os.environ.setdefault('ZEROSEARCH_FRESH_VENV', str(tmp_path_factory.mktemp('venv') / '.venv'))
 
 
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """The first command's run, of one step, in a directory with nothing else in it."""
+    directory = tmp_path_factory.mktemp('trained')
+    overrides = f'--config.rl.steps=1 --config.evaluation.questions=16 --workdir {directory}/run'
+    done = run(f'{readme_command(1)} {overrides}', directory)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory
+
+
 @pytest.mark.readme
 @pytest.mark.timeout(1500)
-def test_the_first_command_trains_the_real_model(tmp_path):
-    overrides = f'--config.rl.steps=1 --config.evaluation.questions=16 --workdir {tmp_path}/run'
-    done = run(f'{readme_command(1)} {overrides}', tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+def test_the_first_command_trains_the_real_model(trained):
+    summary = json.loads((trained / 'run' / 'summary.json').read_text())
     assert summary['steps'] == 1
     assert set(summary['evaluations']) == {'0', '1'}
-    assert (tmp_path / 'run' / 'curves.png').stat().st_size > 1000
+    assert (trained / 'run' / 'curves.png').stat().st_size > 1000
+
+
+@pytest.mark.readme
+@pytest.mark.timeout(1500)
+def test_what_looks_at_a_run_does(trained):
+    readme = (ROOT / 'README.md').read_text()
+    view, ask, export = re.findall(r'`(python -m launch\.\w+ [^`]*\bruns/quickstart\b[^`]*)`', readme)
+    python = f'{os.environ["ZEROSEARCH_FRESH_VENV"]}/bin/python'
+    for command in (view, ask, export, f'{export}_whole --merge'):
+        here = command.replace('python', python, 1).replace('runs/quickstart', f'{trained}/run')
+        done = run(here.replace(' exported', f' {trained}/exported'), trained)
+        assert done.returncode == 0, done.stderr[-3000:]
+        if command == ask:
+            assert '<search>' in done.stdout and '\nanswer: ' in done.stdout
+    assert (trained / 'run' / 'view.html').stat().st_size > 10_000
+    assert (trained / 'exported' / 'adapter_model.safetensors').exists()
+    assert (trained / 'exported_whole' / 'model.safetensors').exists()
 
 
 @pytest.mark.readme
