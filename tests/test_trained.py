@@ -59,5 +59,5 @@ def test_what_is_not_there_is_told(run):
     (run / 'checkpoints').mkdir()
     with pytest.raises(FileNotFoundError, match='run its command again'):
         trained.find(str(run))
-    with pytest.raises(FileNotFoundError, match='shipped adapters: smollm2'):
+    with pytest.raises(FileNotFoundError, match='shipped adapters: miniature_policy'):
         trained.find('nothing')

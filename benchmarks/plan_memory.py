@@ -1,0 +1,101 @@
+"""Memory that the planner foretells beside that of real runs, on CPU.
+
+python -m benchmarks.plan_memory
+
+A step of reinforcement learning with SmolLM2 in a process of its own, once to compile its programs and once more. It
+took: the most that the process held, less what it still holds when the run has let go of its arrays. Foretold: the plan
+by the CPU's compiler, and the copies of the weights that engines make on CPUs only.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import jax
+
+from benchmarks.machine import cpu
+
+SHARED = {
+    'rollout': {'questions': 2, 'slots': 8},
+    'simulator': {'slots': 8},
+    'rl': {'steps': 1},
+    'evaluation': {'questions': 0},
+    'run': {'tensorboard': False},
+}
+CONFIGS = {  # preset of configs/quickstart.py, and what is changed
+    'an adapter is trained': ('', {}),
+    'all weights are trained': ('', {'policy': {'adapter': '', 'lora_rank': 0}}),
+    'no search, two rows of 1,024 at once': (
+        'r1',
+        {'rollout': {'response_tokens': 768, 'turn_tokens': 768}, 'rl': {'row_length': 1024, 'rows_per_micro': 2}},
+    ),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--run', choices=CONFIGS, help=argparse.SUPPRESS)
+    if name := parser.parse_args().run:
+        print(json.dumps(took(name)))
+        return
+    for name in CONFIGS:
+        for _ in ('compiles', 'measures'):
+            command = [sys.executable, '-m', 'benchmarks.plan_memory', '--run', name]
+            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        real, (planned, program) = json.loads(told.splitlines()[-1]), foretold(name)
+        sizes = {'foretold_gib': planned / 2**30, 'took_gib': real / 2**30, 'ratio': planned / real}
+        rounded = {key: round(value, 3) for key, value in sizes.items()}
+        print(json.dumps({'name': name, **rounded, 'peak': program, 'device': cpu(), 'cores': os.cpu_count()}))
+
+
+def config(name: str):
+    from configs import quickstart
+
+    preset, changed = CONFIGS[name]
+    made = quickstart.get_config(preset)
+    made.update(SHARED)
+    made.update(changed)
+    return made
+
+
+def took(name: str) -> int:
+    """Bytes that one step of training took of this process."""
+    from zerosearch_jax import experiment, settings, train_rl
+    from zerosearch_jax.models import download
+
+    jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))
+    made = config(name)
+    with tempfile.TemporaryDirectory() as directory:
+        train_rl.train(experiment.parse(made), pathlib.Path(directory), settings.to_json(made))
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    status = pathlib.Path('/proc/self/status').read_text()
+    peak, still = (int(re.search(rf'{key}:\s+(\d+) kB', status)[1]) for key in ('VmHWM', 'VmRSS'))
+    return (peak - still) * 1024
+
+
+def foretold(name: str) -> tuple[int, str]:
+    """Bytes of the plan, and the program that needs the most."""
+    from zerosearch_jax import experiment
+    from zerosearch_jax.models import transformer
+    from zerosearch_jax.tools import hardware, plan, programs
+
+    cfg = experiment.parse(config(name))
+    made = plan.plan(cfg, hardware.parse('a100-80gb:1'), jax.devices()[:1], 'XLA:CPU')
+    copies = 0
+    for model in (cfg.policy.model, *([cfg.simulator.model] if cfg.simulator.kind == 'model' else [])):
+        sizes = programs.model_config(model)
+        head = sizes.vocab_size * sizes.hidden_size if sizes.tie_embeddings else 0
+        copies += 4 * (transformer.num_parameters(sizes) + head)
+    return made.peak + copies, max(made.needs, key=made.peak_of).name
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,62 @@
+"""The miniature study: what its arms learn from and are asked is apart, and only its arms differ."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from configs.miniature import claim, warm_start
+from zerosearch_jax import experiment, roles, train_sft, trainer
+from zerosearch_jax.data import rows
+from zerosearch_jax.search import demos
+from zerosearch_jax.tools import sweep
+
+
+def taught(preset, monkeypatch):
+    """The questions that a warm start's demonstrations are made of."""
+    given = []
+    for name in ('policy_demos', 'world_searches'):
+        monkeypatch.setattr(demos, name, lambda questions, *_, **__: given.extend(questions) or [])
+    monkeypatch.setattr(train_sft, 'BM25', lambda passages: SimpleNamespace(search=None))
+    with pytest.raises(ValueError, match='no demonstration is left'):
+        train_sft.demonstrations(train_sft.parse(warm_start.get_config(preset)), SimpleNamespace(tokenizer=None))
+    return given
+
+
+def arm(name):
+    return experiment.parse(sweep.parse(claim.get_config()).config(name, 0))
+
+
+def test_no_question_serves_two_purposes(monkeypatch):
+    trained, held_out = trainer.load_questions(arm('simulated_search'))
+    parts = [taught('policy', monkeypatch), taught('simulator', monkeypatch), trained, held_out]
+    assert [len(part) for part in parts] == [925, 1399, 2405, 400]
+    for one, other in itertools.combinations(parts, 2):
+        assert not {q.id for q in one} & {q.id for q in other}
+        assert not {q.question for q in one} & {q.question for q in other}
+
+
+def test_held_out_questions_are_about_other_countries():
+    trained, held_out = (
+        {iso for q in part for iso in q.metadata['countries']}
+        for part in (rows.load_questions('world', 'train'), trainer.load_questions(arm('simulated_search'))[1])
+    )
+    assert len(trained) > 100 and len(held_out) > 50 and not trained & held_out
+
+
+def test_arms_are_asked_the_same_with_the_real_engine():
+    arms = [arm(name) for name in claim.CORE]
+    assert len({tuple(q.id for q in trainer.load_questions(a)[1]) for a in arms}) == 1
+    assert {(a.engine.kind, a.evaluation.temperature, a.evaluation.documents) for a in arms} == {('bm25', 0.0, 2)}
+    assert len({(a.rollout.questions, a.rollout.group, a.policy, a.optimizer, a.data) for a in arms}) == 1
+    assert [a.rl.steps for a in arms] == [0, 30, 30, 30]
+
+
+@pytest.mark.parametrize('name', ['miniature_policy', 'miniature_simulator'])
+def test_the_warm_starts_ship_and_say_what_they_learned_from(name):
+    from zerosearch_jax import trained
+
+    demos_of = trained.find(name).run['demos']
+    role = name.removeprefix('miniature_')
+    assert demos_of['source'] == f'world:{role}' and tuple(demos_of['folds']) == warm_start.FOLDS[role]
+    assert roles.find_adapter(name).stat().st_size < 6e6
