@@ -49,7 +49,7 @@ def test_arms_are_asked_the_same_with_the_real_engine():
     assert len({tuple(q.id for q in trainer.load_questions(a)[1]) for a in arms}) == 1
     assert {(a.engine.kind, a.evaluation.temperature, a.evaluation.documents) for a in arms} == {('bm25', 0.0, 2)}
     assert len({(a.rollout.questions, a.rollout.group, a.policy, a.optimizer, a.data) for a in arms}) == 1
-    assert [a.rl.steps for a in arms] == [0, 30, 30, 30]
+    assert [a.rl.steps for a in arms] == [0, 20, 20, 20]
 
 
 @pytest.mark.parametrize('name', ['miniature_policy', 'miniature_simulator'])

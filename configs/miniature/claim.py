@@ -47,9 +47,10 @@ def get_config(preset=''):
     base = quickstart.get_config()
     base.data.folds = FOLDS['reinforcement']
     base.policy.adapter, base.simulator.adapter = 'miniature_policy', 'miniature_simulator'
-    base.rollout.update(prompt_tokens=144, response_tokens=432, slots=32)
-    base.rl.update(steps=30, row_length=576)
-    base.optimizer.learning_rate = 2e-4
+    base.rollout.update(questions=8, group=8, temperature=0.8, prompt_tokens=144, response_tokens=432, slots=64)
+    base.simulator.slots = 32
+    base.rl.update(steps=20, row_length=576, drop_zero_variance=True)
+    base.optimizer.learning_rate = 1e-4
     base.evaluation.update(questions=400, before=False)
     base.run.update(trajectories_every=10, tensorboard=False)
     baseline = next(iter(variants))
