@@ -37,8 +37,8 @@ Every field is a flag of its program, `--config.SECTION.FIELD=VALUE`; a file of 
 the defaults below. Unknown names, other types and values that a section refuses end the program with one line before
 anything is loaded. `seed` is an integer; `mesh` has the sizes of data, fsdp and tensor, and -1 for the rest of the
 devices. A study of `launch.sweep` (`configs/ablations/`) holds a configuration of `launch.train` as `base`, what each
-of its `variants` changes, the name of the `baseline`, `seeds`, and the `pairs` of variants that are compared (without it
-every one with the baseline). The whole configuration of a run is in its
+of its `variants` changes, the name of the `baseline`, `seeds`, and the `pairs` of variants that are compared (without
+it every one with the baseline). The whole configuration of a run is in its
 `config.json`."""
 
 
