@@ -47,6 +47,14 @@ def _layout():
     return transformer.layout(TINY)
 
 
+def test_weights_may_be_read_by_whom_new_files_may(adapter, tmp_path):
+    (tmp_path / 'other').write_text('')
+    peft.save(tmp_path, adapter, 'base')
+    weights.save_tree(tmp_path / 'own.safetensors', adapter)
+    for name in ('adapter_model.safetensors', 'own.safetensors'):
+        assert (tmp_path / name).stat().st_mode == (tmp_path / 'other').stat().st_mode, name
+
+
 def test_what_is_written_is_read(adapter, tmp_path):
     peft.save(tmp_path, adapter, 'base')
     jax.tree.map(np.testing.assert_array_equal, peft.load(tmp_path, TINY), adapter)

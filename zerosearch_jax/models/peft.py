@@ -14,7 +14,7 @@ import numpy as np
 
 from zerosearch_jax.models import lora
 from zerosearch_jax.models.config import ModelConfig
-from zerosearch_jax.models.weights import NAMES
+from zerosearch_jax.models.weights import NAMES, write_safetensors
 
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 # settings under which a pair means something else than W + scale B A; the value that is understood
@@ -23,8 +23,6 @@ _PLAIN = {'use_dora': False, 'bias': 'none', 'fan_in_fan_out': False, 'rank_patt
 
 def save(directory: pathlib.Path, adapter: dict, base: str) -> None:
     """Writes an adapter, as `weights.load_tree` gives it, for a base model by name."""
-    from safetensors.numpy import save_file
-
     layers = adapter['layers']
     targets = [name for name in lora.TARGETS if f'{name}_lora_a' in layers]
     rank = layers[f'{targets[0]}_lora_a'].shape[-1]
@@ -32,7 +30,7 @@ def save(directory: pathlib.Path, adapter: dict, base: str) -> None:
     for target in targets:
         for part in 'ab':
             for number, matrix in enumerate(np.asarray(layers[f'{target}_lora_{part}'])):
-                tensors[_tensor_name(target, number, part)] = np.ascontiguousarray(matrix.T)
+                tensors[_tensor_name(target, number, part)] = matrix.T
     config = {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
@@ -45,7 +43,7 @@ def save(directory: pathlib.Path, adapter: dict, base: str) -> None:
         **_PLAIN,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / _WEIGHTS, metadata={'format': 'pt'})
+    write_safetensors(directory / _WEIGHTS, tensors, {'format': 'pt'})
     (directory / _CONFIG).write_text(json.dumps(config, indent=2) + '\n')
 
 

@@ -354,7 +354,7 @@ def save(
         for file, tensors in zip(names, files, strict=True):
             arrays = {name: _to_file(flat[key], layer, NAMES[key].transpose, dtype) for name, key, layer in tensors}
             if writer:
-                _write_safetensors(scratch / file, arrays, {'format': 'pt'})
+                write_safetensors(scratch / file, arrays, {'format': 'pt'})
         if writer:
             (scratch / 'config.json').write_text(json.dumps(config.to_hf(cfg, dtype=dtype), indent=2) + '\n')
             if len(files) > 1:
@@ -420,11 +420,15 @@ def _gather(array) -> np.ndarray:
     return np.asarray(array)
 
 
-def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Writes a file that whoever may read new files here may read; the library makes it its owner's alone."""
     from safetensors.numpy import save_file
 
     # safetensors writes the memory of an array whatever its strides
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, metadata=metadata)
+    path.chmod(mode)
 
 
 # ---------------------------------------------------------------- small trees
@@ -448,7 +452,7 @@ def save_tree(path: str | pathlib.Path, tree: dict, metadata: dict[str, str] | N
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f'.{path.name}.tmp')
-        _write_safetensors(scratch, arrays, {'format': 'pt', **(metadata or {})})
+        write_safetensors(scratch, arrays, {'format': 'pt', **(metadata or {})})
         os.replace(scratch, path)
 
 
