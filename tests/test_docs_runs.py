@@ -16,6 +16,7 @@ from test_rollout import BYTES, CFG, OSLO, ROME, FakeEngine
 from configs import tiny, toy_sft
 from configs.common import sections
 from zerosearch_jax import alarms, experiment, metrics, settings, sharding, train_rl, train_sft
+from zerosearch_jax.learner import Learned
 from zerosearch_jax.models import config, weights
 from zerosearch_jax.outside import Log
 from zerosearch_jax.search.engines import SearchFailed
@@ -116,7 +117,7 @@ def test_failed_searches_are_counted_though_their_trajectories_are_left_out():
         queries=0,
         collect_varied=lambda number: (found, 0),
         score=lambda trajectory: 1.0,
-        learner=SimpleNamespace(learn=lambda *_: ({}, np.zeros(4))),
+        learner=SimpleNamespace(learn=lambda *_: Learned({}, np.zeros(4), [None] * 4)),
         noise=lambda number: 0.0,
         mesh=SimpleNamespace(size=1),
         model=SimpleNamespace(tokenizer=BYTES),

@@ -47,7 +47,7 @@ def two_updates(shape, rank=0):
         now = run.pop('created')
         for seed in range(2):
             now, metrics = update(now, frozen, random_batch(seed=seed))
-            run['metrics'].append({name: float(value) for name, value in metrics.items()})
+            run['metrics'].append({name: float(value) for name, value in metrics.items() if not value.ndim})
             run.setdefault('gradients', jax.device_get(now.opt_state[0].trace))
             run.setdefault('once', jax.device_get(now.params))
             run.setdefault('updated_at', jax.tree.map(lambda x: x.sharding, now))

@@ -15,7 +15,7 @@ from zerosearch_jax.evaluate import EvaluationConfig
 from zerosearch_jax.search.rollout import rollout
 from zerosearch_jax.search.scoring import RewardConfig, Scorer, actions, overlong_penalty, well_formed
 from zerosearch_jax.search.simulator import CompactedQuestions, Result
-from zerosearch_jax.trainer import Trainer
+from zerosearch_jax.trainer import Trainer, load_questions
 
 EXPERIMENT = experiment.parse(toy.get_config())
 SEARCH, ANSWER = '<think>a</think>\n<search>b</search>', '<think>c</think> <answer>Italy</answer>'
@@ -192,9 +192,7 @@ def test_d6_the_last_incomplete_batch_is_not_evaluated():
     asked = []
     for size in (1, 4):
         evaluation = EvaluationConfig(questions=10, whole_batches_of=size)
-        trainer = SimpleNamespace(cfg=dataclasses.replace(EXPERIMENT, evaluation=evaluation))
-        Trainer._load_questions(trainer)
-        asked.append(trainer.test_questions)
+        asked.append(load_questions(dataclasses.replace(EXPERIMENT, evaluation=evaluation))[1])
     assert [len(questions) for questions in asked] == [10, 8] and asked[1] == asked[0][:8]
 
 
