@@ -84,25 +84,6 @@ def test_the_verdict_says_what_is_missing_and_what_to_try():
     assert 'mesh=1,16,4' in plan.table(dataclasses.replace(short, mesh=(1, 64, 1)), TARGET, cfg, work)
 
 
-def test_what_the_compiler_expects_is_told_where_it_sees_the_whole_program():
-    sizes = types.SimpleNamespace(
-        temp_size_in_bytes=5, output_size_in_bytes=3, alias_size_in_bytes=1, argument_size_in_bytes=2
-    )
-    for told, found in (({'optimal_seconds': 0.125}, 0.125), (None, 0.0), ({'optimal_seconds': -1.0}, 0.0)):
-        program = types.SimpleNamespace(
-            memory_analysis=lambda: sizes, as_text=lambda: 'ENTRY %m () {\n}', cost_analysis=lambda told=told: told
-        )
-        made = compiled._compile(types.SimpleNamespace(compile=lambda program=program: program), None)
-        assert made == compiled.Compiled(2, 7, {}, estimate=found)
-    run = programs.of(config((1, 1, 1)), make_mesh((1, 1, 1)))
-    assert {p.name for p in run.programs if p.looped} == {'reference', 'update'}
-    made = planned((1, 1, 1))
-    needs = [dataclasses.replace(made.needs[0], estimate=0.125), *made.needs[1:]]
-    said = plan.table(dataclasses.replace(made, needs=tuple(needs)), TARGET, config((1, 1, 1)), plan.Work())
-    rows = [line.split(' | ') for line in said.splitlines() if line.startswith('| policy: ') or '| update ' in line]
-    assert [row[8] for row in rows] == ['125.00', '-', '-']
-
-
 def test_a_program_that_the_compiler_refuses_is_told_and_no_crash():
     class Lowered:
         def compile(self):

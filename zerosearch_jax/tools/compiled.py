@@ -37,8 +37,6 @@ class Compiled:
     own: int  # temporaries, and results that take no argument's place
     received: Mapping[str, float]  # from other devices, by the mesh axes that they lie on ('fsdp', 'fsdp+tensor', ...)
     refused: bool = False  # by a compiler that refuses what does not fit; `own` is what it names
-    # seconds that the compiler expects, the body of each loop run once; 0: it does not say (XLA:TPU does)
-    estimate: float = 0.0
 
 
 def measure(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, compiler: str, cache: pathlib.Path) -> Compiled:
@@ -76,8 +74,7 @@ def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> Compiled:
     received: collections.Counter = collections.Counter()
     for one in collectives(program.as_text(), mesh):
         received[one.axes] += one.times * one.received
-    estimate = (program.cost_analysis() or {}).get('optimal_seconds', 0.0)
-    return Compiled(memory.argument_size_in_bytes, own, dict(received), estimate=max(estimate, 0.0))
+    return Compiled(memory.argument_size_in_bytes, own, dict(received))
 
 
 # ---------------------------------------------------------------- collectives

@@ -50,7 +50,6 @@ class Need:
     refused: bool
     seconds: Mapping[str, float]  # 'arithmetic', 'memory', 'links'
     received: Mapping[str, float]  # from other devices, by mesh axes
-    estimate: float = 0.0  # seconds that the compiler expects; 0: it does not say
 
     @property
     def least(self) -> float:
@@ -109,8 +108,7 @@ def plan(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work
             arguments = max(made.arguments, program.arguments)  # a refused one names none
             seconds = _seconds(program, made, hardware, run.mesh.size)
             sizes = program.arguments, arguments, made.own
-            estimate = 0.0 if program.looped else made.estimate  # loops are counted once there
-            needs.append(Need(program.name, *sizes, made.refused, seconds, made.received, estimate))
+            needs.append(Need(program.name, *sizes, made.refused, seconds, made.received))
     times = _times(cfg, run, work or Work.of(cfg))
     return Plan(run.resident, tuple(needs), run.slots, times, run.mesh.devices.shape, compiler, hardware.memory)
 
@@ -196,9 +194,8 @@ def table(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> str:
         '|---|---|',
         *(f'| {name} | {_gib(count)} |' for name, count in made.resident.items()),
         '',
-        '| program | arguments | beside them | its own | peak | arithmetic ms | memory ms | links ms | compiler ms '
-        '| from others |',
-        '|---|---|---|---|---|---|---|---|---|---|',
+        '| program | arguments | beside them | its own | peak | arithmetic ms | memory ms | links ms | from others |',
+        '|---|---|---|---|---|---|---|---|---|',
         *(_row(need, made) for need in made.needs),
         '',
     ]
@@ -211,8 +208,7 @@ def _gib(count: float) -> str:
 
 def _row(need: Need, made: Plan) -> str:
     memory = map(_gib, (need.arguments, made.beside(need), need.own, made.peak_of(need)))
-    times = [f'{1000 * need.seconds[part]:.2f}' for part in ('arithmetic', 'memory', 'links')]
-    times.append(f'{1000 * need.estimate:.2f}' if need.estimate else '-')
+    times = (f'{1000 * need.seconds[part]:.2f}' for part in ('arithmetic', 'memory', 'links'))
     moved = ', '.join(f'{axes} {_gib(count)}' for axes, count in need.received.items()) or '-'
     return f'| {" | ".join([need.name + " (refused)" * need.refused, *memory, *times, moved])} |'
 

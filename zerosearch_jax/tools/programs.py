@@ -39,7 +39,6 @@ class Program(NamedTuple):
     arguments: int  # bytes of each device that it is called with and that are there all the time
     moved: float  # bytes of each device's memory that it reads and writes at least; of decoding, one token's
     turns: int = 1  # of its loops whose length is not known beforehand
-    looped: bool = True  # whether what it counts for runs in a loop, over layers or micro-batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +166,7 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
     there, weights = size(role.params) + size(cache), size(cast(role.params, role.dtype))
     traced = generation.extend.trace(role.params, cache, each, tokens, each, each, **common)
     written = size(cache) * rows[0] * rows[1] / role.slots
-    yield Program(f'{role.name}: prompts and observations', traced, there, weights + written, looped=False)
+    yield Program(f'{role.name}: prompts and observations', traced, there, weights + written)
     table = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
     traced = generation.decode.trace(
         role.params,
@@ -183,7 +182,7 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
         truncation=role.truncation,
         **common,
     )
-    yield Program(f'{role.name}: decoding', traced, there, weights + size(cache), looped=False)
+    yield Program(f'{role.name}: decoding', traced, there, weights + size(cache))
 
 
 # ---------------------------------------------------------------- learning
