@@ -64,11 +64,3 @@ def test_experiments_run_two_steps(small, name, preset, tmp_path):
         return dataclasses.replace(cfg, num_layers=1, vocab_size=512, **narrow)
 
     run(small(name, preset, shrink), tmp_path / 'run')
-
-
-@pytest.mark.slow
-def test_an_experiment_runs_at_full_width(small, tmp_path):
-    """Policy and simulator of 3B with all their widths and one layer; one of 14B does not fit beside it in 24 GiB."""
-    cfg = small('qwen2_5_3b', 'base', lambda cfg: dataclasses.replace(cfg, num_layers=1))
-    simulator = dataclasses.replace(cfg.simulator, model='qwen2.5-3b')
-    run(dataclasses.replace(cfg, simulator=simulator), tmp_path / 'run')
