@@ -74,9 +74,9 @@ class Runs:
         asked = sorted(set.intersection(*(set(self.answers[seed]) for seed in seeds))) if seeds else []
         return {question: [self.answers[seed][question][name] for seed in seeds] for question in asked}
 
-    def curve(self, key: str, seeds: Sequence[int] = ()) -> np.ndarray:
+    def curve(self, key: str) -> np.ndarray:
         """[steps, seeds] of a metric, of the steps that all have; empty where there are none."""
-        found = [[row.get(key) for row in self.steps[seed]] for seed in seeds or self.seeds]
+        found = [[row.get(key) for row in self.steps[seed]] for seed in self.seeds]
         count = min(map(len, found)) if any(value is not None for one in found for value in one) else 0
         return np.array([one[:count] for one in found], float).T.reshape(count, len(found))
 
