@@ -89,6 +89,7 @@ def test_runs_are_shared_among_parts_and_finished_ones_are_not_repeated(tmp_path
         (here / 'config.json').write_text(resolved)
         metrics.write_jsonl(here / 'metrics.jsonl', [{'step': 1, 'reward/mean': 0.5, **SPEED}])
         (here / 'summary.json').write_text('{}')
+        return {}
 
     monkeypatch.setattr(sweep.train_rl, 'train', train)
     work, results = tmp_path / 'work', tmp_path / 'results'
@@ -103,6 +104,15 @@ def test_runs_are_shared_among_parts_and_finished_ones_are_not_repeated(tmp_path
     changed = study(seeds=(0,), variants={'a': {'rl': {'kl': 0.5}}})
     sweep.sweep(changed, work, results)
     assert len(ran) == 5  # another configuration is another run
+
+
+def test_a_run_that_was_told_to_stop_is_not_taken_for_done(tmp_path, monkeypatch):
+    made, results = study(seeds=(0,), variants={'a': {}}), tmp_path / 'results'
+    with monkeypatch.context() as sigterm:
+        sigterm.setattr(sweep.train_rl.preemption.Watch, 'asked', lambda self: True)
+        assert '| a | not run |' in sweep.sweep(made, tmp_path / 'work', results)
+    assert metrics.read_jsonl(tmp_path / 'work' / 'a' / 'seed_0' / 'metrics.jsonl')[-1]['step'] == 1
+    assert '| a | 1 |' in sweep.sweep(made, tmp_path / 'work', results)
 
 
 def test_the_report_pairs_questions_and_seeds(tmp_path):

@@ -26,8 +26,10 @@ SHOWN = 2  # trajectories on the boards, of those that are written
 DRAWN_EVERY = 10  # steps after which the boards are given the curves
 
 
-def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
+def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict | None:
     """Runs, or resumes, the whole job in `workdir`; returns the summary that it also writes there.
+
+    None where SIGTERM came: the run is saved, and the same call continues it.
 
     Args:
       cfg: checked configuration.
@@ -75,6 +77,8 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict:
                 writer.close()
                 summary = report.summarize(workdir)
                 progress.say(report.text(summary, workdir))
+    if stopped:
+        return None
     return summary if main else {}
 
 

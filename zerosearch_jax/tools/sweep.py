@@ -95,7 +95,8 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
             continue
         progress.say(f'run {number}/{len(runs)}: {variant}, seed {config.seed}')
         here = study.place(workdir, variant, seed)
-        train_rl.train(experiment.parse(config), here, resolved)
+        if train_rl.train(experiment.parse(config), here, resolved) is None:
+            break  # told to stop
         if jax.process_index() == 0:
             sweep_report.keep(here, kept, resolved)
             write_report(study, results)
