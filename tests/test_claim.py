@@ -30,7 +30,7 @@ def arm(name):
 def test_no_question_serves_two_purposes(monkeypatch):
     trained, held_out = trainer.load_questions(arm('simulated_search'))
     parts = [taught('policy', monkeypatch), taught('simulator', monkeypatch), trained, held_out]
-    assert [len(part) for part in parts] == [925, 1399, 2405, 400]
+    assert [len(part) for part in parts] == [925, 1399, 2405, 200]
     for one, other in itertools.combinations(parts, 2):
         assert not {q.id for q in one} & {q.id for q in other}
         assert not {q.question for q in one} & {q.question for q in other}
@@ -49,7 +49,7 @@ def test_arms_are_asked_the_same_with_the_real_engine():
     assert len({tuple(q.id for q in trainer.load_questions(a)[1]) for a in arms}) == 1
     assert {(a.engine.kind, a.evaluation.temperature, a.evaluation.documents) for a in arms} == {('bm25', 0.0, 2)}
     assert len({(a.rollout.questions, a.rollout.group, a.policy, a.optimizer, a.data) for a in arms}) == 1
-    assert [a.rl.steps for a in arms] == [0, 20, 20, 20]
+    assert [a.rl.steps for a in arms] == [0, 12, 12, 12]
 
 
 @pytest.mark.parametrize('name', ['miniature_policy', 'miniature_simulator'])

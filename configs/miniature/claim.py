@@ -2,13 +2,13 @@ r"""Does training on simulated search carry over to a real engine? The published
 
   python -m launch.sweep --config configs/miniature/claim.py --results docs/runs/claim
   python -m launch.sweep --config configs/miniature/claim.py:further
-  python -m launch.sweep --config configs/miniature/claim.py --config.seeds="(0,)" --config.base.rl.steps=8 \
-      --config.base.evaluation.questions=100
+  python -m launch.sweep --config configs/miniature/claim.py:simulated_search --config.seeds="(0,)" \
+      --config.base.rl.steps=8 --config.base.evaluation.questions=100
 
 All arms have the same warm start (configs/miniature/warm_start.py), questions, updates and trajectories; all are asked
 the same held-out questions greedily, with BM25 over the built-in corpus (without search for the arm without search).
-`further`: the simulator as it comes, constant noise of the curriculum's mean, and oracle documents. Results:
-docs/claim.md.
+`further`: the simulator as it comes, constant noise of the curriculum's mean, and oracle documents. The name of an arm:
+that arm alone. Results: docs/claim.md.
 """
 
 from ml_collections import ConfigDict
@@ -43,15 +43,17 @@ PAIRS = (
 
 
 def get_config(preset=''):
-    variants, pairs = {'': (CORE, PAIRS), 'further': (FURTHER, ())}[preset]
+    studies = {'': (CORE, PAIRS), 'further': (FURTHER, ())}
+    studies |= {name: ({name: arm}, ()) for name, arm in (FURTHER | CORE).items()}
+    variants, pairs = studies[preset]
     base = quickstart.get_config()
     base.data.folds = FOLDS['reinforcement']
     base.policy.adapter, base.simulator.adapter = 'miniature_policy', 'miniature_simulator'
-    base.rollout.update(questions=8, group=8, temperature=0.8, prompt_tokens=144, response_tokens=432, slots=64)
+    base.rollout.update(questions=4, group=8, temperature=0.8, prompt_tokens=144, response_tokens=432, slots=32)
     base.simulator.slots = 32
-    base.rl.update(steps=20, row_length=576, drop_zero_variance=True)
-    base.optimizer.learning_rate = 1e-4
-    base.evaluation.update(questions=400, before=False)
+    base.rl.update(steps=12, row_length=576, drop_zero_variance=True)
+    base.optimizer.update(learning_rate=5e-5, warmup_steps=2)
+    base.evaluation.update(questions=200, before=False)
     base.run.update(trajectories_every=10, tensorboard=False)
     baseline = next(iter(variants))
     return ConfigDict({'base': base, 'baseline': baseline, 'variants': variants, 'pairs': pairs, 'seeds': (0, 1, 2)})
