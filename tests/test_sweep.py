@@ -22,7 +22,7 @@ def study(**changes):
     return sweep.parse(ConfigDict(config | changes))
 
 
-def fake_run(results, made, variant, seed, scores, rewards, extra=None):
+def fake_run(results, made, variant, seed, scores, rewards, extra=None, hops=False):
     """What is kept of a run whose evaluation had these scores."""
     run, resolved = results / 'run', settings.to_json(made.config(variant, seed))
     texts = [{'kind': kind, 'text': f'{kind} of {variant}'} for kind in ('prompt', 'action')]
@@ -32,6 +32,7 @@ def fake_run(results, made, variant, seed, scores, rewards, extra=None):
             'id': f'q{i}',
             'question': '*q*?',
             'golden_answers': ['a'],
+            'hops': 1 + i // 3 if hops else None,
             'step': 2,
             'em': s,
             'f1': s,
@@ -136,6 +137,18 @@ def test_the_report_pairs_questions_and_seeds(tmp_path):
     assert '| b | 2 | 0.625' in text and '| b - a | +0.250' in text
     assert '| a | 10 | 1000 | 5,000 | 2.0 | 2.00 (cpu) | - | $9.17 |' in text
     assert (tmp_path / 'report.png').stat().st_size > 1000
+
+
+def test_questions_of_one_and_two_hops_are_told_apart(tmp_path):
+    made = study()
+    fake_run(tmp_path, made, 'a', 0, [1, 1, 0, 0, 1], [0.5])
+    assert 'in need of' not in sweep.write_report(made, tmp_path)
+    for seed, scores in enumerate(([1, 1, 0, 0, 1], [1, 1, 1, 0, 0])):
+        fake_run(tmp_path, made, 'b', seed, scores, [0.5], hops=True)
+    text = sweep.write_report(made, tmp_path)
+    assert '| variant | 3 questions in need of 1 passage | 2 questions in need of 2 passages |' in text
+    split = json.loads((tmp_path / 'report.json').read_text())['variants']['b']['em_by_hops']
+    assert [split[n]['mean'] for n in '12'] == pytest.approx([5 / 6, 1 / 4]) and split['1']['searches'] == 2
 
 
 def test_examples_are_the_first_of_every_variant_and_format_nothing(tmp_path):

@@ -89,12 +89,13 @@ def row(trajectory: Trajectory, tokenizer: Tokenizer, gaps: Sequence[float] | No
     Of a sampled segment also, a token each, the characters of the text, the engine's log-prob, and where `gaps` of all
     sampled tokens are given, how much the trainer's differs from it.
     """
-    left = iter(() if gaps is None else gaps)
+    left, hops = iter(() if gaps is None else gaps), trajectory.question.metadata.get('hops')
     return {
         'id': trajectory.question.id,
         'sample': trajectory.sample,
         'question': trajectory.question.question,
         'golden_answers': list(trajectory.question.golden_answers),
+        'hops': hops if isinstance(hops, int) else None,
         'answer': trajectory.answer,
         'status': trajectory.status,
         'action_tokens': trajectory.action_tokens,

@@ -24,7 +24,7 @@ from zerosearch_jax.tools.evaluation_figures import SCORES, sign_flip_p
 
 LAST = 0.2  # share of the steps at the end over which the training reward is averaged
 EXAMPLES = 5
-ANSWER = ('id', 'step', 'answer', 'status', *SCORES, 'response_tokens')
+ANSWER = ('id', 'hops', 'step', 'answer', 'status', *SCORES, 'response_tokens')
 POWER = 1.96 + 0.84  # standard errors of a difference that is found at 5 % in four studies of five
 CURVES = {
     'reward/mean': 'reward in training',
@@ -117,7 +117,8 @@ def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs]
         'variants': {name: _measured(runs) for name, runs in found.items()},
         'differences': {f'{b} - {a}': difference(found[a], found[b]) for a, b in pairs},
     }
-    parts = [_scores_table(names, facts), _differences_table(facts), _cost_table(found), _examples(found)]
+    tables = [_scores_table(names, facts), _hops_table(facts), _differences_table(facts), _cost_table(found)]
+    parts = [*tables, _examples(found)]
     text = '\n\n'.join(filter(None, parts))
     results.mkdir(parents=True, exist_ok=True)
     (results / 'report.json').write_text(json.dumps(facts, indent=2) + '\n')
@@ -135,9 +136,19 @@ def _measured(runs: Runs) -> dict:
     for name in SCORES:
         if scores := runs.scores(name, runs.seeds):
             figures[name] = _with_interval([*scores.values()]) | {'questions': len(scores)}
+    if hops := {row['hops'] for answers in runs.answers.values() for row in answers.values()} - {None}:
+        figures['em_by_hops'] = {n: _of_hops(runs, n) for n in sorted(hops)}
     if runs.late:
         figures['reward'] = {'mean': float(np.mean([*runs.late.values()])), 'seeds': [*runs.late.values()]}
     return figures
+
+
+def _of_hops(runs: Runs, hops: int) -> dict:
+    """Exact match and searches a question of those that need so many passages."""
+    of = {i for answers in runs.answers.values() for i, row in answers.items() if row['hops'] == hops}
+    em = [scores for i, scores in runs.scores('em', runs.seeds).items() if i in of]
+    searches = [np.mean(counts) for i, counts in runs.scores('searches', runs.seeds).items() if i in of]
+    return _with_interval(em) | {'questions': len(em), 'searches': float(np.mean(searches))}
 
 
 def difference(first: Runs, second: Runs) -> dict:
@@ -184,6 +195,20 @@ def _scores_table(names: Sequence[str], facts: dict) -> str:
     return (
         _table(['variant', 'seeds', *SCORES.values(), 'training reward, last fifth (each seed)'], lines) + f'\n\n{note}'
     )
+
+
+def _hops_table(facts: dict) -> str:
+    split = {name: figures['em_by_hops'] for name, figures in facts['variants'].items() if 'em_by_hops' in figures}
+    hops = sorted({n for of in split.values() for n in of})
+    if len(hops) < 2:
+        return ''
+    lines = [
+        [name, *(f'{_shown(of[n])}; {of[n]["searches"]:.2f}' if n in of else '' for n in hops)]
+        for name, of in split.items()
+    ]
+    asked = {n: max(of[n]['questions'] for of in split.values() if n in of) for n in hops}
+    titles = [f'{asked[n]} questions in need of {n} passage{"s" * (n > 1)}' for n in hops]
+    return _table(['variant', *titles], lines) + '\n\nExact match, and searches a question.'
 
 
 def _differences_table(facts: dict) -> str:
@@ -264,11 +289,14 @@ def plot(found: Mapping[str, Runs], facts: dict, path: pathlib.Path):
     _draw_scores(axes[0], facts['variants'])
     for place, key in zip(axes[1:], panels, strict=False):
         for number, runs in enumerate(found.values()):
-            curve = runs.curve(key)
-            steps, color = np.arange(1, len(curve) + 1), f'C{number % 10}'
-            place.plot(steps, curve.mean(1), color=color, linestyle='-' if number < 10 else '--', linewidth=1.4)
+            curve, color = runs.curve(key), f'C{number % 10}'
+            there = np.isfinite(curve).any(1)  # a step with nothing to learn from has no loss
+            steps, curve = 1 + np.flatnonzero(there), curve[there]
             if len(curve):
-                place.fill_between(steps, curve.min(1), curve.max(1), color=color, alpha=0.12, linewidth=0)
+                style = {'linestyle': '-' if number < 10 else '--', 'linewidth': 1.4}
+                place.plot(steps, np.nanmean(curve, 1), color=color, **style)
+                low, high = np.nanmin(curve, 1), np.nanmax(curve, 1)
+                place.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
         place.set_title(CURVES[key], loc='left', fontsize=9)
         place.set_xlabel('step', fontsize=8)
     for place in axes:
