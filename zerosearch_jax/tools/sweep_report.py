@@ -267,7 +267,9 @@ def _plain(text: str) -> str:
 
 
 def _number(value: dict | None, key: str) -> str:
-    return '' if value is None else f'{value[key]:.3f}'
+    if value is None:
+        return ''
+    return f'{value[key]:.3f}' if value[key] >= 0.001 else '<0.001'
 
 
 def _shown(value: dict | None) -> str:
