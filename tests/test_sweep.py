@@ -189,9 +189,11 @@ def test_what_is_not_run_is_said_so(tmp_path):
 
 
 def test_a_real_study_of_the_tiny_model(tmp_path):
-    made = study(seeds=(0,))
+    made = study(seeds=(0,), variants={'a': {}, 'b': {'evaluation': {'before': False}}})
     text = sweep.sweep(made, tmp_path, tmp_path / 'results')
     assert '| a | 1 |' in text and '| b | 1 |' in text
+    first = [(tmp_path / variant / 'seed_0' / 'evaluation' / 'step_000000.jsonl').exists() for variant in 'ab']
+    assert first == [True, False]
     for variant in 'ab':
         kept = tmp_path / 'results' / variant / 'seed_0'
         run = metrics.read_jsonl(tmp_path / variant / 'seed_0' / 'evaluation' / 'step_000002.jsonl')

@@ -94,9 +94,8 @@ class Learned(NamedTuple):
 
     metrics: dict[str, float]
     advantages: np.ndarray  # ... the mean advantage of its tokens [N], 0 where it was not trained on
-    gaps: list[
-        np.ndarray | None
-    ]  # ... of each sampled token the trainer's log-prob less the engine's, before the update
+    # ... of each sampled token the trainer's log-prob less the engine's, before the update
+    gaps: list[np.ndarray | None]
 
 
 class Learner:
