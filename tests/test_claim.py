@@ -1,8 +1,12 @@
 """The miniature study: what its arms learn from and are asked is apart, and only its arms differ."""
 
 import itertools
+import json
+import pathlib
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from configs.miniature import claim, warm_start
@@ -10,6 +14,8 @@ from zerosearch_jax import experiment, roles, train_sft, trainer
 from zerosearch_jax.data import rows
 from zerosearch_jax.search import demos
 from zerosearch_jax.tools import sweep
+
+RESULTS = pathlib.Path(__file__).parents[1] / 'docs' / 'runs' / 'claim'
 
 
 def taught(preset, monkeypatch):
@@ -50,6 +56,18 @@ def test_arms_are_asked_the_same_with_the_real_engine():
     assert {(a.engine.kind, a.evaluation.temperature, a.evaluation.documents) for a in arms} == {('bm25', 0.0, 2)}
     assert len({(a.rollout.questions, a.rollout.group, a.policy, a.optimizer, a.data) for a in arms}) == 1
     assert [a.rl.steps for a in arms] == [0, 12, 12, 12]
+
+
+def test_the_report_is_made_of_the_committed_results(tmp_path):
+    results = tmp_path / 'claim'
+    shutil.copytree(RESULTS, results)
+    assert sweep.write_report(sweep.parse(claim.get_config()), results) == (RESULTS / 'report.md').read_text().strip()
+    variants = json.loads((results / 'report.json').read_text())['variants']
+    assert {name: len(found['seeds']) for name, found in variants.items()} == dict.fromkeys(claim.CORE, 3)
+    page = (RESULTS.parents[1] / 'claim.md').read_text()
+    for name, found in variants.items():
+        mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
+        assert f'| {name.replace("_", " ")} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
 
 
 @pytest.mark.parametrize('name', ['miniature_policy', 'miniature_simulator'])
