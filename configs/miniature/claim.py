@@ -3,7 +3,7 @@ r"""Does training on simulated search carry over to a real engine? The published
   python -m launch.sweep --config configs/miniature/claim.py --results docs/runs/claim
   python -m launch.sweep --config configs/miniature/claim.py:further
   python -m launch.sweep --config configs/miniature/claim.py:simulated_search --config.seeds="(0,)" \
-      --config.base.rl.steps=8 --config.base.evaluation.questions=100
+      --config.base.rl.steps=6 --config.base.evaluation.questions=50
 
 All arms have the same warm start (configs/miniature/warm_start.py), questions, updates and trajectories; all are asked
 the same held-out questions greedily, with BM25 over the built-in corpus (without search for the arm without search).
