@@ -333,6 +333,20 @@ def test_no_advantage_no_gradient(seed, ratio):
         assert not np.asarray(gradient).any()
 
 
+@pytest.mark.parametrize('ratio', ['token', 'sequence'])
+def test_a_token_that_nobody_sampled_has_ratio_one(ratio):
+    batch, (logprobs, entropies) = make_batch(), make_logprobs()
+    active = np.argwhere(np.asarray(batch.weights) > 0)
+    row, column = active[0]
+    old = np.array(batch.old_logprobs) - 0.5  # whatever the others' ratio is
+    old[row, column] = np.nan
+    cfg = LossConfig(kl=0.0, entropy=0.0, ratio=ratio, clip=0.1)
+    _, gradient, _ = loss_gradient(logprobs, entropies, batch.replace(old_logprobs=old), cfg)
+    expected = -batch.weights[row, column] * batch.advantages[row, column]
+    np.testing.assert_allclose(gradient[row, column], expected, rtol=1e-5)
+    assert expected != 0
+
+
 def test_without_kl_the_reference_has_no_influence():
     batch = make_batch()
     logprobs, entropies = make_logprobs()

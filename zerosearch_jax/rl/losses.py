@@ -220,7 +220,7 @@ def policy_loss(
         log_ratio = logprobs - jax.lax.stop_gradient(logprobs)
     if cfg.ratio == 'sequence':
         mean = segment_mean(jax.lax.stop_gradient(log_ratio), sampled, batch.segments)
-        log_ratio = mean + logprobs - jax.lax.stop_gradient(logprobs)
+        log_ratio = jnp.where(sampled, mean, 0.0) + logprobs - jax.lax.stop_gradient(logprobs)
     ratio = jnp.exp(jnp.where(active, log_ratio, 0.0))
     clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip))
     advantages = jnp.where(active, batch.advantages, 0.0)
