@@ -62,6 +62,30 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path):
     assert made.resident['simulator cache'] == held(trainer.simulator.engine._cache)
 
 
+@pytest.mark.parametrize(('trunk', 'rank'), [('own', 0), ('own', 4), ('shared', 0)])
+def test_a_critic_is_counted(tmp_path, trunk, rank):
+    cfg = config((1, 4, 2), algorithm='ppo')
+    cfg = dataclasses.replace(cfg, critic=dataclasses.replace(cfg.critic, trunk=trunk, lora_rank=rank))
+    made = programs.of(cfg, sharding.make_mesh(cfg.mesh))
+    learner = Trainer(cfg, tmp_path).learner
+    kept = jax.tree.leaves((learner.state['critic'], learner._critic_frozen))
+    assert made.resident['critic'] == sum(x.addressable_shards[0].data.nbytes for x in kept)
+    assert {'critic: values', 'critic: update'} <= {program.name for program in made.programs}
+    assert plan.plan(cfg, TARGET, *hardware.devices(TARGET)).seconds('critic') > 0
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(tmp_path, same):
+    cfg = config((1, 1, 1), kl=0.0)
+    if not same:
+        cfg = dataclasses.replace(cfg, simulator=dataclasses.replace(cfg.simulator, kind='engine'))
+    before = {id(x) for x in jax.live_arrays()}
+    trainer = Trainer(cfg, tmp_path)
+    shape = trainer.learner.state['policy'].params['embed'].shape
+    held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
+    assert len(held) == 3 + same  # weights, two moments, and what the simulator is
+
+
 def test_slots_are_those_that_the_memory_for_the_cache_holds():
     cfg = config((1, 4, 2))
     one = programs.size(

@@ -105,8 +105,11 @@ class Trainer:
     def _build_learner(self):
         cfg = self.cfg
         trainable = roles.trainable(self.model, cfg.policy, self.mesh, cfg.seed)
-        if not trainable.frozen:  # the learner donates them, and simulator and critic may start from the same weights
-            trainable = dataclasses.replace(trainable, params=jax.tree.map(lambda x: x.copy(), trainable.params))
+        if not trainable.frozen:  # all weights are trained: the learner takes them over
+            if cfg.simulator.kind == 'model' and cfg.simulator.model == cfg.policy.model:
+                trainable = dataclasses.replace(trainable, params=jax.tree.map(lambda x: x.copy(), trainable.params))
+            else:
+                self.model = dataclasses.replace(self.model, params={})  # nobody else needs those that were loaded
         self.learner = Learner(
             cfg.rl,
             cfg.critic,

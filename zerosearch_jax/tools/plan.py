@@ -130,7 +130,7 @@ def _times(cfg: Config, run: programs.Run, work: Work) -> dict[str, float]:
     used = min(
         tokens / (cfg.rollout.prompt_tokens + cfg.rollout.response_tokens), 1.0
     )  # empty micro-batches are skipped
-    times = {'reference': used, 'update': used * updates}
+    times = {'reference': used, 'critic: values': used} | dict.fromkeys(('update', 'critic: update'), used * updates)
     read = {
         'policy': cfg.rollout.prompt_tokens / cfg.rollout.group + work.searches * cfg.rollout.observation_tokens,
         'simulator': work.searches * cfg.simulator.prompt_tokens,
@@ -258,7 +258,7 @@ def advice(made: Plan, cfg: Config) -> Iterator[str]:
     """What would lower the need of the program that has the largest."""
     data, fsdp, tensor = made.mesh
     need = max(made.needs, key=made.peak_of)
-    learning = need.name in ('update', 'reference')
+    learning = need.name.split(':')[0] not in made.slots
     if learning and need.own > made.resident['optimizer'] / 2 and cfg.rl.remat != 'full':
         yield 'rl.remat=full'
     if learning and cfg.rl.rows_per_micro > data * fsdp:

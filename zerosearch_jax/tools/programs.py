@@ -23,6 +23,7 @@ from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
 from zerosearch_jax.models import attention, lora, transformer
 from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models.config import PRESETS, ModelConfig
+from zerosearch_jax.rl import critic as critics
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.search import prompts
 from zerosearch_jax.text import stop
@@ -75,9 +76,7 @@ def of(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
     layout = lora.layout(policy, cfg.policy.lora_rank) if cfg.policy.lora_rank else transformer.layout(policy)
     trained, frozen = sharding.abstract(layout, mesh), whole if cfg.policy.lora_rank else {}
     tx = state.optimizer(cfg.optimizer, cfg.rl.steps)
-    places = state.state_shardings(layout, tx, mesh)
-    shapes = jax.eval_shape(lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), trained)
-    train_state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    train_state, places = abstract_state(layout, tx, mesh)
     resident = {'policy': size(trained) + size(frozen), 'optimizer': size(train_state.opt_state)}
     programs, slots, tokens = [], {}, {}
     with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
@@ -96,7 +95,20 @@ def of(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             resident['reference'] = size(reference)
             programs.append(learner.score(reference))
         programs.append(learner.update(tx, places))
+        if cfg.rl.has_critic:
+            kept, more = learner.critic(whole)
+            resident['critic'] = kept
+            programs += more
     return Run(resident, tuple(programs), slots, tokens, mesh)
+
+
+def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.TrainState, state.TrainState]:
+    """A training state of this layout without its values; and its shardings."""
+    places = state.state_shardings(layout, tx, mesh)
+    params = sharding.abstract(layout, mesh)
+    shapes = jax.eval_shape(lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
+    made = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    return made, places
 
 
 def size(tree) -> int:
@@ -132,7 +144,9 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
     yield _Role('policy', policy, params, slots, longest, cfg.policy.dtype, prompts.STOP_STRINGS, truncation)
     if sim.kind == 'model':
         model, longest = model_config(sim.model), sim.prompt_tokens + sim.max_tokens
-        weights = sharding.abstract(transformer.layout(model), mesh, jnp.dtype(sim.dtype))
+        # the policy's own model is in memory once, as it is trained
+        dtype = 'float32' if sim.model == cfg.policy.model else sim.dtype
+        weights = sharding.abstract(transformer.layout(model), mesh, jnp.dtype(dtype))
         slots = _slots(sim, model, mesh, longest, sim.dtype)
         yield _Role('simulator', model, weights, slots, longest, sim.dtype, (), FULL_SUPPORT)
 
@@ -229,6 +243,28 @@ class _Learner:
         moved = len_micro(batch) * (2 if rl.remat == 'none' else 3) * self._weights + 2 * size(self._state)
         there = size(self._state) + size(self._frozen)
         return Program('update', update.trace(self._state, self._frozen, batch), there, moved, self._turns)
+
+    def critic(self, whole) -> tuple[int, list[Program]]:
+        """Bytes of each device that the critic of PPO keeps; and its two programs. `whole`: the initial policy."""
+        rl, own = self._cfg.rl, self._cfg.critic
+        layout, frozen = critics.layout(self._policy), lora.combine(self._frozen, self._trained)
+        if own.trunk == 'own':
+            rank, frozen = own.lora_rank, whole if own.lora_rank else {}
+            layout |= lora.layout(self._policy, rank) if rank else transformer.layout(self._policy)
+        tx = state.optimizer(state.OptimizerConfig(own.learning_rate), rl.steps)
+        train_state, places = abstract_state(layout, tx, self._mesh)
+        everything = self._batch(self._cfg.rollout.questions * self._cfg.rollout.group)
+        batch = self._batch(rl.minibatch or self._cfg.rollout.questions * self._cfg.rollout.group)
+        values = critics.values.trace(train_state.params, frozen, everything, cfg=self._policy, compute=self._compute)
+        update = critics.make_update(self._policy, tx, places, own.clip, self._compute)
+        update = update.trace(train_state, frozen, batch, batch.weights, batch.weights)
+        read = (len_micro(everything) * self._weights, len_micro(batch) * 2 * self._weights + 2 * size(train_state))
+        there = size(train_state.params) + size(frozen), size(train_state) + size(frozen)
+        kept = size(train_state) + (size(frozen) if own.trunk == 'own' else 0)
+        return kept, [
+            Program('critic: values', values, there[0], read[0]),
+            Program('critic: update', update, there[1], read[1]),
+        ]
 
 
 def len_micro(batch: Batch) -> int:
