@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
-from zerosearch_jax import experiment, metrics, settings, train_rl
+from zerosearch_jax import experiment, metrics, preemption, settings, train_rl
 from zerosearch_jax.tools import sweep, sweep_report
 
 SPEED = {'speed/rollout_seconds': 1.5, 'speed/update_seconds': 0.5}
@@ -114,6 +115,43 @@ def test_a_run_that_was_told_to_stop_is_not_taken_for_done(tmp_path, monkeypatch
         assert '| a | not run |' in sweep.sweep(made, tmp_path / 'work', results)
     assert metrics.read_jsonl(tmp_path / 'work' / 'a' / 'seed_0' / 'metrics.jsonl')[-1]['step'] == 1
     assert '| a | 1 |' in sweep.sweep(made, tmp_path / 'work', results)
+
+
+def test_a_signal_in_the_last_step_of_a_run_ends_the_study_after_it(tmp_path, monkeypatch):
+    made, ran = study(), []
+
+    def train(cfg, here, resolved):
+        ran.append(here.parent.name)
+        with preemption.Watch():  # as in a run, which has nothing left to stop
+            signal.raise_signal(signal.SIGTERM)
+        metrics.write_jsonl(here / 'metrics.jsonl', [{'step': 1, 'reward/mean': 0.5, **SPEED}])
+        (here / 'summary.json').write_text('{}')
+        return {}
+
+    monkeypatch.setattr(sweep.train_rl, 'train', train)
+    assert '| a | 1 |' in sweep.sweep(made, tmp_path / 'work', tmp_path / 'results')
+    assert ran == ['a']
+
+
+def test_results_count_however_fast_they_were_made_and_by_whichever_version(tmp_path):
+    made = study(seeds=(0,), variants={'a': {}})
+    fake_run(tmp_path, made, 'a', 0, [1, 0], [0.1] * 10)
+    place = made.place(tmp_path, 'a', 0)
+    rows = metrics.read_jsonl(place / 'answers.jsonl')
+    metrics.write_jsonl(place / 'answers.jsonl', [{k: v for k, v in row.items() if k != 'hops'} for row in rows])
+    made.base.rollout.slots = 8
+    assert '| a | 1 | 0.500' in sweep.write_report(made, tmp_path)
+    made.base.rollout.group = 3
+    assert '| a | not run |' in sweep.write_report(made, tmp_path)
+
+
+def test_runs_that_an_alarm_stopped_early_cut_no_other_short(tmp_path):
+    made = study(variants={'a': {}})
+    fake_run(tmp_path, made, 'a', 0, [1], [0.1] * 8 + [0.2, 0.4])
+    fake_run(tmp_path, made, 'a', 1, [1], [0.1] * 5)
+    sweep.write_report(made, tmp_path)
+    found = json.loads((tmp_path / 'report.json').read_text())['variants']['a']
+    assert found['reward']['seeds'] == pytest.approx([0.3, 0.1])
 
 
 def test_the_report_pairs_questions_and_seeds(tmp_path):

@@ -35,14 +35,11 @@ def claim(
     """
     path = workdir / 'config.json'
     begun = any((workdir / name).exists() for name in results)
-    if begun and path.exists():
-        old, new = (settings.without(json.loads(text), free) for text in (path.read_text(), resolved))
-        changed = [key for key in new if old.get(key) != new[key]]
-        if changed:
-            raise ValueError(
-                f'{workdir} holds a run with another configuration (it differs in {", ".join(changed)}); '
-                'choose another --workdir, or delete it to start over'
-            )
+    if begun and path.exists() and (changed := settings.changed(path.read_text(), resolved, free)):
+        raise ValueError(
+            f'{workdir} holds a run with another configuration (it differs in {", ".join(changed)}); '
+            'choose another --workdir, or delete it to start over'
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')  # of several processes, each writes the same
     partial.write_text(resolved)

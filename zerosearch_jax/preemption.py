@@ -9,7 +9,10 @@ from zerosearch_jax import sharding
 
 
 class Watch:
-    """Notes SIGTERM while it is entered; in a thread other than the main one there is nothing to note."""
+    """Notes SIGTERM while it is entered, and tells the one that it is entered in when it is left.
+
+    In a thread other than the main one there is nothing to note.
+    """
 
     def __init__(self):
         self._asked = False
@@ -23,6 +26,8 @@ class Watch:
     def __exit__(self, *exc_info: object) -> None:
         if self._main:
             signal.signal(signal.SIGTERM, self._before)
+            if self._asked and callable(self._before):
+                self._before(signal.SIGTERM, None)  # an outer watch was told too
 
     def _note(self, *_):
         self._asked = True

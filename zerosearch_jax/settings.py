@@ -119,6 +119,19 @@ def without(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return kept
 
 
+def positive(section: Any, *names: str) -> None:
+    """Raises ValueError where one of these fields of a section is less than 1."""
+    for name in names:
+        if getattr(section, name) < 1:
+            raise ValueError(f'{name} must be positive, got {getattr(section, name)}')
+
+
+def changed(old: str, new: str, free: Iterable[str] = FREE) -> list[str]:
+    """The sections in which two configurations, as JSON text, differ in more than the fields in `free`."""
+    before, after = (without(json.loads(text), free) for text in (old, new))
+    return [key for key in after if before.get(key) != after[key]]
+
+
 def _check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
     for name in names:
         if name not in known:

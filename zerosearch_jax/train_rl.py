@@ -111,6 +111,7 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> tup
             stopped = watch.asked() and not last
             if _evaluated(cfg, number) and not last and not stopped:
                 _evaluate_at(trainer, writer, number)  # before the save: a run that is killed here does the step again
+                stopped = watch.asked()
             if number % cfg.run.checkpoint_every == 0 or last or stopped:
                 host = {'step': number, 'seed': cfg.seed, 'history': [*trainer.history], 'rung': [*trainer.rung]}
                 checkpoints.save(number, trainer.learner.state, host)

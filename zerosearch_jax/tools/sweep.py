@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
-from zerosearch_jax import experiment, progress, settings, train_rl
+from zerosearch_jax import experiment, preemption, progress, settings, train_rl
 from zerosearch_jax.tools import sweep_report
 
 
@@ -88,18 +88,20 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
       parts: how many there are.
     """
     runs = study.runs()[part::parts]
-    for number, (variant, seed) in enumerate(runs, start=1):
-        config, kept = study.config(variant, seed), study.place(results, variant, seed)
-        resolved = settings.to_json(config)
-        if sweep_report.finished(kept, resolved):
-            continue
-        progress.say(f'run {number}/{len(runs)}: {variant}, seed {config.seed}')
-        here = study.place(workdir, variant, seed)
-        if train_rl.train(experiment.parse(config), here, resolved) is None:
-            break  # told to stop
-        if jax.process_index() == 0:
-            sweep_report.keep(here, kept, resolved)
-            write_report(study, results)
+    with preemption.Watch() as watch:
+        for number, (variant, seed) in enumerate(runs, start=1):
+            config, kept = study.config(variant, seed), study.place(results, variant, seed)
+            resolved = settings.to_json(config)
+            if sweep_report.finished(kept, resolved):
+                continue
+            progress.say(f'run {number}/{len(runs)}: {variant}, seed {config.seed}')
+            here = study.place(workdir, variant, seed)
+            done = train_rl.train(experiment.parse(config), here, resolved) is not None
+            if done and jax.process_index() == 0:
+                sweep_report.keep(here, kept, resolved)
+                write_report(study, results)
+            if watch.asked():
+                break
     return write_report(study, results)
 
 

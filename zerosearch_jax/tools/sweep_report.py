@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zerosearch_jax import evaluate as ev
-from zerosearch_jax import metrics, report
+from zerosearch_jax import metrics, report, settings
 from zerosearch_jax.tools.evaluation_figures import SCORES, sign_flip_p
 
 LAST = 0.2  # share of the steps at the end over which the training reward is averaged
@@ -44,16 +44,16 @@ def keep(run: pathlib.Path, kept: pathlib.Path, resolved: str):
         shutil.copyfile(run / name, kept / name)
     evaluated = report.evaluations(run)
     rows = evaluated[max(evaluated)] if evaluated else []
-    answers = [{key: row[key] for key in ANSWER} | {'searches': len(row['searches'])} for row in rows]
+    answers = [{key: row.get(key) for key in ANSWER} | {'searches': len(row['searches'])} for row in rows]
     metrics.write_jsonl(kept / 'answers.jsonl', answers)
     metrics.write_jsonl(kept / 'examples.jsonl', rows[:EXAMPLES])
     (kept / 'config.json').write_text(resolved)
 
 
 def finished(kept: pathlib.Path, resolved: str) -> bool:
-    """Whether the results of a run of this configuration are there."""
+    """Whether the results of a run of this configuration are there, wherever and how fast it ran."""
     path = kept / 'config.json'
-    return path.exists() and path.read_text() == resolved
+    return path.exists() and not settings.changed(path.read_text(), resolved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,8 @@ class Runs:
     @functools.cached_property
     def late(self) -> dict[int, float]:
         """The mean training reward of the last steps, by seed; {} without training."""
-        curve = self.curve('reward/mean')
-        last = curve[-max(int(LAST * len(curve)), 1) :] if len(curve) else np.zeros((0, 0))
-        return dict(zip(self.seeds, last.mean(0).tolist(), strict=True)) if last.size else {}
+        rewards = {seed: [row['reward/mean'] for row in rows] for seed, rows in self.steps.items() if rows}
+        return {seed: float(np.mean(one[-max(int(LAST * len(one)), 1) :])) for seed, one in rewards.items()}
 
 
 def read(places: Mapping[int, pathlib.Path]) -> Runs:
@@ -136,7 +135,7 @@ def _measured(runs: Runs) -> dict:
     for name in SCORES:
         if scores := runs.scores(name, runs.seeds):
             figures[name] = _with_interval([*scores.values()]) | {'questions': len(scores)}
-    if hops := {row['hops'] for answers in runs.answers.values() for row in answers.values()} - {None}:
+    if hops := {row.get('hops') for answers in runs.answers.values() for row in answers.values()} - {None}:
         figures['em_by_hops'] = {n: _of_hops(runs, n) for n in sorted(hops)}
     if runs.late:
         figures['reward'] = {'mean': float(np.mean([*runs.late.values()])), 'seeds': [*runs.late.values()]}
@@ -145,7 +144,7 @@ def _measured(runs: Runs) -> dict:
 
 def _of_hops(runs: Runs, hops: int) -> dict:
     """Exact match and searches a question of those that need so many passages."""
-    of = {i for answers in runs.answers.values() for i, row in answers.items() if row['hops'] == hops}
+    of = {i for answers in runs.answers.values() for i, row in answers.items() if row.get('hops') == hops}
     em = [scores for i, scores in runs.scores('em', runs.seeds).items() if i in of]
     searches = [np.mean(counts) for i, counts in runs.scores('searches', runs.seeds).items() if i in of]
     return _with_interval(em) | {'questions': len(em), 'searches': float(np.mean(searches))}
