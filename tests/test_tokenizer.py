@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from zerosearch_jax.models import config
 from zerosearch_jax.text import tokenizer as tokenizer_lib
-from zerosearch_jax.text.tokenizer import CHATML, Tokenizer, byte_tokenizer
+from zerosearch_jax.text.tokenizer import CHATML, DATE, Tokenizer, byte_tokenizer
 
 CORPUS = [
     "The lazy dog's 12345 legs don't jump over <answer> tags </answer>, nor <search> them </search>.",
@@ -59,6 +59,15 @@ def trained(pre='smollm', template=CHATML, in_vocab=True):
     backend.add_special_tokens([AddedToken(t, special=True) for t in CONTROL])
     backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in ADDED])
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, eos_token='<|im_end|>'))
+
+
+def test_a_prompt_is_the_same_on_every_day():
+    dated = (
+        '{% if date_string is not defined %}{% set date_string = strftime_now("%d %b %Y %f") %}{% endif %}'
+        '{{ date_string }}{{ messages[0].content }}'
+    )
+    tokenizer = trained(template=dated)
+    assert tokenizer.decode(tokenizer.chat([{'role': 'user', 'content': 'hello'}])) == f'{DATE}hello'
 
 
 ALL = [byte_tokenizer, trained, functools.partial(trained, 'qwen2', LLAMA_LIKE, False)]

@@ -17,6 +17,8 @@ from typing import Any
 # End a generation wherever a tokenizer has them, besides what it declares itself.
 END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_of_text|>')
 
+DATE = '26 Jul 2024'  # what templates that tell the date write: a prompt is the same on every day
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -124,7 +126,9 @@ class Tokenizer:
             return self.encode('\n'.join(message['content'] for message in messages))
         hide, show = self._disguise(messages)
         hidden = [{k: v if k == 'role' else _map_text(v, hide) for k, v in message.items()} for message in messages]
-        rendered = self.hf.apply_chat_template(hidden, tokenize=False, add_generation_prompt=add_generation_prompt)
+        rendered = self.hf.apply_chat_template(
+            hidden, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE
+        )
         pieces = self._added_pattern.split(rendered) if self._added_pattern else [rendered]
         ids = []
         for i, piece in enumerate(pieces):  # texts at even places, between the added tokens of the template
