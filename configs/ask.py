@@ -14,6 +14,7 @@ def get_config(preset=''):
     no_preset(preset)
     config = evaluation.get_config()
     config.policy.adapter = 'smollm2_policy'
+    config.evaluation.documents = 0  # as many as in its training
     config.rollout.update(slots=1, decode_steps=4)  # one question at a time, shown every four tokens
     config.simulator.slots = 1
     return config

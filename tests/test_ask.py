@@ -15,7 +15,7 @@ from test_cli import ENVIRONMENT, ROOT
 from test_rollout import BYTES, EOS, FakeEngine
 
 from configs import ask as ask_config
-from zerosearch_jax import roles
+from zerosearch_jax import roles, sharding
 from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.search.engines import BM25
 from zerosearch_jax.text.trajectory import Kind
@@ -124,6 +124,11 @@ def asked(made, capsys, as_json, questions=('Where is Rome',)):
     return capsys.readouterr().out
 
 
+def asked_err(made, questions, capsys):
+    ask.answer_all(ask.Asker(evaluation.parse(made)), questions, as_json=True)
+    return capsys.readouterr().err
+
+
 def test_an_episode_is_shown_and_recorded(config, scripted, capsys):
     told = asked(config, capsys, False)
     assert told.startswith(
@@ -137,6 +142,26 @@ def test_an_episode_is_shown_and_recorded(config, scripted, capsys):
     assert rows[0]['answer'] == '\x1b]0;x\x07Italy' and rows[0]['tokens'] == sum(map(len, SCRIPT)) + 1
     assert rows[0]['searches'] == [{'query': 'Rome', 'documents': ['Rome. In Italy  [2J.'], 'failure': ''}]
     assert rows[0]['text'].startswith(SCRIPT[0]) and 'Doc 1: Rome. In Italy' in rows[0]['text']
+
+
+def test_a_question_that_is_too_long_ends_nothing(config, scripted, capsys):
+    rows = [json.loads(line) for line in asked(config, capsys, True, ('why ' * 300, 'Where is Rome')).splitlines()]
+    assert [row['status'] for row in rows] == ['refused', 'answered']
+    assert 'more than config.rollout.prompt_tokens' in asked_err(config, ('why ' * 300,), capsys)
+
+
+@pytest.mark.parametrize(('asked_for', 'documents', 'tokens'), [(0, 2, 176), (4, 4, 320)])
+def test_a_policy_is_shown_as_many_documents_as_in_its_training(
+    config, scripted, tmp_path, asked_for, documents, tokens
+):
+    mesh = sharding.make_mesh()
+    model = roles.load_model('tiny', mesh)
+    adapter = roles.trainable(model, roles.PolicyConfig(lora_rank=2), mesh, 0).params
+    run = {'policy': {'model': 'tiny'}, 'simulator': {'documents': 2}, 'rollout': {'observation_tokens': 176}}
+    file = roles.export(adapter, model, True, tmp_path, json.dumps(run))
+    config.evaluation.documents = asked_for
+    asker = ask.Asker(evaluation.parse(config), str(file))
+    assert (asker._cfg.evaluation.documents, asker._size.observation_tokens) == (documents, tokens)
 
 
 def test_a_server_of_another_protocol_answers_and_its_failure_is_told(config, scripted, capsys):

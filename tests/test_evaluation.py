@@ -107,6 +107,27 @@ def test_trained_weights_are_those_that_are_named(sources, tmp_path):
     assert len(metrics.read_jsonl(tmp_path / 'file' / 'results.jsonl')) == before + 6
 
 
+def test_trained_weights_are_asked_in_the_format_of_their_training(sources, tmp_path, capsys):
+    mesh = sharding.make_mesh()
+    model = roles.load_model('tiny', mesh)
+    adapter = roles.trainable(model, roles.PolicyConfig(lora_rank=2), mesh, 0).params
+    trained_on = {'policy': {'model': 'another'}, 'rollout': {'prompt_format': 'raw'}}
+    made = config(sources, 'cot,r1')
+    made.trained.r1 = str(roles.export(adapter, model, True, tmp_path, json.dumps(trained_on)))
+    run(made, tmp_path / 'out')
+    prompts = {key[0]: row['segments'][0]['text'] for key, row in results(tmp_path / 'out')[0].items()}
+    assert '<|im_start|>' in prompts['cot'] and '<|im_start|>' not in prompts['r1']
+    assert 'was trained over another; here it is put on tiny' in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_too_long_is_told_before_anything_runs(sources, tmp_path):
+    made = config(sources, 'direct,cot')
+    made.rollout.prompt_tokens = 20
+    with pytest.raises(ValueError, match=r'its prompt has \d+ tokens, more than'):
+        run(made, tmp_path / 'out')
+    assert not (tmp_path / 'out' / 'results.jsonl').exists()
+
+
 def test_weights_that_are_not_there_are_told_before_anything_runs(sources, tmp_path):
     made = config(sources, 'direct,r1')
     made.trained.r1 = 'runs/nowhere/adapter.safetensors'

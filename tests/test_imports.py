@@ -32,7 +32,7 @@ ALLOWED = {
     'outside': BELOW,
     'search': BELOW | {'search', 'generate', 'text', 'data', 'outside'},
     'roles': MODELS | {'text', 'generate', 'search'},
-    'trained': MODELS | {'roles'},
+    'trained': MODELS | {'roles', 'search'},
     'simulators': MODELS | {'roles', 'search', 'generate', 'text', 'data', 'outside'},
     'evaluate': BELOW | {'search', 'generate', 'text', 'data'},
     'cost': set(),

@@ -11,8 +11,9 @@ import dataclasses
 import json
 import pathlib
 
-from zerosearch_jax import roles
+from zerosearch_jax import roles, settings
 from zerosearch_jax.models import peft, weights
+from zerosearch_jax.search.rollout import RolloutConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,17 @@ class Trained:
         """`policy` with these weights, an adapter over its model."""
         place = {'model': self.reference, 'adapter': ''} if self.whole else {'adapter': self.reference}
         return dataclasses.replace(policy, **place)
+
+    def asked(self, size: RolloutConfig, *names: str) -> RolloutConfig:
+        """`size` with these fields as they were in training, where that is known."""
+        told = self.run.get('rollout', {})
+        taken = {name: told[name] for name in names if name in told}
+        return settings.section(RolloutConfig, dataclasses.asdict(size) | taken, f'{self.reference}: config.rollout')
+
+    @property
+    def documents(self) -> int:
+        """Of a search of its training; 0: it does not say."""
+        return self.run.get('simulator', {}).get('documents', 0)
 
 
 def find(reference: str) -> Trained:

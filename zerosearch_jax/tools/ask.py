@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from zerosearch_jax import methods, progress, roles, settings, sharding, trained
+from zerosearch_jax import methods, progress, roles, sharding, trained
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, Written
+from zerosearch_jax.search.rollout import Trajectory, Written
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 from zerosearch_jax.tools import sources
@@ -20,6 +20,7 @@ from zerosearch_jax.tools.evaluation import Config
 from zerosearch_jax.tools.screen import Screen
 
 PROTOCOL = ('prompt', 'prompt_format')  # how a policy was asked in training is how it is asked here
+DOCUMENTS = 3  # a search, where the policy does not say
 
 
 class Asker:
@@ -37,11 +38,15 @@ class Asker:
     def __init__(self, cfg: Config, checkpoint: str = '', base: str = ''):
         if cfg.evaluation.simulated and cfg.simulator.kind == 'oracle':
             raise ValueError("config.simulator.kind = 'oracle' needs the answers of what is asked; choose another")
-        policy, self._size = cfg.policy, cfg.rollout
+        policy, self._size, documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
+        if checkpoint or cfg.policy.adapter:
+            found = trained.find(checkpoint or cfg.policy.adapter)
+            told = PROTOCOL if documents else (*PROTOCOL, 'observation_tokens')
+            self._size, documents = found.asked(cfg.rollout, *told), documents or found.documents
         if checkpoint:
-            found = trained.find(checkpoint)
-            policy = dataclasses.replace(policy, model=base or found.base or policy.model)
-            policy, self._size = found.policy(policy), _protocol(cfg.rollout, found)
+            policy = found.policy(dataclasses.replace(policy, model=base or found.base or policy.model))
+        evaluation = dataclasses.replace(cfg.evaluation, documents=documents or DOCUMENTS)
+        cfg = dataclasses.replace(cfg, evaluation=evaluation)
         self._cfg, mesh = cfg, sharding.make_mesh(cfg.mesh)
         self._method = methods.Method(self._size.prompt)
         size = methods.budgets(self._method, self._size)
@@ -69,12 +74,6 @@ class Asker:
         return trajectory
 
 
-def _protocol(size: RolloutConfig, found: trained.Trained) -> RolloutConfig:
-    told = found.run.get('rollout', {})
-    taken = {name: told[name] for name in PROTOCOL if name in told}
-    return settings.section(RolloutConfig, dataclasses.asdict(size) | taken, f'{found.reference}: config.rollout')
-
-
 def lines() -> Iterator[str]:
     """The lines of process 0's stdin on all processes, without empty ones."""
     prompt = sys.stdin.isatty()
@@ -97,7 +96,13 @@ def answer_all(asker: Asker, questions: Iterable[str], *, as_json: bool):
         began = time.perf_counter()
         if screen:
             screen.put(f'{question}\n', 'question')
-        trajectory = asker.ask(question, screen and (lambda _, kind, tokens: screen.write(kind, tokens)))
+        try:
+            trajectory = asker.ask(question, screen and (lambda _, kind, tokens: screen.write(kind, tokens)))
+        except ValueError as error:  # its prompt is too long
+            progress.say(str(error))
+            if as_json and jax.process_index() == 0:
+                print(json.dumps({'question': question, 'answer': None, 'status': 'refused'}), file=out, flush=True)
+            continue
         found = record(trajectory, asker.tokenizer) | {'seconds': round(time.perf_counter() - began, 3)}
         if screen:
             screen.end()

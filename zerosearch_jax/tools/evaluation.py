@@ -23,10 +23,10 @@ from zerosearch_jax import evaluate as ev
 from zerosearch_jax.data import benchmarks, rows
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine
-from zerosearch_jax.methods import METHODS, answer
+from zerosearch_jax.methods import METHODS, answer, budgets
 from zerosearch_jax.search import refine
 from zerosearch_jax.search.remote import EngineConfig
-from zerosearch_jax.search.rollout import RolloutConfig, Trajectory
+from zerosearch_jax.search.rollout import RolloutConfig, Trajectory, encode_prompt
 from zerosearch_jax.search.simulator import SimulatorConfig
 from zerosearch_jax.search.writers import EndpointConfig, EngineWriter
 from zerosearch_jax.text import stop
@@ -41,7 +41,7 @@ class EvaluationConfig:
     datasets: str = 'world'  # names (data/benchmarks.py; 'seven': all seven) and sources (data/rows.py)
     questions: int = 500  # of each data set at most, chosen by a hash of their ids; 0: all
     corpus: str = 'world'  # passages of the engine 'bm25'
-    documents: int = 5  # a search
+    documents: int = 5  # a search; of launch.ask also 0: as many as in the policy's training
     temperature: float = 0.0  # 0: greedy
     simulated: bool = False  # config.simulator answers the searches, without noise, in place of config.engine
     refine_tokens: int = 128  # of what search_o1 makes of the documents
@@ -125,12 +125,14 @@ def _names(text: str) -> list[str]:
 
 def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
     """Runs what is missing; returns the tables of all results in `workdir`."""
+    settings.positive(cfg.evaluation, 'documents')
     metrics.claim(workdir, resolved, ('results.jsonl',), FREE)
     weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is told now, not after hours
     questions = load_questions(cfg)
     missing = _missing(weights, workdir / 'results.jsonl', questions)
     if missing:
         evaluator = Evaluator(cfg, weights, workdir)
+        evaluator.check([q for parts in missing.values() for part in parts.values() for q in part], [*missing])
         total = sum(len(part) for parts in missing.values() for part in parts.values())
         with progress.bar(total, 'evaluation', 'question', leave=True) as bar:
             for method, parts in missing.items():
@@ -196,6 +198,14 @@ class Evaluator:
         self._refiner: EngineWriter | None = None
         self._loaded: tuple[str, roles.Model] | None = None
 
+    def check(self, questions: Sequence[Question], methods: Sequence[str]):
+        """Raises ValueError where a prompt is too long: now, not after hours."""
+        self._use('')
+        for method in methods:
+            size = budgets(METHODS[method], self._cfg.rollout)
+            for question in progress.over(questions, f'checking prompts of {method}', 'question'):
+                encode_prompt(self._model.tokenizer, question, size)
+
     def run(self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]):
         """Asks questions of one data set; every episode is on disk as soon as it ends."""
         cfg, kind = self._cfg, METHODS[method]
@@ -224,7 +234,7 @@ class Evaluator:
             self._search,
             refiner,
             self._model.tokenizer,
-            cfg.rollout,
+            self._size,
             seed=cfg.seed,
             finished=finished,
         )
@@ -234,7 +244,12 @@ class Evaluator:
         if given == self._trained:
             return
         cfg = self._cfg
-        policy = trained.find(given).policy(cfg.policy) if given else cfg.policy
+        policy, self._size = cfg.policy, cfg.rollout
+        if given:
+            found = trained.find(given)
+            policy, self._size = found.policy(policy), found.asked(self._size, 'prompt_format')
+            if found.base not in ('', cfg.policy.model) and not found.whole:
+                progress.say(f'{given} was trained over {found.base}; here it is put on {cfg.policy.model}')
         if self._loaded is None or self._loaded[0] != policy.model:
             self._loaded = policy.model, roles.load_model(policy.model, self._mesh)
             self._policy = roles.open_policy(self._model, cfg.rollout, self._mesh, dtype=cfg.policy.dtype)
