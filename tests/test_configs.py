@@ -10,8 +10,8 @@ import re
 import jax
 import pytest
 
-from configs import common
-from zerosearch_jax import settings, sharding
+from configs import common, tiny
+from zerosearch_jax import experiment, settings, sharding
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
 from zerosearch_jax.tools import sweep
@@ -145,3 +145,23 @@ def test_a_published_model_has_its_published_size_and_shards(name):
         logits = jax.eval_shape(transformer.logits, tree, hidden)
     assert hidden.shape == (4, 16, cfg.hidden_size)
     assert logits.shape == (4, 16, cfg.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('run.checkpoint_every', 0, 'checkpoint_every must be positive, got 0'),
+        ('run.trajectories_every', 0, 'trajectories_every must be positive'),
+        ('rollout.decode_steps', 0, 'decode_steps must be positive'),
+        ('rollout.slots', 0, 'slots must be positive'),
+        ('rollout.temperature', 0.0, 'temperature must be positive'),
+        ('rollout.group', 1, "'grpo' compares the samples of a question"),
+        ('rollout.prompt', 'direct', "'direct' is of evaluations"),
+    ],
+)
+def test_what_would_train_nothing_is_refused(field, value, message):
+    config = tiny.get_config()
+    section, name = field.split('.')
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        experiment.parse(config)

@@ -67,7 +67,8 @@ def test_pooling_compares_the_same_questions_first_and_last(tmp_path):
     [
         (1, {0: [1], 2: [1]}, {'x': 2}, 'different configurations'),
         (0, {0: [1], 2: [1]}, {'x': 1}, 'same seed'),
-        (1, {0: [1]}, {'x': 1}, 'has 1 evaluations'),
+        (1, {0: [1]}, {'x': 1}, 'evaluated after 0 steps'),
+        (1, {1: [1], 2: [1]}, {'x': 1}, 'after 1, 2 steps; a gain needs one before'),
     ],
 )
 def test_runs_that_cannot_be_pooled_are_refused(tmp_path, seed, evaluations, config, message):

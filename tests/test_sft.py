@@ -135,6 +135,9 @@ def test_nothing_to_train_on_is_said(rows, tmp_path):
     made.demos.folds = (9,)
     with pytest.raises(ValueError, match='no demonstration is left'):
         run(tmp_path, made)
-    made.demos.source = 'world:simulators'
+    made.demos.update(source='world:simulators', held_out_folds=(8,))
+    with pytest.raises(ValueError, match='held_out_folds is for recorded searches'):
+        run(tmp_path, made)
+    made.demos.held_out_folds = ()
     with pytest.raises(ValueError, match='there are world:policy and world:simulator'):
         run(tmp_path, made)

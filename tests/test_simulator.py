@@ -116,6 +116,9 @@ def test_a_remembered_search_is_answered_once_per_query_question_quality_and_see
         assert len(writer.asked) == 1
     _, writer = run(counted, dataclasses.replace(cfg, words=31), memory=Log(cfg.remember), noise=0.0)
     assert len(writer.asked) == 1
+    for same in ({'slots': 3}, {'cache_gib': 1.0}, {'attempts': 9}, {'remember': f'{cfg.remember}/../memory.log'}):
+        _, writer = run(counted, dataclasses.replace(cfg, **same), memory=Log(cfg.remember), noise=0.0)
+        assert not writer.asked, same
 
 
 # ---------------------------------------------------------------- wording

@@ -28,6 +28,9 @@ class DataConfig:
     corpus: str = 'world'  # passages of the engine 'bm25' and of the simulator 'oracle'
 
 
+GROUPED = ('rloo', 'grpo', 'dr_grpo', 'gspo')  # with a single sample of a question their advantages are 0
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """What is written, and how often, in steps."""
@@ -37,6 +40,9 @@ class RunConfig:
     trajectories: int = 8  # written each time
     tensorboard: bool = True  # event files in tensorboard/
     wandb: str = ''  # project of Weights & Biases; '': not used
+
+    def __post_init__(self):
+        settings.positive(self, 'checkpoint_every', 'trajectories_every')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +68,17 @@ class Config:
     run: RunConfig
 
     def __post_init__(self):
-        if self.rollout.prompt == 'documents':
-            raise ValueError("config.rollout.prompt = 'documents' is of evaluations; a policy is trained on 'search'")
+        if self.rollout.prompt in ('documents', 'direct'):
+            raise ValueError(
+                f"config.rollout.prompt = '{self.rollout.prompt}' is of evaluations; a policy is trained on 'search'"
+            )
+        if self.rollout.temperature <= 0:
+            raise ValueError('config.rollout.temperature must be positive: log-probs are those of the sampling')
+        if self.rollout.group < 2 and self.rl.algorithm in GROUPED:
+            raise ValueError(
+                f'config.rl.algorithm = {self.rl.algorithm!r} compares the samples of a question: '
+                'config.rollout.group must be at least 2'
+            )
         if (self.simulator.kind == 'none') != (self.rollout.max_turns == 0):
             raise ValueError("config.simulator.kind = 'none' and config.rollout.max_turns = 0 go together: no search")
         longest = self.rollout.prompt_tokens + self.rollout.response_tokens

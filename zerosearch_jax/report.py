@@ -49,8 +49,8 @@ def summarize(workdir: pathlib.Path) -> dict:
         summary['cost'] = _cost(workdir, steps)
     evaluated = evaluations(workdir)
     summary['evaluations'] = {str(number): scores(found) for number, found in evaluated.items()}
-    if len(evaluated) > 1:
-        first, last = evaluated[min(evaluated)], evaluated[max(evaluated)]
+    if 0 in evaluated and len(evaluated) > 1:
+        first, last = evaluated[0], evaluated[max(evaluated)]
         gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
         summary['em_gain'] = {'mean': float(np.mean(gains)), 'interval': ev.bootstrap_interval(gains)}
     (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
@@ -122,9 +122,12 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
     pairs = []
     for workdir in workdirs:
         evaluated = evaluations(workdir)
-        if len(evaluated) < 2:
-            raise ValueError(f'{workdir} has {len(evaluated)} evaluations; a gain needs one before and one after')
-        pairs.append((evaluated[min(evaluated)], evaluated[max(evaluated)]))
+        if 0 not in evaluated or len(evaluated) < 2:
+            at = ', '.join(map(str, evaluated)) or 'no'
+            raise ValueError(
+                f'{workdir} was evaluated after {at} steps; a gain needs one before the first and one after'
+            )
+        pairs.append((evaluated[0], evaluated[max(evaluated)]))
     pooled: dict = {'questions': len(pairs[0][0])}
     for name in ('em', 'f1'):
         before, after = (np.array([[row[name] for row in pair[i]] for pair in pairs]).T for i in (0, 1))

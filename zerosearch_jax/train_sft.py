@@ -63,6 +63,9 @@ class SFTConfig:
     remat: Literal['none', 'dots', 'full'] = 'none'
     chunk: int = 512
 
+    def __post_init__(self):
+        settings.positive(self, 'steps', 'batch', 'evaluate_every', 'checkpoint_every')
+
 
 SCHEMA = {
     'seed': int,
@@ -122,6 +125,8 @@ def _that_fit(made: Sequence[list[Segment]], row_length: int) -> list[TokenSeque
 
 def _built_in(cfg: Config, model: roles.Model):
     name, _, role = cfg.demos.source.partition(':')
+    if cfg.demos.held_out_folds:
+        raise ValueError('config.demos.held_out_folds is for recorded searches; built-in ones keep the last held_out')
     questions = rows.in_folds(rows.load_questions(name, 'train'), cfg.demos.folds)
     search = BM25(rows.load_passages(name)).search
     count = cfg.demos.count and cfg.demos.count + cfg.demos.held_out

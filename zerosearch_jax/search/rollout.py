@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal
 
-from zerosearch_jax import prng
+from zerosearch_jax import prng, settings
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine, Request, Stopped
 from zerosearch_jax.search import prompts, rewards
@@ -40,6 +40,9 @@ class RolloutConfig:
     slots: int = 16  # episodes that run at once
     cache_gib: float = 0.0  # of a device's memory for their cache: fewer slots if not all fit; 0: no limit
     decode_steps: int = 16  # tokens decoded between two looks of the host
+
+    def __post_init__(self):
+        settings.positive(self, 'questions', 'group', 'turn_tokens', 'response_tokens', 'slots', 'decode_steps')
 
 
 @dataclasses.dataclass

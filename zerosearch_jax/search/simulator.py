@@ -74,6 +74,11 @@ class SimulatorConfig:
     remember: str = ''  # a file of documents by (query, question, quality, seed), written once; '': written anew
 
 
+# the fields that a text depends on
+WRITER = ('kind', 'model', 'adapter', 'dtype', 'weights', 'template', 'style', 'words', 'blind_noise')
+WRITER += ('prompt_tokens', 'max_tokens', 'temperature')
+
+
 def request(query: Query, cfg: SimulatorConfig, template: prompts.SimulatorTemplate, noisy: bool, count: int) -> str:
     """The message that asks a simulator for `count` documents of one quality."""
     return prompts.simulator_prompt(
@@ -193,7 +198,8 @@ class SimulatedSearch:
 
     def _key(self, search: _Search, noisy: bool) -> str:
         query, count = search.query, search.labels.count(noisy)
-        who = (self._cfg, self._identity[0], query.text, query.question.question, noisy, count)
+        writer = tuple(getattr(self._cfg, name) for name in WRITER)
+        who = (writer, self._identity[0], query.text, query.question.question, noisy, count)
         return hashlib.sha256(repr(who).encode()).hexdigest()
 
 
