@@ -1,12 +1,12 @@
-r"""What simulators write for 100 recorded searches of folds 7 and 8, which configs/sft_simulator.py does not train on.
+r"""What simulators write for 100 recorded searches of folds 7 and 8, which configs/sft_searches.py does not train on.
 
   python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
   python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
   python -m launch.audit_simulator --config configs/audit_simulator.py:int8
   python -m launch.audit_simulator --config configs/audit_simulator.py:oracle
 
-prompted: the model as it comes; tuned: with the adapter of configs/sft_simulator.py; int8: the same with weights of
-eight bits; oracle: passages of the corpus. Needs ZEROSEARCH_DATA, see configs/sft_simulator.py.
+prompted: the model as it comes; tuned: with the adapter of configs/sft_searches.py; int8: the same with weights of
+eight bits; oracle: passages of the corpus. Needs ZEROSEARCH_DATA, see configs/sft_searches.py.
 
 Expected: the table in docs/simulator.md (CPU). Oracle: not run.
 """
@@ -15,8 +15,8 @@ from configs.common import sections
 
 PRESETS = {
     'prompted': {'template': 'prompted'},
-    'tuned': {'adapter': 'runs/sft_simulator/adapter.safetensors'},
-    'int8': {'adapter': 'runs/sft_simulator/adapter.safetensors', 'weights': 'int8'},
+    'tuned': {'adapter': 'runs/sft_searches/adapter.safetensors'},
+    'int8': {'adapter': 'runs/sft_searches/adapter.safetensors', 'weights': 'int8'},
     'oracle': {'kind': 'oracle'},
 }
 

@@ -1,6 +1,6 @@
 r"""A simulator from recorded searches: SmolLM2-135M learns to write useful or noisy encyclopedia passages on demand.
 
-  python -m launch.sft --config configs/sft_simulator.py
+  python -m launch.sft --config configs/sft_searches.py
   python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
   python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
 
@@ -8,7 +8,7 @@ Reads sim/search_episodes.jsonl.gz and corpus/corpus.jsonl.gz under ZEROSEARCH_D
 with the passages that real retrievers returned. Folds 0-6 are trained on, 7 and 8 are for reports; useful are searches
 that brought a passage with an answer.
 
-  python -m launch.sft --config configs/sft_simulator.py:published
+  python -m launch.sft --config configs/sft_searches.py:published
 
 is the published setting (learning rate 1e-6, batch 2, 1,000 steps; arXiv 2505.04588, appendix F) on the published data.
 
