@@ -64,3 +64,25 @@ def test_experiments_run_two_steps(small, name, preset, tmp_path):
         return dataclasses.replace(cfg, num_layers=1, vocab_size=512, **narrow)
 
     run(small(name, preset, shrink), tmp_path / 'run')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ('name', 'preset', 'vocab_size', 'simulator'),
+    [
+        ('qwen2_5_3b', 'paper', 151_936, 'Qwen/Qwen2.5-3B'),
+        ('llama3_2_3b', 'base', 512, 'Alibaba-NLP/Simulation_LLM_google_14B_V2'),  # all words take over 24 GiB
+        ('qwen2_5_7b', 'base', 512, 'Alibaba-NLP/Simulation_LLM_google_14B_V2'),
+    ],
+)
+def test_experiments_run_two_steps_at_full_width(small, name, preset, vocab_size, simulator, tmp_path):
+    """Ten minutes and up to 14 GB: one layer, two devices, one row at a time."""
+    cfg = small(name, preset, lambda cfg: dataclasses.replace(cfg, num_layers=1, vocab_size=vocab_size))
+    cfg = dataclasses.replace(
+        cfg,
+        mesh=(1, 1, 2),
+        rl=dataclasses.replace(cfg.rl, rows_per_micro=1),
+        simulator=dataclasses.replace(cfg.simulator, model=simulator),
+    )
+    run(cfg, tmp_path / 'run')

@@ -1,0 +1,87 @@
+"""The commands of the README and the pages, as written there, one after another like a reader's, only shorter.
+
+What one needs of an earlier one (`runs/quickstart`, a simulator's adapter) it finds. Half an hour: `pytest -m slow`.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from test_docs import ENVIRONMENT, LAUNCHED, ROOT, write_examples
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+# {a part of a command: why it is not run}; tests/test_docs.py sees that their flags are right
+ELSEWHERE = {
+    'qwen2_5_3b.py:paper': 'weights that are not here; tests/test_published.py',
+    'paper_v2.py': 'weights that are not here; tests/test_published.py',
+    'Qwen2.5-0.5B': 'weights that are not here',
+    'kind=endpoint': 'a server; tests/test_simulator.py',
+    'kind=search_r1': 'a server; tests/test_remote.py',
+    'wandb=PROJECT': 'an account',
+    '--coordinator': 'several machines; tests/test_two_process.py',
+    '--hardware=CHIP': 'a placeholder',
+    '--hardware=v5e': 'a compiler for TPUs; docs/plans.md',
+    '--hardware=a100': 'minutes of compilation; tests/test_targets.py',
+    'launch.plan --config configs/qwen2_5_3b.py': 'minutes of compilation; tests/test_targets.py',
+    'launch.compare A B': 'a placeholder',
+}
+TRAIN = ['rl.steps=1', 'rollout.questions=2', 'rollout.group=2', 'evaluation.questions=2']
+SHORT = {
+    'launch.train': [f'--config.{value}' for value in TRAIN],
+    'launch.sweep': ['--config.seeds=(0,)', *(f'--config.base.{value}' for value in TRAIN)],
+    'launch.sft': ['--config.sft.steps=2', '--config.demos.held_out=2'],
+    'launch.collect': ['--config.collect.questions=2'],
+    'launch.audit_simulator': ['--config.audit.queries=2'],
+    'launch.evaluate': ['--config.evaluation.questions=2'],
+}
+
+
+def runnable():
+    """{a command: its words} in the order of the pages, each once; a single word is the name of a program."""
+    told = {' '.join(words): words for words in LAUNCHED.values() if len(words) > 1}
+    return {text: words for text, words in told.items() if not any(part in text for part in ELSEWHERE)}
+
+
+@pytest.fixture(scope='module')
+def reader(tmp_path_factory):
+    """A reader's directory: the configurations, the examples of docs/extending.md, his questions."""
+    here = tmp_path_factory.mktemp('reader')
+    (here / 'configs').symlink_to(ROOT / 'configs')
+    (here / 'questions.jsonl').write_text('{"question": "Is it?", "golden_answers": ["yes"]}\n' * 4)
+    return write_examples(here)
+
+
+def needed(words, here):
+    """Names that the pages give to runs of a reader's, beside the one that was made."""
+    for name, made in {
+        'a': 'eval',
+        'b': 'eval',
+        'quickstart_long_0': 'quickstart',
+        'quickstart_long_1': 'quickstart',
+    }.items():
+        if f'runs/{name}' in words:
+            (here / 'runs' / name).symlink_to(here / 'runs' / made)
+
+
+def test_nothing_is_left_out_that_is_not_there():
+    for part in ELSEWHERE:
+        assert any(part in ' '.join(words) for words in LAUNCHED.values()), part
+
+
+@pytest.mark.parametrize('number', range(len(runnable())), ids=list(runnable()))
+def test_commands_run(number, reader):
+    text, words = list(runnable().items())[number]
+    data = os.environ.get('ZEROSEARCH_DATA')
+    if any(part in text for part in ('sft_searches', 'audit_simulator', 'eval_mini')) and not data:
+        pytest.skip('needs ZEROSEARCH_DATA')
+    needed(words, reader)
+    command = [sys.executable, '-m', *words, *SHORT.get(words[0], [])]
+    if words[0] == 'launch.train' and number and '--workdir' not in words:
+        command += ['--workdir', f'runs/{number}']
+    env = ENVIRONMENT | {'PYTHONPATH': f'{reader}:{ROOT}'}
+    if 'mesh=1,8,1' in text:
+        env['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+    done = subprocess.run(command, cwd=reader, env=env, input='Where is Osaka?\n', capture_output=True, text=True)
+    assert done.returncode == 0, f'{text}\n{done.stderr[-3000:]}'
