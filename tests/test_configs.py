@@ -1,6 +1,7 @@
 """Every experiment builds and parses, and the published model sizes are the published ones."""
 
 import ast
+import collections
 import dataclasses
 import importlib
 import math
@@ -98,6 +99,13 @@ def test_the_presets_of_a_file_differ():
     for path in FILES:
         built = [settings.to_json(build(path, preset)) for preset in presets(path) if preset]
         assert len(set(built)) == len(built), path
+
+
+def test_no_two_commands_share_a_run_directory():
+    """Names as launch.common.default_workdir makes them."""
+    studies = [(path, preset) for path in (*STUDIES, CLAIM) for preset in presets(path)]
+    names = ['_'.join(filter(None, [path.stem, preset])) for path, preset in (*EXPERIMENTS, *studies)]
+    assert [name for name, count in collections.Counter(names).items() if count > 1] == []
 
 
 def test_a_docstring_claims_no_result_without_saying_where_it_was_measured():
