@@ -28,9 +28,12 @@ ELSEWHERE = {
     'launch.compare A B': 'a placeholder',
 }
 TRAIN = ['rl.steps=1', 'rollout.questions=2', 'rollout.group=2', 'evaluation.questions=2']
+# of the random model, because a study is many runs
+TINY = [f'{role}.{value}' for role in ('policy', 'simulator') for value in ('model=tiny', 'adapter=')]
+TINY += ['rollout.prompt_tokens=768', 'simulator.prompt_tokens=1024', 'rl.row_length=2048']
 SHORT = {
     'launch.train': [f'--config.{value}' for value in TRAIN],
-    'launch.sweep': ['--config.seeds=(0,)', *(f'--config.base.{value}' for value in TRAIN)],
+    'launch.sweep': ['--config.seeds=(0,)', *(f'--config.base.{value}' for value in (*TRAIN, *TINY))],
     'launch.sft': ['--config.sft.steps=2', '--config.demos.held_out=2'],
     'launch.collect': ['--config.collect.questions=2'],
     'launch.audit_simulator': ['--config.audit.queries=2'],
