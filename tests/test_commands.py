@@ -3,7 +3,9 @@
 What one needs of an earlier one (`runs/quickstart`, a simulator's adapter) it finds. Half an hour: `pytest -m slow`.
 """
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -57,15 +59,12 @@ def reader(tmp_path_factory):
 
 
 def needed(words, here):
-    """Names that the pages give to runs of a reader's, beside the one that was made."""
-    for name, made in {
-        'a': 'eval',
-        'b': 'eval',
-        'quickstart_long_0': 'quickstart',
-        'quickstart_long_1': 'quickstart',
-    }.items():
-        if f'runs/{name}' in words:
-            (here / 'runs' / name).symlink_to(here / 'runs' / made)
+    """Runs of other names and seeds that a command is about: copies of the one that was made."""
+    made = {'a': 'eval', 'b': 'eval', 'quickstart_long_0': 'quickstart', 'quickstart_long_1': 'quickstart'}
+    for seed, name in enumerate(name for name in made if f'runs/{name}' in words):
+        copy = shutil.copytree(here / 'runs' / made[name], here / 'runs' / name)
+        config = json.loads((copy / 'config.json').read_text())
+        (copy / 'config.json').write_text(json.dumps(config | {'seed': seed}))
 
 
 def test_nothing_is_left_out_that_is_not_there():
