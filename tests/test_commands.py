@@ -1,6 +1,6 @@
 """The commands of the README and the pages, as written there, one after another like a reader's, only shorter.
 
-What one needs of an earlier one (`runs/quickstart`, a simulator's adapter) it finds. Half an hour: `pytest -m slow`.
+What one needs of an earlier one (`runs/quickstart`, a simulator's adapter) it finds. Many minutes: `pytest -m slow`.
 """
 
 import json
