@@ -235,6 +235,13 @@ def test_reinforce_plus_plus_is_a_standard_score_over_the_batch():
     np.testing.assert_allclose(got, (rewards - 0.875) / rewards.std(ddof=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize('name', [name for name, found in algorithms.ALGORITHMS.items() if found.advantage])
+def test_a_single_sample_of_a_question_teaches_nothing_where_samples_are_compared(name):
+    found = algorithms.ALGORITHMS[name]
+    got = found.advantage(np.array([1.0, 0.0, 0.5]), np.arange(3), np.ones(3, bool))
+    assert np.any(got) == (found.group == 1)
+
+
 REWARDS = st.lists(st.floats(0, 1), min_size=GROUP, max_size=4 * GROUP).map(
     lambda x: np.array(x[: len(x) // GROUP * GROUP])
 )

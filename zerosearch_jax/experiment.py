@@ -28,9 +28,6 @@ class DataConfig:
     corpus: str = 'world'  # passages of the engine 'bm25' and of the simulator 'oracle'
 
 
-GROUPED = ('rloo', 'grpo', 'dr_grpo', 'gspo')  # with a single sample of a question their advantages are 0
-
-
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """What is written, and how often, in steps."""
@@ -74,10 +71,10 @@ class Config:
             )
         if self.rollout.temperature <= 0:
             raise ValueError('config.rollout.temperature must be positive: log-probs are those of the sampling')
-        if self.rollout.group < 2 and self.rl.algorithm in GROUPED:
+        if self.rollout.group < self.rl.least_group:
             raise ValueError(
                 f'config.rl.algorithm = {self.rl.algorithm!r} compares the samples of a question: '
-                'config.rollout.group must be at least 2'
+                f'config.rollout.group must be at least {self.rl.least_group}'
             )
         if (self.simulator.kind == 'none') != (self.rollout.max_turns == 0):
             raise ValueError("config.simulator.kind = 'none' and config.rollout.max_turns = 0 go together: no search")

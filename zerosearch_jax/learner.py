@@ -70,6 +70,11 @@ class RLConfig:
     def has_critic(self) -> bool:
         return algorithms.find(self.algorithm).advantage is None
 
+    @property
+    def least_group(self) -> int:
+        """Samples of a question that the algorithm needs."""
+        return algorithms.find(self.algorithm).group
+
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
