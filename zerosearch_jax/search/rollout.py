@@ -71,6 +71,10 @@ class Trajectory:
         return sum(len(s.tokens) for s in self.segments if s.kind is Kind.ACTION)
 
 
+class PromptTooLong(ValueError):
+    """A question whose prompt is longer than config.rollout.prompt_tokens."""
+
+
 def encode_prompt(
     tokenizer: Tokenizer, question: Question, cfg: RolloutConfig, documents: Sequence[str] = ()
 ) -> tuple[int, ...]:
@@ -83,7 +87,7 @@ def encode_prompt(
       documents: what the wording 'documents' shows, cut to cfg.observation_tokens.
 
     Raises:
-      ValueError: it is longer than cfg.prompt_tokens.
+      PromptTooLong: it is longer than cfg.prompt_tokens.
     """
     shown = tokenizer.encode(_rendered(documents))[: cfg.observation_tokens] if cfg.prompt == 'documents' else []
     text = prompts.policy_prompt(question.question, cfg.prompt, tokenizer.decode(shown))
@@ -92,7 +96,7 @@ def encode_prompt(
     else:
         tokens = [*tokenizer.prefix, *tokenizer.encode(text + '\n')]
     if len(tokens) > cfg.prompt_tokens:
-        raise ValueError(
+        raise PromptTooLong(
             f'question {question.id}: its prompt has {len(tokens)} tokens, more than config.rollout.prompt_tokens '
             f'= {cfg.prompt_tokens}; raise it or drop the question'
         )

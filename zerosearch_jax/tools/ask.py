@@ -12,7 +12,7 @@ import jax
 
 from zerosearch_jax import methods, progress, roles, sharding, trained
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.search.rollout import Trajectory, Written
+from zerosearch_jax.search.rollout import PromptTooLong, Trajectory, Written
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 from zerosearch_jax.tools import sources
@@ -98,7 +98,7 @@ def answer_all(asker: Asker, questions: Iterable[str], *, as_json: bool):
             screen.put(f'{question}\n', 'question')
         try:
             trajectory = asker.ask(question, screen and (lambda _, kind, tokens: screen.write(kind, tokens)))
-        except ValueError as error:  # its prompt is too long
+        except PromptTooLong as error:
             progress.say(str(error))
             if as_json and jax.process_index() == 0:
                 print(json.dumps({'question': question, 'answer': None, 'status': 'refused'}), file=out, flush=True)
