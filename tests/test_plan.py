@@ -203,6 +203,23 @@ def test_groups_of_devices_are_read_in_every_notation(groups, axes, count):
     assert (found.kind, found.axes, found.received) == (kind, axes, size)
 
 
+@pytest.mark.parametrize(
+    ('returned', 'received'),
+    [
+        ('bf16[4,10]', 80),
+        ('(bf16[4,10]{1,0}, bf16[4,10]{1,0})', 80),  # operand and result
+        ('(bf16[4,10]{1,0:T(8,128)S(1)}, bf16[4,10]{1,0:T(8,128)S(1)}, u32[]{:S(2)}, u32[]{:S(2)})', 80),  # a TPU's
+        ('(bf16[4,10], u32[], bf16[4,10], u32[], u32[], u32[])', 84),
+        ('(u32[], u32[])', 4),
+    ],
+)
+def test_what_a_permutation_returns_is_read_in_every_notation(returned, received):
+    start = '-start' if returned.startswith('(') else ''
+    line = f'  %x = {returned} collective-permute{start}(%y), channel_id=1, source_target_pairs={{{{0,2}},{{2,4}}}}'
+    (found,) = compiled.collectives(f'ENTRY %main (y: f32[1]) -> f32[4] {{\n{line}\n}}', make_mesh((1, 4, 2)))
+    assert (found.axes, found.received) == ('fsdp', received)
+
+
 LOOP = """%condition (p: (s32[])) -> pred[] {
   %n = s32[]{:T(128)} constant(36)
   %p = (s32[]{:T(128)}) parameter(0)

@@ -77,7 +77,7 @@ def test_experiments_run_two_steps(small, name, preset, tmp_path):
     ],
 )
 def test_experiments_run_two_steps_at_full_width(small, name, preset, vocab_size, simulator, tmp_path):
-    """Minutes and many GB each: one layer, two devices, one row at a time."""
+    """Minutes and up to 20 GB each: one layer, two devices, one row at a time."""
     cfg = small(name, preset, lambda cfg: dataclasses.replace(cfg, num_layers=1, vocab_size=vocab_size))
     cfg = dataclasses.replace(
         cfg,

@@ -26,6 +26,7 @@ RECEIVED = {
     'all-to-all': lambda size, n: size * (n - 1) / n,
     'collective-permute': lambda size, n: size,
 }
+READING = 2  # of a program's text; another number where what is read changes, so that it is compiled again
 BITS = {'pred': 8, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 'bf16': 16, 'f16': 16, 's32': 32, 'u32': 32, 'f32': 32}
 
 
@@ -48,7 +49,7 @@ def measure(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, compiler: str,
       compiler: and target, by name; part of the key.
       cache: directory of what was measured.
     """
-    about = json.dumps([compiler, str(mesh.devices.flat[0].device_kind), jax.__version__, dict(mesh.shape)])
+    about = json.dumps([READING, compiler, str(mesh.devices.flat[0].device_kind), jax.__version__, dict(mesh.shape)])
     digest = hashlib.sha256((about + lowered.as_text()).encode()).hexdigest()
     path = cache / f'{digest}.json'
     if path.exists():
@@ -154,10 +155,10 @@ def _collective(line: str, mesh: jax.sharding.Mesh, times: int) -> Collective | 
     if not match:
         return None
     arrays = [(kind, dims) for kind, dims in re.findall(r'(\w+)\[([\d,]*)\]', match[1]) if kind in BITS]
+    if match[3] and match[2] != 'all-reduce':  # a start returns operands, results, and on TPUs two numbers of its own
+        results = arrays[:-2] if len(arrays) > 2 and arrays[-2:] == [('u32', '')] * 2 else arrays
+        arrays = results[len(results) // 2 :]
     sizes = [BITS[kind] // 8 * math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays]
-    if match[3] and match[2] != 'all-reduce':  # operands come first in what a start returns
-        sizes = sizes[len(sizes) // 2 :]
-        arrays = arrays[len(arrays) // 2 :]
     largest = arrays[int(np.argmax(sizes))]
     axes, count = _axes(line, mesh)
     operation = re.search(r'op_name="([^"]*)"', line)
