@@ -86,6 +86,7 @@ FAILURES = {
     'absent': (404, 'status_404'),
     'garbage': ('<html>', 'invalid'),
     'empty': ('{}', 'invalid'),
+    'parts': (says(['a']), 'invalid'),
 }
 
 

@@ -10,6 +10,8 @@ from zerosearch_jax.data import pairs
 from zerosearch_jax.data.pairs import Pair, RecordedSearch, load_pairs
 from zerosearch_jax.data.rows import Passage, Question, holds_answer
 from zerosearch_jax.search import demos, prompts
+from zerosearch_jax.search.engines import Document
+from zerosearch_jax.search.rollout import RolloutConfig
 from zerosearch_jax.search.simulator import SimulatorConfig
 from zerosearch_jax.text.tokenizer import byte_tokenizer
 from zerosearch_jax.text.trajectory import Kind, flatten
@@ -64,6 +66,12 @@ def test_recorded_searches_name_their_passages_or_hold_them(write):
     assert (by_id.label, by_text.label) == ('useful', 'noisy')
 
 
+def test_passages_may_be_named_by_numbers(write):
+    corpus = {'0': Passage('0', '', 'zero'), '1': Passage('1', '', 'one')}
+    (search,) = load_pairs(write(SEARCH | {'doc_ids': [1, '0']}), corpus=corpus)
+    assert [p.text for p in search.passages] == ['one', 'zero']
+
+
 def test_annotated_passages_give_a_useful_and_a_noisy_search(write):
     row = {'id': 'c', 'query': 'who?', 'golden_answers': ['Ann'], 'useful': ['p0'], 'noisy': ['p1', 'p2']}
     found = load_pairs(write(row), corpus=CORPUS)
@@ -85,14 +93,18 @@ def test_rows_without_a_label_without_answers_or_of_other_folds_are_left_out(wri
     [
         ('{"prompt": "a"', 'not JSON'),
         ({'prompt': 'a'}, 'the fields prompt are no known form; expected prompt and completion'),
-        ({'prompt': 'a', 'completion': ''}, '"completion" must be a text that is not empty'),
+        ({'prompt': 'a', 'completion': ''}, "'completion' is '', expected text"),
         ({'prompt': 'a', 'completion': 'b', 'label': 'good'}, '\'label\' is \'good\', expected "useful" or "noisy"'),
         ({'messages': chat(user='u')}, '"messages" needs one of role user and one of role assistant'),
         ({'messages': 'hello'}, '"messages" needs'),
         (SEARCH | {'doc_ids': ['p9']}, 'passage \'p9\' of "doc_ids" is not in the corpus; is it the right corpus'),
         (SEARCH | {'doc_ids': 'p1'}, '"doc_ids" must be a list'),
-        (SEARCH | {'documents': ['x', '']}, '"documents" must be a list of texts'),
-        (SEARCH | {'documents': ['x'], 'query': 7}, '"query" must be a text'),
+        (SEARCH | {'documents': 'x'}, '"documents" must be a list of texts'),
+        (SEARCH | {'documents': ['x', '']}, "'documents' is '', expected text"),
+        (SEARCH | {'documents': ['x'], 'query': 7}, "'query' is 7, expected text"),
+        ({'prompt': 'a', 'completion': '\ud83d'}, "'completion' is not valid Unicode"),
+        ({'messages': chat(user='u', assistant=['a'])}, "'assistant' is ['a'], expected text"),
+        ({'instruction': 'i', 'prompt': 'a', 'completion': 'b'}, "'output' is missing"),
         (SEARCH | {'documents': ['x'], 'golden_answers': 7}, 'golden_answers'),
         (SEARCH | {'documents': ['x'], 'label': 1}, "'label' is 1"),
     ],
@@ -148,6 +160,26 @@ def test_the_loss_is_on_the_documents_and_the_end_only():
     assert trained[-1] == BYTES.eos_ids[0]
     prompt = BYTES.decode(flat.tokens[flat.weights == 0].tolist())
     assert 'Write 2 noisy documents' in prompt and 'Ann Lee' in prompt and 'Query: its author\n' in prompt
+
+
+def test_an_episode_that_its_budgets_forbid_is_not_shown():
+    steps = [{'query': f'q{i}', 'passage': f'p{i}', 'need': 'it', 'answer': 'x'} for i in range(2)]
+    question = Question('q', 'who?', ('Ann',), metadata={'decomposition': steps})
+
+    def search(queries, k):
+        return [[Document('', 'text', query.replace('q', 'p'))] for query in queries]
+
+    def episode(**budgets):
+        cfg = RolloutConfig(prompt_tokens=512, **{'max_turns': 2} | budgets)
+        return demos.policy_episode(question, search, BYTES, cfg, 1)
+
+    made = episode(turn_tokens=400, response_tokens=2000)
+    actions = [len(s.tokens) for s in made if s.kind is Kind.ACTION]
+    assert len(actions) == 3
+    assert episode(turn_tokens=max(actions), response_tokens=2000) is not None
+    assert episode(turn_tokens=max(actions) - 1, response_tokens=2000) is None
+    assert episode(turn_tokens=400, response_tokens=2000, max_turns=1) is None
+    assert episode(turn_tokens=400, response_tokens=sum(len(s.tokens) for s in made[1:]) - 1) is None
 
 
 def test_a_pair_is_taken_word_for_word():

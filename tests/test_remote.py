@@ -105,6 +105,11 @@ def test_our_client_reads_our_server(server):
 # ---------------------------------------------------------------- client
 
 
+def test_a_title_keeps_the_quotation_marks_of_its_own():
+    found = remote._search_r1_document({'contents': '""Heroes" (song)"\nby David Bowie'})
+    assert (found.title, found.text) == ('"Heroes" (song)', 'by David Bowie')
+
+
 def reading(answers, log=None, kind='search_r1', queries=('q',), **cfg):
     """Results of a client whose server gives these replies in turn, and the requests it saw."""
     replies = iter(answers)
@@ -215,6 +220,20 @@ def test_spending_stops_before_the_cap_and_keeps_what_was_paid(tmp_path):
     assert sorted(asked) == list('abcd') and resumed.spent == pytest.approx(0.04)
 
 
+def test_an_engine_that_breaks_loses_no_other_answer(tmp_path):
+    def fetch(queries, k):
+        if queries == ['b']:
+            raise RuntimeError('not foreseen')
+        asked.append(queries[0])
+        return [[Document('', queries[0])]]
+
+    asked, path = [], tmp_path / 'log'
+    with pytest.raises(RuntimeError, match='not foreseen'):
+        engine(fetch, Log(path), concurrency=1).search(list('abcd'), 1)
+    assert engine(fetch, Log(path)).search(list('acd'), 1) == [[Document('', c)] for c in 'acd']
+    assert asked == list('acd')
+
+
 def test_a_cap_needs_a_price():
     with pytest.raises(ValueError, match='query_price'):
         EngineConfig('serpapi', spending_cap=5.0)
@@ -295,10 +314,11 @@ def test_serpapi_goes_through_its_client_and_never_shows_the_key(monkeypatch, ca
         ((401, b'{"error": "a-secret"}'), 'status_401'),
         (requests.ConnectionError('https://x?api_key=a-secret'), 'connection'),
         (requests.Timeout('a-secret'), 'timeout'),
+        (requests.exceptions.ChunkedEncodingError('a-secret'), 'connection'),
         ((200, b'{"organic'), 'invalid'),
     ):
         replies[:] = [reply]
-        assert client.search([kind], 5) == [SearchFailed(kind)]
+        assert client.search([str(reply)], 5) == [SearchFailed(kind)]
     assert 'a-secret' not in ''.join(capsys.readouterr())
     assert serpapi
 

@@ -589,6 +589,12 @@ def test_neutral_text_holds_no_tag_and_is_neutral_already(text):
     assert prompts.neutralize(neutral) == neutral
 
 
+def test_half_a_surrogate_pair_from_outside_is_a_space():
+    half = 'cut \ud83d'  # JSON may spell it, and what cuts texts by UTF-16 units does
+    assert prompts.neutralize(half) == 'cut  ' and prompts.neutralize('\U0001f600') == '\U0001f600'
+    assert BYTES.decode(encode_observation(BYTES, [prompts.neutralize(half)], 200)).count('cut') == 1
+
+
 def test_neutral_text_keeps_what_is_no_tag():
     assert prompts.neutralize('a < b, x</b> & <i>\n\t"') == 'a < b, x</b> & <i>\n\t"'
 

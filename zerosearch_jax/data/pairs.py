@@ -95,7 +95,7 @@ def _row(
             f'{where}: the fields {", ".join(sorted(row))} are no known form; expected prompt and completion, or '
             f'query, golden_answers, {label} and documents (or doc_ids)'
         )
-    query, question = _text(row, 'query', where), _question(row, where, name)
+    query, question = rows.text_of(row['query'], 'query', where), _question(row, where, name)
     if question.golden_answers:  # none is left where no prediction could be scored against them
         yield from (RecordedSearch(i, question, query, passages, quality) for i, passages, quality in found if quality)
 
@@ -111,9 +111,10 @@ def _pair(row: dict, where: str, name: str) -> Pair:
         prompt, completion = _messages(row['messages'], where)
     elif 'instruction' in row:
         parts = [row[field] for field in ('instruction', 'input') if row.get(field)]
-        prompt, completion = '\n'.join(map(str, parts)), _text(row, 'output', where)
+        prompt = rows.text_of('\n'.join(map(str, parts)), 'instruction', where)
+        completion = rows.text_of(row.get('output'), 'output', where)
     else:
-        prompt, completion = _text(row, 'prompt', where), _text(row, 'completion', where)
+        prompt, completion = (rows.text_of(row.get(field), field, where) for field in ('prompt', 'completion'))
     first_word = next(iter(prompt.strip().split('\n')[-1].lower().split()), '')
     label = _label(row, 'label', where) or (first_word if first_word in LABELS else '')
     return Pair(name, prompt, completion, label)
@@ -122,7 +123,7 @@ def _pair(row: dict, where: str, name: str) -> Pair:
 def _messages(messages, where: str) -> tuple[str, str]:
     try:
         texts = {message['role']: message['content'] for message in messages if message['content']}
-        return texts['user'], texts['assistant']
+        return tuple(rows.text_of(texts[role], role, where) for role in ('user', 'assistant'))
     except (TypeError, KeyError) as error:
         raise ValueError(
             f'{where}: "messages" needs one of role user and one of role assistant, with content'
@@ -136,23 +137,18 @@ def _question(row: dict, where: str, name: str) -> Question:
 def _passages(row: dict, corpus: Mapping[str, Passage], where: str) -> tuple[Passage, ...]:
     if 'doc_ids' in row:
         return _named(row['doc_ids'], corpus, where, 'doc_ids')
-    texts = row['documents']
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+    if not isinstance(row['documents'], list):
         raise ValueError(f'{where}: "documents" must be a list of texts')
+    texts = (rows.text_of(text, 'documents', where) for text in row['documents'])
     return tuple(Passage(f'{where}-{i}', '', text) for i, text in enumerate(texts))
 
 
 def _named(ids, corpus: Mapping[str, Passage], where: str, field: str) -> tuple[Passage, ...]:
     if not isinstance(ids, list):
         raise ValueError(f'{where}: "{field}" must be a list of ids of passages')
+    ids = [str(i) if type(i) is int else i for i in ids]  # as rows reads the ids of passages
     unknown = [i for i in ids if i not in corpus]
     if unknown:
         hint = 'name the corpus in config.demos.corpus' if not corpus else 'is it the right corpus?'
         raise ValueError(f'{where}: passage {unknown[0]!r} of "{field}" is not in the corpus; {hint}')
     return tuple(corpus[i] for i in ids)
-
-
-def _text(row: dict, field: str, where: str) -> str:
-    if not isinstance(row.get(field), str) or not row[field].strip():
-        raise ValueError(f'{where}: "{field}" must be a text that is not empty')
-    return row[field]

@@ -238,7 +238,8 @@ def _unique(items: Iterable[tuple]) -> list:
     return found
 
 
-def _text(value, field: str, where: str) -> str:
+def text_of(value, field: str, where: str) -> str:
+    """The value of a row's field, which must be text; raises ValueError that starts with `where`."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'{where}: {field!r} is {_short(value)}, expected text')
     try:
@@ -257,7 +258,7 @@ def _id(row: dict, where: str, default: str) -> str:
     value = row.get('id')
     if value is None:
         return default
-    text = str(value) if type(value) is int else _text(value, 'id', where)
+    text = str(value) if type(value) is int else text_of(value, 'id', where)
     # the merged files of Search-R1 and ZeroSearch keep the ids of their sets, each of which has a train_0
     return f'{row["data_source"]}_{text}' if row.get('data_source') else text
 
@@ -277,7 +278,7 @@ def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:
     texts = [str(a) if type(a) in (int, float) else a for a in answers]
     if not all(isinstance(a, str) for a in texts):
         raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers, each a text')
-    kept = dict.fromkeys(_text(a.strip(), field, where) for a in texts if normalize_answer(a))
+    kept = dict.fromkeys(text_of(a.strip(), field, where) for a in texts if normalize_answer(a))
     if not kept and not skip_unscorable:
         raise ValueError(
             f'{where}: {field!r} is {_short(answers)}, expected an answer that is more than punctuation and articles; '
@@ -295,20 +296,25 @@ def as_question(row: dict, where: str, default_id: str, skip_unscorable: bool) -
         extra['metadata'] = nested
     return Question(
         id=_id(row, where, default_id),
-        question=_text(row.get('question'), 'question', where).strip(),
+        question=text_of(row.get('question'), 'question', where).strip(),
         golden_answers=_answers(row, where, skip_unscorable),
         dataset=str(row.get('dataset') or row.get('data_source') or ''),
         metadata=extra,
     )
 
 
+def titled(contents: str) -> tuple[str, str]:
+    """The title and the text of a passage as Search-R1 writes it: a title in quotation marks, a line feed, the text."""
+    title, _, text = contents.partition('\n')
+    return title.strip().removeprefix('"').removesuffix('"'), text
+
+
 def _passage(row: dict, where: str, default_id: str) -> Passage:
     title, text = row.get('title') or '', row.get('text')
     if text is None and 'contents' in row:
-        title, _, text = _text(row['contents'], 'contents', where).partition('\n')
-        title = title.strip().strip('"')
+        title, text = titled(text_of(row['contents'], 'contents', where))
     return Passage(
         id=_id(row, where, default_id),
-        title=_text(title, 'title', where).strip() if title else '',
-        text=_text(text, 'text', where).strip(),
+        title=text_of(title, 'title', where).strip() if title else '',
+        text=text_of(text, 'text', where).strip(),
     )

@@ -44,8 +44,9 @@ def policy_episode(
     answer = question.golden_answers[0]
     final = f'<think>{learned}So the answer is {answer}.</think>\n<answer>{answer}</answer>'
     segments.append(Segment(Kind.ACTION, (*tokenizer.encode(final), tokenizer.eos_ids[0])))
-    response = sum(len(s.tokens) for s in segments[1:])
-    return segments if response <= cfg.response_tokens else None
+    response, longest = sum(len(s.tokens) for s in segments[1:]), max(len(s.tokens) for s in segments[1::2])
+    kept = len(segments) <= 2 * cfg.max_turns + 2 and longest <= cfg.turn_tokens and response <= cfg.response_tokens
+    return segments if kept else None
 
 
 def guess_episode(question: Question, answer: str, tokenizer: Tokenizer, cfg: rollout.RolloutConfig) -> list[Segment]:
@@ -137,9 +138,10 @@ def balanced(items: Sequence[pairs.Pair | pairs.RecordedSearch], seed: int) -> l
 def policy_demos(
     questions, search, tokenizer, cfg, *, documents: int, count: int, seed: int, guesses: int = 0
 ) -> list[list[Segment]]:
-    """The first `count` episodes that succeed (0: all), questions in an order that `seed` decides.
+    """The first `count` episodes (0: all), questions in an order that `seed` decides.
 
-    After each come so many `guesses`: episodes of the same question that do not search, and take others' answers.
+    Of each question the one that `policy_episode` makes of it, if it can, and so many `guesses`: they do not search,
+    and take the answers of the next questions.
     """
 
     def made():

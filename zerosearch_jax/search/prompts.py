@@ -130,7 +130,7 @@ INVALID_NOTICE = (
 )
 
 _TAG = re.compile(r'<(/?)\s*(think|search|information|answer)\s*>', re.IGNORECASE)
-_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')
+_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]')  # the last: half a pair, which JSON may spell
 
 
 def fill(template: str, **values: str) -> str:
@@ -149,7 +149,8 @@ def fill(template: str, **values: str) -> str:
 
 
 def neutralize(text: str) -> str:
-    """Makes text from outside harmless: protocol tags lose their brackets, control characters become spaces.
+    """Makes text from outside harmless: protocol tags lose their brackets, control characters, and halves of
+    surrogate pairs, which no tokenizer takes, become spaces.
 
     Chat-control tokens need nothing here: the tokenizer never encodes plain text as special tokens.
     """

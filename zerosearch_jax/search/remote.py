@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from zerosearch_jax import outside, settings
-from zerosearch_jax.data.rows import Passage
+from zerosearch_jax.data.rows import Passage, titled
 from zerosearch_jax.search.engines import BM25, Document, SearchFailed
 
 SERPAPI_KEY = 'SERPAPI_API_KEY'
@@ -117,17 +117,17 @@ class RemoteSearch:
             parts = [positions[i : i + self._batch] for i in range(0, len(positions), self._batch)]
             with concurrent.futures.ThreadPoolExecutor(self._cfg.concurrency) as pool:
                 calls = {pool.submit(self._attempts, [queries[i] for i in part], k): part for part in parts}
-                capped = None
+                problem: Exception | None = None
                 for call in concurrent.futures.as_completed(calls):
                     try:
                         found = call.result()
-                    except SpendingCapReached as error:
-                        capped = error
+                    except Exception as error:  # the other requests are made, and paid, all the same
+                        problem = problem or error
                         continue
                     for position, value in zip(calls[call], found, strict=True):
                         yield position, value, 'failure' not in value
-                if capped:
-                    raise capped
+                if problem:
+                    raise problem
 
         return outside.call(self._log, keys, ask)
 
@@ -239,8 +239,7 @@ def _search_r1_document(item: dict) -> Document:
     """With a score or without; `contents` is a quoted title, a line feed and the text."""
     document, score = (item['document'], float(item['score'])) if 'document' in item else (item, 0.0)
     if 'contents' in document:
-        title, _, text = document['contents'].partition('\n')
-        title = title.strip().strip('"')
+        title, text = titled(document['contents'])
     else:
         title, text = document.get('title', ''), document['text']
     return Document(title, text.strip(), str(document.get('id', '')), score)
@@ -257,6 +256,8 @@ def _zerosearch_wiki(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[
 
 def _serpapi(cfg: EngineConfig) -> Fetch:
     """Google's organic results through SerpAPI's client: titles and snippets."""
+    import requests
+
     try:
         import serpapi
     except ImportError as error:
@@ -277,6 +278,8 @@ def _serpapi(cfg: EngineConfig) -> Fetch:
             status = getattr(error, 'status_code', 0) or 0
             kind = {429: 'rate_limit'}.get(status, f'status_{status}')
             raise Failed(kind, again=status == 429 or status >= 500) from None
+        except requests.RequestException:  # a body that breaks off, say
+            raise Failed('connection', again=True) from None
         if isinstance(reply, str):  # what the client gives back where it is not JSON
             raise Failed('invalid', again=True)
         found = [item for item in reply.get('organic_results', []) if item.get('snippet')]

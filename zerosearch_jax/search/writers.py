@@ -160,7 +160,8 @@ class EndpointWriter:
             reply = self._client.chat.completions.create(
                 messages=[{'role': 'user', 'content': message}], seed=seed, **self._options
             )
-            return reply.choices[0].message.content or '', ''
+            text = reply.choices[0].message.content or ''
+            return (text, '') if isinstance(text, str) else ('', 'invalid')
         except openai.APITimeoutError:
             return '', 'timeout'
         except openai.APIConnectionError:
