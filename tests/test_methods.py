@@ -18,10 +18,11 @@ class Refiner:
     """A writer that answers every message with one text, and notes the messages."""
 
     def __init__(self, text='Rome is in Italy.', failure=''):
-        self.asked, self._queue, self._said = [], [], (text, failure)
+        self.asked, self.identities, self._queue, self._said = [], [], [], (text, failure)
 
     def ask(self, handle, message, identity):
         self.asked.append(message)
+        self.identities.append(identity)
         self._queue.append(Written(handle, *self._said))
 
     @property
@@ -37,7 +38,7 @@ def found(queries, k):
     return [[Document('T', f'about {query}')] * k for query in queries]
 
 
-def run(method, texts, search=found, refiner=None, questions=(ROME,)):
+def run(method, texts, search=found, refiner=None, questions=(ROME,), seed=0):
     def script(handle, number, engine):
         return [*BYTES.encode(texts[number]), EOS]
 
@@ -50,7 +51,7 @@ def run(method, texts, search=found, refiner=None, questions=(ROME,)):
         refiner,
         BYTES,
         CFG,
-        seed=0,
+        seed=seed,
         finished=ended.append,
     )
     assert sorted(t.question.id for t in ended) == sorted(t.question.id for t in trajectories)
@@ -101,6 +102,13 @@ def test_search_o1_reads_what_a_model_made_of_the_documents():
     (observation,) = texts_of(trajectory, Kind.OBSERVATION)
     assert 'It is in (answer)Italy(/answer).' in observation and 'about' not in observation
     assert trajectory.searches[0].documents == ('It is in (answer)Italy(/answer).',)
+
+
+def test_refinements_of_another_seed_are_drawn_anew():
+    refiners = [Refiner() for _ in range(2)]
+    for seed, refiner in enumerate(refiners):
+        run('search_o1', [SEARCH, ANSWER, ''], refiner=refiner, seed=seed)
+    assert refiners[0].asked == refiners[1].asked and refiners[0].identities != refiners[1].identities
 
 
 def test_a_refinement_that_fails_fails_the_search_and_nothing_found_is_not_refined():

@@ -13,7 +13,14 @@ from zerosearch_jax import alarms, experiment, state
 from zerosearch_jax.alarms import AlarmConfig
 from zerosearch_jax.evaluate import EvaluationConfig
 from zerosearch_jax.search.rollout import rollout
-from zerosearch_jax.search.scoring import RewardConfig, Scorer, actions, overlong_penalty, well_formed
+from zerosearch_jax.search.scoring import (
+    RewardConfig,
+    Scorer,
+    actions,
+    found_answer,
+    overlong_penalty,
+    well_formed,
+)
 from zerosearch_jax.search.simulator import CompactedQuestions, Result
 from zerosearch_jax.trainer import Trainer, load_questions
 
@@ -70,6 +77,14 @@ def test_form_and_retrieval_are_added():
     assert score([SEARCH, ANSWER], retrieval=0.1) == 1
     documents_only = FakeSearch(lambda query: Result(query, (f'{ANSWER} {SEARCH}',)))
     assert score([SEARCH, '<think>c</think> <answer>x</answer>'], documents_only, format=0.2) == pytest.approx(0.2)
+
+
+def test_an_answer_is_found_within_a_document_and_not_across_two():
+    question = dataclasses.replace(ROME, golden_answers=('New York',))
+    found = SimpleNamespace(question=question, searches=[Result(None, ('born in New', 'York is old'))])
+    assert not found_answer(found)
+    found.searches.append(Result(None, ('moved', 'to New York.')))
+    assert found_answer(found)
 
 
 def test_an_answer_that_used_up_the_budget_is_looked_at():

@@ -190,6 +190,11 @@ def test_the_oracle_gives_named_passages_or_none_of_them():
     assert result.noisy
 
 
+def test_names_of_another_corpus_are_no_names():
+    elsewhere = dataclasses.replace(ROME, metadata={'supporting_ids': [7, 'pid-1']})
+    assert ask_oracle(elsewhere, (False, False))[0] == ask_oracle(ROME, (False, False))[0]
+
+
 def test_without_names_an_answer_makes_a_passage_gold():
     useful, _ = ask_oracle(ROME, (False, False))
     assert sorted(useful) == ['Italy', 'Rome']
@@ -214,8 +219,11 @@ def test_the_oracle_gives_what_there_is():
 
 
 def test_gold_ids_are_those_that_the_question_names_in_order():
-    metadata = {'supporting_ids': ['b', 'a'], 'decomposition': [{'passage': 'a'}, {'passage': 'c'}, {'pid': None}]}
-    assert gold_ids(Question('x', 'y', ('z',), metadata=metadata)) == ('b', 'a', 'c')
+    metadata = {
+        'supporting_ids': ['b', 'a'],
+        'decomposition': [{'passage': 'a'}, {'passage': 'c'}, {'pid': None}, {'pid': 0}],
+    }
+    assert gold_ids(Question('x', 'y', ('z',), metadata=metadata)) == ('b', 'a', 'c', '0')
     assert gold_ids(ROME) == ()
 
 

@@ -80,7 +80,7 @@ def answer(
       written: as rollout's.
     """
     given = _searched(questions, source()) if method.prompt == 'documents' else None
-    search = RefinedSearch(source(), refiner) if method.refine else source()
+    search = RefinedSearch(source(), refiner, seed) if method.refine else source()
 
     def end(trajectory: Trajectory):
         if method.prompt in ('direct', 'documents') and trajectory.answer is None:

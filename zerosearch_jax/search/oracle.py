@@ -1,7 +1,8 @@
 """Simulated search without a model: gold passages of a corpus are the useful documents, distractors the noisy ones.
 
 An upper bound of what a simulator can do, at no cost. Which passages are gold a question says itself (`supporting_ids`,
-or the passages of its `decomposition`); where it does not, those that the engine finds and that hold an answer are.
+or the passages of its `decomposition`); where it does not, or names none of this corpus, they are those that the engine
+finds and that hold an answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def gold_ids(question: Question) -> tuple[str, ...]:
     named = question.metadata.get('supporting_ids') or ()
     steps = question.metadata.get('decomposition') or ()
     ids = [*named, *(s.get('passage') or s.get('pid') for s in steps)]
-    return tuple(dict.fromkeys(i for i in ids if i))
+    return tuple(dict.fromkeys(str(i) for i in ids if i not in (None, '')))
 
 
 class Oracle:
@@ -41,9 +42,10 @@ class Oracle:
         return [self._choose(*each) for each in zip(queries, found, labels, strict=True)]
 
     def _choose(self, query: Query, hits: list[Document], labels: tuple[bool, ...]) -> list[str]:
-        answers, named = query.question.golden_answers, gold_ids(query.question)
+        answers = query.question.golden_answers
+        named = [i for i in gold_ids(query.question) if i in self._passages]  # it may be about another corpus
         gold = [d for d in hits if (d.id in named if named else holds_answer(d.as_text, answers))]
-        gold = gold or [self._passages[i] for i in sorted(named) if i in self._passages]
+        gold = gold or [self._passages[i] for i in sorted(named)]
         others = [d for d in hits if d.id not in named and not holds_answer(d.as_text, answers)]
         useful, noisy = labels.count(False), labels.count(True)
         fill = others[noisy : noisy + max(useful - len(gold), 0)]  # an engine returns more than the gold passage

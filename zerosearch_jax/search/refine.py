@@ -25,10 +25,11 @@ class RefinedSearch:
     Args:
       source: of the documents.
       writer: the model.
+      seed: of what it samples.
     """
 
-    def __init__(self, source: DocumentSearch, writer: Writer):
-        self._source, self._writer = source, writer
+    def __init__(self, source: DocumentSearch, writer: Writer, seed: int):
+        self._source, self._writer, self._seed = source, writer, seed
         self._waiting: dict[Hashable, Result] = {}
 
     def submit(self, query: Query):
@@ -66,4 +67,4 @@ class RefinedSearch:
             documents=prompts.render_documents([' '.join(d.split()[:WORDS]) for d in result.documents]),
         )
         self._waiting[query.handle] = result
-        self._writer.ask(query.handle, message, ('refine', query.question.id, query.sample, query.turn))
+        self._writer.ask(query.handle, message, ('refine', self._seed, query.question.id, query.sample, query.turn))

@@ -98,8 +98,8 @@ def well_formed(texts: Sequence[str]) -> bool:
 
 def found_answer(trajectory: Trajectory) -> bool:
     """Whether any document of any search holds a golden answer."""
-    documents = [document for search in trajectory.searches for document in search.documents]
-    return holds_answer(' '.join(documents), trajectory.question.golden_answers)
+    golds = trajectory.question.golden_answers
+    return any(holds_answer(document, golds) for search in trajectory.searches for document in search.documents)
 
 
 def overlong_penalty(length: int, budget: int, last: int) -> float:

@@ -47,7 +47,7 @@ def distinct(documents: Sequence[str], n: int) -> float:
 
 
 MEASURES: dict[str, Callable[[dict], float]] = {
-    'contains': lambda row: float(holds_answer(' '.join(row['documents']), row['golden_answers'])),
+    'contains': lambda row: float(any(holds_answer(text, row['golden_answers']) for text in row['documents'])),
     'read': lambda row: float(row['read']),
     'valid': lambda row: float(not row['failure'] and row['attempts'] == 1),
     'failed': lambda row: float(bool(row['failure'])),
