@@ -56,6 +56,15 @@ def test_an_interrupted_audit_asks_for_the_rest_only(tmp_path, monkeypatch):
     assert order(metrics.read_jsonl(here / 'answers.jsonl')) == order(rows)
 
 
+def test_questions_of_two_sources_with_one_id_are_refused(tmp_path):
+    for name in 'ab':
+        row = {'id': 'test_0', 'query': f'{name}?', 'question': f'what is {name}?', 'golden_answers': ['yes']}
+        row |= {'documents': ['x'], 'label': 'useful'}
+        (tmp_path / f'{name}.jsonl').write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r'different questions have the same id; .*data_source'):
+        audit.queries(audit.parse(tiny_audit(source=f'{tmp_path}/a.jsonl,{tmp_path}/b.jsonl')))
+
+
 def test_another_configuration_under_the_same_name_is_refused(tmp_path):
     run_audit(tmp_path, tiny_audit(name='one'))
     with pytest.raises(ValueError, match='another configuration'):
@@ -182,10 +191,11 @@ def test_a_judge_of_ours_labels_too(tmp_path, searching, monkeypatch):
 
 
 def test_what_a_judge_cannot_tell_is_left_out_and_said(tmp_path, searching, monkeypatch):
-    def fails(searches, *_, **__):
-        return ['useful', 'timeout', 'unclear', 'noisy', 'timeout', 'timeout'][: len(searches)]
-
-    monkeypatch.setattr(collect, 'judge', fails)
+    labels = ['useful', 'timeout', 'unclear', 'noisy', 'timeout', 'timeout']
+    monkeypatch.setattr(collect, 'judge', lambda searches, *_, **__: labels[: len(searches)])
     line = run_collect(tmp_path, tiny_collect(tmp_path, 'judge'))
     assert line.startswith('2 pairs')
     assert '3 timeout' in line and line.endswith('run the same command again to judge those that failed')
+    labels[:] = ['useful', 'too_long', 'unclear', 'noisy', 'too_long', 'too_long']
+    line = run_collect(tmp_path, tiny_collect(tmp_path, 'judge'))
+    assert line.endswith('(1 noisy, 3 too_long, 1 unclear, 1 useful); 3 exceed config.judge.prompt_tokens')

@@ -89,6 +89,11 @@ def test_the_outside_is_called_once_for_all_and_kept(run):
     assert len(second) == 3
 
 
+def test_an_audit_is_written_once(run):
+    (several, *_), one, _ = run
+    assert several['audit'] == one['audit'] and len(one['audit']) == 6
+
+
 def test_generations_equal_those_of_one_process(run):
     (several, *_), one, _ = run
     assert len(one['generations']) == 2 * (8 + 8 + 10)

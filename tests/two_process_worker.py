@@ -16,13 +16,14 @@ def work(checkpoints: pathlib.Path) -> dict:
     import jax
     from helpers import TINY, drain, random_batch, requests, tiny_engine, tiny_params
 
-    from zerosearch_jax import metrics, outside, state
+    from configs.common import sections
+    from zerosearch_jax import metrics, outside, settings, state
     from zerosearch_jax.checkpoint import Checkpoints
     from zerosearch_jax.data.rows import Question
     from zerosearch_jax.models import transformer
     from zerosearch_jax.rl import losses, step
     from zerosearch_jax.sharding import make_mesh
-    from zerosearch_jax.tools import evaluation
+    from zerosearch_jax.tools import audit, evaluation
 
     mesh = make_mesh((2, 2, 2))
     params = tiny_params(mesh)
@@ -39,10 +40,10 @@ def work(checkpoints: pathlib.Path) -> dict:
         for turn, stopped in enumerate((first, second, third)):
             results |= {(temperature, turn, h): dataclasses.asdict(r) for h, r in stopped.items()}
 
-    log, answers = outside.Log(checkpoints.parent / 'calls.log'), itertools.count()
+    log, numbers = outside.Log(checkpoints.parent / 'calls.log'), itertools.count()
 
     def ask(positions):  # an engine that answers differently on every call, on every process
-        return ((i, f'{os.getpid()}, call {next(answers)}: {i}', i != 1) for i in positions)
+        return ((i, f'{os.getpid()}, call {next(numbers)}: {i}', i != 1) for i in positions)
 
     calls = [outside.call(log, ['a', 'b', 'c'][: 2 + turn], ask) for turn in range(2)]
 
@@ -60,6 +61,13 @@ def work(checkpoints: pathlib.Path) -> dict:
     questions = {'x': [Question(name, 'why?', ('b',)) for name in ('q0', 'q1')]}
     left = evaluation._missing({'rag': 'w'}, checkpoints.parent / 'results.jsonl', questions)
 
+    made = sections(audit.SCHEMA)
+    made.mesh = (2, 2, 2)
+    made.audit.update(name='oracle', queries=3)
+    made.simulator.kind = 'oracle'
+    audit.audit(audit.parse(made), checkpoints.parent / 'audit', settings.to_json(made))
+    answers = metrics.shared_jsonl(checkpoints.parent / 'audit' / 'oracle' / 'answers.jsonl')
+
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
     places = state.state_shardings(transformer.layout(TINY), tx, mesh)
     update = step.make_update(TINY, tx, places, losses.LossConfig(), losses.Compute(chunk=32))
@@ -76,7 +84,7 @@ def work(checkpoints: pathlib.Path) -> dict:
             for path, leaf in jax.tree_util.tree_leaves_with_path(now.params)
         }
     saved.close()
-    return {'generations': results, 'metrics': measures, 'norms': norms, 'calls': calls, 'left': left}
+    return {'generations': results, 'metrics': measures, 'norms': norms, 'calls': calls, 'left': left, 'audit': answers}
 
 
 def main(process: int, processes: int, port: str, directory: pathlib.Path):

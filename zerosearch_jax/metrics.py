@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from zerosearch_jax import settings
+import jax
+
+from zerosearch_jax import settings, sharding
 from zerosearch_jax.boards import open_boards
 
 logger = logging.getLogger(__name__)
@@ -161,6 +163,11 @@ def recover_jsonl(path: str | Path) -> list[dict]:
     rows = read_jsonl(path)
     write_jsonl(path, rows)
     return rows
+
+
+def shared_jsonl(path: str | Path) -> list[dict]:
+    """What `recover_jsonl` finds on process 0, on all processes."""
+    return sharding.from_first_process(recover_jsonl(path) if jax.process_index() == 0 else None)
 
 
 @dataclasses.dataclass(frozen=True)

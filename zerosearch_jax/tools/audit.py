@@ -15,6 +15,8 @@ import re
 import time
 from collections.abc import Sequence
 
+import jax
+
 from zerosearch_jax import metrics, prng, progress, roles, settings, sharding
 from zerosearch_jax.data import pairs, rows
 from zerosearch_jax.data.rows import Question
@@ -76,42 +78,46 @@ def parse(config) -> Config:
 
 
 def audit(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
-    """Runs, or resumes, an audit in `workdir`; returns the table of all audits there."""
+    """Runs, or resumes, an audit in `workdir`; returns the table of all audits there, '' on other processes than 0."""
     here = workdir / cfg.audit.name
     metrics.claim(here, resolved, ('answers.jsonl',))
     mesh = sharding.make_mesh(cfg.mesh)
     asked = queries(cfg)
     _ask(cfg, here, asked, mesh)
-    answers = metrics.read_jsonl(here / 'answers.jsonl')
+    answers = metrics.shared_jsonl(here / 'answers.jsonl')
     if cfg.audit.read and 'read' not in answers[0]:
         readings = read(cfg, answers, mesh)
         answers = [row | {'read': right} for row, right in zip(answers, readings, strict=True)]
-        metrics.write_jsonl(here / 'answers.jsonl', answers)
-    return audit_figures.report(workdir, cfg.audit.gpu_hour_price)
+        if jax.process_index() == 0:
+            metrics.write_jsonl(here / 'answers.jsonl', answers)
+    return '' if jax.process_index() else audit_figures.report(workdir, cfg.audit.gpu_hour_price)
 
 
 def queries(cfg: Config) -> list[Query]:
     """Distinct queries, chosen by a hash of their ids, so that another source order changes nothing."""
     if cfg.audit.source == 'world':
         questions = rows.load_questions('world', 'test')
-        texts = {q.id: q.metadata['decomposition'][0]['query'] for q in questions}
+        texts = [q.metadata['decomposition'][0]['query'] for q in questions]
     else:
         corpus = {p.id: p for p in rows.load_passages(cfg.audit.corpus)} if cfg.audit.corpus else {}
         found: dict[str, pairs.RecordedSearch] = {}
         for source in cfg.audit.source.split(','):
             read_rows = pairs.load_pairs(source.strip(), corpus=corpus, label=cfg.audit.label, folds=cfg.audit.folds)
             found |= {item.question.question: item for item in read_rows if isinstance(item, pairs.RecordedSearch)}
-        questions, texts = [item.question for item in found.values()], {i.question.id: i.query for i in found.values()}
+        questions, texts = [item.question for item in found.values()], [item.query for item in found.values()]
     if not questions:
         raise ValueError(f'{cfg.audit.source}: no search to ask for; an audit needs rows with a query and answers')
+    text_of = {q.id: text for q, text in zip(questions, texts, strict=True)}
+    if len(text_of) < len(questions):
+        raise ValueError(f'{cfg.audit.source}: different questions have the same id; give them a field "data_source"')
     chosen = rows.subset(questions, cfg.audit.queries)
-    return [Query((question.id, 0), question, 0, 0, texts[question.id]) for question in chosen]
+    return [Query((question.id, 0), question, 0, 0, text_of[question.id]) for question in chosen]
 
 
 def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
     """Asks for useful, then for noisy documents, what is on disk already excepted."""
     path = here / 'answers.jsonl'
-    done = {(row['id'], row['noisy']) for row in metrics.recover_jsonl(path)}
+    done = {(row['id'], row['noisy']) for row in metrics.shared_jsonl(path)}
     missing = {n: [q for q in asked if (q.question.id, n) not in done] for n in (False, True)}
     if not any(missing.values()):
         return
@@ -124,12 +130,14 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
                 search.submit(query)
             while search.active:
                 results = search.step()
-                metrics.append_jsonl(path, [_row(result, noisy) for result in results])
+                if jax.process_index() == 0:
+                    metrics.append_jsonl(path, [_row(result, noisy) for result in results])
                 bar.update(len(results))
     speed = {'queries': sum(map(len, missing.values())), 'seconds': time.perf_counter() - began}
     if simulator.engine:
         speed['tokens'] = simulator.engine.decoded_tokens
-    (here / 'speed.json').write_text(json.dumps(speed) + '\n')
+    if jax.process_index() == 0:
+        (here / 'speed.json').write_text(json.dumps(speed) + '\n')
 
 
 def open_simulator(cfg: Config, mesh) -> Simulator:

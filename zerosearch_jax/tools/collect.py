@@ -12,6 +12,8 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+import jax
+
 from zerosearch_jax import evaluate as ev
 from zerosearch_jax import metrics, progress, roles, settings, sharding
 from zerosearch_jax.data import pairs, rows
@@ -78,21 +80,25 @@ def collect(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
     labels = _labels(cfg, workdir, written, mesh)
     made = [_pair(cfg, row, turn, labels[row['id'], row['sample'], turn]) for row, turn in _searches(written)]
     kept = [pair for pair in made if pair is not None]
-    metrics.write_jsonl(workdir / 'pairs.jsonl', kept)
+    if jax.process_index() == 0:
+        metrics.write_jsonl(workdir / 'pairs.jsonl', kept)
     counts = collections.Counter(labels.values())
     told = ', '.join(f'{count} {label}' for label, count in sorted(counts.items()))
-    unjudged = sum(count for label, count in counts.items() if label not in (*pairs.LABELS, 'unclear'))
-    again = '; run the same command again to judge those that failed' if unjudged else ''
+    final = (*pairs.LABELS, 'unclear', 'too_long')  # another attempt would end the same
+    again = '; run the same command again to judge those that failed' if counts.keys() - set(final) else ''
+    again += f'; {counts["too_long"]} exceed config.judge.prompt_tokens' if counts['too_long'] else ''
     return f'{len(kept)} pairs in {workdir / "pairs.jsonl"} from {sum(counts.values())} searches ({told}){again}'
 
 
 def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh) -> list[dict]:
     """Episodes with the real engine as rows; those that are on disk are not made again."""
     path = workdir / 'trajectories.jsonl'
-    counts = collections.Counter(row['id'] for row in metrics.recover_jsonl(path))
+    found = metrics.shared_jsonl(path)
+    counts = collections.Counter(row['id'] for row in found)
     done = {name for name, count in counts.items() if count == cfg.rollout.group}
-    if len(done) < len(counts):  # a crash within a question's episodes: they are made again
-        metrics.write_jsonl(path, [row for row in metrics.read_jsonl(path) if row['id'] in done])
+    written = [row for row in found if row['id'] in done]
+    if len(written) < len(found) and jax.process_index() == 0:  # a crash in a question's episodes: they are made again
+        metrics.write_jsonl(path, written)
     missing = [question for question in questions if question.id not in done]
     if missing:
         model = roles.load_model(cfg.policy.model, mesh)
@@ -102,7 +108,7 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
         size = max(cfg.rollout.slots // cfg.rollout.group, 1)
         with progress.bar(len(missing) * cfg.rollout.group, 'episodes', 'episode') as bar:
             for start in range(0, len(missing), size):
-                found = rollout(
+                episodes = rollout(
                     missing[start : start + size],
                     cfg.rollout.group,
                     engine,
@@ -112,8 +118,11 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
                     identity=(cfg.seed, 0),
                     finished=lambda _: bar.update(),
                 )
-                metrics.append_jsonl(path, [ev.row(t, model.tokenizer) for t in found])
-    return metrics.read_jsonl(path)
+                made = [ev.row(t, model.tokenizer) for t in episodes]
+                written += made
+                if jax.process_index() == 0:
+                    metrics.append_jsonl(path, made)
+    return written
 
 
 def _searches(written: list[dict]):
