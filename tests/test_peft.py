@@ -86,6 +86,20 @@ def test_what_is_not_plain_lora_is_refused(adapter, tmp_path, changes):
         peft.load(tmp_path, TINY)
 
 
+def test_damaged_files_are_named(adapter, tmp_path):
+    peft.save(tmp_path, adapter, 'base')
+    file = tmp_path / 'adapter_model.safetensors'
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r'adapter_model\.safetensors: not a whole safetensors file'):
+        peft.load(tmp_path, TINY)
+    file.write_bytes(whole)
+    config = tmp_path / 'adapter_config.json'
+    config.write_text(json.dumps({'peft_type': 'LORA'}))
+    with pytest.raises(ValueError, match=r'adapter_config\.json lacks lora_alpha, r'):
+        peft.load(tmp_path, TINY)
+
+
 def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
     peft.save(tmp_path, adapter, 'base')
     tensors = load_file(tmp_path / 'adapter_model.safetensors')

@@ -132,6 +132,10 @@ def test_what_is_longer_than_a_row_is_left_out_and_said(rows, tmp_path, capsys):
 
 def test_nothing_to_train_on_is_said(rows, tmp_path):
     made = config(rows)
+    made.demos.update(held_out=24, folds=(), held_out_folds=())
+    with pytest.raises(ValueError, match='held_out = 24 leaves none of 24'):
+        run(tmp_path, made)
+    made = config(rows)
     made.demos.folds = (9,)
     with pytest.raises(ValueError, match='no demonstration is left'):
         run(tmp_path, made)

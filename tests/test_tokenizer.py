@@ -207,7 +207,7 @@ def test_generation_config_adds_end_tokens(tmp_path):
     assert Tokenizer.load(tmp_path).eos_ids == (257, 11, 258)
 
 
-def write_gguf(path, pre, tokenizer, model='gpt2'):
+def write_gguf(path, pre, tokenizer, model='gpt2', begins=None):
     """The tokenizer's metadata as llama.cpp writes it, with two unused entries at the end."""
     gguf = pytest.importorskip('gguf')
     spec = json.loads(tokenizer.hf.backend_tokenizer.to_str())
@@ -223,6 +223,9 @@ def write_gguf(path, pre, tokenizer, model='gpt2'):
     writer.add_token_merges([' '.join(merge) for merge in spec['model']['merges']])
     writer.add_eos_token_id(vocab['<|im_end|>'])
     writer.add_chat_template(CHATML)
+    writer.add_bos_token_id(vocab['<|im_start|>'])
+    if begins is not None:
+        writer.add_add_bos_token(begins)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -265,6 +268,18 @@ def test_gguf_equals_the_published_tokenizer(pre, tmp_path):
     assert loaded.eos_ids == source.eos_ids
     messages = [{'role': 'user', 'content': 'the[PAD0]'}]
     assert loaded.chat(messages) == source.chat(messages)
+
+
+@pytest.mark.parametrize(
+    ('pre', 'begins', 'count'),
+    [('llama-bpe', None, 1), ('llama-bpe', False, 0), ('qwen2', None, 0), ('qwen2', True, 1)],
+)
+def test_gguf_says_whether_texts_begin_with_a_token(pre, begins, count, tmp_path):
+    source = trained(pre)
+    loaded = Tokenizer.load(write_gguf(tmp_path / 'tokenizer.gguf', pre, source, begins=begins))
+    assert loaded.prefix == tuple(source.hf.convert_tokens_to_ids(['<|im_start|>'] * count))
+    assert loaded.encode('the cat') == source.encode('the cat')
+    assert loaded.chat([{'role': 'user', 'content': 'hi'}]) == source.chat([{'role': 'user', 'content': 'hi'}])
 
 
 def test_refusals(tmp_path):

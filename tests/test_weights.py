@@ -151,6 +151,12 @@ def test_wrong_files(tmp_path):
         (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'x': shard}}))
         with pytest.raises(error, match=r'a\.safetensors'):
             load(tmp_path, cfg)
+    (tmp_path / 'model.safetensors.index.json').write_text('{}')
+    with pytest.raises(ValueError, match='not an index of safetensors files'):
+        load(tmp_path, cfg)
+    (tmp_path / 'config.json').write_text('{"model_type": "llama", "hidden_size": 8}')
+    with pytest.raises(ValueError, match=r'config\.json lacks vocab_size, intermediate_size, .*rms_norm_eps'):
+        weights.read_config(tmp_path)
     with pytest.raises(FileNotFoundError, match='no such file'):
         weights.read_config(tmp_path / 'missing.gguf')
     (tmp_path / 'junk.gguf').write_bytes(b'junk' * 100)

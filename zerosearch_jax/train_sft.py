@@ -138,7 +138,7 @@ def _built_in(cfg: Config, model: roles.Model):
         made = [demos.simulator_example(item, cfg.simulator, model.tokenizer) for item in found]
     else:
         raise ValueError(f'config.demos.source = {cfg.demos.source!r}: there are {name}:policy and {name}:simulator')
-    end = cfg.demos.count or len(made) - cfg.demos.held_out
+    end = cfg.demos.count or _left(len(made), cfg)
     return made[:end], made[end:]
 
 
@@ -165,9 +165,18 @@ def _read(cfg: Config) -> tuple[list, list]:
     if cfg.demos.held_out_folds:
         held_out = load(cfg.demos.held_out_folds)[: cfg.demos.held_out]
     else:
-        end = len(taught) - cfg.demos.held_out
+        end = _left(len(taught), cfg)
         taught, held_out = taught[:end], taught[end:]
     return taught[: cfg.demos.count or None], held_out
+
+
+def _left(count: int, cfg: Config) -> int:
+    """How many demonstrations are left to train on."""
+    if 0 < count <= cfg.demos.held_out:
+        raise ValueError(
+            f'config.demos.held_out = {cfg.demos.held_out} leaves none of {count} demonstrations; lower it'
+        )
+    return count - cfg.demos.held_out
 
 
 # ---------------------------------------------------------------- training

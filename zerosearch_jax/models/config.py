@@ -62,7 +62,7 @@ def from_hf(config: dict) -> ModelConfig:
     Accepts the spelling of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`).
 
     Raises:
-      ValueError: a model type, activation or rope type that this library does not implement.
+      ValueError: a model type, activation or rope type that this library does not implement, or a missing size.
     """
     family = config.get('model_type')
     if family not in FAMILIES:
@@ -73,6 +73,16 @@ def from_hf(config: dict) -> ModelConfig:
         raise ValueError('use_sliding_window=true is not supported: attention here is full and causal')
     if config.get('mlp_bias'):
         raise ValueError('mlp_bias=true is not supported')
+    sizes = (
+        'vocab_size',
+        'hidden_size',
+        'intermediate_size',
+        'num_hidden_layers',
+        'num_attention_heads',
+        'rms_norm_eps',
+    )
+    if missing := [name for name in sizes if config.get(name) is None]:
+        raise ValueError(f'config.json lacks {", ".join(missing)}')
     rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
     traits = FAMILIES[family].traits
     if not traits.get('qkv_bias') and config.get('attention_bias'):

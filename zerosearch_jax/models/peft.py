@@ -54,13 +54,20 @@ def load(directory: pathlib.Path, cfg: ModelConfig) -> dict:
       FileNotFoundError: no such files.
       ValueError: a kind of adapter that is not understood, or one for another model.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     config = _read_config(directory)
     odd = [name for name, plain in _PLAIN.items() if config.get(name, plain) not in (plain, None)]
     if config.get('peft_type') != 'LORA' or odd:
         raise ValueError(f'{directory}: {", ".join(odd) or config.get("peft_type")} is not supported; use plain LoRA')
-    tensors = load_file(directory / _WEIGHTS)
+    missing = {'lora_alpha', 'r'} - config.keys()
+    if missing:
+        raise ValueError(f'{directory / _CONFIG} lacks {", ".join(sorted(missing))}')
+    try:
+        tensors = load_file(directory / _WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f'{directory / _WEIGHTS}: not a whole safetensors file ({error})') from error
     scale = config['lora_alpha'] / (config['r'] ** 0.5 if config.get('use_rslora') else config['r'])
     layers: dict[str, np.ndarray] = {}
     for target in lora.TARGETS:

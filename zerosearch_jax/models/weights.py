@@ -71,7 +71,10 @@ class SafetensorsFiles:
         if (directory / 'model.safetensors').is_file():  # the one that transformers prefers
             files = ['model.safetensors']
         elif index.is_file():
-            files = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+            try:
+                files = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f'{index}: not an index of safetensors files') from error
         else:
             raise FileNotFoundError(f'{directory}: put model.safetensors, or its index and shards, there')
         self._slices = {}

@@ -250,7 +250,7 @@ def _generation_eos_ids(directory: pathlib.Path) -> list[int]:
 
 def _from_gguf(path: pathlib.Path):
     """A PreTrainedTokenizerFast out of the metadata of a GGUF file (transformers would need torch for that)."""
-    from tokenizers import AddedToken, decoders, models, normalizers
+    from tokenizers import AddedToken, decoders, models, normalizers, processors
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
@@ -279,7 +279,11 @@ def _from_gguf(path: pathlib.Path):
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token, t in typed if t == _CONTROL])
     backend.add_tokens([AddedToken(token, normalized=False) for token, t in typed if t == _USER_DEFINED])
-    ids = {'bos': get('ggml.bos_token_id'), 'eos': get('ggml.eos_token_id'), 'pad': get('ggml.padding_token_id')}
+    begin = get('ggml.bos_token_id')
+    if begin is not None and get('ggml.add_bos_token', pre == 'llama-bpe'):
+        begins = f'{tokens[begin]} $A'
+        backend.post_processor = processors.TemplateProcessing(begins, special_tokens=[(tokens[begin], begin)])
+    ids = {'bos': begin, 'eos': get('ggml.eos_token_id'), 'pad': get('ggml.padding_token_id')}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=get('chat_template'),
