@@ -56,19 +56,14 @@ def set_environment(text: str) -> None:
     """As many CPU devices as are asked for, and no search for a real accelerator; before jax looks for devices."""
     import jax
 
+    from zerosearch_jax.tools import hardware
+
     sizes = [int(part) for part in text.partition(':')[2].split('x') if part.isdigit()]
     count = math.prod(sizes)
     os.environ['XLA_FLAGS'] = (
         f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count} --xla_gpu_autotune_level=0'
     )
-    os.environ.update(
-        JAX_SKIP_CUDA_CONSTRAINTS_CHECK='1',
-        TPU_SKIP_MDS_QUERY='1',
-        TPU_WORKER_HOSTNAMES='localhost',
-        TPU_WORKER_ID='0',
-        TPU_ACCELERATOR_TYPE='v5litepod-8',
-        ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-    )
+    os.environ.update(JAX_SKIP_CUDA_CONSTRAINTS_CHECK='1', **hardware.TPU_ENVIRONMENT)
     jax.config.update('jax_platforms', 'cpu')
 
 

@@ -38,6 +38,16 @@ CHIPS = {
 }
 
 
+# with which a TPU's compiler is content without a TPU; to be set before `devices`
+TPU_ENVIRONMENT = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_WORKER_ID': '0',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+
+
 class Gpu(NamedTuple):
     """What XLA:GPU asks of a GPU in order to compile for it (XLA's GpuTargetConfigProto)."""
 
