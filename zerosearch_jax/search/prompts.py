@@ -149,8 +149,9 @@ def fill(template: str, **values: str) -> str:
 
 
 def neutralize(text: str) -> str:
-    """Makes text from outside harmless: protocol tags lose their brackets, control characters, and halves of
-    surrogate pairs, which no tokenizer takes, become spaces.
+    """Makes text from outside harmless: protocol tags lose their brackets, control characters become spaces.
+
+    So do halves of surrogate pairs, which no tokenizer takes.
 
     Chat-control tokens need nothing here: the tokenizer never encodes plain text as special tokens.
     """
