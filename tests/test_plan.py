@@ -10,8 +10,9 @@ import pytest
 
 from configs import tiny
 from zerosearch_jax import experiment, sharding
+from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.sharding import make_mesh
-from zerosearch_jax.tools import compiled, hardware, plan, programs
+from zerosearch_jax.tools import compiled, hardware, plan, plan_table, programs
 from zerosearch_jax.trainer import Trainer
 
 TARGET = hardware.parse('a100-80gb:8')
@@ -60,6 +61,25 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path):
     assert made.resident['reference'] == held(trainer.learner._reference)
     assert made.resident['policy cache'] == held(trainer.policy_engine._cache)
     assert made.resident['simulator cache'] == held(trainer.simulator.engine._cache)
+
+
+def test_rows_that_are_put_together_are_those_that_are_planned_whole(monkeypatch):
+    monkeypatch.setitem(PRESETS, 'tiny-wide', dataclasses.replace(PRESETS['tiny'], mlp_size=256))
+    models = ('tiny', 'tiny-wide')
+    monkeypatch.setattr(plan_table, 'POLICIES', models)
+    monkeypatch.setattr(plan_table, 'SIMULATORS', models)
+    made = tiny.get_config()
+    made.policy.lora_rank, made.simulator.dtype = 0, 'bfloat16'
+    cfg, where = experiment.parse(made), hardware.devices(TARGET)
+    work = plan.Work.of(cfg)
+    found = plan_table.plans(cfg, TARGET, *where, work)
+    assert len(found) == 4
+    for (policy, simulator), each in found.items():
+        whole = plan.plan(plan_table.of(cfg, policy, simulator, TARGET.count), TARGET, *where, work)
+        assert (each.peak, each.resident) == (whole.peak, whole.resident)
+        assert each.seconds() == pytest.approx(whole.seconds())
+    own, other = found['tiny', 'tiny'].resident, found['tiny-wide', 'tiny'].resident
+    assert own['simulator'] == 2 * other['simulator']  # float32
 
 
 @pytest.mark.parametrize(('trunk', 'rank'), [('own', 0), ('own', 4), ('shared', 0)])

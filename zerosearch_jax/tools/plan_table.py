@@ -17,25 +17,38 @@ SEARCHES, GPUS, HOURS, PRICE = 64_000, 4, 12, 70.80  # of the 14B simulator: arX
 
 
 def table(cfg: Config, target: Hardware) -> str:
-    """A row for every policy and simulator, weights split over all devices; on A100s the published cost beside ours.
-
-    A program is compiled for its own model alone, so three compilations of either make nine rows.
-    """
+    """A row for every policy and simulator, weights split over all devices; on A100s the published cost beside ours."""
     found, compiler = chips.devices(target)
-    where = target, found, compiler
     work = plan.Work.of(_sized(cfg, target.count))
-    alone = [
-        plan.plan(of(cfg, policy, simulator, target.count), *where, work)
-        for policy, simulator in zip(POLICIES, SIMULATORS, strict=True)
-    ]
+    made = plans(cfg, target, found, compiler, work)
     lines = [f'## {target}', '', f'By {compiler}, jax {jax.__version__}.', '', HEAD]
-    for i, policy in enumerate(POLICIES):
-        for j, simulator in enumerate(SIMULATORS):
-            made = combined(alone[i], alone[j])
-            lines.append(_row(made, target, of(cfg, policy, simulator, target.count)))
+    lines += [_row(each, target, of(cfg, *models, target.count)) for models, each in made.items()]
     if target == chips.parse(f'a100-80gb:{GPUS}'):
-        lines += ['', _searches(alone[-1], target, of(cfg, POLICIES[-1], SIMULATORS[-1], GPUS), work)]
+        models = POLICIES[-1], SIMULATORS[-1]
+        lines += ['', _searches(made[models], target, of(cfg, *models, GPUS), work)]
     return '\n'.join(lines)
+
+
+def plans(
+    cfg: Config, target: Hardware, found: list, compiler: str, work: plan.Work
+) -> dict[tuple[str, str], plan.Plan]:
+    """The plan of every (policy, simulator).
+
+    A program is compiled for its own model alone, so that of each model once is enough; but a policy's own model as its
+    simulator is in memory as the policy loads it, in float32.
+    """
+
+    def planned(policy: str, simulator: str) -> plan.Plan:
+        return plan.plan(of(cfg, policy, simulator, target.count), target, found, compiler, work)
+
+    others = (*SIMULATORS[1:], SIMULATORS[0])  # no policy's own model
+    alone = {policy: planned(policy, other) for policy, other in zip(POLICIES, others, strict=True)}
+    simulators = dict(zip(others, alone.values(), strict=True))
+    return {
+        (policy, name): planned(policy, name) if policy == name else combined(alone[policy], simulators[name])
+        for policy in POLICIES
+        for name in SIMULATORS
+    }
 
 
 def of(cfg: Config, policy: str, simulator: str, count: int) -> Config:
