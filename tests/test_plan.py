@@ -267,6 +267,34 @@ def test_a_loop_whose_length_only_its_condition_says():
     assert found.times == 1  # it may end before
 
 
+RING = """%condition (p: (f32[4], u32[])) -> pred[] {
+  %n = u32[]{:T(128)} constant(8)
+  %p = (f32[4]{0}, u32[]{:T(128)}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%body (p: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %j = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %x = (f32[4], f32[4], u32[], u32[]) collective-permute-start(%y), channel_id=1, source_target_pairs={{0,2},{2,4}}
+  %next = u32[]{:T(128)} add(%j, %two), metadata={op_name="a"}
+  ROOT %t = (f32[4]{0}, /*index=1*/u32[]{:T(128)}) tuple(%z, /*index=1*/%next)
+}
+
+ENTRY %main (y: f32[1]) -> f32[4] {
+  %loop = (f32[4]{0}, u32[]{:T(128)}) while(%t), condition=%condition, body=%body
+}"""
+
+
+def test_a_ring_counts_in_steps_of_its_own():
+    # products that a TPU's compiler overlaps with the gathering of a kernel, two parts a turn
+    (found,) = compiled.collectives(RING, make_mesh((1, 4, 2)))
+    assert (found.times, found.received) == (4, 16)
+    (found,) = compiled.collectives(RING.replace('constant(2)', 'constant(1)'), make_mesh((1, 4, 2)))
+    assert found.times == 8
+
+
 def while_generating(shape):
     """The collectives of what the policy's engine runs."""
     run = programs.of(config(shape), make_mesh(shape))

@@ -26,7 +26,7 @@ RECEIVED = {
     'all-to-all': lambda size, n: size * (n - 1) / n,
     'collective-permute': lambda size, n: size,
 }
-READING = 2  # of a program's text; another number where what is read changes, so that it is compiled again
+READING = 3  # of a program's text; another number where what is read changes, so that it is compiled again
 BITS = {'pred': 8, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 'bf16': 16, 'f16': 16, 's32': 32, 'u32': 32, 'f32': 32}
 
 
@@ -129,7 +129,7 @@ def _calls(line: str, bodies: Mapping[str, list[str]]) -> Iterator[tuple[str, in
     if ' while(' in line:
         known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line)
         condition, body = (re.search(rf'{name}=%?([\w.-]+)', line)[1] for name in ('condition', 'body'))
-        yield body, int(known[1]) if known else _turns(bodies[condition])
+        yield body, int(known[1]) if known else _turns(bodies[condition], bodies[body])
     elif several := re.search(r'branch_computations=\{([^}]*)\}', line):
         yield from ((name.strip().lstrip('%'), 1) for name in several[1].split(','))
     else:
@@ -139,14 +139,34 @@ def _calls(line: str, bodies: Mapping[str, list[str]]) -> Iterator[tuple[str, in
         yield from ((name, 1) for name in dict.fromkeys(names))
 
 
-def _turns(condition: list[str]) -> int:
+def _turns(condition: list[str], body: list[str]) -> int:
     """Of a loop that counts from 0 to a constant, where the compiler does not say; of others 1."""
-    root = next((line for line in condition if line.lstrip().startswith('ROOT ')), '')
-    compared = re.search(r' compare\(%?[\w.-]+, %?([\w.-]+)\), direction=LT', root)
-    for line in condition if compared else ():
-        if constant := re.match(rf'\s*%?{re.escape(compared[1])} = s32\[\]\S* constant\((\d+)\)', line):
-            return int(constant[1])
-    return 1
+    compared = re.search(r' compare\(%?([\w.-]+), %?([\w.-]+)\), direction=LT', _root(condition))
+    end = _constant(compared[2], condition) if compared else None
+    return -(-end // _stride(compared[1], condition, body)) if end else 1
+
+
+def _stride(counter: str, condition: list[str], body: list[str]) -> int:
+    """What a turn adds to the number that a loop's condition looks at; 1 where it is not seen."""
+    place = re.search(r'get-tuple-element\(.*\), index=(\d+)', _definition(counter, condition))
+    results = re.findall(r'%([\w.-]+)', _root(body).partition(' tuple(')[2])
+    if not place or int(place[1]) >= len(results):
+        return 1
+    added = re.search(r' add\(%?[\w.-]+, %?([\w.-]+)\)', _definition(results[int(place[1])], body))
+    return (added and _constant(added[1], body)) or 1
+
+
+def _root(lines: list[str]) -> str:
+    return next((line for line in lines if line.lstrip().startswith('ROOT ')), '')
+
+
+def _definition(name: str, lines: list[str]) -> str:
+    return next((line for line in lines if re.match(rf'\s*(?:ROOT )?%?{re.escape(name)} = ', line)), '')
+
+
+def _constant(name: str, lines: list[str]) -> int | None:
+    found = re.search(r' = [su]32\[\]\S* constant\((\d+)\)', _definition(name, lines))
+    return int(found[1]) if found else None
 
 
 def _collective(line: str, mesh: jax.sharding.Mesh, times: int) -> Collective | None:
