@@ -134,7 +134,7 @@ def test_the_run_changes_weights_and_samples_so_that_resuming_can_go_wrong(whole
     assert len({json.dumps(row['segments']) for row in episodes}) == 4 * STEPS
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_killed_at_a_random_moment_and_resumed_is_bit_identical(whole, tmp_path):
     step, longest = random.SystemRandom().randrange(STEPS - 1), 0.5
     for attempt in range(5):  # a fast machine may reach the end within the delay: another try, with half of it
@@ -196,7 +196,7 @@ def test_told_to_stop_it_saves_after_the_step_and_ends_well(whole, tmp_path):
     assert_same_run(tmp_path / 'run', whole)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_run_of_four_devices_continues_on_two_processes_of_one(tmp_path):
     """The same metrics, to rounding, as of a run that stays on one device."""
     options = {'rl.steps': 3, 'rl.entropy': 0.01, 'optimizer.learning_rate': 1e-3, 'evaluation.questions': 0}
@@ -215,7 +215,7 @@ def test_a_run_of_four_devices_continues_on_two_processes_of_one(tmp_path):
     arguments += ['--coordinator', f'127.0.0.1:{port}', '--processes', '2', '--process']
     two = [subprocess.Popen([*arguments, str(i)], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE) for i in range(2)]
     try:
-        said = [process.communicate(timeout=240)[1].decode() for process in two]
+        said = [process.communicate(timeout=600)[1].decode() for process in two]
     finally:
         for process in two:
             process.kill()
