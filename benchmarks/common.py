@@ -40,12 +40,12 @@ def parser(doc: str, *, repeats: int = 3) -> argparse.ArgumentParser:
     return made
 
 
-def load_model(name: str, mesh: jax.sharding.Mesh) -> roles.Model:
+def load_model(name: str, mesh: jax.sharding.Mesh, dtype='float32') -> roles.Model:
     """The real model, or a preset with random weights and the byte tokenizer."""
     if name == MODEL:
-        return roles.load_model(name, mesh)
+        return roles.load_model(name, mesh, dtype)
     cfg = PRESETS[name]
-    return roles.Model(cfg, byte_tokenizer(), sharding.init(transformer.layout(cfg), jax.random.key(0), mesh))
+    return roles.Model(cfg, byte_tokenizer(), sharding.init(transformer.layout(cfg), jax.random.key(0), mesh, dtype))
 
 
 def timed(function: Callable[[], object], repeats: int) -> list[float]:
@@ -69,7 +69,7 @@ def limits(dtype: str = 'float32') -> dict[str, float]:
     """What this machine can do, measured: matmul GFLOP/s of `dtype` and GB/s of reading and of copying memory."""
     gpu = jax.default_backend() != 'cpu'
     n = 8192 if gpu else 2048
-    x = jnp.ones((n, n), dtype)
+    x = jax.random.normal(jax.random.key(0), (n, n), dtype)  # some chips multiply ones faster
     seconds = best_ms(jnp.matmul, x, x, repeats=5) / 1e3
     array = jnp.ones((2**30 if gpu else 2**27,), jnp.float32)  # 4 GiB; 512 MiB
     reading = best_ms(jnp.sum, array, repeats=5) / 1e3

@@ -13,10 +13,9 @@ from benchmarks.all import run
 
 BF16 = ('--dtype', 'bfloat16', '--repeats', '2')
 RUNS = (
-    ('decode', '--model', 'qwen2.5-1.5b', '--batches', '1', '16', '64', *BF16),
-    ('decode', '--model', 'qwen2.5-1.5b', '--batches', '64', '--prompt', '3968', *BF16),
-    ('decode', '--model', 'qwen2.5-3b', '--batches', '64', *BF16),
+    ('decode', '--model', 'qwen2.5-1.5b', '--batches', '1', '16', '64', '256', *BF16),
     ('update', '--model', 'qwen2.5-1.5b', '--length', '4096', '--row', '4096', '--remat', 'full', *BF16),
+    ('decode', '--model', 'qwen2.5-3b', '--batches', '64', *BF16),
     ('update', '--model', 'qwen2.5-3b', '--length', '4096', '--row', '4096', '--remat', 'full', *BF16),
 )
 

@@ -1,9 +1,9 @@
-"""Test set-up: eight fake CPU devices, set before jax is imported."""
+"""Test set-up: eight fake CPU devices, set before jax is imported; JAX_PLATFORMS=cuda for those of a GPU."""
 
 import os
 import tempfile
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8 --xla_gpu_autotune_level=0'
 os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # tests/test_targets.py compiles for absent GPUs
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'zerosearch_jax_test_cache'))

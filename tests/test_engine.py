@@ -13,7 +13,7 @@ import pytest
 from helpers import TINY, drain, key, prompt, requests, tiny_engine, tiny_params
 
 from zerosearch_jax.generate import step as programs
-from zerosearch_jax.generate.engine import EXTEND_ROWS, SPAN_STEP, Request, Stopped
+from zerosearch_jax.generate.engine import EXTEND_ROWS, SPAN_STEP, Request, Stopped, span_of
 from zerosearch_jax.generate.sampling import Truncation
 from zerosearch_jax.models import cache as kv
 from zerosearch_jax.rl import losses, step
@@ -325,11 +325,20 @@ def test_capacity_is_rounded_up_to_the_span():
     assert [engine(slots=4, capacity=c).capacity for c in (1, 128, 129)] == [128, 128, 256]
 
 
+SPANS = (128, 256, 512)  # of a slot of 512 tokens
+
+
+def test_spans_double_up_to_the_whole_slot():
+    assert sorted({span_of(n, 512) for n in range(1, 513)}) == list(SPANS)
+    assert sorted({span_of(n, 640) for n in range(1, 641)}) == [*SPANS, 640]
+    assert all(n <= span_of(n, 4608) < max(2 * n, 129) for n in range(1, 4609))
+
+
 def test_a_byte_budget_bounds_the_slots():
     capacity = 512
     each = kv.slot_bytes(TINY, MESH, capacity, jnp.float32)
     assert each == sum(x.nbytes for x in jax.tree.leaves(kv.create(TINY, MESH, 1, capacity)))
-    held = 2 * capacity - SPAN_STEP  # in the worst case decoding copies all but the last span
+    held = 2 * capacity - SPAN_STEP  # more than decoding ever copies
     budget = 5 * each * held // capacity
     got = engine(slots=64, capacity=capacity, cache_bytes=budget)
     assert (got.slots, engine(slots=3, capacity=capacity, cache_bytes=budget).slots) == (5, 3)
@@ -403,7 +412,7 @@ def test_compiled_programs_are_few_whatever_the_lengths():
     few = compiled() - before
     # one a number of rows, one, and for all slots, half and a quarter one a span; and once more, as the very first
     # cache spells its sharding differently
-    most = np.array([len(EXTEND_ROWS), 1, 3 * 512 // SPAN_STEP])
+    most = np.array([len(EXTEND_ROWS), 1, 3 * len(SPANS)])
     assert (few >= (2, 1, 2)).all() and (few <= most + 1).all(), few
 
 

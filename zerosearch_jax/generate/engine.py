@@ -28,7 +28,7 @@ from zerosearch_jax.text.stop import StopTable
 # slots on each part of the mesh that one call of `extend` writes: a few sizes bound the number of compiled programs
 EXTEND_ROWS = (1, 2, 4, 8)
 EXTEND_WIDTH = 128  # tokens a slot in one call
-SPAN_STEP = 128  # decode reads the cache up to a multiple of this
+SPAN_STEP = 128  # decode reads the cache up to this many positions, or twice as many, four times, ...: see `span_of`
 SHARES = (4, 2)  # where no more than slots / 4, or / 2, decode, only so many rows are computed
 
 
@@ -61,8 +61,14 @@ def rounded(capacity: int) -> int:
     return -(-capacity // SPAN_STEP) * SPAN_STEP
 
 
+def span_of(length: int, capacity: int) -> int:
+    """Cache positions that decode reads for rows of up to `length`: doubled steps, so that few programs are made."""
+    steps = -(-length // SPAN_STEP)
+    return min(SPAN_STEP << (steps - 1).bit_length(), capacity)
+
+
 def slots_in(cache_bytes: int, cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
-    """Slots that fit so many bytes of each device, with the copy that decoding makes of all spans but the last.
+    """Slots that fit so many bytes of each device, with room for the copy that decoding makes of a part of them.
 
     Raises:
       ValueError: not even one does.
@@ -305,7 +311,7 @@ class Engine:
             return []
         active = self._rows.budget > 0
         reach = int(np.max(np.where(active, self._rows.length, 0))) + min(self.steps, int(self._rows.budget.max()))
-        span = min(-(-(reach + 1) // SPAN_STEP) * SPAN_STEP, self.capacity)
+        span = span_of(reach + 1, self.capacity)
         few = self._few(active)
         slots_N = np.arange(self.slots) if few is None else few
         self._cache, rows, tokens, logprobs, counts = programs.decode(
