@@ -436,6 +436,49 @@ def test_a_decode_step_copies_no_cache(span):
     assert memory.temp_size_in_bytes < (whole / 4 if span == 512 else 1.1 * whole)
 
 
+def test_a_decode_step_slices_and_casts_no_weights():
+    """In the compiled program, given the training layout: no layer is cut out of the stack in the loop, or cast."""
+    with jax.set_mesh(MESH):
+        program = programs.decode.lower(
+            *(params(), kv.create(TINY, MESH, 16, 512, jnp.bfloat16), programs.idle_rows(16), None),
+            *(jnp.zeros((1, TINY.vocab_size), jnp.int32), np.float32(1)),
+            **dict(cfg=TINY, dtype=jnp.bfloat16, steps=4, span=512, eos_ids=(), first_accept=1),
+        ).compile()
+    stacks = {','.join(map(str, w.shape)) for w in jax.tree.leaves(params()['layers']) if w.ndim == 3}
+    stacks |= {','.join(map(str, w.shape[1:])) for w in jax.tree.leaves(params()['layers']) if w.ndim == 3}
+    loop = [line for line in program.as_text().splitlines() if '/while/body/' in line]
+    assert any('dot_general' in line for line in loop)
+    made = re.compile(rf'= \w+\[(?:1,)?(?:{"|".join(stacks)})\]\S* (?:fusion|slice|convert|copy)\(')
+    assert not [line for line in loop if made.search(line)]
+
+
+def test_what_runs_was_compiled_ahead(monkeypatch):
+    ahead, run = set(), set()
+
+    class Spy:
+        def __init__(self, program):
+            self.program = program
+
+        def key(self, args, kw):
+            return self.program.__name__, str(jax.tree.map(jnp.shape, args)), kw.get('span')
+
+        def lower(self, *args, **kw):
+            ahead.add(self.key(args, kw))
+            return self.program.lower(*args, **kw)
+
+        def __call__(self, *args, **kw):
+            run.add(self.key(args, kw))
+            return self.program(*args, **kw)
+
+    for name in ('extend', 'decode'):
+        monkeypatch.setattr(programs, name, Spy(getattr(programs, name)))
+    made = engine(slots=8, capacity=256)
+    made.compile_ahead()
+    assert len(drain(made, requests(RAGGED, 20))) == len(RAGGED)
+    drain(made, requests((5, 7), 100))
+    assert run <= ahead and len({key for key in run if key[0] == 'decode'}) > 2
+
+
 def test_misuse_is_refused_and_harmless():
     one = engine(slots=4, steps=2)
     asked = Request('a', prompt(5), key(0), 6)

@@ -85,6 +85,14 @@ class Trainer:
             log=self.workdir / 'calls.log' if self.workdir else None,
         )
 
+    def compile_ahead(self):
+        """Compiles what rollouts run; not on CPUs, which do it in a second, nor where programs are not kept."""
+        if jax.default_backend() == 'cpu' or not jax.config.jax_compilation_cache_dir:
+            return
+        self.policy_engine.load(self.learner.policy_params)
+        for engine in filter(None, (self.policy_engine, self.simulator.engine)):
+            engine.compile_ahead()
+
     @functools.cached_property
     def engine(self) -> BM25 | RemoteSearch:
         """The real search engine, of evaluations and of training where that is not simulated."""

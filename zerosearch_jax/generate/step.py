@@ -48,23 +48,22 @@ def idle_rows(slots: int) -> Rows:
     return Rows(zeros, zeros.copy(), zeros.copy(), zeros.copy(), np.zeros((slots, 2), np.uint32))
 
 
+def unstacked(params: dict, dtype) -> dict:
+    """The weights to generate with: one array a layer, in the compute dtype, head as [D, V]; int8 stays int8."""
+    if isinstance(params['layers'], tuple):
+        return params
+    cast = jax.tree.map(lambda w: w if w.dtype == jnp.int8 else w.astype(dtype), {**params, 'embed': None})
+    layers_ = (jax.tree.map(lambda w, i=i: w[i], cast['layers']) for i in range(cast['layers']['q'].shape[0]))
+    return {**cast, 'embed': params['embed'], 'layers': tuple(layers_), 'head': transformer.head(params).astype(dtype)}
+
+
 @functools.partial(jax.jit, static_argnames='dtype')
 def serving_layout(params: dict, *, dtype) -> dict:
-    """Decode-only copy of the weights: adapters merged, one array a layer, head as [D, V]; int8 stays int8.
+    """An unstacked copy, adapters merged in float32: in less their small changes of large weights would be lost.
 
-    On CPU a decode step that slices stacked weights copies them every time; accelerators read the training layout.
+    On CPU every call of a program that slices stacked weights copies them; accelerators read the training layout.
     """
-    merged = jax.tree.map(lambda w: w if w.dtype == jnp.int8 else w.astype(dtype), lora.merge(params))
-    count = merged['layers']['q'].shape[0]
-    unstacked = tuple(jax.tree.map(lambda w, i=i: w[i], merged['layers']) for i in range(count))
-    return {**merged, 'layers': unstacked, 'head': transformer.head(merged)}
-
-
-def _layer_list(params: dict, cfg: ModelConfig) -> list[dict]:
-    stack = params['layers']
-    if isinstance(stack, tuple):
-        return list(stack)
-    return [jax.tree.map(lambda w, i=i: w[i], stack) for i in range(cfg.num_layers)]
+    return unstacked(lora.merge(params) if jnp.dtype(dtype) == jnp.float32 else params, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames='cache')
@@ -115,7 +114,7 @@ def _layers(params: dict, cache: kv.KVCache, tokens_BxT, positions_BxT, see, cfg
     heads, kv_heads = sharding.split('heads', cfg.num_heads, mesh), sharding.split('kv_heads', cfg.num_kv_heads, mesh)
     x_BxTxD = constrain(params['embed'][constrain(tokens_BxT, 'rows', None)].astype(dtype), 'rows', None, 'embed')
     layers_of_cache = []
-    for layer, keys, values in zip(_layer_list(params, cfg), cache.k, cache.v, strict=True):
+    for layer, keys, values in zip(unstacked(params, dtype)['layers'], cache.k, cache.v, strict=True):
 
         def attend(q, k, v, keys=keys, values=values):
             k, v = (constrain(x, 'batch', None, kv_heads, None) for x in (k, v))
@@ -192,6 +191,7 @@ def decode(
         logprobs = logprobs.at[:, i].set(jnp.where(active, logprob, 0.0))
         return i + 1, cache, rows, tokens, logprobs, counts + active
 
+    params = jax.lax.optimization_barrier(unstacked(params, dtype))  # or XLA:GPU slices and casts them for every token
     whole, count = cache, rows.length.shape[0]
     in_place = slots_B is None and span == cache.capacity
     if not in_place:  # one copy out and one back, where reading a part of an array would copy it in every step
