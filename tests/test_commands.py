@@ -60,7 +60,7 @@ def reader(tmp_path_factory):
 
 def needed(words, here):
     """Runs of other names and seeds that a command is about: copies of the one that was made."""
-    made = {'a': 'eval', 'b': 'eval', 'quickstart_long_0': 'quickstart', 'quickstart_long_1': 'quickstart'}
+    made = {'a': 'eval', 'b': 'eval', 'quickstart_gpu_0': 'quickstart', 'quickstart_gpu_1': 'quickstart'}
     for seed, name in enumerate(name for name in made if f'runs/{name}' in words):
         copy = shutil.copytree(here / 'runs' / made[name], here / 'runs' / name)
         config = json.loads((copy / 'config.json').read_text())

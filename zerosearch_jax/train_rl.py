@@ -95,7 +95,6 @@ def _loop(trainer: Trainer, writer, checkpoints: Checkpoints, start: int) -> tup
     cfg, number, stopped = trainer.cfg, start, False
     if start < cfg.rl.steps:
         trainer.load_simulator()
-        trainer.compile_ahead()
     with preemption.Watch() as watch, progress.bar(cfg.rl.steps, 'training', 'step', leave=True, initial=start) as bar:
         while number < cfg.rl.steps and not stopped and not (cfg.alarms.stop and trainer.rung):
             number += 1

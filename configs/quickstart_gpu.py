@@ -1,0 +1,22 @@
+r"""The quickstart on one GPU, in bfloat16: 32 questions x 8 samples a step, 12 steps, 256 held-out questions.
+
+  python -m launch.train --config configs/quickstart_gpu.py --config.seed=0 --workdir runs/quickstart_gpu_0
+
+Needs 13 GiB of the GPU. Expected: not run.
+"""
+
+from configs import quickstart
+from configs.common import no_preset
+
+
+def get_config(preset=''):
+    no_preset(preset)
+    config = quickstart.get_config()
+    config.policy.dtype = config.simulator.dtype = 'bfloat16'
+    config.rollout.update(questions=32, group=8, slots=256, temperature=0.8)
+    config.simulator.slots = 128
+    config.rl.update(steps=12, row_length=2048, rows_per_micro=2)
+    config.optimizer.warmup_steps = 2
+    config.evaluation.questions = 256
+    config.run.checkpoint_every = 4
+    return config
