@@ -452,33 +452,6 @@ def test_a_decode_step_slices_and_casts_no_weights():
     assert not [line for line in loop if made.search(line)]
 
 
-def test_what_runs_was_compiled_ahead(monkeypatch):
-    ahead, run = set(), set()
-
-    class Spy:
-        def __init__(self, program):
-            self.program = program
-
-        def key(self, args, kw):
-            return self.program.__name__, str(jax.tree.map(jnp.shape, args)), kw.get('span')
-
-        def lower(self, *args, **kw):
-            ahead.add(self.key(args, kw))
-            return self.program.lower(*args, **kw)
-
-        def __call__(self, *args, **kw):
-            run.add(self.key(args, kw))
-            return self.program(*args, **kw)
-
-    for name in ('extend', 'decode'):
-        monkeypatch.setattr(programs, name, Spy(getattr(programs, name)))
-    made = engine(slots=8, capacity=256)
-    made.compile_ahead()
-    assert len(drain(made, requests(RAGGED, 20))) == len(RAGGED)
-    drain(made, requests((5, 7), 100))
-    assert run <= ahead and len({key for key in run if key[0] == 'decode'}) > 2
-
-
 def test_misuse_is_refused_and_harmless():
     one = engine(slots=4, steps=2)
     asked = Request('a', prompt(5), key(0), 6)

@@ -14,7 +14,6 @@ from zerosearch_jax import evaluate as ev
 from zerosearch_jax import progress, roles, sharding
 from zerosearch_jax.data import rows
 from zerosearch_jax.experiment import Config
-from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.learner import Learner
 from zerosearch_jax.models import transformer
 from zerosearch_jax.outside import Log
@@ -51,7 +50,6 @@ class Trainer:
         self.rung: list[str] = []  # alarms that were told
         self.queries = 0  # searches of training, since it was started or resumed
         self.history: list[dict[str, float]] = []  # of every step so far, what curriculum and alarms look at
-        self._compiled: list[Engine] = []
         self.mesh = sharding.make_mesh(cfg.mesh)
         self.train_questions, self.test_questions = load_questions(cfg)
         self._load_models()
@@ -86,19 +84,6 @@ class Trainer:
             loaded=(cfg.policy.model, self.model),
             log=self.workdir / 'calls.log' if self.workdir else None,
         )
-        if self.simulator.engine:
-            self._compile_ahead(self.simulator.engine)
-
-    def _load_policy(self, temperature: float):
-        self.policy_engine.load(self.learner.policy_params, temperature=temperature)
-        self._compile_ahead(self.policy_engine)
-
-    def _compile_ahead(self, engine: Engine):
-        """Compiles what an engine runs, once; not on CPUs, where it takes a second, nor where programs are not kept."""
-        slow = self.mesh.devices.flat[0].platform != 'cpu' and jax.config.jax_compilation_cache_dir
-        if slow and engine not in self._compiled:
-            self._compiled.append(engine)
-            engine.compile_ahead()
 
     @functools.cached_property
     def engine(self) -> BM25 | RemoteSearch:
@@ -160,7 +145,7 @@ class Trainer:
         search = self.simulator.search(seed=cfg.seed, step=number, noise=self.noise(number))
         if cfg.simulator.questions == 'compacted':
             search = CompactedQuestions(search, self.policy_engine, questions, cfg.rollout.group)
-        self._load_policy(cfg.rollout.temperature)
+        self.policy_engine.load(self.learner.policy_params, temperature=cfg.rollout.temperature)
         with progress.bar(len(questions) * cfg.rollout.group, f'step {number} rollouts', 'episode') as bar:
             found = rollout(
                 questions,
@@ -210,7 +195,7 @@ class Trainer:
 
     def evaluate(self) -> list[Trajectory]:
         """Greedy episodes on the held-out questions with the real engine."""
-        self._load_policy(self.cfg.evaluation.temperature)
+        self.policy_engine.load(self.learner.policy_params, temperature=self.cfg.evaluation.temperature)
         search = engine_search(self.engine.search, self.cfg.evaluation.documents)
         with progress.bar(len(self.test_questions), 'evaluation', 'question') as bar:
             return ev.evaluate(

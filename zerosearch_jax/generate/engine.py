@@ -11,15 +11,14 @@ keeps its slot and cache until it is extended (an observation, then more tokens)
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zerosearch_jax import progress, sharding
+from zerosearch_jax import sharding
 from zerosearch_jax.generate import step as programs
 from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
 from zerosearch_jax.models import cache as kv
@@ -170,28 +169,6 @@ class Engine:
         self._temperature = temperature
         self._clear()
 
-    def compile_ahead(self):
-        """Compiles all programs of `step` side by side, for the cache of compiled programs; weights must be loaded.
-
-        An accelerator's compiler takes seconds or minutes for each, and otherwise one waits for another.
-        """
-        with jax.set_mesh(self.mesh), concurrent.futures.ThreadPoolExecutor() as pool:
-            compiling = [pool.submit(lowered.compile) for lowered in self._lowered()]
-            for one in progress.over(compiling, 'compiling generation', 'program'):
-                one.result()
-
-    def _lowered(self) -> Iterator[jax.stages.Lowered]:
-        for rows in self._extend_rows:
-            slots = np.zeros((self._parts, rows), np.int32)
-            tokens = np.zeros((self._parts, rows, EXTEND_WIDTH), np.int32)
-            yield programs.extend.lower(
-                self._params, self._cache, slots, tokens, slots, slots, cfg=self.cfg, dtype=self._dtype
-            )
-        for count in sorted({self.slots, *(self.slots // share for share in SHARES if self._parts == 1)} - {0}):
-            few = None if count == self.slots else np.arange(count, dtype=np.int32)
-            for span in sorted({span_of(length, self.capacity) for length in range(1, self.capacity + 1)}):
-                yield self._program(programs.decode.lower, few, span)
-
     @property
     def active(self) -> int:
         """Generations that the next `step` would advance: decoding, or waiting for a slot that is free."""
@@ -337,17 +314,10 @@ class Engine:
         span = span_of(reach + 1, self.capacity)
         few = self._few(active)
         slots_N = np.arange(self.slots) if few is None else few
-        self._cache, rows, tokens, logprobs, counts = self._program(programs.decode, few, span)
-        for whole, part in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
-            whole[slots_N] = part
-        return self._collect(slots_N, np.asarray(tokens), np.asarray(logprobs), np.asarray(counts), heard)
-
-    def _program(self, decode: Callable, few: np.ndarray | None, span: int):
-        """Calls programs.decode, or its `lower`, for the listed slots, or for all."""
-        return decode(
+        self._cache, rows, tokens, logprobs, counts = programs.decode(
             self._params,
             self._cache,
-            self._rows if few is None else jax.tree.map(lambda x: x[few], self._rows),
+            jax.tree.map(lambda x: x[slots_N], self._rows),
             few,
             self._stop_table,
             np.float32(self._temperature),
@@ -359,6 +329,9 @@ class Engine:
             first_accept=self._stop.first_accept,
             truncation=self._truncation,
         )
+        for whole, part in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
+            whole[slots_N] = part
+        return self._collect(slots_N, np.asarray(tokens), np.asarray(logprobs), np.asarray(counts), heard)
 
     def _few(self, active: np.ndarray) -> np.ndarray | None:
         """The slots to compute if few are active, filled up with idle ones; None: all of them."""
