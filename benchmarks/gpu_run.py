@@ -1,6 +1,6 @@
 """Real runs on one GPU beside what the planner foretells of them: memory, and seconds of a step.
 
-  python -m benchmarks.gpu_run --out benchmarks/results/gpu.jsonl
+  python -m benchmarks.gpu_run --out docs/runs/gpu/plan.jsonl
 
 Two steps of reinforcement learning in a process of its own, models with random weights (nothing is downloaded; they
 speak bytes and never search, so the simulator is in memory and waits). Memory: the most that was in use on the device,

@@ -9,6 +9,8 @@ import argparse
 import json
 import pathlib
 
+from benchmarks.common import MODEL
+
 README = pathlib.Path(__file__).with_name('README.md')
 OWN = '| figure | result | of the limit | programs compiled | peak memory | device |\n|---|---|---|---|---|---|'
 PEERS = '| figure | ours | peer | ratio (extremes) | device |\n|---|---|---|---|---|'
@@ -40,7 +42,8 @@ def own(row: dict) -> str:
     share = f'{100 * row["share"]["median"]:.0f} %' if 'share' in row else ''
     memory = f'{row["peak_gib"]:.1f} GiB' if 'peak_gib' in row else ''
     compiled = f'{row["compiled"]} in {row["compile_seconds"]:.0f} s' if 'compiled' in row else ''
-    return f'| {row["name"]} | {result(row)} | {share} | {compiled} | {memory} | {row.get("device", "")} |'
+    name = row['name'] if row.get('model', MODEL) == MODEL else f'{row["name"]}, {row["model"]}'
+    return f'| {name} | {result(row)} | {share} | {compiled} | {memory} | {row.get("device", "")} |'
 
 
 def result(row: dict) -> str:

@@ -21,8 +21,9 @@ from zerosearch_jax.tools import compiled, programs
 from zerosearch_jax.tools.hardware import Hardware
 
 RESERVE = 0.08  # of a device's memory, for what no program accounts for: the runtime, fragments, collectives' buffers
-# what real runs reached of these limits: on CPU, the only device so far (docs/measurements.md)
-REACHED = {'decoding': 0.43, 'update': 0.59}
+# what programs reach of these limits, by their names: on an H100, with a model of 1.5B (docs/measurements.md)
+REACHED = {'prompts': 0.27, 'decoding': 0.36, 'learning': 0.35}
+REACHED_SAID = f'an H100 reached ({", ".join(f"{kind} {share:.0%}" for kind, share in REACHED.items())})'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,16 +239,18 @@ def _durations(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> Itera
         price = f'no price is set (--config.prices.{hardware.chip.price}=DOLLARS)'
     yield (
         f'{cfg.rl.steps} steps: {made.seconds() * cfg.rl.steps / 3600:.1f} h at least; {seconds / 3600:.1f} h at the '
-        f'share of the limits that was reached on CPU (generation {REACHED["decoding"]:.0%}, learning '
-        f'{REACHED["update"]:.0%}), {hardware.count * seconds / 3600:.0f} device-hours: {price}. '
+        f'share of the limits that {REACHED_SAID}, {hardware.count * seconds / 3600:.0f} device-hours: {price}. '
         f'{searches:,.0f} searches at a search API: ${api:.2f}.'
     )
 
 
-def expected(made: Plan) -> float:
-    """Seconds of a step at the share of the limits that real runs reached."""
-    generation = made.seconds('policy') + made.seconds('simulator')
-    return generation / REACHED['decoding'] + (made.seconds() - generation) / REACHED['update']
+def expected(made: Plan, part: str = '') -> float:
+    """Seconds of a step, or of its programs whose name holds `part`, at the share of the limits that was reached."""
+
+    def reached(name: str) -> float:
+        return next((share for kind, share in REACHED.items() if kind in name), REACHED['learning'])
+
+    return sum(need.least * made.times[need.name] / reached(need.name) for need in made.needs if part in need.name)
 
 
 def dollars(seconds: float, hardware: Hardware, cfg: Config) -> float:
