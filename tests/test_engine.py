@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from helpers import TINY, drain, key, prompt, requests, tiny_engine, tiny_params
 
+from zerosearch_jax import sharding
 from zerosearch_jax.generate import step as programs
 from zerosearch_jax.generate.engine import EXTEND_ROWS, SPAN_STEP, Request, Stopped, span_of
 from zerosearch_jax.generate.sampling import Truncation
 from zerosearch_jax.models import cache as kv
+from zerosearch_jax.models import lora
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.text import stop, trajectory
@@ -436,20 +438,26 @@ def test_a_decode_step_copies_no_cache(span):
     assert memory.temp_size_in_bytes < (whole / 4 if span == 512 else 1.1 * whole)
 
 
-def test_a_decode_step_slices_and_casts_no_weights():
-    """In the compiled program, given the training layout: no layer is cut out of the stack in the loop, or cast."""
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_programs_are_given_one_array_a_layer_in_their_dtype(dtype):
+    """Or they would slice and cast them: on a GPU for every token."""
+    made = engine(slots=4, dtype=dtype)
+    layers = made._params['layers']
+    assert isinstance(layers, tuple) and len(layers) == TINY.num_layers
+    assert {x.dtype for x in jax.tree.leaves(made._params)} == {jnp.dtype(dtype)}
+    made.unload()
+    with pytest.raises(RuntimeError, match=r'call load\(\) first'):
+        made.step()
+
+
+def test_adapters_are_not_merged_into_weights_that_would_lose_them():
     with jax.set_mesh(MESH):
-        program = programs.decode.lower(
-            *(params(), kv.create(TINY, MESH, 16, 512, jnp.bfloat16), programs.idle_rows(16), None),
-            *(jnp.zeros((1, TINY.vocab_size), jnp.int32), np.float32(1)),
-            **dict(cfg=TINY, dtype=jnp.bfloat16, steps=4, span=512, eos_ids=(), first_accept=1),
-        ).compile()
-    stacks = {','.join(map(str, w.shape)) for w in jax.tree.leaves(params()['layers']) if w.ndim == 3}
-    stacks |= {','.join(map(str, w.shape[1:])) for w in jax.tree.leaves(params()['layers']) if w.ndim == 3}
-    loop = [line for line in program.as_text().splitlines() if '/while/body/' in line]
-    assert any('dot_general' in line for line in loop)
-    made = re.compile(rf'= \w+\[(?:1,)?(?:{"|".join(stacks)})\]\S* (?:fusion|slice|convert|copy)\(')
-    assert not [line for line in loop if made.search(line)]
+        adapter = sharding.init(lora.layout(TINY, 2), jax.random.key(1), MESH)
+        adapted = lora.combine(
+            params(), jax.tree.map(lambda w: 1e-3 * jax.random.normal(jax.random.key(2), w.shape), adapter)
+        )
+        kept = {dtype: programs.serving_layout(adapted, dtype=dtype)['layers'][0] for dtype in ('float32', 'bfloat16')}
+    assert ('q_lora_a' in kept['bfloat16'], 'q_lora_a' in kept['float32']) == (True, False)
 
 
 def test_misuse_is_refused_and_harmless():

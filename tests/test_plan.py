@@ -1,6 +1,7 @@
 """The planner on fake CPU devices: its figures are the compiler's, fall with the mesh, and its verdict follows."""
 
 import dataclasses
+import functools
 import math
 import types
 
@@ -10,6 +11,8 @@ import pytest
 
 from configs import tiny
 from zerosearch_jax import experiment, sharding
+from zerosearch_jax.generate import step as generation
+from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.tools import compiled, hardware, plan, plan_table, programs
@@ -61,6 +64,24 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path):
     assert made.resident['reference'] == held(trainer.learner._reference)
     assert made.resident['policy cache'] == held(trainer.policy_engine._cache)
     assert made.resident['simulator cache'] == held(trainer.simulator.engine._cache)
+    assert made.resident['simulator'] == held(trainer.simulator.engine._params)
+    trainer.policy_engine.load(trainer.learner.policy_params)
+    assert made.copy == held(trainer.policy_engine._params)
+
+
+@pytest.mark.parametrize('rank', [0, 4])
+def test_weights_to_generate_with_are_split_as_the_plan_says(rank):
+    cfg, mesh = PRESETS['tiny'], sharding.make_mesh((1, 4, 2))
+    layouts = [transformer.layout(cfg), *([lora.layout(cfg, rank)] if rank else [])]
+    real = functools.reduce(lora.combine, (sharding.init(one, jax.random.key(0), mesh) for one in layouts))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), real)
+    expected = programs.serving_layout(abstract, 'bfloat16')
+    with jax.set_mesh(mesh):
+        made = generation.serving_layout(real, dtype='bfloat16')
+    assert jax.tree.structure(made) == jax.tree.structure(expected)
+    for (path, got), want in zip(jax.tree.leaves_with_path(made), jax.tree.leaves(expected), strict=True):
+        assert (got.shape, got.dtype) == (want.shape, want.dtype), path
+        assert got.sharding.is_equivalent_to(want.sharding, got.ndim), path
 
 
 def test_rows_that_are_put_together_are_those_that_are_planned_whole(monkeypatch):
@@ -78,8 +99,7 @@ def test_rows_that_are_put_together_are_those_that_are_planned_whole(monkeypatch
         whole = plan.plan(plan_table.of(cfg, policy, simulator, TARGET.count), TARGET, *where, work)
         assert (each.peak, each.resident) == (whole.peak, whole.resident)
         assert each.seconds() == pytest.approx(whole.seconds())
-    own, other = found['tiny', 'tiny'].resident, found['tiny-wide', 'tiny'].resident
-    assert own['simulator'] == 2 * other['simulator']  # float32
+    assert found['tiny', 'tiny-wide'].resident['simulator'] > found['tiny', 'tiny'].resident['simulator']
 
 
 @pytest.mark.parametrize(('trunk', 'rank'), [('own', 0), ('own', 4), ('shared', 0)])
@@ -103,7 +123,11 @@ def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(t
     trainer = Trainer(cfg, tmp_path)
     shape = trainer.learner.state['policy'].params['embed'].shape
     held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
-    assert len(held) == 3 + same  # weights, two moments, and what the simulator is
+    assert len(held) == 3 + same  # weights, two moments, and what the simulator is made of
+    del held
+    trainer.load_simulator()
+    held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
+    assert len(held) == 3 + same  # its copy instead
 
 
 def test_slots_are_those_that_the_memory_for_the_cache_holds():

@@ -84,6 +84,8 @@ class Trainer:
             loaded=(cfg.policy.model, self.model),
             log=self.workdir / 'calls.log' if self.workdir else None,
         )
+        if not self.learner.frozen:
+            self.model = dataclasses.replace(self.model, params={})  # the simulator has a copy, the learner its own
 
     @functools.cached_property
     def engine(self) -> BM25 | RemoteSearch:
@@ -157,6 +159,7 @@ class Trainer:
                 identity=(cfg.seed, number),
                 finished=lambda _: bar.update(),
             )
+        self.policy_engine.unload()
         self.queries += sum(len(t.searches) for t in found)
         return found
 

@@ -154,7 +154,7 @@ class Engine:
         """Takes new weights; everything cached under the old ones is forgotten.
 
         Args:
-          params: training layout, adapters beside their kernels. On CPU a decode-only copy is made of it.
+          params: training layout, adapters beside their kernels. A copy is made of it: see programs.serving_layout.
           temperature: of the sampling; 0 is greedy.
 
         Raises:
@@ -162,12 +162,15 @@ class Engine:
         """
         if self._open:
             raise RuntimeError(f'{len(self._open)} generations are open: close them before load()')
-        on_cpu = self.mesh.devices.flat[0].platform == 'cpu'
-        self._params = None  # let go of the old copy before the new one is made
+        self.unload()  # before the new copy is made
         with jax.set_mesh(self.mesh):
-            self._params = programs.serving_layout(params, dtype=self._dtype) if on_cpu else params
+            self._params = programs.serving_layout(params, dtype=self._dtype)
         self._temperature = temperature
         self._clear()
+
+    def unload(self):
+        """Lets go of the weights, until the next `load`."""
+        self._params = None
 
     @property
     def active(self) -> int:

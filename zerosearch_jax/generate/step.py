@@ -48,22 +48,18 @@ def idle_rows(slots: int) -> Rows:
     return Rows(zeros, zeros.copy(), zeros.copy(), zeros.copy(), np.zeros((slots, 2), np.uint32))
 
 
-def unstacked(params: dict, dtype) -> dict:
-    """The weights to generate with: one array a layer, in the compute dtype, head as [D, V]; int8 stays int8."""
-    if isinstance(params['layers'], tuple):
-        return params
-    cast = jax.tree.map(lambda w: w if w.dtype == jnp.int8 else w.astype(dtype), {**params, 'embed': None})
-    layers_ = (jax.tree.map(lambda w, i=i: w[i], cast['layers']) for i in range(cast['layers']['q'].shape[0]))
-    return {**cast, 'embed': params['embed'], 'layers': tuple(layers_), 'head': transformer.head(params).astype(dtype)}
-
-
 @functools.partial(jax.jit, static_argnames='dtype')
 def serving_layout(params: dict, *, dtype) -> dict:
-    """An unstacked copy, adapters merged in float32: in less their small changes of large weights would be lost.
+    """A copy of the weights to generate with: one array a layer, in the compute dtype, head as [D, V]; int8 stays int8.
 
-    On CPU every call of a program that slices stacked weights copies them; accelerators read the training layout.
+    A program that slices stacked weights copies them in every call, on GPUs in every token. Adapters are merged in
+    float32 only: in less, their small changes of large weights would be lost.
     """
-    return unstacked(lora.merge(params) if jnp.dtype(dtype) == jnp.float32 else params, dtype)
+    params = lora.merge(params) if jnp.dtype(dtype) == jnp.float32 else params
+    cast = jax.tree.map(lambda w: w if w.dtype == jnp.int8 else w.astype(dtype), params)
+    count = cast['layers']['q'].shape[0]
+    layers_ = tuple(jax.tree.map(lambda w, i=i: w[i], cast['layers']) for i in range(count))
+    return {**cast, 'layers': layers_, 'head': transformer.head(cast)}
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames='cache')
@@ -80,6 +76,7 @@ def extend(
 ) -> kv.KVCache:
     """Writes `counts` tokens of each listed slot at positions starts, starts + 1, ... Unused rows have count 0.
 
+    `params` are in the serving layout.
     The slots lie on P parts of the mesh (data x fsdp); `slots_PxR` are R of each part, counted from its first.
     """
     (parts, _, width), capacity = tokens_PxRxW.shape, cache.capacity
@@ -114,7 +111,7 @@ def _layers(params: dict, cache: kv.KVCache, tokens_BxT, positions_BxT, see, cfg
     heads, kv_heads = sharding.split('heads', cfg.num_heads, mesh), sharding.split('kv_heads', cfg.num_kv_heads, mesh)
     x_BxTxD = constrain(params['embed'][constrain(tokens_BxT, 'rows', None)].astype(dtype), 'rows', None, 'embed')
     layers_of_cache = []
-    for layer, keys, values in zip(unstacked(params, dtype)['layers'], cache.k, cache.v, strict=True):
+    for layer, keys, values in zip(params['layers'], cache.k, cache.v, strict=True):
 
         def attend(q, k, v, keys=keys, values=values):
             k, v = (constrain(x, 'batch', None, kv_heads, None) for x in (k, v))
@@ -162,7 +159,7 @@ def decode(
     first_accept: int,
     truncation: Truncation = FULL_SUPPORT,
 ):
-    """Samples up to `steps` tokens in every row that has budget, on the device.
+    """Samples up to `steps` tokens in every row that has budget, on the device, by weights in the serving layout.
 
     A row ends at exactly the token that completes a stop string, at an end-of-sequence token, or when its budget is
     spent. `span` bounds the cache positions that are read: every length + steps must be at most `span`, idle rows
@@ -191,7 +188,6 @@ def decode(
         logprobs = logprobs.at[:, i].set(jnp.where(active, logprob, 0.0))
         return i + 1, cache, rows, tokens, logprobs, counts + active
 
-    params = jax.lax.optimization_barrier(unstacked(params, dtype))  # or XLA:GPU slices and casts them for every token
     whole, count = cache, rows.length.shape[0]
     in_place = slots_B is None and span == cache.capacity
     if not in_place:  # one copy out and one back, where reading a part of an array would copy it in every step

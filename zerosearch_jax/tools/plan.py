@@ -45,8 +45,8 @@ class Need:
     """One compiled program: bytes of each device, and the least seconds of one run of it (of decoding, one token's)."""
 
     name: str
-    there: int  # of its arguments, what is in memory all the time
     arguments: int
+    small: int  # of its arguments, those that the plan counts nowhere else
     own: int  # temporaries and results
     refused: bool
     seconds: Mapping[str, float]  # 'arithmetic', 'memory', 'links'
@@ -62,6 +62,7 @@ class Plan:
     """What a run needs of each device, and how long a step takes at least."""
 
     resident: Mapping[str, int]  # bytes that are there all the time
+    copy: int  # bytes of the weights that the policy generates with, there as long as policy and simulator generate
     needs: tuple[Need, ...]
     slots: Mapping[str, int]
     times: Mapping[str, float]  # that a step runs each program
@@ -70,8 +71,9 @@ class Plan:
     memory: int  # of a device
 
     def beside(self, need: Need) -> int:
-        """What is in memory all the time and no argument of a program."""
-        return max(sum(self.resident.values()) - need.there, 0)
+        """What is in memory while a program runs, and none of its arguments."""
+        generates = need.name.split(':')[0] in self.slots
+        return max(sum(self.resident.values()) + self.copy * generates - (need.arguments - need.small), 0)
 
     def peak_of(self, need: Need) -> int:
         return self.beside(need) + need.arguments + need.own
@@ -108,10 +110,12 @@ def plan(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work
             made = compiled.measure(program.traced.lower(), run.mesh, f'{compiler} {hardware}', cache)
             arguments = max(made.arguments, program.arguments)  # a refused one names none
             seconds = _seconds(program, made, hardware, run.mesh.size)
-            sizes = program.arguments, arguments, made.own
+            sizes = arguments, arguments - program.arguments, made.own
             needs.append(Need(program.name, *sizes, made.refused, seconds, made.received))
     times = _times(cfg, run, work or Work.of(cfg))
-    return Plan(run.resident, tuple(needs), run.slots, times, run.mesh.devices.shape, compiler, hardware.memory)
+    return Plan(
+        run.resident, run.copy, tuple(needs), run.slots, times, run.mesh.devices.shape, compiler, hardware.memory
+    )
 
 
 def _seconds(program: programs.Program, made: compiled.Compiled, hardware: Hardware, count: int) -> dict[str, float]:

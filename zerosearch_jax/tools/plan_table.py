@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 
@@ -32,22 +33,15 @@ def table(cfg: Config, target: Hardware) -> str:
 def plans(
     cfg: Config, target: Hardware, found: list, compiler: str, work: plan.Work
 ) -> dict[tuple[str, str], plan.Plan]:
-    """The plan of every (policy, simulator).
-
-    A program is compiled for its own model alone, so that of each model once is enough; but a policy's own model as its
-    simulator is in memory as the policy loads it, in float32.
-    """
-
-    def planned(policy: str, simulator: str) -> plan.Plan:
-        return plan.plan(of(cfg, policy, simulator, target.count), target, found, compiler, work)
-
-    others = (*SIMULATORS[1:], SIMULATORS[0])  # no policy's own model
-    alone = {policy: planned(policy, other) for policy, other in zip(POLICIES, others, strict=True)}
-    simulators = dict(zip(others, alone.values(), strict=True))
+    """The plan of every (policy, simulator): a program is compiled for its own model alone, so for each model once."""
+    made = [
+        plan.plan(of(cfg, *models, target.count), target, found, compiler, work)
+        for models in zip(POLICIES, SIMULATORS, strict=True)
+    ]
+    alone, simulators = dict(zip(POLICIES, made, strict=True)), dict(zip(SIMULATORS, made, strict=True))
     return {
-        (policy, name): planned(policy, name) if policy == name else combined(alone[policy], simulators[name])
-        for policy in POLICIES
-        for name in SIMULATORS
+        (policy, name): combined(alone[policy], simulators[name])
+        for policy, name in itertools.product(alone, simulators)
     }
 
 

@@ -6,6 +6,7 @@ Nothing is loaded and nothing runs. A program knows what it is called with; what
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from zerosearch_jax import sharding, state
 from zerosearch_jax.experiment import Config
@@ -37,7 +39,7 @@ class Program(NamedTuple):
 
     name: str
     traced: jax.stages.Traced
-    arguments: int  # bytes of each device that it is called with and that are there all the time
+    arguments: int  # bytes of each device that it is called with, small ones left out
     moved: float  # bytes of each device's memory that it reads and writes at least; of decoding, one token's
     turns: int = 1  # of its loops whose length is not known beforehand
 
@@ -47,6 +49,7 @@ class Run:
     """All of it, for one mesh."""
 
     resident: Mapping[str, int]  # bytes of each device that are there all the time
+    copy: int  # bytes of each device of the weights that the policy generates with, there as long as it does
     programs: tuple[Program, ...]
     slots: Mapping[str, int]  # of the roles' engines
     extend_tokens: Mapping[str, int]  # that one call writes at most
@@ -82,8 +85,10 @@ def of(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
     with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
         for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
             cache = abstract_cache(role.model, mesh, role.slots, role.tokens, role.dtype)
-            if role.name == 'simulator' and not (frozen and cfg.simulator.model == cfg.policy.model):
-                resident['simulator'] = size(role.params)  # else the base is in memory once
+            if role.name == 'policy':
+                copy = size(role.params)
+            else:
+                resident['simulator'] = size(role.params)
             resident[f'{role.name} cache'] = size(cache)
             programs += _generation(role, cache, cfg, mesh)
             parts = sharding.parts('batch', mesh)
@@ -99,7 +104,7 @@ def of(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             kept, more = learner.critic(whole)
             resident['critic'] = kept
             programs += more
-    return Run(resident, tuple(programs), slots, tokens, mesh)
+    return Run(resident, copy, tuple(programs), slots, tokens, mesh)
 
 
 def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.TrainState, state.TrainState]:
@@ -141,12 +146,11 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
     longest = own.prompt_tokens + own.response_tokens
     slots = _slots(own, policy, mesh, longest, cfg.policy.dtype)
     truncation = Truncation(top_p=own.top_p)
-    yield _Role('policy', policy, params, slots, longest, cfg.policy.dtype, prompts.STOP_STRINGS, truncation)
+    serving = serving_layout(params, cfg.policy.dtype)
+    yield _Role('policy', policy, serving, slots, longest, cfg.policy.dtype, prompts.STOP_STRINGS, truncation)
     if sim.kind == 'model':
         model, longest = model_config(sim.model), sim.prompt_tokens + sim.max_tokens
-        # the policy's own model is in memory once, as it is trained
-        dtype = 'float32' if sim.model == cfg.policy.model else sim.dtype
-        weights = sharding.abstract(transformer.layout(model), mesh, jnp.dtype(dtype))
+        weights = serving_layout(sharding.abstract(transformer.layout(model), mesh), sim.dtype)
         slots = _slots(sim, model, mesh, longest, sim.dtype)
         yield _Role('simulator', model, weights, slots, longest, sim.dtype, (), FULL_SUPPORT)
 
@@ -168,6 +172,21 @@ def abstract_cache(model: ModelConfig, mesh, slots: int, tokens: int, dtype: str
     return kv.KVCache(layers(model.head_dim, capacity), layers(capacity, model.head_dim))
 
 
+def serving_layout(params: dict, dtype: str) -> dict:
+    """What generation.serving_layout makes of abstract weights: a layer is split as its stack is."""
+    made = jax.eval_shape(functools.partial(generation.serving_layout, dtype=dtype), params)
+    mesh, embed = params['embed'].sharding.mesh, params['embed'].sharding.spec
+
+    def placed(array, *axes):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    def layer(arrays: dict) -> dict:
+        return {name: placed(w, *params['layers'][name].sharding.spec[1:]) for name, w in arrays.items()}
+
+    flat = {name: placed(made[name], *params[name].sharding.spec) for name in params if name != 'layers'}
+    return {'head': placed(made['head'], *embed[::-1]), **flat, 'layers': tuple(map(layer, made['layers']))}
+
+
 def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[Program]:
     """Writing given tokens, and decoding in all slots."""
 
@@ -177,10 +196,10 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
     parts, common = sharding.parts('batch', mesh), {'cfg': role.model, 'dtype': role.dtype}
     rows = parts, engines.extend_rows(parts)[-1]
     each, tokens = array(rows), array((*rows, engines.EXTEND_WIDTH))
-    there, weights = size(role.params) + size(cache), size(cast(role.params, role.dtype))
+    arguments, weights = size(role.params) + size(cache), size({**role.params, 'embed': ()})
     traced = generation.extend.trace(role.params, cache, each, tokens, each, each, **common)
     written = size(cache) * rows[0] * rows[1] / role.slots
-    yield Program(f'{role.name}: prompts and observations', traced, there, weights + written)
+    yield Program(f'{role.name}: prompts and observations', traced, arguments, weights + written)
     table = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
     traced = generation.decode.trace(
         role.params,
@@ -196,7 +215,7 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
         truncation=role.truncation,
         **common,
     )
-    yield Program(f'{role.name}: decoding', traced, there, weights + size(cache))
+    yield Program(f'{role.name}: decoding', traced, arguments, weights + size(cache))
 
 
 # ---------------------------------------------------------------- learning
