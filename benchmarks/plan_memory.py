@@ -4,7 +4,7 @@ python -m benchmarks.plan_memory
 
 A step of reinforcement learning with SmolLM2 in a process of its own, once to compile its programs and once more. It
 took: the most that the process held, less what it still holds when the run has let go of its arrays. Foretold: the plan
-by the CPU's compiler, and the copies of the weights that engines make on CPUs only.
+by the CPU's compiler.
 """
 
 import argparse
@@ -84,17 +84,11 @@ def took(name: str) -> int:
 def foretold(name: str) -> tuple[int, str]:
     """Bytes of the plan, and the program that needs the most."""
     from zerosearch_jax import experiment
-    from zerosearch_jax.models import transformer
-    from zerosearch_jax.tools import hardware, plan, programs
+    from zerosearch_jax.tools import hardware, plan
 
     cfg = experiment.parse(config(name))
     made = plan.plan(cfg, hardware.parse('a100-80gb:1'), jax.devices()[:1], 'XLA:CPU')
-    copies = 0
-    for model in (cfg.policy.model, *([cfg.simulator.model] if cfg.simulator.kind == 'model' else [])):
-        sizes = programs.model_config(model)
-        head = sizes.vocab_size * sizes.hidden_size if sizes.tie_embeddings else 0
-        copies += 4 * (transformer.num_parameters(sizes) + head)
-    return made.peak + copies, max(made.needs, key=made.peak_of).name
+    return made.peak, max(made.needs, key=made.peak_of).name
 
 
 if __name__ == '__main__':
