@@ -2,7 +2,7 @@ r"""The quickstart on one GPU, in bfloat16: 32 questions x 8 samples a step, 12 
 
   python -m launch.train --config configs/quickstart_gpu.py --config.seed=0 --workdir runs/quickstart_gpu_0
 
-Needs 13 GiB of the GPU. Expected: not run.
+Needs 11 GiB of the GPU by `launch.plan`. Expected: not run.
 """
 
 from configs import quickstart

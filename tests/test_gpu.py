@@ -124,7 +124,8 @@ def test_an_update_in_bfloat16_agrees_with_float32():
 def test_a_run(tmp_path):
     config = tiny.get_config()
     config.policy.dtype = config.simulator.dtype = 'bfloat16'
-    config.rl.steps = 2
+    config.rl.update(steps=2, entropy=0.01)  # rewards are all 0
     train_rl.train(experiment.parse(config), tmp_path / 'run', settings.to_json(config))
     rows = metrics.read_jsonl(tmp_path / 'run' / 'metrics.jsonl')
-    assert [row['loss/grad_norm'] > 0 for row in rows if 'loss/grad_norm' in row] == [False, False]
+    norms = [row['loss/grad_norm'] for row in rows if 'loss/grad_norm' in row]
+    assert len(norms) == 2 and all(np.isfinite(norms)) and min(norms) > 0

@@ -128,6 +128,10 @@ def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(t
     trainer.load_simulator()
     held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
     assert len(held) == 3 + same  # its copy instead
+    trainer.collect(1)
+    assert trainer.policy_engine._params is None
+    trainer.evaluate()
+    assert trainer.policy_engine._params is None
 
 
 def test_slots_are_those_that_the_memory_for_the_cache_holds():

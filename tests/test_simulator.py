@@ -11,6 +11,7 @@ from helpers import TINY, drain, requests, tiny_engine, tiny_params
 
 from zerosearch_jax import roles, sharding
 from zerosearch_jax.data.rows import Passage, Question
+from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.generate.step import serving_layout
 from zerosearch_jax.models import layers, lora, quant
 from zerosearch_jax.outside import Log
@@ -257,6 +258,19 @@ def test_int8_kernels_are_within_half_a_step_of_the_merged_ones(params):
     assert not any('_lora_' in name for name in small)
 
 
+@pytest.mark.parametrize('weights', ['as_loaded', 'int8'])
+def test_weights_of_a_simulator_alone_are_taken_over(mesh, monkeypatch, weights):
+    models, load = [], roles.load_model
+    monkeypatch.setattr(roles, 'load_model', lambda *args: models.append(load(*args)) or models[-1])
+    cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2, weights=weights)
+    made = Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None)
+    assert weights == 'int8' or all(w.is_deleted() for w in models[0].params['layers'].values())
+    expected = load('tiny', mesh).params
+    with jax.set_mesh(mesh):
+        expected = serving_layout(quant.quantize(expected) if weights == 'int8' else expected, dtype='float32')
+    jax.tree.map(np.testing.assert_array_equal, made.engine._params, expected)
+
+
 def test_a_layer_computes_with_the_scale_and_the_bias():
     kernel, x = np.random.default_rng(0).normal(size=(2, 8, 6)), np.random.default_rng(1).normal(size=(3, 8))
     stack = {name: jnp.asarray(kernel, jnp.float32) for name in lora.TARGETS}
@@ -277,10 +291,12 @@ def test_an_engine_of_int8_weights_keeps_them_small_and_writes_nearly_the_same(m
     assert 0 < max(differences) < 0.1
 
 
-def test_policy_and_simulator_of_the_same_model_share_one_copy(mesh, monkeypatch):
+def test_a_simulator_of_the_policys_model_is_not_loaded_again(mesh, monkeypatch):
     model = roles.load_model('tiny', mesh)
     loaded = []
-    monkeypatch.setattr('zerosearch_jax.generate.engine.Engine.load', lambda self, params, **_: loaded.append(params))
+    monkeypatch.setattr(
+        Engine, 'load', lambda self, params, *, owned, **_: loaded.append(params) or owned == 0 or 1 / 0
+    )
     monkeypatch.setattr('zerosearch_jax.roles.load_model', lambda *_: pytest.fail('loaded again'))
     cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2)
     Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None, loaded=('tiny', model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -29,7 +30,7 @@ class Simulator:
       endpoint: where a served model is.
       mesh: of our models.
       decode_steps: tokens decoded between two looks of the host.
-      loaded: a model that is there already, used if it is the one that `cfg` names: the weights are in memory once.
+      loaded: a model that is there already, used if it is the one that `cfg` names: it is not loaded again.
       corpus: opens what an oracle knows: (a search in it, its passages).
       engine: opens the real engine, where that is what searches.
       log: file of the calls to a served model, from which a resumed run replays them; None: not written.
@@ -116,9 +117,10 @@ def open_writer(
             keep_failures=keep_failures,
         )
     name, model = loaded or ('', None)
-    if model is None or name != cfg.model:
+    owned = name != cfg.model
+    if owned:
         model = roles.load_model(cfg.model, mesh, cfg.dtype)
-    params = model.params
+    params, model = model.params, dataclasses.replace(model, params={})
     if cfg.adapter:
         params = lora.combine(params, roles.load_adapter(cfg.adapter, model.cfg, mesh))
     if cfg.weights == 'int8':
@@ -135,5 +137,5 @@ def open_writer(
         steps=decode_steps,
         dtype=cfg.dtype,
     )
-    engine.load(params, temperature=cfg.temperature)
+    engine.load(params, temperature=cfg.temperature, owned=owned)
     return EngineWriter(engine, model.tokenizer, prompt_tokens=cfg.prompt_tokens, max_tokens=cfg.max_tokens)

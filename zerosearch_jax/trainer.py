@@ -159,7 +159,7 @@ class Trainer:
                 identity=(cfg.seed, number),
                 finished=lambda _: bar.update(),
             )
-        self.policy_engine.unload()
+        self.policy_engine.unload()  # the plan counts on it
         self.queries += sum(len(t.searches) for t in found)
         return found
 
@@ -201,7 +201,7 @@ class Trainer:
         self.policy_engine.load(self.learner.policy_params, temperature=self.cfg.evaluation.temperature)
         search = engine_search(self.engine.search, self.cfg.evaluation.documents)
         with progress.bar(len(self.test_questions), 'evaluation', 'question') as bar:
-            return ev.evaluate(
+            found = ev.evaluate(
                 self.test_questions,
                 self.policy_engine,
                 search,
@@ -210,3 +210,5 @@ class Trainer:
                 seed=self.cfg.seed,
                 finished=lambda _: bar.update(),
             )
+        self.policy_engine.unload()
+        return found

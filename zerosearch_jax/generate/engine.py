@@ -29,9 +29,9 @@ from zerosearch_jax.text.stop import StopTable
 EXTEND_ROWS = (1, 2, 4, 8)
 EXTEND_WIDTH = 128  # tokens a slot in one call
 SPAN_STEP = 128  # decode reads the cache up to this many positions, or twice as many, four times, ...: see `span_of`
-# on CPU: where no more than slots / 4, or / 2, decode, only so many rows are computed. An H100 takes 2.6 ms for a token
-# of 16 rows of a model of 1.5B and 3.0 ms for 64: too little to compile three times as many programs for
-SHARES = (4, 2)
+# where no more than slots / 4, or / 2, decode, only so many rows are computed; not half of them on accelerators, whose
+# steps take nearly as long and whose programs take long to compile
+SHARES = {'cpu': (4, 2), 'accelerator': (4,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +152,13 @@ class Engine:
         self._open: set[Hashable] = set()  # handles of both; never iterated
         self._writes: list[tuple[int, int, Sequence[int]]] = []  # slot, start, tokens
 
-    def load(self, params: dict, *, temperature: float = 1.0):
+    def load(self, params: dict, *, temperature: float = 1.0, owned: bool = False):
         """Takes new weights; everything cached under the old ones is forgotten.
 
         Args:
           params: training layout, adapters beside their kernels. A copy is made of it: see programs.serving_layout.
           temperature: of the sampling; 0 is greedy.
+          owned: nobody else needs `params`: they go as they are copied.
 
         Raises:
           RuntimeError: generations are open; their cache would be of other weights.
@@ -166,7 +167,7 @@ class Engine:
             raise RuntimeError(f'{len(self._open)} generations are open: close them before load()')
         self.unload()  # before the new copy is made
         with jax.set_mesh(self.mesh):
-            self._params = programs.serving_layout(params, dtype=self._dtype)
+            self._params = programs.serving_layout(params, dtype=self._dtype, owned=owned)
         self._temperature = temperature
         self._clear()
 
@@ -340,9 +341,10 @@ class Engine:
 
     def _few(self, active: np.ndarray) -> np.ndarray | None:
         """The slots to compute if few are active, filled up with idle ones; None: all of them."""
-        if self._parts > 1 or self.mesh.devices.flat[0].platform != 'cpu':
+        if self._parts > 1:
             return None
-        count = next((self.slots // share for share in SHARES if active.sum() <= self.slots // share), None)
+        shares = SHARES['cpu' if self.mesh.devices.flat[0].platform == 'cpu' else 'accelerator']
+        count = next((self.slots // share for share in shares if active.sum() <= self.slots // share), None)
         return None if count is None else np.sort(np.argsort(~active, kind='stable')[:count]).astype(np.int32)
 
     def _collect(self, slots_N, tokens_NxT, logprobs_NxT, counts_N, heard) -> list[Stopped]:

@@ -48,18 +48,37 @@ def idle_rows(slots: int) -> Rows:
     return Rows(zeros, zeros.copy(), zeros.copy(), zeros.copy(), np.zeros((slots, 2), np.uint32))
 
 
-@functools.partial(jax.jit, static_argnames='dtype')
-def serving_layout(params: dict, *, dtype) -> dict:
+def serving_layout(params: dict, *, dtype, owned: bool = False) -> dict:
     """A copy of the weights to generate with: one array a layer, in the compute dtype, head as [D, V]; int8 stays int8.
 
     A program that slices stacked weights copies them in every call, on GPUs in every token. Adapters are merged in
     float32 only: in less, their small changes of large weights would be lost.
+
+    Args:
+      params: training layout, adapters beside their kernels.
+      dtype: compute dtype.
+      owned: nobody else needs the layers of `params`: each kernel is let go of as soon as it is copied.
     """
-    params = lora.merge(params) if jnp.dtype(dtype) == jnp.float32 else params
-    cast = jax.tree.map(lambda w: w if w.dtype == jnp.int8 else w.astype(dtype), params)
-    count = cast['layers']['q'].shape[0]
-    layers_ = tuple(jax.tree.map(lambda w, i=i: w[i], cast['layers']) for i in range(count))
-    return {**cast, 'layers': layers_, 'head': transformer.head(cast)}
+    if jnp.dtype(dtype) == jnp.float32 and any('_lora_' in name for name in params['layers']):
+        params = jax.jit(lora.merge)(params)
+    unstacked = tuple({} for _ in range(len(params['layers']['q'])))
+    for name, stack in params['layers'].items():
+        for layer, w in zip(unstacked, _split(stack, dtype), strict=True):
+            layer[name] = w
+        if owned:
+            stack.delete()
+    flat = {name: _cast(w, dtype) for name, w in params.items() if name != 'layers'}
+    return {**flat, 'layers': unstacked, 'head': _cast(transformer.head(params), dtype)}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(w: jax.Array, dtype) -> jax.Array:
+    return w if w.dtype == jnp.int8 else w.astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _split(stack_LxN: jax.Array, dtype) -> tuple[jax.Array, ...]:
+    return tuple(_cast(w, dtype) for w in stack_LxN)
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames='cache')

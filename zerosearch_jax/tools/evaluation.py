@@ -253,9 +253,9 @@ class Evaluator:
         if self._loaded is None or self._loaded[0] != policy.model:
             self._loaded = policy.model, roles.load_model(policy.model, self._mesh)
             self._policy = roles.open_policy(self._model, cfg.rollout, self._mesh, dtype=cfg.policy.dtype)
+        self._trained, self._refiner = given, None
         self._params = roles.policy_params(self._model, policy, self._mesh)
         self._policy.load(self._params, temperature=cfg.evaluation.temperature)
-        self._trained, self._refiner = given, None
 
     @property
     def _model(self) -> roles.Model:

@@ -110,7 +110,7 @@ def plan(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work
             made = compiled.measure(program.traced.lower(), run.mesh, f'{compiler} {hardware}', cache)
             arguments = max(made.arguments, program.arguments)  # a refused one names none
             seconds = _seconds(program, made, hardware, run.mesh.size)
-            sizes = arguments, arguments - program.arguments, made.own
+            sizes = arguments, arguments - program.arguments, made.own + program.more
             needs.append(Need(program.name, *sizes, made.refused, seconds, made.received))
     times = _times(cfg, run, work or Work.of(cfg))
     return Plan(
@@ -198,6 +198,7 @@ def table(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> str:
         '| there all the time | |',
         '|---|---|',
         *(f'| {name} | {_gib(count)} |' for name, count in made.resident.items()),
+        f'| as long as models generate: what the policy does so with | {_gib(made.copy)} |',
         '',
         '| program | arguments | beside them | its own | peak | arithmetic ms | memory ms | links ms | from others |',
         '|---|---|---|---|---|---|---|---|---|',

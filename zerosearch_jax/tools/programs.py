@@ -42,6 +42,7 @@ class Program(NamedTuple):
     arguments: int  # bytes of each device that it is called with, small ones left out
     moved: float  # bytes of each device's memory that it reads and writes at least; of decoding, one token's
     turns: int = 1  # of its loops whose length is not known beforehand
+    more: int = 0  # bytes of each device that it takes in another form of it, which is not compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +216,13 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
         truncation=role.truncation,
         **common,
     )
-    yield Program(f'{role.name}: decoding', traced, arguments, weights + size(cache))
+    half = max((span for span in _spans(cache.capacity) if span < cache.capacity), default=0)
+    copied = size(cache) * half // cache.capacity  # of the whole span nothing is
+    yield Program(f'{role.name}: decoding', traced, arguments, weights + size(cache), more=copied)
+
+
+def _spans(capacity: int) -> set[int]:
+    return {engines.span_of(length, capacity) for length in range(1, capacity + 1)}
 
 
 # ---------------------------------------------------------------- learning
