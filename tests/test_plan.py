@@ -69,6 +69,24 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path):
     assert made.copy == held(trainer.policy_engine._params)
 
 
+def test_what_decoding_copies_of_its_cache_is_counted():
+    """Of a slot it reads 128, 256, 512 tokens or all, and all in place."""
+    run = programs.of(config((1, 1, 1)), sharding.make_mesh())
+    more = {program.name: program.more for program in run.programs if program.more}
+    held = {role: run.resident[f'{role} cache'] for role in ('policy', 'simulator')}
+    assert more == {
+        'policy: decoding': held['policy'] * 512 // 1024,
+        'simulator: decoding': held['simulator'] * 512 // 896,
+    }
+
+
+def test_times_are_expected_at_the_shares_that_were_reached():
+    made = planned((1, 8, 1))
+    parts = {'prompts': 0.27, 'decoding': 0.36, 'reference': 0.35, 'update': 0.35}
+    assert plan.expected(made) == pytest.approx(sum(made.seconds(part) / share for part, share in parts.items()))
+    assert plan.expected(made, 'simulator: decoding') == pytest.approx(made.seconds('simulator: decoding') / 0.36)
+
+
 @pytest.mark.parametrize('rank', [0, 4])
 def test_weights_to_generate_with_are_split_as_the_plan_says(rank):
     cfg, mesh = PRESETS['tiny'], sharding.make_mesh((1, 4, 2))
