@@ -192,6 +192,7 @@ def test_d5_an_evaluation_samples_at_its_own_temperature():
         cfg = dataclasses.replace(EXPERIMENT, evaluation=EvaluationConfig(temperature=temperature))
         loaded, engine = [], FakeEngine(None)
         engine.load = lambda params, temperature, loaded=loaded: loaded.append(temperature)
+        engine.unload = lambda loaded=loaded: loaded.append(None)
         trainer = SimpleNamespace(
             cfg=cfg,
             policy_engine=engine,
@@ -200,7 +201,7 @@ def test_d5_an_evaluation_samples_at_its_own_temperature():
             test_questions=[],
             model=SimpleNamespace(tokenizer=BYTES),
         )
-        assert Trainer.evaluate(trainer) == [] and loaded == [temperature]
+        assert Trainer.evaluate(trainer) == [] and loaded == [temperature, None]
 
 
 def test_d6_the_last_incomplete_batch_is_not_evaluated():
