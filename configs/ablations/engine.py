@@ -1,0 +1,24 @@
+r"""What training on simulated and on real search gain over the quickstart's warm start, on one GPU. Three seeds each.
+
+python -m launch.sweep --config configs/ablations/engine.py --results docs/runs/engine
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart_gpu
+
+VARIANTS = {
+    'warm_start': {'seed': 0, 'rl': {'steps': 0}, 'evaluation': {'before': True}},
+    'real_search': {'simulator': {'kind': 'engine'}},
+    'simulated_search': {},
+}
+PAIRS = (('warm_start', 'real_search'), ('warm_start', 'simulated_search'), ('real_search', 'simulated_search'))
+
+
+def get_config():
+    base = quickstart_gpu.get_config()
+    base.evaluation.before = False
+    base.run.tensorboard = False
+    return ConfigDict(
+        {'base': base, 'baseline': 'warm_start', 'variants': VARIANTS, 'pairs': PAIRS, 'seeds': (0, 1, 2)}
+    )
