@@ -72,8 +72,8 @@ def test_long_rows_have_a_bounded_number_of_chunks():
         assert all(a[1] == b[0] for a, b in itertools.pairwise(chunks))
 
 
-def mesh_of(platform, tensor=1):
-    device = types.SimpleNamespace(platform=platform)
+def mesh_of(platform, tensor=1, capability='9.0'):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability, device_kind='a GPU')
     return types.SimpleNamespace(devices=np.array([device]), shape={'data': 1, 'fsdp': 1, 'tensor': tensor})
 
 
@@ -88,12 +88,21 @@ def mesh_of(platform, tensor=1):
     ],
 )
 def test_the_choice_names_its_reason(platform, dtype, model, tensor, name, reason):
-    choice = attention.choose(PRESETS[model], dtype, mesh_of(platform, tensor))
+    choice = attention.choose(PRESETS[model], dtype, mesh_of(platform, tensor), 64)
     assert choice.name == name
     assert reason in choice.reason
 
 
+@pytest.mark.parametrize(
+    'capability, length, name, reason',
+    [('7.5', 64, 'chunked', 'Ampere'), ('8.0', 64, 'cudnn', 'fused'), ('10.0', 65, 'chunked', '65 tokens')],
+)
+def test_the_fused_kernel_is_chosen_where_it_runs(capability, length, name, reason):
+    choice = attention.choose(PRESETS['qwen2.5-1.5b'], 'bfloat16', mesh_of('gpu', 1, capability), length)
+    assert choice.name == name and reason in choice.reason
+
+
 def test_the_choice_on_this_machine_can_be_run():
-    choice = attention.choose(PRESETS['tiny'], 'float32', sharding.make_mesh())
+    choice = attention.choose(PRESETS['tiny'], 'float32', sharding.make_mesh(), 16)
     q, k, v, segments, prefixes = packed(16)
     assert attention.causal_attention(q, k, v, segments, prefixes, choice.name).shape == (2, 16, HEADS * SIZE)

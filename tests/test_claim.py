@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from configs.ablations import engine
 from configs.miniature import claim, warm_start
 from zerosearch_jax import experiment, roles, train_sft, trainer
 from zerosearch_jax.data import rows
 from zerosearch_jax.search import demos
 from zerosearch_jax.tools import sweep
 
-RESULTS = pathlib.Path(__file__).parents[1] / 'docs' / 'runs' / 'claim'
+RUNS = pathlib.Path(__file__).parents[1] / 'docs' / 'runs'
 
 
 def taught(preset, monkeypatch):
@@ -58,13 +59,14 @@ def test_arms_are_asked_the_same_with_the_real_engine():
     assert [a.rl.steps for a in arms] == [0, 12, 12, 12]
 
 
-def test_the_report_is_made_of_the_committed_results(tmp_path):
-    results = tmp_path / 'claim'
-    shutil.copytree(RESULTS, results)
-    assert sweep.write_report(sweep.parse(claim.get_config()), results) == (RESULTS / 'report.md').read_text().strip()
+@pytest.mark.parametrize(('study', 'name'), [(claim, 'claim'), (engine, 'engine')])
+def test_the_report_is_made_of_the_committed_results(study, name, tmp_path):
+    committed, made, results = RUNS / name, sweep.parse(study.get_config()), tmp_path / name
+    shutil.copytree(committed, results)
+    assert sweep.write_report(made, results) == (committed / 'report.md').read_text().strip()
     variants = json.loads((results / 'report.json').read_text())['variants']
-    assert {name: len(found['seeds']) for name, found in variants.items()} == dict.fromkeys(claim.CORE, 3)
-    page = (RESULTS.parents[1] / 'claim.md').read_text()
+    assert {name: len(found['seeds']) for name, found in variants.items()} == dict.fromkeys(made.variants, 3)
+    page = (RUNS.parent / 'claim.md').read_text()
     for name, found in variants.items():
         mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
         assert f'| {name.replace("_", " ")} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page

@@ -173,3 +173,13 @@ def test_what_would_train_nothing_is_refused(field, value, message):
     config[section][name] = value
     with pytest.raises(ValueError, match=message):
         experiment.parse(config)
+
+
+@pytest.mark.parametrize(('name', 'value'), [('drop_zero_variance', True), ('dynamic_sampling', 1)])
+def test_groups_of_one_cannot_be_chosen_by_their_variance(name, value):
+    config = tiny.get_config()
+    config.rl.update({'algorithm': 'reinforce_baseline', name: value})
+    experiment.parse(config)
+    config.rollout.group = 1
+    with pytest.raises(ValueError, match='group must be at least 2'):
+        experiment.parse(config)

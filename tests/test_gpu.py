@@ -51,7 +51,7 @@ def packed(length: int, heads: int, kv_heads: int, size: int):
 @pytest.mark.parametrize('length', [768, 2048])
 def test_the_fused_kernel_agrees_in_value_and_gradient(model, length):
     cfg = PRESETS[model]
-    assert attention.choose(cfg, 'bfloat16', sharding.make_mesh()).name == 'cudnn'
+    assert attention.choose(cfg, 'bfloat16', sharding.make_mesh(), length).name == 'cudnn'
     *inputs, segments, prefixes = packed(length, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim)
     direction = np.random.default_rng(1).normal(size=(2, length, cfg.num_heads * cfg.head_dim)).astype(np.float32)
 

@@ -247,3 +247,12 @@ def test_a_project_without_the_package_is_one_clear_line(tmp_path, monkeypatch):
         boards.check('x')
     with pytest.raises(ValueError, match='its package is missing'):
         MetricWriter(tmp_path, wandb='x')
+
+
+def test_only_the_first_process_writes_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.jax, 'process_index', lambda: 1)
+    metrics.claim(tmp_path / 'run', '{}')
+    assert (tmp_path / 'run').is_dir() and not any((tmp_path / 'run').iterdir())
+    monkeypatch.undo()
+    metrics.claim(tmp_path / 'run', '{}')
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == ['config.json']

@@ -62,6 +62,9 @@ def test_a_reward_of_ones_own_is_named_by_its_dotted_name():
         (['<search>b</search>', ANSWER], False),
         (['<think>a<think>b</think></think><answer>x</answer>'], False),
         (['<think>a</think> <answer></answer>'], False),
+        (['<think>a</think> <answer> \n</answer>'], False),
+        (['<think>a</think><search> </search>', ANSWER], False),
+        (['<think>a</think> <answer> < 5</answer>'], True),
         ([], False),
     ],
 )

@@ -211,6 +211,7 @@ def test_pairs_are_compared_in_their_order_and_must_be_variants(tmp_path):
 def test_a_variant_with_its_own_seed_is_run_once_and_compared_with_all(tmp_path):
     made = study(variants={'a': {'seed': 5}, 'b': {}})
     assert made.place(tmp_path, 'a', 0) == made.place(tmp_path, 'a', 1) == tmp_path / 'a' / 'seed_5'
+    assert made.runs() == [('a', 0), ('b', 0), ('b', 1)]
     fake_run(tmp_path, made, 'a', 0, [1, 0], [])
     for seed, scores in enumerate(([1, 1], [0, 1])):
         fake_run(tmp_path, made, 'b', seed, scores, [0.5], {'loss/kl': 0.1})

@@ -76,6 +76,11 @@ class Config:
                 f'config.rl.algorithm = {self.rl.algorithm!r} compares the samples of a question: '
                 f'config.rollout.group must be at least {self.rl.least_group}'
             )
+        if self.rollout.group < 2 and (self.rl.drop_zero_variance or self.rl.dynamic_sampling):
+            raise ValueError(
+                'config.rl.drop_zero_variance and config.rl.dynamic_sampling look for groups with different rewards: '
+                'config.rollout.group must be at least 2'
+            )
         if (self.simulator.kind == 'none') != (self.rollout.max_turns == 0):
             raise ValueError("config.simulator.kind = 'none' and config.rollout.max_turns = 0 go together: no search")
         longest = self.rollout.prompt_tokens + self.rollout.response_tokens

@@ -144,7 +144,7 @@ class Learner:
         self.aggregate = rl.aggregate or own.aggregate
         self._size = min(rl.minibatch or trajectories, trajectories)
         self._trajectories, self._longest = trajectories, longest
-        self.form = attention.choose(model.cfg, dtype, mesh)
+        self.form = attention.choose(model.cfg, dtype, mesh, rl.row_length)
         self._compute = losses.Compute(dtype, rl.remat, rl.chunk, self.form.name)
         # the reference is the initial policy; a copy, because the state's buffers are donated, and in the dtype that
         # it is computed in

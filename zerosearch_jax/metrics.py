@@ -43,9 +43,10 @@ def claim(
             'choose another --workdir, or delete it to start over'
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')  # of several processes, each writes the same
-    partial.write_text(resolved)
-    os.replace(partial, path)
+    if jax.process_index() == 0:
+        partial = path.with_name(f'.{path.name}.partial')
+        partial.write_text(resolved)
+        os.replace(partial, path)
 
 
 class MetricWriter:

@@ -38,6 +38,13 @@ def evaluation_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
     return workdir / 'evaluation' / f'step_{number:06d}.jsonl'
 
 
+def forget_evaluations_after(workdir: pathlib.Path, number: int):
+    """Removes evaluations of steps that a run is about to do again, perhaps to other weights."""
+    for path in (workdir / 'evaluation').glob('step_*.jsonl'):
+        if _step_of(path) > number:
+            path.unlink()
+
+
 def summarize(workdir: pathlib.Path) -> dict:
     """Writes summary.json and curves.png from what the run has written so far."""
     metrics.plot_curves(workdir)
@@ -70,7 +77,11 @@ def _cost(workdir: pathlib.Path, steps: list[dict]) -> dict:
 def evaluations(workdir: pathlib.Path) -> dict[int, list[dict]]:
     """Rows of every evaluation of a run, by step."""
     files = sorted((workdir / 'evaluation').glob('step_*.jsonl'))
-    return {int(path.stem.removeprefix('step_')): metrics.read_jsonl(path) for path in files}
+    return {_step_of(path): metrics.read_jsonl(path) for path in files}
+
+
+def _step_of(path: pathlib.Path) -> int:
+    return int(path.stem.removeprefix('step_'))
 
 
 def scores(group: list[dict]) -> dict:

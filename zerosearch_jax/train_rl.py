@@ -48,6 +48,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict | None:
         start = checkpoints.latest() or 0
         if start:
             abstract = jax.eval_shape(lambda: trainer.learner.state)
+            trainer.learner.state = None  # memory is for one
             trainer.learner.state, host = checkpoints.restore(start, abstract, trainer.learner.places)
             trainer.history, trainer.rung = host['history'], host['rung']
             progress.say(f'resuming after step {host["step"]}')
@@ -83,6 +84,7 @@ def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> dict | None:
 
 
 def _writer(cfg: Config, workdir: pathlib.Path, step: int) -> metrics.MetricWriter:
+    report.forget_evaluations_after(workdir, step)
     return metrics.MetricWriter(workdir, resume_step=step, tensorboard=cfg.run.tensorboard, wandb=cfg.run.wandb)
 
 

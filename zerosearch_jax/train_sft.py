@@ -222,7 +222,7 @@ class _Learner:
         self.cfg, self._model, self._frozen, self._workdir, self._resolved = cfg, model, split.frozen, workdir, resolved
         tx = state.optimizer(cfg.optimizer, cfg.sft.steps)
         self._places = state.state_shardings(split.layout, tx, mesh)
-        form = attention.choose(model.cfg, cfg.model.dtype, mesh).name
+        form = attention.choose(model.cfg, cfg.model.dtype, mesh, cfg.sft.row_length).name
         self._compute = losses.Compute(cfg.model.dtype, cfg.sft.remat, cfg.sft.chunk, form)
         self._update = step.make_update(model.cfg, tx, self._places, None, self._compute)
         self._state = state.create(split.params, tx, self._places)
@@ -233,6 +233,7 @@ class _Learner:
         latest = checkpoints.latest()
         if latest:
             abstract = jax.eval_shape(lambda: self._state)
+            self._state = None  # memory is for one
             self._state, host = checkpoints.restore(latest, abstract, self._places)
             self.number, self.since = host['step'], host['since']
             self.best = math.inf if host['best'] is None else host['best']

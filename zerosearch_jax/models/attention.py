@@ -24,13 +24,18 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh) -> Choice:
-    """The form of training attention for a model on a mesh."""
-    platform, dtype = mesh.devices.flat[0].platform, jnp.dtype(dtype)
+def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh, row_length: int) -> Choice:
+    """The form of training attention for rows of a model on a mesh."""
+    device, dtype = mesh.devices.flat[0], jnp.dtype(dtype)
+    platform = device.platform
     if platform not in ('gpu', 'cuda'):
         return Choice('chunked', f'{platform}: the cuDNN kernel is for NVIDIA GPUs')
     if dtype not in (jnp.bfloat16, jnp.float16):
         return Choice('chunked', f'cuDNN attention has no {dtype}')
+    if float(device.compute_capability) < 8:
+        return Choice('chunked', f'cuDNN attention is for Ampere and later, not {device.device_kind}')
+    if row_length % 2:
+        return Choice('chunked', f'cuDNN attention has no gradient for rows of {row_length} tokens: even ones')
     if cfg.head_dim % 8 or cfg.head_dim > 128:
         return Choice('chunked', f'cuDNN attention has no head size {cfg.head_dim}: multiples of 8 up to 128')
     if cfg.num_kv_heads % mesh.shape['tensor']:

@@ -87,8 +87,9 @@ def actions(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
 
 
 _THINK = r'\s*<think>((?!</?\w+>).)*</think>'
-_SEARCH = re.compile(_THINK + r'\s*<search>((?!</?\w+>).)+</search>\s*', re.DOTALL)
-_FINAL = re.compile(_THINK + r'\s*<answer>((?!</?\w+>).)+</answer>\s*', re.DOTALL)
+_SOMETHING = r'\s*(?!</?\w+>)\S((?!</?\w+>).)*'
+_SEARCH = re.compile(_THINK + rf'\s*<search>{_SOMETHING}</search>\s*', re.DOTALL)
+_FINAL = re.compile(_THINK + rf'\s*<answer>{_SOMETHING}</answer>\s*', re.DOTALL)
 
 
 def well_formed(texts: Sequence[str]) -> bool:

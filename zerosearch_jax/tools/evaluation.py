@@ -223,7 +223,7 @@ class Evaluator:
             row = ev.row(trajectory, self._model.tokenizer, seconds=seconds, tokens=tokens)
             about = {'method': method, 'weights': self._weights[method], 'dataset': dataset}
             if jax.process_index() == 0:
-                device = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count()}
+                device = {'device': jax.devices()[0].device_kind, 'devices': self._mesh.size}
                 metrics.append_jsonl(self._workdir / 'results.jsonl', [about | row | device])
             update(1)
 

@@ -234,7 +234,7 @@ class _Learner:
     def __init__(self, cfg: Config, policy: ModelConfig, trained, frozen, train_state, mesh):
         self._cfg, self._policy, self._mesh = cfg, policy, mesh
         self._trained, self._frozen, self._state = trained, frozen, train_state
-        form = attention.choose(policy, cfg.policy.dtype, mesh).name
+        form = attention.choose(policy, cfg.policy.dtype, mesh, cfg.rl.row_length).name
         self._compute = losses.Compute(cfg.policy.dtype, cfg.rl.remat, cfg.rl.chunk, form)
         self._turns = -(-cfg.rl.row_length // cfg.rl.chunk)  # chunks of logits, were every token a sampled one
         # read once in the forward pass, and once or (where the forward pass is made again) twice in the backward pass

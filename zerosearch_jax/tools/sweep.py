@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
-from zerosearch_jax import experiment, preemption, progress, settings, train_rl
+from zerosearch_jax import experiment, preemption, progress, settings, sharding, train_rl
 from zerosearch_jax.tools import sweep_report
 
 
@@ -35,8 +35,12 @@ class Study:
     pairs: tuple[tuple[str, str], ...]
 
     def runs(self) -> list[tuple[str, int]]:
-        """All (variant, seed), seed by seed, so that every variant has its first run before any has its second."""
-        return [(name, seed) for seed in self.seeds for name in self.variants]
+        """One (variant, seed) for each place, seed by seed: every variant has a first run before any has its second."""
+        places: dict[pathlib.Path, tuple[str, int]] = {}
+        for seed in self.seeds:
+            for name in self.variants:
+                places.setdefault(self.place(pathlib.Path(), name, seed), (name, seed))
+        return list(places.values())
 
     def config(self, variant: str, seed: int) -> ConfigDict:
         made = copy.deepcopy(self.base)
@@ -92,7 +96,7 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
         for number, (variant, seed) in enumerate(runs, start=1):
             config, kept = study.config(variant, seed), study.place(results, variant, seed)
             resolved = settings.to_json(config)
-            if sweep_report.finished(kept, resolved):
+            if sharding.agree(sweep_report.finished(kept, resolved)):
                 continue
             progress.say(f'run {number}/{len(runs)}: {variant}, seed {config.seed}')
             here = study.place(workdir, variant, seed)
@@ -102,7 +106,7 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
                 write_report(study, results)
             if watch.asked():
                 break
-    return write_report(study, results)
+    return '' if jax.process_index() else write_report(study, results)
 
 
 def write_report(study: Study, results: pathlib.Path) -> str:
