@@ -1,7 +1,7 @@
 """Runs the benchmarks one after the other, each in a process of its own, and collects their JSON lines.
 
   python -m benchmarks.all --out benchmarks/results/cpu.jsonl
-  python -m benchmarks.table benchmarks/results/cpu.jsonl
+  python -m benchmarks.table benchmarks/results/*.jsonl
 
 Nothing else should run on the machine meanwhile: every line carries the load that it was measured under.
 """

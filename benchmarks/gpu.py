@@ -1,7 +1,7 @@
 """The benchmarks on one GPU of 80 GB, in about ten minutes: configurations of 1.5B and 3B, bfloat16, contexts to 4k.
 
   python -m benchmarks.gpu --out benchmarks/results/gpu.jsonl
-  python -m benchmarks.table benchmarks/results/gpu.jsonl
+  python -m benchmarks.table benchmarks/results/*.jsonl
 
 Weights are random: no model is downloaded.
 """

@@ -1,6 +1,6 @@
 """Writes the tables of benchmarks/README.md from results files, one row a figure.
 
-python -m benchmarks.table benchmarks/results/cpu.jsonl benchmarks/results/peers.jsonl
+python -m benchmarks.table benchmarks/results/*.jsonl
 
 The lines of benchmarks.peers.run have a ratio and go to a table of their own. Of lines with one name the last counts.
 """

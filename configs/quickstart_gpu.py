@@ -2,7 +2,7 @@ r"""The quickstart on one GPU, in bfloat16: 32 questions x 8 samples a step, 20 
 
   python -m launch.train --config configs/quickstart_gpu.py
 
-Needs 11 GiB of the GPU by `launch.plan`. What its training gains: configs/ablations/engine.py.
+On a machine with `pip install -e '.[cuda]'`. What its training gains: configs/ablations/engine.py.
 """
 
 from configs import quickstart

@@ -37,7 +37,7 @@ def main(_):
         cfg = experiment.parse(_CONFIG.value)
         work = plan.Work.of(cfg, searches=_SEARCHES.value, sampled=_SAMPLED.value, written=_WRITTEN.value)
         if _PAPER.value:
-            print(plan_table.table(cfg, target))
+            print(plan_table.table(cfg, target, work))
             return
         where = (target, *hardware.devices(target))
         if not _SUGGEST.value:

@@ -1,6 +1,6 @@
 """Pools runs of one experiment over their seeds: what training gained, with its interval.
 
-python -m launch.report runs/quickstart_gpu_0 runs/quickstart_gpu_1 runs/quickstart_gpu_2
+python -m launch.report runs/seed_0 runs/seed_1 runs/seed_2
 """
 
 import json

@@ -4,7 +4,7 @@
   python -m launch.train --config configs/quickstart.py --config.rl.steps=3 --workdir runs/short
 
 The same command run again in the same --workdir continues from the last checkpoint. Every field of the configuration
-is a flag, --config.SECTION.FIELD=VALUE; the file shows them all. Results are written to --workdir.
+is a flag, --config.SECTION.FIELD=VALUE; docs/configuration.md lists them. Results are written to --workdir.
 """
 
 import pathlib

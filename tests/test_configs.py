@@ -165,6 +165,14 @@ def test_a_published_model_has_its_published_size_and_shards(name):
         ('rollout.temperature', 0.0, 'temperature must be positive'),
         ('rollout.group', 1, "'grpo' compares the samples of a question"),
         ('rollout.prompt', 'direct', "'direct' is of evaluations"),
+        ('rollout.prompt_tokens', 0, 'prompt_tokens must be positive'),
+        ('rollout.top_p', 1.5, r'top_p must be in \(0, 1\]'),
+        ('simulator.attempts', 0, 'attempts must be positive'),
+        ('evaluation.documents', 0, 'documents must be positive'),
+        ('optimizer.b1', 1.0, 'b1 must be below 1'),
+        ('optimizer.learning_rate', float('nan'), 'learning_rate must not be negative'),
+        ('policy.lora_rank', -1, 'lora_rank must not be negative'),
+        ('data.folds', (10,), 'folds are numbered from 0 to 9, got 10'),
     ],
 )
 def test_what_would_train_nothing_is_refused(field, value, message):

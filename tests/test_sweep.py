@@ -82,6 +82,11 @@ def test_a_wrong_variant_is_told_before_anything_runs(variants, message):
         study(variants=variants)
 
 
+def test_an_experiment_is_no_study():
+    with pytest.raises(ValueError, match=r"has no 'base', it is no study: give it to launch\.train"):
+        sweep.parse(tiny.get_config())
+
+
 def test_runs_are_shared_among_parts_and_finished_ones_are_not_repeated(tmp_path, monkeypatch):
     made, ran = study(), []
 
@@ -216,7 +221,7 @@ def test_a_variant_with_its_own_seed_is_run_once_and_compared_with_all(tmp_path)
     for seed, scores in enumerate(([1, 1], [0, 1])):
         fake_run(tmp_path, made, 'b', seed, scores, [0.5], {'loss/kl': 0.1})
     text = sweep.write_report(made, tmp_path)
-    assert '| a | 2 | 0.500' in text and '| b - a | +0.250' in text
+    assert '| a | 1 | 0.500' in text and '| b - a | +0.250' in text
 
 
 def test_what_is_not_run_is_said_so(tmp_path):

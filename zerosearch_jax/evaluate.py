@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from zerosearch_jax import settings
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.search import rewards
@@ -29,6 +30,9 @@ class EvaluationConfig:
     documents: int = 3  # documents a search of the real engine
     temperature: float = 0.0  # 0: greedy; the published system samples at 1 (defect D5)
     whole_batches_of: int = 1  # questions beyond the last whole batch are left out, as there (of 64; defect D6)
+
+    def __post_init__(self):
+        settings.positive(self, 'documents', 'whole_batches_of')
 
 
 def evaluate(

@@ -8,6 +8,7 @@ import typing
 from zerosearch_jax import roles, settings, state
 from zerosearch_jax.alarms import AlarmConfig
 from zerosearch_jax.cost import PricesConfig
+from zerosearch_jax.data import rows
 from zerosearch_jax.evaluate import EvaluationConfig
 from zerosearch_jax.learner import CriticConfig, RLConfig
 from zerosearch_jax.search.curriculum import Curriculum
@@ -26,6 +27,10 @@ class DataConfig:
     folds: tuple[int, ...] = ()  # of ten, by a hash of their ids, in which `train` is taken; (): all
     test: str = 'world'  # held-out questions, of evaluations
     corpus: str = 'world'  # passages of the engine 'bm25' and of the simulator 'oracle'
+
+    def __post_init__(self):
+        if unknown := set(self.folds) - set(range(rows.FOLDS)):
+            raise ValueError(f'folds are numbered from 0 to {rows.FOLDS - 1}, got {min(unknown)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,4 +101,6 @@ SCHEMA = typing.get_type_hints(Config)
 
 def parse(config) -> Config:
     """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
+    if 'base' in config and 'variants' in config:
+        raise ValueError('this configuration is a study: give it to launch.sweep')
     return Config(**settings.resolve(config, SCHEMA))

@@ -47,7 +47,7 @@ class RLConfig:
     epochs: int = 1  # passes over a step's trajectories
     row_length: int = 1024  # tokens of a packed row; at least prompt_tokens + response_tokens of config.rollout
     rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp
-    remat: Literal['none', 'dots', 'full'] = 'none'  # what the backward pass computes again: nothing, all but products
+    remat: Literal['none', 'dots', 'full'] = 'none'  # the backward pass makes again: nothing, all but products, all
     chunk: int = 512  # tokens of a row whose logits exist at once
 
     def __post_init__(self):

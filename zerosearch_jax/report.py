@@ -122,8 +122,11 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
       and after, and 'runs' with the gain of each. The comparison is paired: the same questions before and after.
 
     Raises:
-      ValueError: a run has not been evaluated twice, or the runs differ in more than their seed.
+      ValueError: no run is there, it has not been evaluated twice, or the runs differ in more than their seed.
     """
+    for workdir in workdirs:
+        if not (workdir / 'config.json').exists():
+            raise ValueError(f'{workdir} holds no run: it has no config.json')
     configs = [json.loads((workdir / 'config.json').read_text()) for workdir in workdirs]
     for workdir, config in zip(workdirs, configs, strict=True):
         if config | {'seed': 0} != configs[0] | {'seed': 0}:

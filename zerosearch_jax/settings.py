@@ -20,6 +20,10 @@ from typing import Any, Literal, TypeVar, Union
 T = TypeVar('T')
 
 
+# the numbers that may be negative: a divergence or an entropy that is rewarded
+SIGNED = ('config.rl.kl', 'config.rl.entropy')
+
+
 def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Builds the dataclass `cls` from one config section, checking names and types.
 
@@ -29,8 +33,8 @@ def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
       where: what to call the section in errors, e.g. 'config.rl'.
 
     Raises:
-      ValueError: an unknown key (with the nearest field), a missing one, a value of another type, or a value
-        that the dataclass itself refuses.
+      ValueError: an unknown key (with the nearest field), a missing one, a value of another type, a negative number
+        that is not in SIGNED, or a value that the dataclass itself refuses.
     """
     if not hasattr(values, 'keys'):
         raise ValueError(f'{where} must be a section, got {_shown(values)}')
@@ -41,6 +45,9 @@ def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f'{where}.{name} is missing; it must be {type_name(hints[name])}')
     checked = {name: _checked(values[name], hints[name], f'{where}.{name}') for name in values}
+    for name, value in checked.items():
+        if type(value) in (int, float) and not value >= 0 and f'{where}.{name}' not in SIGNED:
+            raise ValueError(f'{where}.{name} must not be negative, got {value}')
     try:
         return cls(**checked)
     except ValueError as error:

@@ -35,6 +35,11 @@ class OptimizerConfig:
     weight_decay: float = 0.01  # of matrices, not of norms and biases
     clip_norm: float = 1.0  # of the whole gradient
 
+    def __post_init__(self):
+        for name in ('b1', 'b2'):
+            if getattr(self, name) >= 1:
+                raise ValueError(f'{name} must be below 1, got {getattr(self, name)}')
+
 
 def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Learning rate by step: a linear warm-up, by default from a value above zero, then constant or cosine to 0."""

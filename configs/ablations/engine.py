@@ -1,4 +1,4 @@
-r"""What training on simulated and on real search gain over the quickstart's warm start, on one GPU. Three seeds each.
+r"""What training on simulated and on real search gain over the quickstart's warm start, on one GPU; three seeds each.
 
 python -m launch.sweep --config configs/ablations/engine.py --results docs/runs/engine
 """
@@ -6,6 +6,7 @@ python -m launch.sweep --config configs/ablations/engine.py --results docs/runs/
 from ml_collections import ConfigDict
 
 from configs import quickstart_gpu
+from configs.common import no_preset
 
 VARIANTS = {
     'warm_start': {'seed': 0, 'rl': {'steps': 0}, 'evaluation': {'before': True}},
@@ -15,7 +16,8 @@ VARIANTS = {
 PAIRS = (('warm_start', 'real_search'), ('warm_start', 'simulated_search'), ('real_search', 'simulated_search'))
 
 
-def get_config():
+def get_config(preset=''):
+    no_preset(preset)
     base = quickstart_gpu.get_config()
     base.evaluation.before = False
     base.run.tensorboard = False

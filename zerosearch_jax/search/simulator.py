@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
-from zerosearch_jax import prng
+from zerosearch_jax import prng, settings
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.outside import Log
 from zerosearch_jax.search import prompts
@@ -72,6 +72,9 @@ class SimulatorConfig:
     slots: int = 16
     cache_gib: float = 0.0  # as config.rollout.cache_gib
     remember: str = ''  # a file of documents by (query, question, quality, seed), written once; '': written anew
+
+    def __post_init__(self):
+        settings.positive(self, 'documents', 'words', 'prompt_tokens', 'max_tokens', 'attempts', 'slots')
 
 
 # the fields that a text depends on

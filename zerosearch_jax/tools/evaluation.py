@@ -128,6 +128,8 @@ def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
     settings.positive(cfg.evaluation, 'documents')
     metrics.claim(workdir, resolved, ('results.jsonl',), FREE)
     weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is told now, not after hours
+    if not any(weights.values()):
+        raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')
     questions = load_questions(cfg)
     missing = _missing(weights, workdir / 'results.jsonl', questions)
     if missing:

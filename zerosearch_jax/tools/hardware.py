@@ -63,6 +63,7 @@ GPUS = {
     'a100-80gb': Gpu('NVIDIA A100-SXM4-80GB', (8, 0), 108, 1.41, 40, (164, 163)),
     'h100-80gb': Gpu('NVIDIA H100 80GB HBM3', (9, 0), 132, 1.98, 50, (228, 227)),
 }
+CUDA = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 
 
 class Hardware(NamedTuple):
@@ -111,7 +112,7 @@ def devices(hardware: Hardware) -> tuple[list, str]:
     if hardware.chip.tpu and importlib.util.find_spec('libtpu'):
         found = topologies.get_topology_desc(platform='tpu', topology_name=str(hardware)).devices
         return list(found), 'XLA:TPU'
-    if hardware.name in GPUS and importlib.util.find_spec('jax_cuda12_plugin'):
+    if hardware.name in GPUS and any(map(importlib.util.find_spec, CUDA)):
         topology = topologies.get_topology_desc(
             platform='cuda', target_config=_target(hardware), topology=f'1x1x{hardware.count}'
         )

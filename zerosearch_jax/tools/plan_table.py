@@ -17,10 +17,9 @@ SIMULATORS = ('qwen2.5-3b', 'qwen2.5-7b', 'qwen2.5-14b')
 SEARCHES, GPUS, HOURS, PRICE = 64_000, 4, 12, 70.80  # of the 14B simulator: arXiv 2505.04588, appendix D
 
 
-def table(cfg: Config, target: Hardware) -> str:
+def table(cfg: Config, target: Hardware, work: plan.Work) -> str:
     """A row for every policy and simulator, weights split over all devices; on A100s the published cost beside ours."""
     found, compiler = chips.devices(target)
-    work = plan.Work.of(_sized(cfg, target.count))
     made = plans(cfg, target, found, compiler, work)
     lines = [f'## {target}', '', f'By {compiler}, jax {jax.__version__}.', '', HEAD]
     lines += [_row(each, target, of(cfg, *models, target.count)) for models, each in made.items()]

@@ -59,6 +59,8 @@ def parse(config) -> Study:
     Raises:
       ValueError: with the variant's name and what is wrong.
     """
+    if missing := [name for name in ('base', 'baseline', 'variants', 'seeds') if name not in config]:
+        raise ValueError(f'this configuration has no {missing[0]!r}, it is no study: give it to launch.train')
     if config.variants and config.baseline not in config.variants:
         raise ValueError(f'the baseline {config.baseline!r} is none of the variants {", ".join(config.variants)}')
     names = sorted(config.variants, key=lambda name: name != config.baseline)

@@ -64,6 +64,7 @@ class Runs:
     steps: Mapping[int, list[dict]]
     costs: Mapping[int, dict]
     examples: list[dict]  # of the first seed
+    made: int  # runs: fewer than seeds where a variant has its own
 
     @property
     def seeds(self) -> list[int]:
@@ -99,7 +100,7 @@ def read(places: Mapping[int, pathlib.Path]) -> Runs:
         steps[seed] = [row for row in metrics.read_jsonl(place / 'metrics.jsonl') if 'reward/mean' in row]
         costs[seed] = json.loads((place / 'summary.json').read_text()).get('cost', {})
     first = next(iter(places.values()))
-    return Runs(answers, steps, costs, metrics.read_jsonl(first / 'examples.jsonl'))
+    return Runs(answers, steps, costs, metrics.read_jsonl(first / 'examples.jsonl'), len(set(places.values())))
 
 
 def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs], pairs) -> str:
@@ -131,7 +132,7 @@ def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs]
 
 
 def _measured(runs: Runs) -> dict:
-    figures: dict = {'seeds': runs.seeds}
+    figures: dict = {'seeds': runs.seeds, 'runs': runs.made}
     for name in SCORES:
         if scores := runs.scores(name, runs.seeds):
             figures[name] = _with_interval([*scores.values()]) | {'questions': len(scores)}
@@ -183,16 +184,16 @@ def _scores_table(names: Sequence[str], facts: dict) -> str:
     lines = []
     for name in names:
         figures = facts['variants'].get(name, {})
-        reward, seeds = '', str(len(figures['seeds'])) if figures else 'not run'
+        reward, made = '', str(figures['runs']) if figures else 'not run'
         if 'reward' in figures:
             each = ', '.join(f'{value:.3f}' for value in figures['reward']['seeds'])
             reward = f'{figures["reward"]["mean"]:.3f} ({each})'
-        lines.append([name, seeds, *(_shown(figures.get(score)) for score in SCORES), reward])
+        lines.append([name, made, *(_shown(figures.get(score)) for score in SCORES), reward])
     counts = {figures['em']['questions'] for figures in facts['variants'].values() if 'em' in figures}
     asked = f'Scores of {" or ".join(map(str, sorted(counts)))} held-out questions' if counts else 'No evaluation'
     note = f'{asked}; 95 % bootstrap intervals over questions and seeds.'
     return (
-        _table(['variant', 'seeds', *SCORES.values(), 'training reward, last fifth (each seed)'], lines) + f'\n\n{note}'
+        _table(['variant', 'runs', *SCORES.values(), 'training reward, last fifth (each seed)'], lines) + f'\n\n{note}'
     )
 
 
