@@ -1,6 +1,8 @@
-"""What several test files share: a tiny model, an engine around it, a random batch."""
+"""What several test files share: a tiny model, an engine around it, a random batch; how they start processes."""
 
 import functools
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.text import stop
 from zerosearch_jax.text.trajectory import TokenSequence, pack
 
+ROOT = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # of one device; as in conftest
 TINY = PRESETS['tiny']
 NO_STOPS = stop.compile_table((), [b''] * TINY.vocab_size)
 

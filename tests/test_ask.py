@@ -10,8 +10,8 @@ import threading
 
 import hypothesis
 import pytest
+from helpers import ENVIRONMENT, ROOT
 from hypothesis import strategies as st
-from test_cli import ENVIRONMENT, ROOT
 from test_rollout import BYTES, EOS, FakeEngine
 
 from configs import ask as ask_config

@@ -29,20 +29,17 @@ def packed(length, seed=0):
 
 
 def reference(q, k, v, segments, prefixes):
-    """One query at a time, over the list of keys that it may see."""
-    rows = []
-    for b in range(len(q)):
-        outs = []
-        for t in range(q.shape[1]):
-            seen = [s for s in range(t + 1) if segments[b, s] in (segments[b, t], prefixes[b, t])]
-            heads = []
-            for h in range(HEADS):
-                kv = h // (HEADS // KV_HEADS)
-                weights = jax.nn.softmax(k[b, np.array(seen), kv] @ q[b, t, h] / SIZE**0.5)
-                heads.append(weights @ v[b, np.array(seen), kv])
-            outs.append(jnp.concatenate(heads))
-        rows.append(jnp.stack(outs))
-    return jnp.stack(rows)
+    """One head at a time, over the keys that each query may see."""
+    rows, length = range(len(q)), range(q.shape[1])
+    sees = [
+        [[s <= t and segments[b, s] in (segments[b, t], prefixes[b, t]) for s in length] for t in length] for b in rows
+    ]
+    heads = []
+    for h in range(HEADS):
+        kv = h // (HEADS // KV_HEADS)
+        scores = jnp.where(np.array(sees), q[:, :, h] @ k[:, :, kv].swapaxes(1, 2) / SIZE**0.5, -jnp.inf)
+        heads.append(jax.nn.softmax(scores) @ v[:, :, kv])
+    return jnp.concatenate(heads, axis=2)
 
 
 @pytest.mark.parametrize('length, chunk', [(20, 8), (17, 4), (16, 16)])

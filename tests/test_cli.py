@@ -1,8 +1,6 @@
 """The command line as people meet it: every mistake is one clear line, and Ctrl-C leaves a usable run behind."""
 
 import json
-import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -10,9 +8,8 @@ import sys
 import time
 
 import pytest
+from helpers import ENVIRONMENT, ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
 TINY = ('--config', 'configs/tiny.py')
 FEW, UNTESTED = '--config.data.train=DIR/few.jsonl', '--config.evaluation.questions=0'
 

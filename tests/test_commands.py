@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from test_docs import ENVIRONMENT, LAUNCHED, ROOT, write_examples
+from helpers import ENVIRONMENT, ROOT
+from test_docs import LAUNCHED, write_examples
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

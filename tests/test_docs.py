@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from helpers import ENVIRONMENT, ROOT
 
 from configs import common, qwen2_5_3b
 from zerosearch_jax import experiment
@@ -20,10 +20,8 @@ from zerosearch_jax.search import prompts
 from zerosearch_jax.search.curriculum import Curriculum, noise_probability
 from zerosearch_jax.tools import config_reference
 
-ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
 PAGES = [*sorted(ROOT.glob('*.md')), *sorted(DOCS.glob('*.md')), ROOT / 'benchmarks' / 'README.md']
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
 
 
 def ids(path):

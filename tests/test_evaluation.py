@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from test_resume import ENVIRONMENT, ROOT
+from helpers import ENVIRONMENT, ROOT
 
 from configs.common import sections
 from zerosearch_jax import metrics, roles, settings, sharding

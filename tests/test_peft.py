@@ -7,9 +7,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import TINY
+from helpers import ENVIRONMENT, ROOT, TINY
 from safetensors.numpy import load_file, save_file
-from test_resume import ENVIRONMENT, ROOT
 
 from zerosearch_jax import roles, sharding
 from zerosearch_jax.models import lora, peft, weights

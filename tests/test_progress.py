@@ -8,7 +8,7 @@ import subprocess
 import sys
 import termios
 
-from test_cli import ENVIRONMENT, ROOT
+from helpers import ENVIRONMENT, ROOT
 
 CODE = """
 import sys

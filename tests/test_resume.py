@@ -1,8 +1,6 @@
 """A run that was killed with SIGKILL and started again ends bit-identical to one that was not."""
 
 import json
-import os
-import pathlib
 import random
 import shutil
 import signal
@@ -13,10 +11,9 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers import ENVIRONMENT, ROOT
 from test_two_process import free_port
 
-ROOT = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
 STEPS = 6  # epochs of four steps
 DATA = {}
 

@@ -89,7 +89,8 @@ def work(checkpoints: pathlib.Path) -> dict:
 
 def main(process: int, processes: int, port: str, directory: pathlib.Path):
     os.environ['JAX_PLATFORMS'] = 'cpu'
-    os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={8 // processes}'
+    devices = f'--xla_force_host_platform_device_count={8 // processes}'
+    os.environ['XLA_FLAGS'] = f'{devices} --xla_backend_optimization_level=0'  # as in conftest
     import jax
 
     jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=processes, process_id=process)
