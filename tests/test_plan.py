@@ -386,6 +386,8 @@ def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
     work = plan.Work(searches=2.0, sampled=100.0, written=50.0)
     made = plan.plan(cfg, TARGET, *hardware.devices(TARGET), work)
     trajectories = cfg.rollout.questions * cfg.rollout.group
+    with pytest.raises(ValueError, match='must not be negative'):
+        plan.Work.of(cfg, searches=-1.0)
     assert made.times['policy: decoding'] == trajectories * 100 / 8
     assert made.times['simulator: decoding'] == trajectories * 2 * 50 / 8
     assert made.times['simulator: prompts and observations'] == trajectories * 2 * cfg.simulator.prompt_tokens / 1024

@@ -34,6 +34,10 @@ class Work:
     sampled: float = 400.0  # tokens that the policy samples
     written: float = 0.0  # tokens that the simulator writes a search; 0: all that it may
 
+    def __post_init__(self):
+        if min(self.searches, self.sampled, self.written) < 0:
+            raise ValueError('searches, sampled and written tokens must not be negative')
+
     @classmethod
     def of(cls, cfg: Config, **given) -> Work:
         work = cls(**{name: value for name, value in given.items() if value is not None})
