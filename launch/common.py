@@ -34,10 +34,10 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
             raise flags.Error(f'unexpected argument {rest[1]!r}; flags look like --config.rl.steps=3')
         if flags.FLAGS['config'].value is None:
             raise flags.Error('which experiment? for example --config configs/quickstart.py')
-        if not (os.path.isfile(_config_path()) and _config_path().endswith('.py')):
-            raise flags.Error(f'--config {_config_path()}: no such file; experiments are the .py files of configs/')
+        if not os.path.isfile(_config_path()):
+            raise flags.Error(f'--config {_config_path()}: no such file; experiments are the files of configs/')
         return rest
-    except (flags.Error, ValueError, OSError, AttributeError, KeyError) as error:
+    except (flags.Error, ValueError, OSError, AttributeError, KeyError, SyntaxError) as error:
         message = _flag_error(error, argv)
         if os.environ.get('ZEROSEARCH_DEBUG') or not message:
             raise

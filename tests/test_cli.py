@@ -25,7 +25,7 @@ MISTAKES = {
     'forgotten dashes': ((*TINY, 'config.rl.steps=3'), 2, ["'config.rl.steps=3'", '--config.rl.steps=3']),
     'no experiment': ((), 2, ['--config configs/quickstart.py']),
     'no such experiment': (('--config', 'configs/nope.py'), 2, ['configs/nope.py', 'no such file']),
-    'a page': (('--config', 'docs/claim.md'), 2, ['docs/claim.md', 'no such file']),
+    'a page': (('--config', 'docs/claim.md'), 2, ['(claim.md, line ']),
     'a study': (('--config', 'configs/ablations/engine.py'), 1, ['launch.sweep']),
     'negative number': ((*TINY, '--config.optimizer.learning_rate=-1'), 1, ['learning_rate must not be negative']),
     'no such preset': (('--config', 'configs/sft.py:nope'), 2, ["no preset 'nope'"]),

@@ -24,8 +24,8 @@ class RL:
     derived: int = dataclasses.field(default=7, init=False)
 
     def __post_init__(self):
-        if self.clip < 0:
-            raise ValueError(f'clip must not be negative, got {self.clip}')
+        if self.clip > 1:
+            raise ValueError(f'clip must be at most 1, got {self.clip}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,8 @@ def test_defaults_and_conversions():
         ({'algoritm': 'ppo'}, "config.rl has no field 'algoritm'; did you mean 'algorithm'?"),
         ({'derived': 1}, "config.rl has no field 'derived'; it has algorithm, clip, group, shuffle, target_kl, "
                          'name, betas, mesh, rates'),
-        ({'clip': -1}, 'config.rl: clip must not be negative, got -1.0'),
+        ({'clip': -1}, 'config.rl.clip must not be negative, got -1.0'),
+        ({'clip': 2}, 'config.rl: clip must be at most 1, got 2.0'),
     ],
 )  # fmt: skip
 def test_errors_are_one_clear_line(values, message):
