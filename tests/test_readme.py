@@ -37,7 +37,7 @@ def fresh_environment(tmp_path_factory):
 def trained(tmp_path_factory):
     """The first command's run, of one step, in a directory with nothing else in it."""
     directory = tmp_path_factory.mktemp('trained')
-    overrides = f'--config.rl.steps=1 --config.evaluation.questions=16 --workdir {directory}/run'
+    overrides = f'--config.rl.steps=1 --config.evaluation.questions=8 --workdir {directory}/run'
     done = run(f'{readme_command(1)} {overrides}', directory)
     assert done.returncode == 0, done.stderr[-3000:]
     return directory
