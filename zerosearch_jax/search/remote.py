@@ -44,8 +44,7 @@ class EngineConfig:
     spending_cap: float = 0.0  # dollars that this log may reach; 0: no limit
 
     def __post_init__(self):
-        if self.concurrency < 1 or self.retries < 0 or min(self.per_second, self.query_price, self.spending_cap) < 0:
-            raise ValueError('concurrency must be positive; retries, per_second and prices must not be negative')
+        settings.positive(self, 'concurrency')
         if self.spending_cap and not self.query_price:
             raise ValueError('a spending_cap needs a query_price: what a request costs, in dollars')
         if not callable(settings.named(self.kind, ENGINES, 'kind')) and self.kind not in ENGINES:
