@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.machine import cpu
-from zerosearch_jax import roles, sharding
+from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS, ModelConfig
 from zerosearch_jax.text.tokenizer import byte_tokenizer
@@ -40,12 +40,14 @@ def parser(doc: str, *, repeats: int = 3) -> argparse.ArgumentParser:
     return made
 
 
-def load_model(name: str, mesh: jax.sharding.Mesh, dtype='float32') -> roles.Model:
+def load_model(name: str, mesh: jax.sharding.Mesh, dtype='float32') -> pretrained.Model:
     """The real model, or a preset with random weights and the byte tokenizer."""
     if name == MODEL:
-        return roles.load_model(name, mesh, dtype)
+        return pretrained.load_model(name, mesh, dtype)
     cfg = PRESETS[name]
-    return roles.Model(cfg, byte_tokenizer(), sharding.init(transformer.layout(cfg), jax.random.key(0), mesh, dtype))
+    return pretrained.Model(
+        cfg, byte_tokenizer(), sharding.init(transformer.layout(cfg), jax.random.key(0), mesh, dtype)
+    )
 
 
 def timed(function: Callable[[], object], repeats: int) -> list[float]:

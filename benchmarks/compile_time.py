@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import common
-from zerosearch_jax import sharding, state
+from zerosearch_jax import sharding
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS
-from zerosearch_jax.rl import losses, step
+from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.text.trajectory import pack
 
 DEPTHS = (4, 28)

@@ -69,18 +69,20 @@ def config(name: str, questions: str = ''):
 
 def take(name: str, _):
     """Runs the two steps, and says what they took."""
-    from zerosearch_jax import experiment, roles, train_rl
-    from zerosearch_jax.models import download
-    from zerosearch_jax.trainer import Trainer
+    from zerosearch_jax import pretrained
+    from zerosearch_jax.train import config as train_config
+    from zerosearch_jax.train import rl
+    from zerosearch_jax.train.trainer import Trainer
+    from zerosearch_jax.weights import download
 
     jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))
-    roles.load_model = common.load_model
+    pretrained.load_model = common.load_model
     with tempfile.NamedTemporaryFile('w', suffix='.jsonl') as file:
         for i in range(32):
             print(json.dumps({'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['b']}), file=file, flush=True)
-        trainer = Trainer(experiment.parse(config(name, file.name)), None)
+        trainer = Trainer(train_config.parse(config(name, file.name)), None)
     trainer.load_simulator()
-    measured = [train_rl.train_step(trainer, number)[0] for number in (1, 2)]
+    measured = [rl.train_step(trainer, number)[0] for number in (1, 2)]
     kept = {key: measured[1][key] for key in ('cost/tokens', 'speed/rollout_seconds', 'speed/update_seconds')}
     first = sum(measured[0][key] for key in ('speed/rollout_seconds', 'speed/update_seconds'))
     peak = jax.devices()[0].memory_stats()['peak_bytes_in_use'] / 2**30
@@ -90,11 +92,11 @@ def take(name: str, _):
 
 def foretell(name: str, args):
     """Says what the planner foretells, where every response is as long as it may be and nobody searches."""
-    from zerosearch_jax import experiment
-    from zerosearch_jax.tools import hardware, plan
+    from zerosearch_jax.plan import hardware, planner
+    from zerosearch_jax.train import config as train_config
 
-    cfg, target = experiment.parse(config(name)), hardware.parse(args.hardware)
-    made = plan.plan(cfg, target, jax.devices()[:1], 'XLA', plan.Work(searches=0, sampled=RESPONSE, written=1))
+    cfg, target = train_config.parse(config(name)), hardware.parse(args.hardware)
+    made = planner.plan(cfg, target, jax.devices()[:1], 'XLA', planner.Work(searches=0, sampled=RESPONSE, written=1))
     least = {f'least_{part}_seconds': made.seconds(part) for part in ('policy', 'reference', 'update')}
     print(json.dumps({'foretold_gib': made.peak / 2**30, 'peak': max(made.needs, key=made.peak_of).name, **least}))
 

@@ -67,13 +67,15 @@ def config(name: str):
 
 def took(name: str) -> int:
     """Bytes that one step of training took of this process."""
-    from zerosearch_jax import experiment, settings, train_rl
-    from zerosearch_jax.models import download
+    from zerosearch_jax import settings
+    from zerosearch_jax.train import config as train_config
+    from zerosearch_jax.train import rl
+    from zerosearch_jax.weights import download
 
     jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))
     made = config(name)
     with tempfile.TemporaryDirectory() as directory:
-        train_rl.train(experiment.parse(made), pathlib.Path(directory), settings.to_json(made))
+        rl.train(train_config.parse(made), pathlib.Path(directory), settings.to_json(made))
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     status = pathlib.Path('/proc/self/status').read_text()
@@ -83,11 +85,11 @@ def took(name: str) -> int:
 
 def foretold(name: str) -> tuple[int, str]:
     """Bytes of the plan, and the program that needs the most."""
-    from zerosearch_jax import experiment
-    from zerosearch_jax.tools import hardware, plan
+    from zerosearch_jax.plan import hardware, planner
+    from zerosearch_jax.train import config as train_config
 
-    cfg = experiment.parse(config(name))
-    made = plan.plan(cfg, hardware.parse('a100-80gb:1'), jax.devices()[:1], 'XLA:CPU')
+    cfg = train_config.parse(config(name))
+    made = planner.plan(cfg, hardware.parse('a100-80gb:1'), jax.devices()[:1], 'XLA:CPU')
     return made.peak, max(made.needs, key=made.peak_of).name
 
 

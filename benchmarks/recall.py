@@ -14,20 +14,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zerosearch_jax.data import rows
-from zerosearch_jax.search import engines
+from zerosearch_jax.data import rows, sources
+from zerosearch_jax.search import bm25
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--corpus', required=True, help='source of passages, as data/rows.py takes them')
+    parser.add_argument('--corpus', required=True, help='source of passages, as data/sources.py takes them')
     parser.add_argument('--questions', nargs='+', required=True)
     parser.add_argument('--k', type=int, default=5)
     args = parser.parse_args()
-    passages = rows.load_passages(args.corpus)
-    mine, direct = engines.BM25(passages), Direct(passages)
+    passages = sources.load_passages(args.corpus)
+    mine, direct = bm25.BM25(passages), Direct(passages)
     for source in args.questions:
-        asked = [q for q in rows.load_questions(source, skip_unscorable=True) if not yes_or_no(q)]
+        asked = [q for q in sources.load_questions(source, skip_unscorable=True) if not yes_or_no(q)]
         queries = [q.question for q in asked]
         found = [[d.id for d in each] for each in mine.search(queries, args.k)]
         expected = direct.search(queries, args.k)
@@ -53,10 +53,10 @@ class Direct:
 
         self._ids = [p.id for p in passages]
         self._index = bm25s.BM25()
-        self._index.index(engines._tokenize([f'{p.title} {p.text}' for p in passages]), show_progress=False)
+        self._index.index(bm25._tokenize([f'{p.title} {p.text}' for p in passages]), show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
-        found, scores = self._index.retrieve(engines._tokenize(queries), k=k, show_progress=False)
+        found, scores = self._index.retrieve(bm25._tokenize(queries), k=k, show_progress=False)
         return [
             [self._ids[i] for i, score in zip(each, values, strict=True) if score > 0]
             for each, values in zip(found, scores, strict=True)

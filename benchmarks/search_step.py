@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks import common
 from configs import quickstart
-from zerosearch_jax import experiment
-from zerosearch_jax.search import prompts
+from zerosearch_jax.text import protocol
 from zerosearch_jax.text.trajectory import Kind, flatten
-from zerosearch_jax.trainer import Trainer
+from zerosearch_jax.train import config as train_config
+from zerosearch_jax.train.trainer import Trainer
 
 
 def main():
@@ -39,7 +39,7 @@ def main():
     config.simulator.slots = args.slots
     config.rl.update(row_length=args.row, kl=args.kl)
     config.policy.lora_rank = args.lora_rank
-    trainer = Trainer(experiment.parse(config), None)
+    trainer = Trainer(train_config.parse(config), None)
     trainer.load_simulator()
     clocks = {'policy': clock(trainer.policy_engine), 'simulator': clock(trainer.simulator.engine)}
     simulated = listen(trainer.simulator.engine)
@@ -114,7 +114,7 @@ def listen(engine) -> dict[tuple, list]:
 
 def recorded(trajectories, simulated: dict[tuple, list], trainer: Trainer) -> dict:
     """The lengths and texts that decide how much work the rollout is, turn by turn."""
-    turns, notice = [], trainer.model.tokenizer.encode(prompts.INVALID_NOTICE)
+    turns, notice = [], trainer.model.tokenizer.encode(protocol.INVALID_NOTICE)
     for trajectory in trajectories:
         generations = iter(simulated[(trajectory.question.id, trajectory.sample)])
         searches, own = iter(trajectory.searches), []

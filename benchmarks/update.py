@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from zerosearch_jax import sharding, state
+from zerosearch_jax import sharding
 from zerosearch_jax.models import attention, transformer
-from zerosearch_jax.rl import losses, step
+from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.text.trajectory import Kind, Segment, TokenSequence, flatten, pack, padding_share
 
 OBSERVATION, PROMPT = 150, 115

@@ -22,7 +22,7 @@ PRESETS = {
 
 
 def get_config(preset='tuned'):
-    from zerosearch_jax.tools import audit
+    from zerosearch_jax.audit import audit
 
     config = sections(audit.SCHEMA)
     config.audit.update(name=preset, source='sim/search_episodes.jsonl.gz', corpus='corpus/corpus.jsonl.gz')

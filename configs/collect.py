@@ -14,7 +14,7 @@ from configs.common import sections
 
 
 def get_config(preset=''):
-    from zerosearch_jax.tools import collect
+    from zerosearch_jax.audit import collect
 
     if preset not in ('', 'judge'):
         raise KeyError(preset)

@@ -6,10 +6,10 @@ from ml_collections import ConfigDict
 
 
 def base() -> ConfigDict:
-    """All sections with the defaults of zerosearch_jax.experiment.Config; an experiment overrides what it is about."""
-    from zerosearch_jax import experiment
+    """All sections with the defaults of train.config.Config; an experiment overrides what it is about."""
+    from zerosearch_jax.train import config as train_config
 
-    return sections(experiment.SCHEMA)
+    return sections(train_config.SCHEMA)
 
 
 def sections(schema: dict) -> ConfigDict:
@@ -76,28 +76,3 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.rl.minibatch = 256  # D12: of 320, and then the 64 that are left
     config.optimizer.warmup_steps = 192  # D13: of 203
     return config
-
-
-def study(variants: dict[str, dict], preset: str) -> ConfigDict:
-    """A study of variants of the quickstart, long enough to tell them apart on an accelerator."""
-    from configs import quickstart
-
-    no_preset(preset)
-    base = quickstart.get_config()
-    base.rl.steps = 48
-    base.rl.aggregate = ''  # as each algorithm has it
-    base.evaluation.questions = 256
-    return _study(base, variants)
-
-
-def toy_study(variants: dict[str, dict], preset: str) -> ConfigDict:
-    """A study of variants of configs/toy.py with three seeds each."""
-    from configs import toy
-
-    no_preset(preset)
-    return _study(toy.get_config(), variants)
-
-
-def _study(base: ConfigDict, variants: dict[str, dict]) -> ConfigDict:
-    baseline = next(iter(variants))  # a ConfigDict does not keep their order
-    return ConfigDict({'base': base, 'baseline': baseline, 'variants': variants, 'seeds': (0, 1, 2)})

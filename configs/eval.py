@@ -11,7 +11,7 @@ from configs.common import no_preset, sections
 
 
 def get_config(preset=''):
-    from zerosearch_jax.tools import evaluation
+    from zerosearch_jax.evaluate import evaluation
 
     no_preset(preset)
     config = sections(evaluation.SCHEMA)

@@ -13,9 +13,9 @@ from configs.common import sections
 
 
 def get_config(preset='policy'):
-    from zerosearch_jax import train_sft
+    from zerosearch_jax.train import sft
 
-    config = sections(train_sft.SCHEMA)
+    config = sections(sft.SCHEMA)
     config.model.lora_rank = 8
     config.demos.source = f'world:{preset}'
     config.simulator.update(documents=2, words=25)

@@ -24,11 +24,11 @@ from configs.common import sections
 
 
 def get_config(preset=''):
-    from zerosearch_jax import train_sft
+    from zerosearch_jax.train import sft
 
     if preset not in ('', 'published'):
         raise KeyError(preset)
-    config = sections(train_sft.SCHEMA)
+    config = sections(sft.SCHEMA)
     if preset:
         config.mesh = (1, 8, 1)
         config.model.update(model='Qwen/Qwen2.5-3B-Instruct', dtype='bfloat16')

@@ -25,7 +25,8 @@ def main(argv):
     from launch import common
 
     with common.one_line_errors():
-        from zerosearch_jax.tools import ask, evaluation
+        from zerosearch_jax.evaluate import evaluation
+        from zerosearch_jax.tools import ask
 
         cfg = evaluation.parse(_CONFIG.value)
         common.set_up_jax()

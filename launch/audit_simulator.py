@@ -21,7 +21,7 @@ def main(_):
 
     with common.one_line_errors():
         from zerosearch_jax import settings
-        from zerosearch_jax.tools import audit
+        from zerosearch_jax.audit import audit
 
         cfg = audit.parse(_CONFIG.value)
         common.set_up_jax()

@@ -98,7 +98,7 @@ def set_up_jax():
     import jax
 
     from zerosearch_jax import progress
-    from zerosearch_jax.models import download
+    from zerosearch_jax.weights import download
 
     quiet()
     if _COORDINATOR.value == 'auto':

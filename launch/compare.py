@@ -12,11 +12,11 @@ def main(argv):
     from launch import common
 
     with common.one_line_errors():
-        from zerosearch_jax.tools import evaluation_figures
+        from zerosearch_jax.evaluate import tables
 
         if len(argv) != 3:
             raise ValueError('which two? give the --workdir of two evaluations')
-        print(evaluation_figures.beside(*map(pathlib.Path, argv[1:])))
+        print(tables.beside(*map(pathlib.Path, argv[1:])))
 
 
 if __name__ == '__main__':

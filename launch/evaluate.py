@@ -22,7 +22,7 @@ def main(_):
 
     with common.one_line_errors():
         from zerosearch_jax import settings
-        from zerosearch_jax.tools import evaluation
+        from zerosearch_jax.evaluate import evaluation
 
         cfg = evaluation.parse(_CONFIG.value)
         common.set_up_jax()

@@ -30,23 +30,25 @@ def main(_):
 
     with common.one_line_errors():
         set_environment(_HARDWARE.value)
-        from zerosearch_jax import experiment
-        from zerosearch_jax.tools import hardware, plan, plan_table
+        from zerosearch_jax.plan import hardware, planner, table
+        from zerosearch_jax.train import config
 
         target = hardware.parse(_HARDWARE.value)
-        cfg = experiment.parse(_CONFIG.value)
-        work = plan.Work.of(cfg, searches=_SEARCHES.value, sampled=_SAMPLED.value, written=_WRITTEN.value)
+        cfg = config.parse(_CONFIG.value)
+        work = planner.Work.of(cfg, searches=_SEARCHES.value, sampled=_SAMPLED.value, written=_WRITTEN.value)
         if _PAPER.value:
-            print(plan_table.table(cfg, target, work))
+            print(table.table(cfg, target, work))
             return
         where = (target, *hardware.devices(target))
         if not _SUGGEST.value:
-            print(plan.table(plan.plan(cfg, *where, work), target, cfg, work))
+            print(planner.table(planner.plan(cfg, *where, work), target, cfg, work))
             return
         found = []
-        for changed, made in plan.suggest(cfg, *where, work):
-            print(f'{made.seconds():.1f} s a step at least, {made.peak / 2**30:.1f} GiB: {plan.options(changed, cfg)}')
-            found.append((made.seconds(), plan.options(changed, cfg)))
+        for changed, made in planner.suggest(cfg, *where, work):
+            print(
+                f'{made.seconds():.1f} s a step at least, {made.peak / 2**30:.1f} GiB: {planner.options(changed, cfg)}'
+            )
+            found.append((made.seconds(), planner.options(changed, cfg)))
         print(
             f'The fastest: {min(found)[1]}' if found else 'Nothing that was tried fits; see the plan without --suggest.'
         )
@@ -56,7 +58,7 @@ def set_environment(text: str) -> None:
     """As many CPU devices as are asked for, and no search for a real accelerator; before jax looks for devices."""
     import jax
 
-    from zerosearch_jax.tools import hardware
+    from zerosearch_jax.plan import hardware
 
     sizes = [int(part) for part in text.partition(':')[2].split('x') if part.isdigit()]
     count = math.prod(sizes)

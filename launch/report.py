@@ -13,7 +13,7 @@ def main(argv):
     from launch import common
 
     with common.one_line_errors():
-        from zerosearch_jax import report
+        from zerosearch_jax.evaluate import report
 
         if len(argv) < 2:
             raise ValueError('which runs? give their directories')

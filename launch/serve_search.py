@@ -16,12 +16,12 @@ def main(_):
 
     with common.one_line_errors():
         from zerosearch_jax import progress
-        from zerosearch_jax.data import rows
-        from zerosearch_jax.search.engines import BM25
+        from zerosearch_jax.data import sources
+        from zerosearch_jax.search.bm25 import BM25
         from zerosearch_jax.tools import serve_search
 
         cfg = serve_search.parse(_CONFIG.value).serve
-        passages = rows.load_passages(cfg.corpus)
+        passages = sources.load_passages(cfg.corpus)
         engine = BM25.open(passages, cfg.index) if cfg.index else BM25(passages)
         with serve_search.Server(cfg, engine.search) as server:
             progress.say(f'serving {cfg.corpus} at {server.url}')

@@ -20,12 +20,13 @@ def main(_):
     from launch import common
 
     with common.one_line_errors():
-        from zerosearch_jax import progress, settings, train_sft
+        from zerosearch_jax import progress, settings
+        from zerosearch_jax.train import sft
 
-        cfg = train_sft.parse(_CONFIG.value)
+        cfg = sft.parse(_CONFIG.value)
         common.set_up_jax()
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
-        written = train_sft.train(cfg, workdir, settings.to_json(_CONFIG.value))
+        written = sft.train(cfg, workdir, settings.to_json(_CONFIG.value))
         stopped = 'told to stop: saved; run the same command again to continue'
         progress.say(f'written: {written}' if written else stopped)
 

@@ -23,7 +23,7 @@ def main(_):
     from launch import common
 
     with common.one_line_errors():
-        from zerosearch_jax.tools import sweep
+        from zerosearch_jax.study import sweep
 
         part, _, parts = _PART.value.partition('/')
         if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):

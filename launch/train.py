@@ -20,12 +20,13 @@ def main(_):
     from launch import common
 
     with common.one_line_errors():
-        from zerosearch_jax import experiment, settings, train_rl
+        from zerosearch_jax import settings
+        from zerosearch_jax.train import config, rl
 
-        cfg = experiment.parse(_CONFIG.value)
+        cfg = config.parse(_CONFIG.value)
         common.set_up_jax()
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
-        train_rl.train(cfg, workdir, settings.to_json(_CONFIG.value))
+        rl.train(cfg, workdir, settings.to_json(_CONFIG.value))
 
 
 if __name__ == '__main__':

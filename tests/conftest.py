@@ -7,7 +7,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8 --xla_gpu_autotune_level=0'
 if os.environ['JAX_PLATFORMS'] == 'cpu':  # compiled without effort: most of the time goes into tiny models' compilation
     os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
-os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # tests/test_targets.py compiles for absent GPUs
+os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # tests/plan/test_targets.py compiles for absent GPUs
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'zerosearch_jax_test_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')

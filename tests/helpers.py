@@ -16,9 +16,17 @@ from zerosearch_jax.text import stop
 from zerosearch_jax.text.trajectory import TokenSequence, pack
 
 ROOT = pathlib.Path(__file__).parents[1]
+FIXTURES = ROOT / 'tests' / 'fixtures'
 ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # of one device; as in conftest
 TINY = PRESETS['tiny']
 NO_STOPS = stop.compile_table((), [b''] * TINY.vocab_size)
+
+TOLERANCE = 2e-4  # of logits in float32, beside those of transformers
+
+
+def worst(a, b) -> float:
+    """The largest difference."""
+    return float(np.abs(np.asarray(a) - b).max())
 
 
 def tiny_params(mesh, seed=0, cfg=TINY):

@@ -10,36 +10,25 @@ PACKAGE = 'zerosearch_jax'
 FILES = sorted(ROOT.glob(f'{PACKAGE}/**/*.py'))
 OUTSIDE = [*sorted(ROOT.glob('launch/**/*.py')), *sorted(ROOT.glob('configs/**/*.py'))]
 
-# which of the package's own parts a part may import; parts that are files of the top level are named so
-BELOW = {'sharding', 'prng', 'settings', 'progress'}
-MODELS = BELOW | {'models'}
-ALLOWED = {
-    'sharding': set(),
-    'prng': set(),
-    'settings': set(),
-    'progress': set(),
-    'models': MODELS,
-    'text': MODELS | {'text'},
-    'data': BELOW | {'data'},
-    'boards': BELOW,
-    'metrics': BELOW | {'boards'},
-    'alarms': set(),
-    'learner': MODELS | {'rl', 'state', 'text', 'roles'},
-    'state': MODELS,
-    'checkpoint': MODELS | {'state'},
-    'generate': MODELS | {'generate', 'text'},
-    'rl': MODELS | {'rl', 'state', 'text'},
-    'outside': BELOW,
-    'search': BELOW | {'search', 'generate', 'text', 'data', 'outside'},
-    'roles': MODELS | {'text', 'generate', 'search'},
-    'trained': MODELS | {'roles', 'search'},
-    'simulators': MODELS | {'roles', 'search', 'generate', 'text', 'data', 'outside'},
-    'evaluate': BELOW | {'search', 'generate', 'text', 'data'},
-    'cost': set(),
-    'preemption': {'sharding'},
-    'methods': BELOW | {'search', 'generate', 'text', 'data'},
-    'report': BELOW | {'cost', 'evaluate', 'metrics'},
+# The rooms from the ground up: each imports only rooms that stand before it (docs/architecture.md).
+ROOMS = (
+    *('sharding', 'prng', 'settings', 'progress', 'data', 'models', 'weights', 'text', 'generate', 'rl', 'search'),
+    *('pretrained', 'policy', 'simulator', 'rollout', 'run', 'evaluate', 'train', 'plan', 'audit', 'study', 'tools'),
+)
+# what a room must not see, although it stands before it
+HIDDEN = {
+    'models': {'data'},
+    'weights': {'data'},
+    'text': {'data'},
+    'generate': {'data', 'weights'},
+    'rl': {'data', 'weights', 'generate'},  # it sees a Batch, and nothing else of where that comes from
+    'audit': {'plan'},
+    'study': {'plan', 'audit'},
 }
+MOST_MODULES_AT_THE_ROOT = 6
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
+CORE = ('models', 'weights', 'text', 'generate', 'rl', 'search', 'simulator', 'rollout')
+MOST_LINES_OF_THE_CORE = 6000
 
 
 def imported(tree, module):
@@ -61,37 +50,64 @@ def imports_of(path):
     return set(imported(ast.parse(path.read_text()), path))
 
 
-def part(path):
+def room(path):
     return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix('.py')
 
 
-def own(path):
-    """Parts of the package that a file imports."""
-    return {name.split('.')[1] for name, _ in imports_of(path) if name.startswith(f'{PACKAGE}.')}
+def rooms_of(path):
+    """Rooms that a file imports, its own left out."""
+    return {name.split('.')[1] for name, _ in imports_of(path) if name.startswith(f'{PACKAGE}.')} - {room(path)}
 
 
 def ids(path):
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize('path', [p for p in FILES if part(p) in ALLOWED], ids=ids)
-def test_imports_point_downwards(path):
-    assert own(path) <= ALLOWED[part(path)]
+def lines_of(path):
+    return len(path.read_text().splitlines())
 
 
-def test_every_part_is_either_restricted_or_above_all():
-    above = {'train_rl', 'trainer', 'experiment', 'train_sft', 'sft', 'tools', '__init__', 'adapters'}
-    assert {part(p) for p in FILES} <= ALLOWED.keys() | above
-    for path in FILES:
-        if part(path) not in above:
-            assert not own(path) & above
+@pytest.mark.parametrize('path', [p for p in FILES if room(p) != '__init__'], ids=ids)
+def test_no_import_runs_up(path):
+    below = set(ROOMS[: ROOMS.index(room(path))]) - HIDDEN.get(room(path), set())
+    assert rooms_of(path) <= below
 
 
-def test_the_rules_above_see_imports():
-    assert 'rl' in own(ROOT / PACKAGE / 'train_rl.py')
-    assert {'generate', 'text', 'data'} <= own(ROOT / PACKAGE / 'search' / 'rollout.py')
+def test_the_rule_above_sees_imports():
+    assert {'rl', 'policy'} <= rooms_of(ROOT / PACKAGE / 'train' / 'learner.py')
+    assert {'generate', 'text', 'data', 'search'} <= rooms_of(ROOT / PACKAGE / 'rollout' / 'rollout.py')
     lazy = imported(ast.parse('def f():\n  from zerosearch_jax.search import x'), '')
     assert set(lazy) == {('zerosearch_jax.search', False), ('zerosearch_jax.search.x', False)}
+
+
+def modules_imported():
+    """{module: modules of the package that it imports, within functions too}."""
+    names = {'.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path for path in FILES}
+    outside = {'.'.join(path.relative_to(ROOT).with_suffix('').parts): path for path in OUTSIDE}
+    every = names | outside
+    return {name: {found for found, _ in imports_of(path) if found in every} for name, path in every.items()}
+
+
+def test_no_circle_not_even_within_functions():
+    left = modules_imported()
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left
+
+
+def test_the_house_keeps_its_size():
+    root = [path for path in FILES if path.parent == ROOT / PACKAGE and path.name != '__init__.py']
+    assert len(root) <= MOST_MODULES_AT_THE_ROOT
+    assert sum(lines_of(path) for path in FILES if room(path) in CORE) <= MOST_LINES_OF_THE_CORE
+
+
+@pytest.mark.parametrize('path', FILES, ids=ids)
+def test_no_module_and_no_function_is_long(path):
+    assert lines_of(path) <= MOST_LINES
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and room(path) in CORE:
+            assert node.end_lineno - node.lineno < MOST_LINES_OF_A_FUNCTION, node.name
 
 
 @pytest.mark.parametrize('path', FILES, ids=ids)
@@ -109,7 +125,7 @@ def test_heavy_packages_are_imported_only_where_they_are_needed_and_lazily(path)
     places = {
         'datasets': ('data/',),
         'tensorflow_datasets': ('data/',),
-        'transformers': ('models/weights', 'text/tokenizer'),
+        'transformers': ('text/tokenizer',),
     }
     where = str(path.relative_to(ROOT / PACKAGE).with_suffix(''))
     for name, at_module_level in imports_of(path):

@@ -23,7 +23,7 @@ AXES = ('data', 'fsdp', 'tensor')
 
 RULES: dict[str, tuple[str, ...]] = {
     'batch': ('data', 'fsdp'),
-    'rows': ('data',),  # of activations whose products are taken where the weights are (generate/step.py)
+    'rows': ('data',),  # of activations whose products are taken where the weights are (generate/programs.py)
     'vocab': ('tensor',),
     'embed': ('fsdp',),
     'heads': ('tensor',),

@@ -7,18 +7,18 @@ import argparse
 import pathlib
 
 from benchmarks.common import MODEL
-from zerosearch_jax import roles, sharding
-from zerosearch_jax.models import weights
+from zerosearch_jax import pretrained, sharding
+from zerosearch_jax.weights import huggingface
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=pathlib.Path, required=True)
     args = parser.parse_args()
-    model = roles.load_model(MODEL, sharding.make_mesh())
+    model = pretrained.load_model(MODEL, sharding.make_mesh())
     args.out.mkdir(parents=True, exist_ok=True)
     model.tokenizer.save(args.out)
-    weights.save(model.params, model.cfg, args.out)
+    huggingface.save(model.params, model.cfg, args.out)
 
 
 if __name__ == '__main__':

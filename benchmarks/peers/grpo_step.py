@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from zerosearch_jax import prng, sharding, state
+from zerosearch_jax import prng, sharding
 from zerosearch_jax.generate.engine import Engine, Request
 from zerosearch_jax.models import transformer
-from zerosearch_jax.rl import losses, step
+from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.text import stop
 from zerosearch_jax.text.trajectory import Kind, Segment, flatten, pack
 

@@ -3,7 +3,7 @@ r"""Which algorithm: all of them at the same rollouts, rate and steps. Three see
 python -m launch.sweep --config configs/ablations/algorithms.py
 """
 
-from configs.common import study
+from configs.studies import study
 
 VARIANTS = {
     'grpo': {'rl': {'algorithm': 'grpo'}},

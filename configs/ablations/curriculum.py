@@ -3,7 +3,7 @@ r"""Whether the order of the noise matters at the same amount; and the amount. T
 python -m launch.sweep --config configs/ablations/curriculum.py
 """
 
-from configs.common import study
+from configs.studies import study
 
 VARIANTS = {
     'exponential': {},

@@ -3,7 +3,7 @@ r"""How many documents a search returns. Three seeds each. Expected: not run.
 python -m launch.sweep --config configs/ablations/documents.py
 """
 
-from configs.common import study
+from configs.studies import study
 
 VARIANTS = {
     '2_documents': {},

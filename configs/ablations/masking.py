@@ -3,7 +3,7 @@ r"""Whether documents carry gradient. Three seeds each. Expected: not run.
 python -m launch.sweep --config configs/ablations/masking.py
 """
 
-from configs.common import study
+from configs.studies import study
 
 VARIANTS = {
     'masked': {},

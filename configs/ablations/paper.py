@@ -6,7 +6,8 @@ is a mean over tokens here. D12's uneven mini-batches show at the published size
 python -m launch.sweep --config configs/ablations/paper.py
 """
 
-from configs.common import PAPER, study
+from configs.common import PAPER
+from configs.studies import study
 
 VARIANTS = {'fixed': {}, 'paper': PAPER} | {
     'KL_subtracted': {'rl': {'kl': -0.001}},

@@ -3,7 +3,7 @@ r"""Who plays the engine. Three seeds each. Expected: not run.
 python -m launch.sweep --config configs/ablations/simulator.py
 """
 
-from configs.common import study
+from configs.studies import study
 
 VARIANTS = {
     'fine_tuned': {},

@@ -5,7 +5,7 @@ python -m launch.sft --config configs/toy_sft.py
 python -m launch.sweep --config configs/ablations/toy_algorithms.py
 """
 
-from configs.common import toy_study
+from configs.studies import toy_study
 
 VARIANTS = {
     'grpo': {},

@@ -4,7 +4,7 @@ python -m launch.sft --config configs/toy_sft.py
 python -m launch.sweep --config configs/ablations/toy_curriculum.py
 """
 
-from configs.common import toy_study
+from configs.studies import toy_study
 
 KINDS = ('exponential', 'reversed', 'shuffled', 'matched')
 VARIANTS = {kind: {'curriculum': {'kind': kind, 'start': 0.0, 'end': 0.75}} for kind in KINDS}

@@ -3,7 +3,7 @@ r"""How many searches are allowed. Three seeds each. Expected: not run.
 python -m launch.sweep --config configs/ablations/turns.py
 """
 
-from configs.common import study
+from configs.studies import study
 
 VARIANTS = {
     '3_turns': {},

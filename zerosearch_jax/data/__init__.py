@@ -1,1 +1,1 @@
-"""Questions and corpora: the built-in world, files, hub data sets, TFDS."""
+"""Questions and passages: rows and their sources, the built-in world and toy, TFDS."""

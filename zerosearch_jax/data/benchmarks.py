@@ -12,7 +12,7 @@ _HUB = 'hub:RUC-NLPIR/FlashRAG_datasets'
 
 
 class Named(NamedTuple):
-    """Where a set is: a source of rows.load_questions, and its own names for the splits 'train' and 'test'."""
+    """Where a set is: a source of sources.load_questions, and its own names for the splits 'train' and 'test'."""
 
     source: str
     splits: dict[str, str]

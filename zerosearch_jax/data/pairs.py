@@ -54,7 +54,7 @@ def load_pairs(
     """Reads every row of a source that has a label, in its order.
 
     Args:
-      source: as `rows.load_questions` takes it, but for `world` and `tfds:`.
+      source: as `sources.load_questions` takes it, but for `world` and `tfds:`.
       split: for `hub:`.
       corpus: passages by id, where rows name their documents.
       label: the field of searches that says 'useful' or 'noisy'; rows where it is null are left out.

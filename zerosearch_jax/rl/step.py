@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from zerosearch_jax.models import lora
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.rl import losses
+from zerosearch_jax.rl.state import TrainState
 from zerosearch_jax.sharding import constrain
-from zerosearch_jax.state import TrainState
 from zerosearch_jax.text.trajectory import Batch
 
 

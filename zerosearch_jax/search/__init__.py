@@ -1,1 +1,1 @@
-"""The search task: prompts, simulator, engines, curriculum, rollout, rewards."""
+"""Search engines behind one interface, and the journal of calls to the outside."""

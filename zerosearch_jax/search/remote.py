@@ -19,9 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from zerosearch_jax import outside, settings
+from zerosearch_jax import settings
 from zerosearch_jax.data.rows import Passage, titled
-from zerosearch_jax.search.engines import BM25, Document, SearchFailed
+from zerosearch_jax.search import journal
+from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.search.search import Document, SearchFailed
 
 SERPAPI_KEY = 'SERPAPI_API_KEY'
 
@@ -78,7 +80,7 @@ class RemoteSearch:
       log: of results and of what was spent.
     """
 
-    def __init__(self, fetch: Fetch, batch: int, name: str, cfg: EngineConfig, log: outside.Log):
+    def __init__(self, fetch: Fetch, batch: int, name: str, cfg: EngineConfig, log: journal.Log):
         self._fetch, self._batch, self._name, self._cfg, self._log = fetch, batch, name, cfg, log
         self._clock, self._next_start = threading.Lock(), 0.0
 
@@ -128,7 +130,7 @@ class RemoteSearch:
                 if problem:
                     raise problem
 
-        return outside.call(self._log, keys, ask)
+        return journal.call(self._log, keys, ask)
 
     def _attempts(self, queries: list[str], k: int) -> list[dict]:
         """JSON results of one request, tried again where that may help."""
@@ -171,7 +173,7 @@ def _result(value: dict) -> list[Document] | SearchFailed:
 
 
 def open_engine(
-    cfg: EngineConfig, passages: Callable[[], Sequence[Passage]] = list, log: outside.Log | None = None
+    cfg: EngineConfig, passages: Callable[[], Sequence[Passage]] = list, log: journal.Log | None = None
 ) -> BM25 | RemoteSearch:
     """The configured engine.
 
@@ -185,7 +187,7 @@ def open_engine(
     """
     if cfg.kind == 'bm25':
         return BM25.open(passages(), cfg.index) if cfg.index else BM25(passages())
-    log = log or outside.Log()
+    log = log or journal.Log()
     if cfg.kind == 'serpapi':
         return RemoteSearch(_serpapi(cfg), 1, 'serpapi', cfg, log)
     fetch = settings.named(cfg.kind, ENGINES, 'kind')

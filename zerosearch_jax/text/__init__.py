@@ -1,1 +1,1 @@
-"""Tokens: tokenizer, stop-string automaton, typed trajectories."""
+"""Tokens and text: tokenizer, stop-string automaton, typed trajectories, the protocol of four tags."""

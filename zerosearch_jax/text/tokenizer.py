@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from zerosearch_jax.weights import gguf
+
 # End a generation wherever a tokenizer has them, besides what it declares itself.
 END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_of_text|>')
 
@@ -254,12 +256,10 @@ def _from_gguf(path: pathlib.Path):
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
-    from zerosearch_jax.models import weights
-
-    reader = weights.open_gguf(path)
+    reader = gguf.open_gguf(path)
 
     def get(key: str, default=None):
-        return weights.gguf_value(reader, f'tokenizer.{key}', default)
+        return gguf.gguf_value(reader, f'tokenizer.{key}', default)
 
     kind, pre = get('ggml.model'), get('ggml.pre')
     if kind != 'gpt2' or pre not in ('smollm', 'gpt-2', 'qwen2', 'llama-bpe'):

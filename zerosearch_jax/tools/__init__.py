@@ -1,1 +1,1 @@
-"""What launch/ calls beside training: collection, audit, studies, evaluation, a search server, the planner."""
+"""Programs around a trained policy: ask, view, model cards, export, a search server, the configuration reference."""

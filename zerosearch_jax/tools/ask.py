@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from zerosearch_jax import methods, progress, roles, sharding, trained
+from zerosearch_jax import pretrained, progress, sharding
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.search.rollout import PromptTooLong, Trajectory, Written
+from zerosearch_jax.evaluate import methods, sources
+from zerosearch_jax.evaluate.evaluation import Config
+from zerosearch_jax.policy import open_policy, policy_params
+from zerosearch_jax.rollout.prompts import PromptTooLong
+from zerosearch_jax.rollout.rollout import Trajectory, Written
+from zerosearch_jax.run import trained
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
-from zerosearch_jax.tools import sources
-from zerosearch_jax.tools.evaluation import Config
 from zerosearch_jax.tools.screen import Screen
 
 PROTOCOL = ('prompt', 'prompt_format')  # how a policy was asked in training is how it is asked here
@@ -28,7 +31,7 @@ class Asker:
 
     Args:
       cfg: of an evaluation; its methods and data sets are not looked at.
-      checkpoint: trained weights, see trained.py; '': those of cfg.policy.
+      checkpoint: trained weights, see run/trained.py; '': those of cfg.policy.
       base: the model that an adapter belongs to; '': what it says, else cfg.policy.model.
 
     Raises:
@@ -50,10 +53,10 @@ class Asker:
         self._cfg, mesh = cfg, sharding.make_mesh(cfg.mesh)
         self._method = methods.Method(self._size.prompt)
         size = methods.budgets(self._method, self._size)
-        model = roles.load_model(policy.model, mesh)
+        model = pretrained.load_model(policy.model, mesh)
         self.tokenizer: Tokenizer = model.tokenizer
-        self._policy = roles.open_policy(model, size, mesh, dtype=policy.dtype)
-        self._policy.load(roles.policy_params(model, policy, mesh), temperature=cfg.evaluation.temperature)
+        self._policy = open_policy(model, size, mesh, dtype=policy.dtype)
+        self._policy.load(policy_params(model, policy, mesh), temperature=cfg.evaluation.temperature)
         self._source, _ = sources.open_source(cfg, mesh, None)
 
     def ask(self, question: str, written: Written | None = None) -> Trajectory:

@@ -6,9 +6,11 @@ import json
 import pathlib
 import re
 
-from zerosearch_jax import metrics, report
-from zerosearch_jax.search import prompts
-from zerosearch_jax.trained import Trained
+from zerosearch_jax.evaluate import report
+from zerosearch_jax.rollout import prompts
+from zerosearch_jax.run import jsonl
+from zerosearch_jax.run.trained import Trained
+from zerosearch_jax.text import protocol
 
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 
@@ -70,7 +72,7 @@ def _search(run: dict) -> str:
 def _results(found: Trained) -> str:
     run, directory = found.run, found.directory
     written = directory / 'metrics.jsonl' if directory else None
-    rows = metrics.read_jsonl(written) if written and written.is_file() else []
+    rows = jsonl.read_jsonl(written) if written and written.is_file() else []
     if 'demos' in run:
         losses = [(row['step'], row['loss/held_out']) for row in rows if 'loss/held_out' in row]
         return f'Held-out loss after step {losses[-1][0]}: {losses[-1][1]:.4f} nats a token.' if losses else 'Not run.'
@@ -102,7 +104,7 @@ def _use(run: dict) -> str:
     wording = prompts.POLICY_PROMPTS.get(rollout.get('prompt'), prompts.POLICY_PROMPTS['search'])
     raw = rollout.get('prompt_format') == 'raw'
     form = 'The prompt is this text, without a chat template' if raw else "The prompt is one user's message"
-    stops = ' or '.join(f'`{tag}`' for tag in prompts.STOP_STRINGS)
+    stops = ' or '.join(f'`{tag}`' for tag in protocol.STOP_STRINGS)
     return (
         f'{form}:\n\n{_code(wording)}\n\nGenerate until {stops}. After a query append the documents, `Doc 1: ...` and '
         f'so on, a line each, between `<information>` and `</information>`, and generate on.'

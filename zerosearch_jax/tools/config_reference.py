@@ -14,13 +14,16 @@ import textwrap
 import tokenize
 import typing
 
-from zerosearch_jax import experiment, settings, train_sft
-from zerosearch_jax.tools import audit, collect, evaluation, serve_search
+from zerosearch_jax import settings
+from zerosearch_jax.audit import audit, collect
+from zerosearch_jax.evaluate import evaluation
+from zerosearch_jax.tools import serve_search
+from zerosearch_jax.train import config, sft
 
 # what a launch.NAME takes; launch.plan takes what launch.train does
 PROGRAMS = {
-    'train': experiment,
-    'sft': train_sft,
+    'train': config,
+    'sft': sft,
     'evaluate': evaluation,
     'ask': evaluation,
     'collect': collect,

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import pathlib
 
-from zerosearch_jax import roles, sharding, trained
-from zerosearch_jax.models import lora, peft, weights
-from zerosearch_jax.search import prompts
+from zerosearch_jax import pretrained, sharding
+from zerosearch_jax.models import lora
+from zerosearch_jax.run import trained
+from zerosearch_jax.text import protocol
 from zerosearch_jax.tools import card
+from zerosearch_jax.weights import huggingface, peft
 
 
 def export(reference: str, directory: pathlib.Path, *, base: str = '', merge: bool = False, dtype: str = 'bfloat16'):
@@ -35,16 +37,16 @@ def export(reference: str, directory: pathlib.Path, *, base: str = '', merge: bo
     _check_free(directory, 'adapter_config.json' if whole else 'config.json')
     if not found.whole and not base:
         raise ValueError(f'{reference} does not say which model it was trained on; give --base')
-    model = roles.load_model(found.reference if found.whole else base, mesh)
+    model = pretrained.load_model(found.reference if found.whole else base, mesh)
     params = model.params
     if not found.whole:
-        adapter = roles.load_adapter(found.reference, model.cfg, mesh)
+        adapter = pretrained.load_adapter(found.reference, model.cfg, mesh)
         if not merge:
             peft.save(directory, adapter, base)
         params = lora.combine(params, adapter)
     if whole:
-        weights.save(lora.merge(params), model.cfg, directory, dtype)
-    model.tokenizer.save(directory, () if card.is_simulator(found.run) else prompts.STOP_STRINGS)
+        huggingface.save(lora.merge(params), model.cfg, directory, dtype)
+    model.tokenizer.save(directory, () if card.is_simulator(found.run) else protocol.STOP_STRINGS)
     (directory / 'README.md').write_text(card.card(found, directory.resolve().name, base, whole), 'utf-8')
 
 

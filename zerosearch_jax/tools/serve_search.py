@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from zerosearch_jax import settings
-from zerosearch_jax.search.engines import Document
+from zerosearch_jax.search.search import Document
 
 LONGEST_REQUEST = 4 * 2**20  # bytes
 
@@ -23,7 +23,7 @@ LONGEST_REQUEST = 4 * 2**20  # bytes
 class ServeConfig:
     """What is served, and where."""
 
-    corpus: str = 'world'  # data/rows.py
+    corpus: str = 'world'  # data/sources.py
     index: str = ''  # directory where the corpus's index is kept; '': made in memory
     host: str = '127.0.0.1'
     port: int = 8000

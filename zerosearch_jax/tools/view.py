@@ -22,14 +22,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from zerosearch_jax import evaluate as ev
-from zerosearch_jax import metrics, report
+from zerosearch_jax.evaluate import report
+from zerosearch_jax.evaluate.scores import METRICS
+from zerosearch_jax.run import curves, jsonl
 
 PANELS = (
-    *metrics.PANELS,
-    metrics.Panel('Noisy documents', ('rollout/noise', 'rollout/noisy_share'), 'share'),
-    metrics.Panel('Largest gap, engine to trainer', ('loss/logprob_gap_max',), 'nats'),
-    metrics.Panel('Groups without variance', ('rollout/zero_variance_groups',), 'share of groups'),
+    *curves.PANELS,
+    curves.Panel('Noisy documents', ('rollout/noise', 'rollout/noisy_share'), 'share'),
+    curves.Panel('Largest gap, engine to trainer', ('loss/logprob_gap_max',), 'nats'),
+    curves.Panel('Groups without variance', ('rollout/zero_variance_groups',), 'share of groups'),
 )
 # of a row of the index, in this order; source and group are numbers
 COLUMNS = (
@@ -49,7 +50,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     """
     sources = _sources(workdir)
     series = {
-        key: points for key, points in metrics.series_of(_read(workdir / 'metrics.jsonl')).items() if key != 'step'
+        key: points for key, points in curves.series_of(_read(workdir / 'metrics.jsonl')).items() if key != 'step'
     }
     if not sources and not series:
         raise FileNotFoundError(
@@ -96,7 +97,7 @@ def _hash(text: str) -> str:
 
 def _dumps(value) -> str:
     """JSON that may stand in a script element: ASCII, and nothing in it can end the element or begin a comment."""
-    return json.dumps(metrics.as_json(value), allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
+    return json.dumps(jsonl.as_json(value), allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
 
 
 def _pack(rows: Iterable[dict]) -> str:
@@ -108,7 +109,7 @@ def _pack(rows: Iterable[dict]) -> str:
 
 
 def _read(path: pathlib.Path) -> list[dict]:
-    return metrics.read_jsonl(path) if path.is_file() else []
+    return jsonl.read_jsonl(path) if path.is_file() else []
 
 
 def _json(path: pathlib.Path) -> dict:
@@ -124,7 +125,7 @@ def _sources(workdir: pathlib.Path) -> dict[str, list[dict]]:
         sources.setdefault(f'{row.get("method")}, {row.get("dataset")}', []).append(row)
     for name, found in sources.items():
         for row in found:
-            missing = [key for key in (*BODY, 'id', 'question', 'answer', 'status', *ev.METRICS) if key not in row]
+            missing = [key for key in (*BODY, 'id', 'question', 'answer', 'status', *METRICS) if key not in row]
             if missing:
                 raise ValueError(f'{workdir}: a row of {name} is no trajectory, it has no {missing[0]!r}')
     return {name: found for name, found in sources.items() if found}
@@ -154,16 +155,16 @@ def _index(sources: dict[str, list[dict]]) -> list[list]:
 def _panels(series: dict) -> list[dict]:
     panels = []
     for panel in PANELS:
-        keys = metrics.matching(panel.keys, series)
+        keys = curves.matching(panel.keys, series)
         if keys:
-            twin = metrics.matching(panel.twin, series)
+            twin = curves.matching(panel.twin, series)
             panels.append({'title': panel.title, 'unit': panel.unit, 'keys': keys, 'twin': twin})
     return panels
 
 
 def _scores(name: str, rows: list[dict]) -> list:
     """A row of the table of evaluations: its name, questions, mean scores and searches."""
-    means = [float(np.mean([row[key] for row in rows])) for key in ev.METRICS]
+    means = [float(np.mean([row[key] for row in rows])) for key in METRICS]
     return [name, len(rows), *means, float(np.mean([len(row['searches']) for row in rows]))]
 
 

@@ -1,0 +1,202 @@
+"""Collection and audit end to end on a tiny model, their resumption, and the audit's measures."""
+
+import json
+
+import pytest
+
+from configs.common import sections
+from zerosearch_jax import settings
+from zerosearch_jax.audit import audit, collect, figures
+from zerosearch_jax.data.pairs import load_pairs
+from zerosearch_jax.run import jsonl
+
+
+def tiny_audit(**options):
+    made = sections(audit.SCHEMA)
+    made.audit.update(queries=4, gpu_hour_price=2.0, **options)
+    made.simulator.update(model='tiny', prompt_tokens=768, max_tokens=8, attempts=1, slots=4)
+    made.reader.model = 'tiny'
+    made.rollout.update(prompt_tokens=768, turn_tokens=128, observation_tokens=64, slots=4)
+    return made
+
+
+def run_audit(workdir, made):
+    return audit.audit(audit.parse(made), workdir, settings.to_json(made))
+
+
+def test_audits_of_a_directory_stand_side_by_side(tmp_path):
+    run_audit(tmp_path, tiny_audit(name='one', read=True))
+    oracle = tiny_audit(name='two')
+    oracle.simulator.kind = 'oracle'
+    table = run_audit(tmp_path, oracle)
+    assert '| | one | two |' in table and table in (tmp_path / 'audit.md').read_text()
+    found = json.loads((tmp_path / 'audit.json').read_text())
+    assert found['one']['useful']['failed']['mean'] == 1  # random weights write no documents
+    assert found['two']['gap']['contains']['mean'] > 0  # gold passages against distractors of the world
+    assert found['two']['noisy']['contains']['mean'] == 0
+    assert found['one']['queries'] == found['two']['queries'] == 4
+    assert 'read' in found['one']['useful'] and 'read' not in found['two']['useful']
+    assert 'dollars for 1,000 queries at 2 an hour' in table
+    assert (tmp_path / 'audit.png').stat().st_size > 1000
+
+
+def test_an_interrupted_audit_asks_for_the_rest_only(tmp_path, monkeypatch):
+    made = tiny_audit(name='one')
+    run_audit(tmp_path / 'whole', made)
+    rows = jsonl.read_jsonl(tmp_path / 'whole' / 'one' / 'answers.jsonl')
+    here = tmp_path / 'part' / 'one'
+    here.mkdir(parents=True)
+    (here / 'config.json').write_text(settings.to_json(made))
+    jsonl.write_jsonl(here / 'answers.jsonl', rows[:3])
+    asked = []
+    record = audit._row
+    monkeypatch.setattr(audit, '_row', lambda result, noisy: asked.append(result) or record(result, noisy))
+    run_audit(tmp_path / 'part', made)
+    assert len(asked) == 5
+    order = lambda rows: sorted(rows, key=lambda row: (row['id'], row['noisy']))  # noqa: E731
+    assert order(jsonl.read_jsonl(here / 'answers.jsonl')) == order(rows)
+
+
+def test_questions_of_two_sources_with_one_id_are_refused(tmp_path):
+    for name in 'ab':
+        row = {'id': 'test_0', 'query': f'{name}?', 'question': f'what is {name}?', 'golden_answers': ['yes']}
+        row |= {'documents': ['x'], 'label': 'useful'}
+        (tmp_path / f'{name}.jsonl').write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r'different questions have the same id; .*data_source'):
+        audit.queries(audit.parse(tiny_audit(source=f'{tmp_path}/a.jsonl,{tmp_path}/b.jsonl')))
+
+
+def test_another_configuration_under_the_same_name_is_refused(tmp_path):
+    run_audit(tmp_path, tiny_audit(name='one'))
+    with pytest.raises(ValueError, match='another configuration'):
+        run_audit(tmp_path, tiny_audit(name='one', folds=(1,)))
+    with pytest.raises(ValueError, match=r'config.audit.name'):
+        audit.parse(tiny_audit(name='../x'))
+
+
+def answers():
+    def row(i, noisy, documents, **more):
+        base = {'id': i, 'noisy': noisy, 'question': 'who wrote it', 'golden_answers': ['Ann'], 'documents': documents}
+        return base | {'failure': '', 'attempts': 1} | more
+
+    return [
+        row('a', False, ['by Ann in the year of it', 'x y']),
+        row('b', False, ['who wrote it'], attempts=2),
+        row('a', True, ['nothing of it']),
+        row('b', True, [], failure='count', attempts=3),
+    ]
+
+
+def test_measures_equal_counting_by_hand():
+    found = figures.measure(answers())
+    assert found['useful']['contains']['mean'] == 0.5 and found['noisy']['contains']['mean'] == 0
+    assert found['gap']['contains']['mean'] == 0.5
+    assert found['gap']['contains']['interval'] == (0.0, 1.0)
+    assert found['useful']['valid']['mean'] == found['noisy']['valid']['mean'] == 0.5
+    assert (found['useful']['failed']['mean'], found['noisy']['failed']['mean']) == (0, 0.5)
+    assert found['useful']['words']['mean'] == pytest.approx((7 + 2 + 3) / 3)
+    assert found['useful']['near_copies'] == pytest.approx(1 / 3)
+    assert found['useful']['distinct_1'] == pytest.approx(11 / 12)  # 'it' twice
+    assert found['noisy']['english'] == 1
+    with_reader = [row | {'read': row['id'] == 'a' and not row['noisy']} for row in answers()]
+    assert figures.measure(with_reader)['gap']['read']['mean'] == 0.5
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('The bridge was opened in 1932.', True),
+        ('Der Fluss fließt durch die Stadt und mündet ins Meer.', False),
+        ('東京は日本の首都である。', False),
+        ('1932 1933', False),
+        ('Rome. Capital city Italy Tiber river', False),
+    ],
+)
+def test_english(text, expected):
+    assert figures.english(text) is expected
+
+
+def test_distinct_n():
+    assert figures.distinct(['a b a b'], 2) == pytest.approx(2 / 3)
+    assert figures.distinct(['a b', 'b c'], 1) == 0.75
+    assert figures.distinct(['a'], 2) == 0
+
+
+# ---------------------------------------------------------------- collection
+
+
+def tiny_collect(tmp_path, label='answer'):
+    made = sections(collect.SCHEMA)
+    made.policy.model = made.judge.model = 'tiny'
+    made.collect.update(questions=3, documents=2, label=label)
+    made.simulator.documents = 2
+    made.rollout.update(prompt_tokens=768, response_tokens=400, turn_tokens=24, observation_tokens=64, slots=2, group=2)
+    made.judge.update(prompt_tokens=2048, max_tokens=4, slots=2)
+    return made
+
+
+@pytest.fixture
+def searching(monkeypatch):
+    """Makes every episode of the random policy end as if it had searched twice, right in every second one."""
+    row = collect.ev.row
+
+    def with_searches(trajectory, tokenizer, **extra):
+        found = row(trajectory, tokenizer, **extra)
+        documents = [f'{trajectory.question.id} is one', 'two', 'three']
+        search = {'query': 'q', 'noisy': False, 'documents': documents, 'failure': '', 'attempts': 1}
+        return found | {'em': float(trajectory.sample), 'searches': [search, search | {'documents': []}]}
+
+    monkeypatch.setattr(collect.ev, 'row', with_searches)
+
+
+def run_collect(tmp_path, made):
+    return collect.collect(collect.parse(made), tmp_path, settings.to_json(made))
+
+
+def test_collected_searches_are_labelled_by_the_answer_and_load_as_pairs(tmp_path, searching):
+    line = run_collect(tmp_path, tiny_collect(tmp_path))
+    assert line == f'6 pairs in {tmp_path / "pairs.jsonl"} from 6 searches (3 noisy, 3 useful)'
+    loaded = load_pairs(str(tmp_path / 'pairs.jsonl'))
+    assert [pair.label for pair in loaded] == ['noisy', 'useful'] * 3
+    for pair in loaded:
+        assert f'Write 2 {pair.label} documents' in pair.prompt
+        assert pair.completion.startswith('Doc 1: ') and '\nDoc 2: two' in pair.completion
+
+
+def test_pairs_load_with_datasets(tmp_path, searching):
+    import datasets
+
+    run_collect(tmp_path, tiny_collect(tmp_path))
+    table = datasets.load_dataset('json', data_files=str(tmp_path / 'pairs.jsonl'), cache_dir=str(tmp_path / 'cache'))
+    assert {'prompt', 'completion', 'label'} <= set(table['train'].column_names)
+    assert len(table['train']) == 6
+
+
+def test_a_collection_resumes_without_exploring_again(tmp_path, searching, monkeypatch):
+    made = tiny_collect(tmp_path)
+    run_collect(tmp_path, made)
+    expected = (tmp_path / 'pairs.jsonl').read_text()
+    rows = jsonl.read_jsonl(tmp_path / 'trajectories.jsonl')
+    jsonl.write_jsonl(tmp_path / 'trajectories.jsonl', rows[:4])
+    explored, rollout = [], collect.rollout
+    monkeypatch.setattr(collect, 'rollout', lambda q, *a, **k: explored.extend(q) or rollout(q, *a, **k))
+    run_collect(tmp_path, made)
+    assert len(explored) == 1
+    assert (tmp_path / 'pairs.jsonl').read_text() == expected
+
+
+def test_a_judge_of_ours_labels_too(tmp_path, searching, monkeypatch):
+    monkeypatch.setattr('zerosearch_jax.simulator.judge.verdict', lambda text: len(text) >= 0)
+    line = run_collect(tmp_path, tiny_collect(tmp_path, 'judge'))
+    assert line.startswith('6 pairs') and '(6 useful)' in line
+
+
+def test_what_a_judge_cannot_tell_is_left_out_and_said(tmp_path, searching, monkeypatch):
+    labels = ['useful', 'timeout', 'unclear', 'noisy', 'timeout', 'timeout']
+    monkeypatch.setattr(collect, 'judge', lambda searches, *_, **__: labels[: len(searches)])
+    line = run_collect(tmp_path, tiny_collect(tmp_path, 'judge'))
+    assert line.startswith('2 pairs')
+    assert '3 timeout' in line and line.endswith('run the same command again to judge those that failed')
+    labels[:] = ['useful', 'too_long', 'unclear', 'noisy', 'too_long', 'too_long']
+    line = run_collect(tmp_path, tiny_collect(tmp_path, 'judge'))
+    assert line.endswith('(1 noisy, 3 too_long, 1 unclear, 1 useful); 3 exceed config.judge.prompt_tokens')

@@ -1,0 +1,220 @@
+"""Rows from which a simulator is fine-tuned: their forms, their errors, their labels, and where the loss is."""
+
+import json
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from zerosearch_jax.data import pairs
+from zerosearch_jax.data.pairs import Pair, RecordedSearch, load_pairs
+from zerosearch_jax.data.rows import Passage, Question, holds_answer
+from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.search.search import Document
+from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator.simulator import SimulatorConfig
+from zerosearch_jax.text.tokenizer import byte_tokenizer
+from zerosearch_jax.text.trajectory import Kind, flatten
+from zerosearch_jax.train import demonstrations
+
+BYTES = byte_tokenizer()
+CORPUS = {f'p{i}': Passage(f'p{i}', f'T{i}', f'text of {i}') for i in range(4)}
+SEARCH = {'id': 's', 'query': 'q', 'question': 'who?', 'golden_answers': ['Ann'], 'label': 'useful'}
+
+
+def chat(**texts):
+    return [{'role': role, 'content': text} for role, text in texts.items()]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*rows, name='rows.jsonl'):
+        (tmp_path / name).write_text('\n'.join(r if isinstance(r, str) else json.dumps(r) for r in rows) + '\n')
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('row', 'expected'),
+    [
+        ({'prompt': 'a\nUseful documents:', 'completion': 'b'}, ('a\nUseful documents:', 'b', 'useful')),
+        ({'prompt': 'a\nNoisy Output:\n', 'completion': 'b'}, ('a\nNoisy Output:\n', 'b', 'noisy')),
+        ({'prompt': 'useful\na', 'completion': 'b'}, ('useful\na', 'b', '')),
+        ({'prompt': 'a', 'completion': 'b', 'label': 'noisy'}, ('a', 'b', 'noisy')),
+        ({'instruction': 'i', 'input': 'n', 'output': 'o'}, ('i\nn', 'o', '')),
+        ({'instruction': 'i', 'input': '', 'output': 'o'}, ('i', 'o', '')),
+        (
+            {'messages': chat(system='', user='u', assistant='v')},
+            ('u', 'v', ''),
+        ),
+    ],
+)
+def test_requests_and_completions_are_read_in_the_usual_forms(write, row, expected):
+    (pair,) = load_pairs(write(row))
+    assert (pair.prompt, pair.completion, pair.label) == expected
+    assert isinstance(pair, Pair)
+
+
+def test_recorded_searches_name_their_passages_or_hold_them(write):
+    by_id, by_text = load_pairs(
+        write(SEARCH | {'doc_ids': ['p2', 'p0']}, SEARCH | {'id': 't', 'documents': ['x', 'y'], 'label': 'noisy'}),
+        corpus=CORPUS,
+    )
+    assert [p.title for p in by_id.passages] == ['T2', 'T0']
+    assert (by_id.query, by_id.question.question, by_id.question.golden_answers) == ('q', 'who?', ('Ann',))
+    assert [p.text for p in by_text.passages] == ['x', 'y']
+    assert (by_id.label, by_text.label) == ('useful', 'noisy')
+
+
+def test_passages_may_be_named_by_numbers(write):
+    corpus = {'0': Passage('0', '', 'zero'), '1': Passage('1', '', 'one')}
+    (search,) = load_pairs(write(SEARCH | {'doc_ids': [1, '0']}), corpus=corpus)
+    assert [p.text for p in search.passages] == ['one', 'zero']
+
+
+def test_annotated_passages_give_a_useful_and_a_noisy_search(write):
+    row = {'id': 'c', 'query': 'who?', 'golden_answers': ['Ann'], 'useful': ['p0'], 'noisy': ['p1', 'p2']}
+    found = load_pairs(write(row), corpus=CORPUS)
+    assert [(s.id, s.label, len(s.passages)) for s in found] == [('c-useful', 'useful', 1), ('c-noisy', 'noisy', 2)]
+    assert found[0].question.question == 'who?'
+
+
+def test_rows_without_a_label_without_answers_or_of_other_folds_are_left_out(write):
+    row = SEARCH | {'documents': ['x'], 'fold': 3}
+    unknown, unscorable = row | {'label': None}, row | {'golden_answers': ['---']}
+    found = load_pairs(write(row, row | {'id': 'other', 'fold': 4}, unknown, unscorable), folds=(3,))
+    assert [search.id for search in found] == ['s']
+    other = load_pairs(write(row | {'judged': 'noisy'}), label='judged')
+    assert [search.label for search in other] == ['noisy']
+
+
+@pytest.mark.parametrize(
+    ('row', 'message'),
+    [
+        ('{"prompt": "a"', 'not JSON'),
+        ({'prompt': 'a'}, 'the fields prompt are no known form; expected prompt and completion'),
+        ({'prompt': 'a', 'completion': ''}, "'completion' is '', expected text"),
+        ({'prompt': 'a', 'completion': 'b', 'label': 'good'}, '\'label\' is \'good\', expected "useful" or "noisy"'),
+        ({'messages': chat(user='u')}, '"messages" needs one of role user and one of role assistant'),
+        ({'messages': 'hello'}, '"messages" needs'),
+        (SEARCH | {'doc_ids': ['p9']}, 'passage \'p9\' of "doc_ids" is not in the corpus; is it the right corpus'),
+        (SEARCH | {'doc_ids': 'p1'}, '"doc_ids" must be a list'),
+        (SEARCH | {'documents': 'x'}, '"documents" must be a list of texts'),
+        (SEARCH | {'documents': ['x', '']}, "'documents' is '', expected text"),
+        (SEARCH | {'documents': ['x'], 'query': 7}, "'query' is 7, expected text"),
+        ({'prompt': 'a', 'completion': '\ud83d'}, "'completion' is not valid Unicode"),
+        ({'messages': chat(user='u', assistant=['a'])}, "'assistant' is ['a'], expected text"),
+        ({'instruction': 'i', 'prompt': 'a', 'completion': 'b'}, "'output' is missing"),
+        (SEARCH | {'documents': ['x'], 'golden_answers': 7}, 'golden_answers'),
+        (SEARCH | {'documents': ['x'], 'label': 1}, "'label' is 1"),
+    ],
+)
+def test_a_malformed_row_is_reported_with_file_and_line(write, row, message):
+    path = write({'prompt': 'fine', 'completion': 'fine'}, '', row)
+    with pytest.raises(ValueError) as error:
+        load_pairs(path, corpus=CORPUS)
+    assert str(error.value).startswith(f'{path}:3: ')
+    assert message in str(error.value)
+
+
+def test_what_is_missing_around_the_rows_is_said(write):
+    with pytest.raises(ValueError, match=r'rows.jsonl:1: .* name the corpus in config.demos.corpus'):
+        load_pairs(write(SEARCH | {'doc_ids': ['p1']}))
+    with pytest.raises(ValueError, match=r'rows.jsonl:1: no number in "fold"'):
+        load_pairs(write({'prompt': 'a', 'completion': 'b'}), folds=(1,))
+
+
+# ---------------------------------------------------------------- examples
+
+
+@hypothesis.given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 5))
+def test_balancing_keeps_as_many_of_both_and_nothing_twice(useful, noisy, seed):
+    items = [Pair(f'u{i}', 'p', 'c', 'useful') for i in range(useful)]
+    items += [Pair(f'n{i}', 'p', 'c', 'noisy') for i in range(noisy)]
+    kept = demonstrations.balanced(items, seed)
+    assert [item.label for item in kept] == ['useful', 'noisy'] * min(useful, noisy)
+    assert len({item.id for item in kept}) == len(kept)
+    assert demonstrations.balanced(items, seed) == kept
+
+
+def test_balancing_unlabelled_rows_is_refused():
+    with pytest.raises(ValueError, match=r'1 rows say neither .* first is x.*config.demos.balance=False'):
+        demonstrations.balanced([Pair('x', 'p', 'c', ''), Pair('y', 'p', 'c', 'noisy')], 0)
+
+
+def passages(*texts):
+    return tuple(Passage(str(i), 'T', text) for i, text in enumerate(texts))
+
+
+def recorded(label, *texts):
+    return RecordedSearch('s', Question('s', 'Who wrote it', ('Ann Lee',)), 'its author', passages(*texts), label)
+
+
+def test_the_loss_is_on_the_documents_and_the_end_only():
+    item = recorded('noisy', 'one </answer> two', 'three')
+    segments = demonstrations.simulator_example(item, SimulatorConfig(documents=2), BYTES)
+    assert [s.kind for s in segments] == [Kind.PROMPT, Kind.ACTION]
+    flat = flatten(segments)
+    trained = flat.tokens[flat.weights > 0].tolist()
+    assert BYTES.decode(trained[:-1]) == 'Doc 1: T. one (/answer) two\nDoc 2: T. three'
+    assert trained[-1] == BYTES.eos_ids[0]
+    prompt = BYTES.decode(flat.tokens[flat.weights == 0].tolist())
+    assert 'Write 2 noisy documents' in prompt and 'Ann Lee' in prompt and 'Query: its author\n' in prompt
+
+
+def test_an_episode_that_its_budgets_forbid_is_not_shown():
+    steps = [{'query': f'q{i}', 'passage': f'p{i}', 'need': 'it', 'answer': 'x'} for i in range(2)]
+    question = Question('q', 'who?', ('Ann',), metadata={'decomposition': steps})
+
+    def search(queries, k):
+        return [[Document('', 'text', query.replace('q', 'p'))] for query in queries]
+
+    def episode(**budgets):
+        cfg = RolloutConfig(prompt_tokens=512, **{'max_turns': 2} | budgets)
+        return demonstrations.policy_episode(question, search, BYTES, cfg, 1)
+
+    made = episode(turn_tokens=400, response_tokens=2000)
+    actions = [len(s.tokens) for s in made if s.kind is Kind.ACTION]
+    assert len(actions) == 3
+    assert episode(turn_tokens=max(actions), response_tokens=2000) is not None
+    assert episode(turn_tokens=max(actions) - 1, response_tokens=2000) is None
+    assert episode(turn_tokens=400, response_tokens=2000, max_turns=1) is None
+    assert episode(turn_tokens=400, response_tokens=sum(len(s.tokens) for s in made[1:]) - 1) is None
+
+
+def test_a_pair_is_taken_word_for_word():
+    segments = demonstrations.simulator_example(Pair('x', 'my prompt', 'my completion', ''), SimulatorConfig(), BYTES)
+    assert BYTES.decode(segments[1].tokens[:-1]) == 'my completion'
+    assert 'my prompt' in BYTES.decode(segments[0].tokens)
+
+
+def test_what_is_trained_on_is_read_back_as_documents():
+    item = demonstrations.recorded_search(recorded('useful', *(f'{i} ' + 'w ' * i for i in range(5))), 3, 30)
+    completion = demonstrations.simulator_example(item, SimulatorConfig(), BYTES)[1].tokens[:-1]
+    documents, failure = prompts.parse_documents(BYTES.decode(completion), 3, 30)
+    assert failure == '' and len(documents) == 3
+
+
+def test_a_recorded_search_keeps_an_answer_if_it_is_useful():
+    texts = ('nothing', 'no', 'Ann Lee did', 'never')
+    useful, noisy = (demonstrations.recorded_search(recorded(label, *texts), 2, 30) for label in pairs.LABELS)
+    assert [p.text for p in useful.passages] == ['nothing', 'Ann Lee did']
+    assert [p.text for p in noisy.passages] == ['nothing', 'no']
+    assert demonstrations.recorded_search(recorded('useful', *texts), 5, 30) is None
+
+
+@hypothesis.given(st.integers(0, 90), st.integers(4, 40))
+def test_an_excerpt_has_so_many_words_and_keeps_the_answer(position, words):
+    text = ' '.join([*map(str, range(position)), 'ann', 'lee', *map(str, range(position, 90))])
+    cut = demonstrations.excerpt(text, words, ('Ann Lee',))
+    assert len(cut.split()) <= words
+    assert holds_answer(cut, ('Ann Lee',))
+    assert cut in text
+    assert demonstrations.excerpt(text, words, ('absent',)) == ' '.join(text.split()[:words])
+
+
+def test_answers_are_found_word_for_word():
+    assert holds_answer('It was the U.S. Army.', ('US Army',))
+    assert not holds_answer('a planet', ('plan',))
+    assert not holds_answer('', ('x',))

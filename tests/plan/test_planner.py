@@ -1,0 +1,455 @@
+"""The planner on fake CPU devices: its figures are the compiler's, fall with the mesh, and its verdict follows."""
+
+import dataclasses
+import functools
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import tiny
+from zerosearch_jax import sharding
+from zerosearch_jax.generate import programs as generation
+from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.models.config import PRESETS
+from zerosearch_jax.plan import compiled, hardware, planner, programs
+from zerosearch_jax.plan import table as plan_table
+from zerosearch_jax.sharding import make_mesh
+from zerosearch_jax.train import config as train_config
+from zerosearch_jax.train.trainer import Trainer
+
+TARGET = hardware.parse('a100-80gb:8')
+
+
+@pytest.fixture(autouse=True)
+def plans_of_these_tests(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv('ZEROSEARCH_CACHE', str(tmp_path_factory.getbasetemp() / 'plan_cache'))
+
+
+def config(mesh, **rl):
+    made = tiny.get_config()
+    made.policy.lora_rank = 0
+    made.rollout.slots = made.simulator.slots = 8
+    made.rl.update(rows_per_micro=8, **rl)
+    made.mesh = mesh
+    return train_config.parse(made)
+
+
+def planned(mesh, **rl):
+    return planner.plan(config(mesh, **rl), TARGET, *hardware.devices(TARGET))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_memory_falls_with_the_devices_that_hold_the_weights():
+    one, eight = planned((1, 1, 1)), planned((1, 8, 1))
+    for name in ('policy', 'optimizer', 'reference', 'simulator', 'policy cache', 'simulator cache'):
+        assert eight.resident[name] == pytest.approx(one.resident[name] / 8, rel=0.05), name  # norms are on all
+    assert eight.compiler.startswith('XLA:CPU') and eight.peak < one.peak / 4
+
+
+def test_what_is_resident_is_what_a_run_holds(tmp_path):
+    cfg = config((1, 4, 2))
+    made = planned((1, 4, 2))
+    trainer = Trainer(cfg, tmp_path)
+    trainer.load_simulator()
+
+    def held(tree):
+        return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+    state = trainer.learner.state['policy']
+    assert made.resident['policy'] == held(state.params)
+    assert made.resident['optimizer'] == held(state.opt_state)
+    assert made.resident['reference'] == held(trainer.learner._reference)
+    assert made.resident['policy cache'] == held(trainer.policy_engine._cache)
+    assert made.resident['simulator cache'] == held(trainer.simulator.engine._cache)
+    assert made.resident['simulator'] == held(trainer.simulator.engine._params)
+    trainer.policy_engine.load(trainer.learner.policy_params)
+    assert made.copy == held(trainer.policy_engine._params)
+
+
+def test_what_decoding_copies_of_its_cache_is_counted():
+    """Of a slot it reads 128, 256, 512 tokens or all, and all in place."""
+    run = programs.of(config((1, 1, 1)), sharding.make_mesh())
+    more = {program.name: program.more for program in run.programs if program.more}
+    held = {role: run.resident[f'{role} cache'] for role in ('policy', 'simulator')}
+    assert more == {
+        'policy: decoding': held['policy'] * 512 // 1024,
+        'simulator: decoding': held['simulator'] * 512 // 896,
+    }
+
+
+def test_times_are_expected_at_the_shares_that_were_reached():
+    made = planned((1, 8, 1))
+    parts = {'prompts': 0.27, 'decoding': 0.36, 'reference': 0.35, 'update': 0.35}
+    assert planner.expected(made) == pytest.approx(sum(made.seconds(part) / share for part, share in parts.items()))
+    assert planner.expected(made, 'simulator: decoding') == pytest.approx(made.seconds('simulator: decoding') / 0.36)
+
+
+@pytest.mark.parametrize('rank', [0, 4])
+def test_weights_to_generate_with_are_split_as_the_plan_says(rank):
+    cfg, mesh = PRESETS['tiny'], sharding.make_mesh((1, 4, 2))
+    layouts = [transformer.layout(cfg), *([lora.layout(cfg, rank)] if rank else [])]
+    real = functools.reduce(lora.combine, (sharding.init(one, jax.random.key(0), mesh) for one in layouts))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), real)
+    expected = programs.serving_layout(abstract, 'bfloat16')
+    with jax.set_mesh(mesh):
+        made = generation.serving_layout(real, dtype='bfloat16')
+    assert jax.tree.structure(made) == jax.tree.structure(expected)
+    for (path, got), want in zip(jax.tree.leaves_with_path(made), jax.tree.leaves(expected), strict=True):
+        assert (got.shape, got.dtype) == (want.shape, want.dtype), path
+        assert got.sharding.is_equivalent_to(want.sharding, got.ndim), path
+
+
+def test_rows_that_are_put_together_are_those_that_are_planned_whole(monkeypatch):
+    monkeypatch.setitem(PRESETS, 'tiny-wide', dataclasses.replace(PRESETS['tiny'], mlp_size=256))
+    models = ('tiny', 'tiny-wide')
+    monkeypatch.setattr(plan_table, 'POLICIES', models)
+    monkeypatch.setattr(plan_table, 'SIMULATORS', models)
+    made = tiny.get_config()
+    made.policy.lora_rank, made.simulator.dtype = 0, 'bfloat16'
+    cfg, where = train_config.parse(made), hardware.devices(TARGET)
+    work = planner.Work.of(cfg)
+    found = plan_table.plans(cfg, TARGET, *where, work)
+    assert len(found) == 4
+    for (policy, simulator), each in found.items():
+        whole = planner.plan(plan_table.of(cfg, policy, simulator, TARGET.count), TARGET, *where, work)
+        assert (each.peak, each.resident) == (whole.peak, whole.resident)
+        assert each.seconds() == pytest.approx(whole.seconds())
+    assert found['tiny', 'tiny-wide'].resident['simulator'] > found['tiny', 'tiny'].resident['simulator']
+
+
+@pytest.mark.parametrize(('trunk', 'rank'), [('own', 0), ('own', 4), ('shared', 0)])
+def test_a_critic_is_counted(tmp_path, trunk, rank):
+    cfg = config((1, 4, 2), algorithm='ppo')
+    cfg = dataclasses.replace(cfg, critic=dataclasses.replace(cfg.critic, trunk=trunk, lora_rank=rank))
+    made = programs.of(cfg, sharding.make_mesh(cfg.mesh))
+    learner = Trainer(cfg, tmp_path).learner
+    kept = jax.tree.leaves((learner.state['critic'], learner._critic_frozen))
+    assert made.resident['critic'] == sum(x.addressable_shards[0].data.nbytes for x in kept)
+    assert {'critic: values', 'critic: update'} <= {program.name for program in made.programs}
+    assert planner.plan(cfg, TARGET, *hardware.devices(TARGET)).seconds('critic') > 0
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(tmp_path, same):
+    cfg = config((1, 1, 1), kl=0.0)
+    if not same:
+        cfg = dataclasses.replace(cfg, simulator=dataclasses.replace(cfg.simulator, kind='engine'))
+    before = {id(x) for x in jax.live_arrays()}
+    trainer = Trainer(cfg, tmp_path)
+    shape = trainer.learner.state['policy'].params['embed'].shape
+    held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
+    assert len(held) == 3 + same  # weights, two moments, and what the simulator is made of
+    del held
+    trainer.load_simulator()
+    held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
+    assert len(held) == 3 + same  # its copy instead
+    trainer.collect(1)
+    assert trainer.policy_engine._params is None
+    trainer.evaluate()
+    assert trainer.policy_engine._params is None
+
+
+def test_slots_are_those_that_the_memory_for_the_cache_holds():
+    cfg = config((1, 4, 2))
+    one = programs.size(
+        programs.abstract_cache(programs.PRESETS['tiny'], make_mesh((1, 4, 2)), 4, 2 * 1024 - 128, 'float32')
+    )
+    rollout = dataclasses.replace(cfg.rollout, cache_gib=1.5 * one / 2**30)
+    run = programs.of(dataclasses.replace(cfg, rollout=rollout), make_mesh((1, 4, 2)))
+    assert run.slots == {'policy': 4, 'simulator': 8}
+
+
+def test_the_verdict_says_what_is_missing_and_what_to_try():
+    made, cfg = planned((1, 1, 1)), config((1, 1, 1))
+    work = planner.Work.of(cfg)
+    assert 'It fits: ' in planner.table(made, TARGET, cfg, work)
+    short = dataclasses.replace(made, memory=int(made.peak / (1 - planner.RESERVE)) - 2**28)
+    assert -short.spare == pytest.approx(2**28 * (1 - planner.RESERVE), rel=0.01)
+    said = planner.table(short, TARGET, cfg, work)
+    assert 'It does not fit' in said and '0.23 GiB are missing' in said
+    assert 'policy.lora_rank=32' in said and 'mesh=1,2,1' in said
+    assert 'mesh=1,16,4' in planner.table(dataclasses.replace(short, mesh=(1, 64, 1)), TARGET, cfg, work)
+
+
+def test_a_program_that_the_compiler_refuses_is_told_and_no_crash():
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                'RESOURCE_EXHAUSTED: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO '
+                'temporaries (15.90G) exceeds available HBM (15.75G).'
+            )
+
+    made = compiled._compile(Lowered(), None)
+    assert made == compiled.Compiled(0, int(15.9 * 2**30), {}, refused=True)
+    plenty = planned((1, 1, 1))
+    needs = (dataclasses.replace(plenty.needs[0], refused=True), *plenty.needs[1:])
+    assert plenty.fits and not dataclasses.replace(plenty, needs=needs).fits
+    other = types.SimpleNamespace(compile=lambda: (_ for _ in ()).throw(jax.errors.JaxRuntimeError('INTERNAL')))
+    with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+        compiled._compile(other, None)
+
+
+def test_a_program_is_compiled_once_for_a_target(tmp_path):
+    mesh = make_mesh((1, 8, 1))
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=sharding.named(mesh, 'batch', None))
+
+    def lowered(f):
+        with jax.set_mesh(mesh):
+            return jax.jit(f).lower(x)
+
+    first = compiled.measure(lowered(jnp.sum), mesh, 'c', tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace(f'"own": {first.own}', '"own": 7'))
+    assert compiled.measure(lowered(jnp.sum), mesh, 'c', tmp_path).own == 7
+    assert compiled.measure(lowered(jnp.sum), mesh, 'another', tmp_path) == first
+    assert compiled.measure(lowered(jnp.max), mesh, 'c', tmp_path).own != 7
+
+
+# ---------------------------------------------------------------- arithmetic and what moves
+
+
+def test_operations_are_counted_through_loops_branches_and_gradients():
+    w = jnp.ones((16, 32))
+
+    def f(x):
+        def layer(x, _):
+            return jax.lax.cond(x[0, 0] > 0, lambda: (x @ w) @ w.T, lambda: x), None
+
+        x = jax.lax.scan(jax.checkpoint(layer), x, None, length=5)[0]
+        return jax.lax.while_loop(lambda x: x[0, 0] < 0, lambda x: x @ w @ w.T, x).sum()
+
+    x, one = jnp.ones((8, 16)), 2 * 8 * 16 * 32
+    assert compiled.flops(jax.jit(f).trace(x)) == (5 + 1) * 2 * one
+    assert compiled.flops(jax.jit(f).trace(x), turns=3) == (5 + 3) * 2 * one
+    forward = jax.jit(jax.grad(lambda x: ((x @ w) @ w.T).sum())).trace(x)
+    assert compiled.flops(forward) == 2 * one + 2 * one  # w gets no gradient
+
+
+def test_what_moves_is_counted_by_axis_through_loops():
+    mesh = make_mesh((1, 4, 2))
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=sharding.named(mesh, 'embed', 'mlp'))
+
+    def turn(x, _):  # [2, 32] on each device
+        summed, whole = jax.lax.psum(x, 'fsdp'), jax.lax.all_gather(x, 'tensor', axis=1, tiled=True)
+        return jnp.sin(summed) + whole[:, ::2], None
+
+    def f(x):
+        return jax.lax.scan(turn, x, None, length=3)[0]
+
+    place = jax.sharding.PartitionSpec('fsdp', 'tensor')
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.shard_map(f, in_specs=place, out_specs=place, check_vma=False)).lower(x).compile()
+    found = compiled.collectives(program.as_text(), mesh)
+    moved = {}
+    for one in found:
+        moved[one.axes] = moved.get(one.axes, 0) + one.times * one.received
+    assert moved == {'fsdp': 3 * 2 * (2 * 32 * 4) * 3 / 4, 'tensor': 3 * (2 * 64 * 4) / 2}
+
+
+@pytest.mark.parametrize(
+    ('groups', 'axes', 'count'),
+    [
+        ('replica_groups={{0,2,4,6},{1,3,5,7}}', 'fsdp', 4),
+        ('replica_groups=[2,4]<=[4,2]T(1,0)', 'fsdp', 4),
+        ('replica_groups=[4,2]<=[8]', 'tensor', 2),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", 'tensor', 2),
+        ("replica_groups=mesh['axis_0'=8] {'axis_0'}", 'fsdp+tensor', 8),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_2'}", 'fsdp', 4),
+        ('source_target_pairs={{0,2},{2,4}}', 'fsdp', 2),
+    ],
+)
+def test_groups_of_devices_are_read_in_every_notation(groups, axes, count):
+    kind = 'collective-permute' if 'source' in groups else 'all-gather'
+    lines = f'  %x = f32[4,10]{{1,0}} {kind}(%y), channel_id=1, {groups}, dimensions={{0}}'
+    (found,) = compiled.collectives(f'ENTRY %main (y: f32[1]) -> f32[4] {{\n{lines}\n}}', make_mesh((1, 4, 2)))
+    size = 160 if count == 2 and 'source' in groups else 160 * (count - 1) / count
+    assert (found.kind, found.axes, found.received) == (kind, axes, size)
+
+
+@pytest.mark.parametrize(
+    ('returned', 'received'),
+    [
+        ('bf16[4,10]', 80),
+        ('(bf16[4,10]{1,0}, bf16[4,10]{1,0})', 80),  # operand and result
+        ('(bf16[4,10]{1,0:T(8,128)S(1)}, bf16[4,10]{1,0:T(8,128)S(1)}, u32[]{:S(2)}, u32[]{:S(2)})', 80),  # a TPU's
+        ('(bf16[4,10], u32[], bf16[4,10], u32[], u32[], u32[])', 84),
+        ('(u32[], u32[])', 4),
+    ],
+)
+def test_what_a_permutation_returns_is_read_in_every_notation(returned, received):
+    start = '-start' if returned.startswith('(') else ''
+    line = f'  %x = {returned} collective-permute{start}(%y), channel_id=1, source_target_pairs={{{{0,2}},{{2,4}}}}'
+    (found,) = compiled.collectives(f'ENTRY %main (y: f32[1]) -> f32[4] {{\n{line}\n}}', make_mesh((1, 4, 2)))
+    assert (found.axes, found.received) == ('fsdp', received)
+
+
+LOOP = """%condition (p: (s32[])) -> pred[] {
+  %n = s32[]{:T(128)} constant(36)
+  %p = (s32[]{:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%body (p: (s32[])) -> (s32[]) {
+  %x = f32[4,10]{1,0} all-gather(%y), channel_id=1, replica_groups=[4,2]<=[8], dimensions={0}
+}
+
+ENTRY %main (y: f32[1]) -> f32[4] {
+  %loop = (s32[]{:T(128)}) while(%t), condition=%condition, body=%body
+}"""
+
+
+def test_a_loop_whose_length_only_its_condition_says():
+    # as a TPU's compiler writes it
+    (found,) = compiled.collectives(LOOP, make_mesh((1, 4, 2)))
+    assert found.times == 36
+    until = LOOP.replace('ROOT %lt', '%lt').replace(
+        'direction=LT\n}', 'direction=LT\n  ROOT %a = pred[] and(%lt, %z)\n}'
+    )
+    (found,) = compiled.collectives(until, make_mesh((1, 4, 2)))
+    assert found.times == 1  # it may end before
+
+
+RING = """%condition (p: (f32[4], u32[])) -> pred[] {
+  %n = u32[]{:T(128)} constant(8)
+  %p = (f32[4]{0}, u32[]{:T(128)}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%body (p: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %j = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %x = (f32[4], f32[4], u32[], u32[]) collective-permute-start(%y), channel_id=1, source_target_pairs={{0,2},{2,4}}
+  %next = u32[]{:T(128)} add(%j, %two), metadata={op_name="a"}
+  ROOT %t = (f32[4]{0}, /*index=1*/u32[]{:T(128)}) tuple(%z, /*index=1*/%next)
+}
+
+ENTRY %main (y: f32[1]) -> f32[4] {
+  %loop = (f32[4]{0}, u32[]{:T(128)}) while(%t), condition=%condition, body=%body
+}"""
+
+
+def test_a_ring_counts_in_steps_of_its_own():
+    # products that a TPU's compiler overlaps with the gathering of a kernel, two parts a turn
+    (found,) = compiled.collectives(RING, make_mesh((1, 4, 2)))
+    assert (found.times, found.received) == (4, 16)
+    (found,) = compiled.collectives(RING.replace('constant(2)', 'constant(1)'), make_mesh((1, 4, 2)))
+    assert found.times == 8
+
+
+def while_generating(shape):
+    """The collectives of what the policy's engine runs."""
+    run = programs.of(config(shape), make_mesh(shape))
+    with jax.set_mesh(run.mesh):
+        for program in run.programs:
+            if program.name.startswith('policy'):
+                text = program.traced.lower().compile().as_text()
+                yield program.name, compiled.collectives(text, run.mesh)
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
+def test_weights_stay_where_they_are_while_a_model_generates(shape):
+    """What moves is activations: at most rows x the widest of them; no kernel, no cache and no table of embeddings."""
+    model = programs.PRESETS['tiny']
+    table = model.vocab_size * model.hidden_size // shape[2]
+    kernel = model.hidden_size * model.mlp_size // shape[2]
+    for name, found in while_generating(shape):
+        assert found, name
+        gathers = [one for one in found if one.kind == 'all-gather']
+        for one in gathers:
+            elements = math.prod(map(int, one.shape[one.shape.index('[') + 1 : -1].split(',')))
+            rows = 8 * (128 if 'prompts' in name else 1)
+            assert elements <= rows * model.num_heads * model.head_dim, (name, one)
+            assert elements not in (table, kernel), (name, one)
+
+
+def test_the_gradient_of_the_head_is_added_up_once_and_not_in_every_chunk():
+    run = programs.of(config((1, 8, 1), chunk=32), make_mesh((1, 8, 1)))
+    model, update = programs.PRESETS['tiny'], run.programs[-1]
+    assert update.name == 'update'
+    with jax.set_mesh(run.mesh):
+        text = update.traced.lower().compile().as_text()
+    sums = [c for c in compiled.collectives(text, run.mesh) if c.kind in ('all-reduce', 'reduce-scatter')]
+    heads = [c for c in sums if str(model.vocab_size) in c.shape and str(model.hidden_size) in c.shape]
+    assert heads and not [c for c in heads if 'while/body' in c.operation.split('transpose(jvp')[-1]], heads
+
+
+# ---------------------------------------------------------------- times, prices, suggestions
+
+
+def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
+    cfg = config((1, 8, 1))
+    work = planner.Work(searches=2.0, sampled=100.0, written=50.0)
+    made = planner.plan(cfg, TARGET, *hardware.devices(TARGET), work)
+    trajectories = cfg.rollout.questions * cfg.rollout.group
+    with pytest.raises(ValueError, match='must not be negative'):
+        planner.Work.of(cfg, searches=-1.0)
+    assert made.times['policy: decoding'] == trajectories * 100 / 8
+    assert made.times['simulator: decoding'] == trajectories * 2 * 50 / 8
+    assert made.times['simulator: prompts and observations'] == trajectories * 2 * cfg.simulator.prompt_tokens / 1024
+    used = (cfg.rollout.prompt_tokens + 100 + 2 * cfg.rollout.observation_tokens) / 928
+    assert made.times['update'] == made.times['reference'] == min(used, 1)
+    least = {need.name: max(need.seconds.values()) for need in made.needs}
+    assert made.seconds() == pytest.approx(sum(made.times[name] * least[name] for name in least))
+    assert made.seconds('simulator') == pytest.approx(
+        sum(made.times[name] * least[name] for name in least if name.startswith('simulator'))
+    )
+    twice = TARGET._replace(shape=(16,))
+    assert planner.dollars(3600, TARGET, cfg) == pytest.approx(8 * 1.475)
+    assert planner.dollars(3600, twice, cfg) == pytest.approx(16 * 1.475)
+    said = planner.table(made, TARGET, cfg, work)
+    assert f'{cfg.rl.steps} steps' in said and '$' in said
+    h100 = hardware.parse('h100-80gb:8')
+    assert '--config.prices.h100_hour=DOLLARS' in planner.table(made, h100, cfg, work)
+
+
+def test_suggestions_fit_and_say_how_to_get_them():
+    cfg = config((1, 1, 1))
+    found = list(planner.suggest(cfg, TARGET, *hardware.devices(TARGET), planner.Work.of(cfg)))
+    assert {changed.mesh for changed, _ in found} == {(1, 8, 1), (1, 4, 2), (1, 2, 4)}  # 4 heads: not 8
+    for changed, made in found:
+        assert made.fits and made.mesh == changed.mesh
+        assert changed.rl.rows_per_micro == changed.mesh[1] and not changed.rollout.slots % changed.mesh[1]
+    said = {changed.mesh: planner.options(changed, cfg) for changed, _ in found}
+    assert said[1, 4, 2].startswith('--config.mesh=1,4,2 --config.rl.rows_per_micro=4')
+    none = TARGET._replace(chip=TARGET.chip._replace(memory_gib=1e-4))
+    assert not list(planner.suggest(cfg, none, *hardware.devices(TARGET), planner.Work.of(cfg)))
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ('name', 'preset'),
+    [
+        ('Qwen/Qwen2.5-7B-Instruct', 'qwen2.5-7b'),
+        ('meta-llama/Llama-3.2-3B', 'llama3.2-3b'),
+        ('smollm2-135m-instruct', 'smollm2-135m'),
+        ('Alibaba-NLP/Simulation_LLM_google_14B_V2', 'qwen2.5-14b'),
+        ('Qwen/Qwen3-0.6B', 'qwen3-0.6b'),
+    ],
+)
+def test_a_model_is_known_by_its_name(name, preset):
+    assert programs.model_config(name) == programs.PRESETS[preset]
+
+
+def test_what_is_unknown_is_told():
+    with pytest.raises(ValueError, match='sizes unknown'):
+        programs.model_config('somebody/else-7B')
+    for text, message in (
+        ('b200:8', 'unknown chip'),
+        ('v5e', 'how many'),
+        ('v5e:4x', 'how many'),
+        ('l4:0', 'how many'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hardware.parse(text)
+    with pytest.raises(ValueError, match='as many CPU devices'):
+        hardware.devices(hardware.parse('a100-40gb:64'))
+    assert str(hardware.parse('v5e:8x8')) == 'v5e:8x8' and hardware.parse('v5e:8x8').count == 64

@@ -1,0 +1,527 @@
+"""Every algorithm against the formula of its paper, token by token in float64, and what must hold for all of them."""
+
+import dataclasses
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import TINY, tiny_params
+from hypothesis import strategies as st
+
+from zerosearch_jax import pretrained, sharding
+from zerosearch_jax.models import lora
+from zerosearch_jax.policy import PolicyConfig, make_trainable
+from zerosearch_jax.rl import advantages as adv
+from zerosearch_jax.rl import algorithms, critic, losses, state
+from zerosearch_jax.rl.config import CriticConfig, RLConfig
+from zerosearch_jax.rl.losses import LossConfig
+from zerosearch_jax.text.trajectory import Kind, Segment, flatten, pack
+from zerosearch_jax.train.learner import Learner
+
+MESH = sharding.make_mesh()
+GROUP = 3
+
+
+def ragged(seed, questions=3, kl_reference=True):
+    """Packed random sequences of unequal lengths in groups, and the same numbers sequence by sequence."""
+    rng = np.random.default_rng(seed)
+    sequences, parts = [], []
+    for _ in range(questions * GROUP):
+        segments = [Segment(Kind.PROMPT, tuple(rng.integers(0, 384, rng.integers(2, 6)).tolist()))]
+        for _ in range(rng.integers(1, 3)):
+            for kind in (Kind.ACTION, Kind.OBSERVATION):
+                size = int(rng.integers(1, 7))
+                logprobs = tuple(rng.normal(-2, 0.4, size)) if kind is Kind.ACTION else ()
+                segments.append(Segment(kind, tuple(rng.integers(0, 384, size).tolist()), logprobs))
+        sequences.append(flatten(segments))
+    for sequence in sequences:
+        active = sequence.weights > 0
+        old = sequence.logprobs[active].astype(np.float64)
+        now, ref = old + rng.normal(0, 0.3, len(old)), old + rng.normal(0, 0.3, len(old))
+        parts.append({'old': old, 'now': now, 'ref': ref, 'entropy': rng.uniform(0, 3, len(old))})
+    rewards = rng.choice([0.0, 0.3, 1.0], len(sequences)) + rng.normal(0, 0.01, len(sequences))
+    return sequences, parts, rewards, np.repeat(np.arange(questions), GROUP)
+
+
+def packed_loss(sequences, parts, token_advantages, cfg, aggregate, micro=64):
+    """Loss and its gradient with respect to the log-probs of every sequence, as the learner computes them."""
+    weighed = algorithms.weigh(sequences, aggregate, micro)
+    places = algorithms.TokenMap(weighed)
+    batch = pack(weighed, places.numbers, row_length=48, rows_per_micro=4)
+    places.find(batch)
+    scatter = lambda name: places.scatter([p[name] for p in parts])  # noqa: E731
+    batch = batch.replace(advantages=places.scatter(token_advantages), ref_logprobs=scatter('ref'))
+    flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)
+    shape = flat.weights.shape
+    now, entropies = scatter('now').reshape(shape), scatter('entropy').reshape(shape)
+
+    def loss(logprobs):
+        total = jnp.sum(flat.weights) if not cfg.denominator else cfg.denominator
+        return losses.policy_loss(logprobs, entropies, flat, cfg)[0] / total
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(now))
+    return float(value), places.gather(np.asarray(gradient).reshape(batch.weights.shape))
+
+
+def assert_matches(reference, sequences, parts, token_advantages, cfg, aggregate, **options):
+    """Value and gradient (central differences in float64) of a reference that takes the log-probs of all sequences."""
+    value, gradient = packed_loss(sequences, parts, token_advantages, cfg, aggregate, **options)
+    now = [p['now'] for p in parts]
+    assert value == pytest.approx(reference(now), rel=1e-5, abs=1e-5)
+    step = 1e-6
+    for i, t in [(0, 0), (1, -1), (len(now) - 1, 0), (len(now) // 2, -1)]:
+        moved = [[x.copy() for x in now] for _ in range(2)]
+        moved[0][i][t] += step
+        moved[1][i][t] -= step
+        expected = (reference(moved[0]) - reference(moved[1])) / (2 * step)
+        assert gradient[i][t] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def whole(advantages, parts):
+    return [np.full(len(p['old']), a) for a, p in zip(advantages, parts, strict=True)]
+
+
+def surrogate(ratio, advantage, low, high):
+    return np.minimum(ratio * advantage, np.clip(ratio, 1 - low, 1 + high) * advantage)
+
+
+def group_scores(rewards, groups, divide=True):
+    """Standard scores in the group, from the definition."""
+    out = np.zeros(len(rewards))
+    for i, r in enumerate(rewards):
+        own = [x for x, g in zip(rewards, groups, strict=True) if g == groups[i]]
+        mean = sum(own) / len(own)
+        deviation = (sum((x - mean) ** 2 for x in own) / (len(own) - 1)) ** 0.5
+        out[i] = (r - mean) / ((deviation + 1e-6) if divide else 1.0)
+    return out
+
+
+SEEDS = st.integers(0, 1000)
+FEW = hypothesis.settings(max_examples=12, deadline=None)
+
+
+@FEW
+@hypothesis.given(SEEDS)
+def test_grpo_is_equation_3_of_its_paper(seed):
+    sequences, parts, rewards, groups = ragged(seed)
+    advantages = group_scores(rewards, groups)
+
+    def reference(now):  # mean over sequences of the mean over their tokens
+        total = 0.0
+        for a, p, logprobs in zip(advantages, parts, now, strict=True):
+            d = p['ref'] - logprobs
+            total += np.mean(surrogate(np.exp(logprobs - p['old']), a, 0.2, 0.2) - 0.04 * (np.exp(d) - d - 1))
+        return -total / len(now)
+
+    mine = adv.grpo(rewards, groups, np.ones(len(rewards), bool))
+    np.testing.assert_allclose(mine, advantages, rtol=1e-5, atol=1e-5)
+    assert_matches(reference, sequences, parts, whole(mine, parts), LossConfig(kl=0.04), 'sequence')
+
+
+@FEW
+@hypothesis.given(SEEDS)
+def test_dr_grpo_divides_by_neither_length_nor_deviation(seed):
+    sequences, parts, rewards, groups = ragged(seed)
+    advantages, budget = group_scores(rewards, groups, divide=False), 40
+
+    def reference(now):
+        terms = (
+            surrogate(np.exp(logprobs - p['old']), a, 0.2, 0.2).sum() / budget
+            for a, p, logprobs in zip(advantages, parts, now, strict=True)
+        )
+        return -sum(terms) / len(now)
+
+    mine = adv.dr_grpo(rewards, groups, np.ones(len(rewards), bool))
+    cfg = LossConfig(kl=0.0, denominator=len(parts) * budget)
+    assert_matches(reference, sequences, parts, whole(mine, parts), cfg, 'budget')
+
+
+@FEW
+@hypothesis.given(SEEDS)
+def test_dapo_is_a_mean_over_all_tokens_with_two_clips(seed):
+    sequences, parts, rewards, groups = ragged(seed)
+    advantages = group_scores(rewards, groups)
+
+    def reference(now):
+        tokens = [
+            surrogate(np.exp(logprobs - p['old']), a, 0.2, 0.28)
+            for a, p, logprobs in zip(advantages, parts, now, strict=True)
+        ]
+        return -np.concatenate(tokens).mean()
+
+    mine = adv.grpo(rewards, groups, np.ones(len(rewards), bool))
+    cfg = LossConfig(clip=0.2, clip_high=0.28, kl=0.0)
+    assert_matches(reference, sequences, parts, whole(mine, parts), cfg, 'token')
+
+
+@FEW
+@hypothesis.given(SEEDS)
+def test_gspo_clips_the_geometric_mean_of_a_sequence(seed):
+    sequences, parts, rewards, groups = ragged(seed)
+    advantages = group_scores(rewards, groups)
+
+    def reference(now):
+        terms = [
+            surrogate(np.exp(np.mean(logprobs - p['old'])), a, 0.1, 0.1)
+            for a, p, logprobs in zip(advantages, parts, now, strict=True)
+        ]
+        return -np.mean(terms)
+
+    mine = adv.grpo(rewards, groups, np.ones(len(rewards), bool))
+    cfg = LossConfig(clip=0.1, kl=0.0, ratio='sequence')
+    assert_matches(reference, sequences, parts, whole(mine, parts), cfg, 'sequence')
+
+
+@FEW
+@hypothesis.given(SEEDS)
+def test_importance_is_truncated_and_carries_no_gradient(seed):
+    sequences, parts, rewards, groups = ragged(seed)
+    advantages = group_scores(rewards, groups)
+    importance = [np.minimum(np.exp(p['now'] - p['old']), 1.1) for p in parts]
+
+    def reference(now):  # the old policy is the one of `now`, held fixed
+        terms = [
+            w * surrogate(np.exp(logprobs - p['now']), a, 0.2, 0.2)
+            for w, a, p, logprobs in zip(importance, advantages, parts, now, strict=True)
+        ]
+        return -np.concatenate(terms).mean()
+
+    mine = adv.grpo(rewards, groups, np.ones(len(rewards), bool))
+    assert any((w == 1.1).any() for w in importance)
+    assert_matches(reference, sequences, parts, whole(mine, parts), LossConfig(kl=0.0, importance_cap=1.1), 'token')
+
+
+@FEW
+@hypothesis.given(SEEDS)
+def test_the_published_normalizer_is_the_mean_of_micro_batch_means(seed):
+    sequences, parts, rewards, groups = ragged(seed, questions=3)  # 9 sequences: micro-batches of 4, 4 and 1
+
+    def reference(now):
+        tokens = [
+            surrogate(np.exp(logprobs - p['old']), r, 0.2, 0.2)
+            for r, p, logprobs in zip(rewards, parts, now, strict=True)
+        ]
+        return -np.mean([np.concatenate(tokens[i : i + 4]).mean() for i in (0, 4, 8)])
+
+    mine = adv.reinforce(rewards, groups, np.ones(len(rewards), bool))
+    assert_matches(reference, sequences, parts, whole(mine, parts), LossConfig(kl=0.0, denominator=3), 'micro', micro=4)
+
+
+@FEW
+@hypothesis.given(SEEDS)
+def test_k2_is_half_the_square_and_added(seed):
+    sequences, parts, *_ = ragged(seed)
+
+    def reference(now):
+        squares = [(p['ref'] - logprobs) ** 2 / 2 for p, logprobs in zip(parts, now, strict=True)]
+        return 0.3 * np.concatenate(squares).mean()
+
+    nothing = whole(np.zeros(len(parts)), parts)
+    assert_matches(reference, sequences, parts, nothing, LossConfig(kl=0.3, kl_estimator='k2'), 'token')
+
+
+# ---------------------------------------------------------------- advantages
+
+
+def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
+    rewards, groups = np.array([1.0, 0.0, 0.5, 2.0, 1.0]), np.array([0, 0, 0, 1, 1])
+    expected = [1 - 0.25, 0 - 0.75, 0.5 - 0.5, 2 - 1, 1 - 2]
+    np.testing.assert_allclose(adv.leave_one_out(rewards, groups, np.ones(5, bool)), expected, atol=1e-6)
+
+
+def test_reinforce_plus_plus_is_a_standard_score_over_the_batch():
+    rewards = np.array([1.0, 0.0, 0.5, 2.0])
+    got = adv.reinforce_plus_plus(rewards, np.array([0, 0, 1, 1]), np.ones(4, bool))
+    np.testing.assert_allclose(got, (rewards - 0.875) / rewards.std(ddof=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', [name for name, found in algorithms.ALGORITHMS.items() if found.advantage])
+def test_a_single_sample_of_a_question_teaches_nothing_where_samples_are_compared(name):
+    found = algorithms.ALGORITHMS[name]
+    got = found.advantage(np.array([1.0, 0.0, 0.5]), np.arange(3), np.ones(3, bool))
+    assert np.any(got) == (found.group == 1)
+
+
+REWARDS = st.lists(st.floats(0, 1), min_size=GROUP, max_size=4 * GROUP).map(
+    lambda x: np.array(x[: len(x) // GROUP * GROUP])
+)
+
+
+@pytest.mark.parametrize('name', ['grpo', 'dr_grpo', 'rloo', 'gspo', 'reinforce_baseline', 'reinforce_plus_plus'])
+@hypothesis.given(REWARDS, st.floats(-2, 2))
+def test_a_shift_of_all_rewards_changes_nothing(name, rewards, shift):
+    groups, valid = np.arange(len(rewards)) // GROUP, np.ones(len(rewards), bool)
+    function = algorithms.ALGORITHMS[name].advantage
+    spread = min(np.ptp(rewards[groups == g]) for g in np.unique(groups))
+    hypothesis.assume(spread > 1e-3)
+    moved = function(rewards + shift, groups, valid)
+    np.testing.assert_allclose(moved, function(rewards, groups, valid), rtol=1e-3, atol=1e-4)
+
+
+def gae_by_definition(rewards, values, discount, trace):
+    """Sums of discounted temporal differences, term by term."""
+    following = [*values[1:], 0.0]
+    deltas = [r + discount * f - v for r, f, v in zip(rewards, following, values, strict=True)]
+    return [
+        sum((discount * trace) ** (later - t) * deltas[later] for later in range(t, len(deltas)))
+        for t in range(len(deltas))
+    ]
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=12), st.floats(0, 1), st.floats(0, 1)
+)
+def test_gae_is_its_definition(pairs, discount, trace):
+    rewards, values = map(np.array, zip(*pairs, strict=True))
+    advantages, returns = adv.gae(rewards, values, discount=discount, trace=trace)
+    expected = gae_by_definition(rewards, values, discount, trace)
+    np.testing.assert_allclose(advantages, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(returns, advantages + values, rtol=1e-5, atol=1e-5)
+
+
+def test_whitening_is_over_all_tokens():
+    white = adv.whiten([np.array([1.0, 2.0]), np.array([3.0])])
+    np.testing.assert_allclose(np.concatenate(white), [-1, 0, 1], atol=1e-5)
+
+
+@hypothesis.given(st.integers(0, 50))
+def test_the_value_loss_is_the_larger_of_two_squares(seed):
+    rng = np.random.default_rng(seed)
+    values, returns, old = rng.normal(size=(3, 2, 5))
+    weights = (rng.random((2, 5)) < 0.6).astype(float)
+    total = 0.0
+    for at in np.ndindex(values.shape):
+        near = min(max(values[at], old[at] - 0.3), old[at] + 0.3)
+        total += weights[at] * max((values[at] - returns[at]) ** 2, (near - returns[at]) ** 2) / 2
+    got = critic.value_loss(*map(jnp.asarray, (values, returns, old, weights)), 0.3)
+    assert float(got) == pytest.approx(total, rel=1e-5, abs=1e-6)
+    plain = critic.value_loss(*map(jnp.asarray, (values, returns, old, weights)), 0.0)
+    assert float(plain) == pytest.approx((weights * (values - returns) ** 2).sum() / 2, rel=1e-5, abs=1e-6)
+
+
+# ---------------------------------------------------------------- the learner
+
+
+def episodes(seed=0, observations=True, count=6):
+    rng = np.random.default_rng(seed)
+
+    def tokens(n):
+        return tuple(rng.integers(0, 384, n).tolist())
+
+    found = []
+    for i in range(count):
+        first, last = int(rng.integers(3, 8)), int(rng.integers(3, 8))
+        prompt = Segment(Kind.PROMPT, tuple(range(10 + i // GROUP, 16 + i // GROUP)))
+        middle = [Segment(Kind.OBSERVATION, tokens(5))] if observations else []
+        acts = [Segment(Kind.ACTION, tokens(n), tuple(rng.normal(-5.9, 0.1, n))) for n in (first, last)]
+        found.append([prompt, acts[0], *middle, acts[1]])
+    return found, rng.random(count), np.arange(count) // GROUP
+
+
+def learner(critic_cfg=CriticConfig(), lora_rank=0, split=None, **rl):  # noqa: B008
+    fields = {'algorithm': 'grpo', 'steps': 4, 'row_length': 64, 'chunk': 32, 'kl': 0.0} | rl
+    model = pretrained.Model(TINY, None, tiny_params(MESH))
+    copy = dataclasses.replace(model, params=jax.tree.map(lambda x: x.copy(), model.params))
+    split = split or make_trainable(copy, PolicyConfig(lora_rank=lora_rank), MESH, 0)
+    return Learner(
+        RLConfig(**fields),
+        critic_cfg,
+        state.OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_norm=1e9),
+        model,
+        split,
+        MESH,
+        dtype='float32',
+        temperature=1.0,
+        trajectories=6,
+        longest=32,
+        response_tokens=20,
+        seed=0,
+    )
+
+
+def seen_by(made, name='_update'):
+    """The batches that an update was given, as its arguments after state and frozen weights."""
+    seen, update = [], getattr(made, name)
+
+    def spy(current, frozen, *batch):
+        seen.append(jax.tree.map(np.asarray, batch))
+        return update(current, frozen, *batch)
+
+    setattr(made, name, spy)
+    return seen
+
+
+def tokens_of(batch, mask):
+    return sorted(batch.tokens[mask].tolist())
+
+
+def actions(found):
+    return sorted(t for e in found for s in e if s.kind is Kind.ACTION for t in s.tokens)
+
+
+def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
+    found, rewards, groups = episodes()
+    valid = np.array([True, False, True, True, True, True])
+    made = learner()
+    seen = seen_by(made)
+    means = made.learn(1, found, rewards, groups, valid).advantages
+    made.learn(1, found, rewards, groups, np.ones(6, bool))
+    (batch,), (all_of_them,) = seen
+    assert tokens_of(batch, batch.weights > 0) == actions([e for e, v in zip(found, valid, strict=True) if v])
+    assert batch.tokens.shape == all_of_them.tokens.shape  # one shape, whatever failed
+    assert means[1] == 0
+    rewards[3:] = 0.5
+    dropping = learner(drop_zero_variance=True)
+    seen = seen_by(dropping)
+    means = dropping.learn(1, found, rewards, groups, np.ones(6, bool)).advantages
+    assert tokens_of(seen[0][0], seen[0][0].weights > 0) == actions(found[:3])
+    assert (means[3:] == 0).all() and (means[:3] != 0).all()
+
+
+@pytest.mark.parametrize('fields', [{'algorithm': 'rloo', 'kl_estimator': 'k1'}, {'algorithm': 'ppo'}])
+def test_all_failed_changes_nothing_not_even_moments(fields):
+    found, rewards, groups = episodes()
+    made = learner(kl=0.1, **fields)
+    made.learn(1, found, rewards, groups, np.ones(6, bool))
+    before = jax.tree.map(np.asarray, made.state)
+    assert made.learn(2, found, rewards, groups, np.zeros(6, bool)).metrics == {}
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, made.state))
+
+
+@pytest.mark.parametrize('how', ['masked', 'policy', 'likelihood'])
+def test_observations_are_trained_on_only_where_asked(how):
+    found, rewards, groups = episodes()
+    made = learner(observations=how, likelihood_weight=0.25)
+    seen = seen_by(made)
+    made.learn(1, found, rewards, groups, np.ones(6, bool))
+    batch = seen[0][0]
+    unsampled = np.isnan(batch.old_logprobs) & (batch.weights > 0)
+    observed = sorted(t for e in found for s in e if s.kind is Kind.OBSERVATION for t in s.tokens)
+    assert tokens_of(batch, unsampled) == ([] if how == 'masked' else observed)
+    if how == 'likelihood':
+        assert (batch.advantages[unsampled] == 0.25).all()
+    if how == 'policy':
+        assert len(set(batch.advantages[unsampled].tolist())) > 2
+
+
+def test_gaps_are_between_the_trainer_before_its_first_update_and_the_engine():
+    found, rewards, groups = episodes(observations=True)
+    scoring = learner(kl=0.5)  # its reference is the policy before any update
+    with jax.set_mesh(MESH):
+        before = scoring._reference_logprobs([flatten(e) for e in found])
+    for fields, counted in (({}, 6), ({'minibatch': 4}, 4), ({'observations': 'policy', 'epochs': 2}, 6)):
+        gaps = learner(**fields).learn(1, found, rewards, groups, np.arange(6) != 2).gaps
+        assert gaps[2] is None and [g is not None for g in gaps].count(True) == min(counted, 5)
+        for i in (0, 1, 3):
+            engine = np.concatenate([s.logprobs for s in found[i] if s.kind is Kind.ACTION])
+            np.testing.assert_allclose(gaps[i], before[i] - engine, atol=1e-4)
+
+
+def test_k1_is_taken_off_the_reward():
+    found, rewards, groups = episodes(observations=False)
+    made = learner(kl=0.5, kl_estimator='k1', algorithm='reinforce')
+    with jax.set_mesh(MESH):
+        reference = made._reference_logprobs([flatten(e) for e in found])
+    measured, means, _ = made.learn(1, found, rewards, groups, np.ones(6, bool))
+    sampled = np.concatenate([s.logprobs for e in found for s in e if s.kind is Kind.ACTION])
+    assert measured['kl'] == pytest.approx(np.mean(sampled - np.concatenate(reference)), rel=1e-4)
+    for i, episode in enumerate(found):
+        old = np.concatenate([s.logprobs for s in episode if s.kind is Kind.ACTION])
+        assert means[i] == pytest.approx(rewards[i] - 0.5 * (old - reference[i]).sum(), rel=1e-4, abs=1e-4)
+
+
+def test_minibatches_and_epochs_are_updates_of_one_step():
+    found, rewards, groups = episodes()
+    made = learner(minibatch=4, epochs=2)
+    seen = seen_by(made)
+    made.learn(5, found, rewards, groups, np.ones(6, bool))
+    assert int(made.state['policy'].step) == 5  # the learning rate follows the steps of the run
+    sizes = [len(tokens_of(b, b.weights > 0)) for (b,) in seen]
+    assert sizes == [len(actions(found[:4])), len(actions(found[4:]))] * 2
+    assert len({b.tokens.shape for (b,) in seen}) == 1
+
+
+@pytest.mark.parametrize('trunk', ['own', 'shared'])
+@pytest.mark.parametrize('lora_rank', [0, 2])
+def test_ppo_uses_gae_on_actions_alone_and_the_critic_learns(trunk, lora_rank):
+    found, rewards, groups = episodes()
+    cfg = CriticConfig(trunk=trunk, lora_rank=lora_rank, learning_rate=0.02, trace=0.9, discount=0.95, clip=0.0)
+    made = learner(cfg, lora_rank=lora_rank, algorithm='ppo')
+    seen, values_seen = seen_by(made), seen_by(made, '_critic_update')
+    losses_seen = [made.learn(1, found, rewards, groups, np.ones(6, bool)).metrics['value_loss'] for _ in range(6)]
+    assert losses_seen[-1] < 0.9 * losses_seen[0]
+    batch = seen[0][0]
+    expected = adv.whiten(
+        [
+            adv.gae(np.r_[np.zeros(n - 1), r], np.zeros(n), discount=0.95, trace=0.9)[0]
+            for n, r in zip((len(actions([e])) for e in found), rewards, strict=True)
+        ]
+    )  # the head starts at zero, so the first values are
+    got = sorted(batch.advantages[batch.weights > 0].tolist())
+    np.testing.assert_allclose(got, sorted(np.concatenate(expected).tolist()), rtol=1e-4, atol=1e-5)
+    critic_batch, returns, old = values_seen[0]
+    assert tokens_of(critic_batch, critic_batch.weights > 0) == actions(found)
+    assert (old == 0).all() and (returns[critic_batch.weights == 0] == 0).all()
+
+
+def test_observations_do_not_change_ppo_unless_asked_to():
+    with_documents, rewards, groups = episodes(observations=True)
+    critic_cfg = CriticConfig(trace=0.9, discount=0.9)
+    first = learner(critic_cfg, algorithm='ppo').learn(1, with_documents, rewards, groups, np.ones(6, bool)).advantages
+    without = [[s for s in e if s.kind is not Kind.OBSERVATION] for e in with_documents]
+    second = learner(critic_cfg, algorithm='ppo').learn(1, without, rewards, groups, np.ones(6, bool)).advantages
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+    published = dataclasses.replace(critic_cfg, over_observations=True)
+    third = learner(published, algorithm='ppo').learn(1, with_documents, rewards, groups, np.ones(6, bool)).advantages
+    assert np.abs(third - first).max() > 1e-3
+
+
+@pytest.mark.parametrize('lora_rank', [0, 2])
+def test_the_critic_begins_as_a_copy_of_the_policy_with_its_adapter(lora_rank):
+    model = pretrained.Model(TINY, None, tiny_params(MESH))
+    split = make_trainable(model, PolicyConfig(lora_rank=2), MESH, 0)
+    split.params['layers']['q_lora_b'] += 0.1
+    policy = jax.tree.map(np.asarray, lora.merge(lora.combine(split.frozen, split.params)))
+    made = learner(CriticConfig(lora_rank=lora_rank), split=split, algorithm='ppo')
+    trunk = lora.merge(lora.combine(made._trunk(), made.state['critic'].params))
+    for name, kernel in policy['layers'].items():
+        np.testing.assert_allclose(trunk['layers'][name], kernel, rtol=1e-6, err_msg=name)
+
+
+def test_the_critic_can_learn_alone_first():
+    found, rewards, groups = episodes()
+    made = learner(CriticConfig(alone_steps=2), algorithm='ppo')
+    steps = []
+    for number in (1, 2, 3):
+        made.learn(number, found, rewards, groups, np.ones(6, bool))
+        steps.append(int(made.state['policy'].step))
+    assert steps == [0, 0, 3]
+
+
+@pytest.mark.parametrize('name', algorithms.ALGORITHMS)
+def test_equal_rewards_leave_relative_algorithms_where_they_are(name):
+    if name in ('reinforce', 'ppo'):
+        return
+    found, _, groups = episodes()
+    made = learner(algorithm=name)
+    before = jax.tree.map(np.asarray, made.state['policy'].params)
+    made.learn(1, found, np.full(6, 0.7), groups, np.ones(6, bool))
+    after = jax.tree.map(np.asarray, made.state['policy'].params)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(ValueError, match='drop_zero_variance'):
+        RLConfig(algorithm='ppo', drop_zero_variance=True)
+    with pytest.raises(ValueError, match='observations'):
+        RLConfig(algorithm='ppo', observations='policy')
+    with pytest.raises(ValueError, match='k1'):
+        RLConfig(algorithm='grpo', kl=0.01, kl_estimator='k1')
+    with pytest.raises(ValueError, match=r"algorithm = 'best' is none of 'reinforce', .*'ppo', and cannot be imported"):
+        RLConfig(algorithm='best')
+    with pytest.raises(ValueError, match=r"algorithm = 'math\.pi' is a float"):
+        RLConfig(algorithm='math.pi')
+    with pytest.raises(ValueError, match='epochs must be positive'):
+        RLConfig(epochs=0)

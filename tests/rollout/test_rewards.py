@@ -1,0 +1,227 @@
+"""Rewards of trajectories, alarms, and the published system's mistakes, each switch in both positions."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scripted import BYTES, CFG, OSLO, PARIS, ROME, FakeEngine, FakeSearch, play
+
+from configs import common, paper_v2, qwen2_5_3b, toy
+from zerosearch_jax.rl import state
+from zerosearch_jax.rollout.rewards import RewardConfig, Scorer, actions, found_answer, overlong_penalty, well_formed
+from zerosearch_jax.rollout.rollout import rollout
+from zerosearch_jax.run import alarms
+from zerosearch_jax.run.alarms import AlarmConfig
+from zerosearch_jax.search.search import Result
+from zerosearch_jax.simulator.simulator import CompactedQuestions
+from zerosearch_jax.train import config
+from zerosearch_jax.train.config import EvaluationConfig
+from zerosearch_jax.train.trainer import Trainer, load_questions
+
+EXPERIMENT = config.parse(toy.get_config())
+SEARCH, ANSWER = '<think>a</think>\n<search>b</search>', '<think>c</think> <answer>Italy</answer>'
+
+
+def score(texts, search=None, budget=10_000, **cfg):
+    trajectory = play([*texts, ''], search)[0]
+    return Scorer(RewardConfig(**cfg), BYTES, budget)(trajectory)
+
+
+def test_the_answer_is_scored_by_the_chosen_measure():
+    text = '<answer>the Italy land</answer>'
+    assert score([text]) == pytest.approx(2 / 3)
+    assert (score([text], answer='em'), score([text], answer='cover_em')) == (0, 1)
+
+
+def shortness(trajectory, golds):
+    return len(golds) / trajectory.response_tokens
+
+
+def test_a_reward_of_ones_own_is_named_by_its_dotted_name():
+    assert score([ANSWER], answer='test_scoring.shortness') == pytest.approx(1 / (len(ANSWER) + 1))
+    for name in ('f2', 'nowhere.f', 'test_scoring.nothing', 'math.pi', ''):
+        with pytest.raises(ValueError, match='answer = '):
+            RewardConfig(answer=name)
+
+
+@pytest.mark.parametrize(
+    ('texts', 'expected'),
+    [
+        ([ANSWER], True),
+        ([SEARCH, ANSWER], True),
+        ([SEARCH, SEARCH, ANSWER], True),
+        (['<answer>Italy</answer>'], False),
+        (['<think>a</think><search>b</search>'], False),
+        ([SEARCH, 'well ' + ANSWER], False),
+        (['<search>b</search>', ANSWER], False),
+        (['<think>a<think>b</think></think><answer>x</answer>'], False),
+        (['<think>a</think> <answer></answer>'], False),
+        (['<think>a</think> <answer> \n</answer>'], False),
+        (['<think>a</think><search> </search>', ANSWER], False),
+        (['<think>a</think> <answer> < 5</answer>'], True),
+        ([], False),
+    ],
+)
+def test_the_grammar_of_actions(texts, expected):
+    assert well_formed(texts) is expected
+
+
+def test_form_and_retrieval_are_added():
+    good, bad = score([SEARCH, ANSWER], format=0.2), score(['<search>b</search>', ANSWER], format=0.2)
+    assert (good, bad) == (pytest.approx(1.2), 1)
+    finds = FakeSearch(lambda query: Result(query, ('In Italy.',)))
+    assert score([SEARCH, ANSWER], finds, retrieval=0.1) == pytest.approx(1.1)
+    assert score([SEARCH, ANSWER], retrieval=0.1) == 1
+    documents_only = FakeSearch(lambda query: Result(query, (f'{ANSWER} {SEARCH}',)))
+    assert score([SEARCH, '<think>c</think> <answer>x</answer>'], documents_only, format=0.2) == pytest.approx(0.2)
+
+
+def test_an_answer_is_found_within_a_document_and_not_across_two():
+    question = dataclasses.replace(ROME, golden_answers=('New York',))
+    found = SimpleNamespace(question=question, searches=[Result(None, ('born in New', 'York is old'))])
+    assert not found_answer(found)
+    found.searches.append(Result(None, ('moved', 'to New York.')))
+    assert found_answer(found)
+
+
+def test_an_answer_that_used_up_the_budget_is_looked_at():
+    trajectory = play([ANSWER, ''])[0]
+    trajectory.segments.pop()  # the token after the answer
+    assert actions(trajectory, BYTES) == [ANSWER]
+
+
+@pytest.mark.parametrize(('length', 'expected'), [(0, 0), (80, 0), (81, -0.05), (90, -0.5), (100, -1), (130, -1)])
+def test_the_end_of_the_budget_costs(length, expected):
+    assert overlong_penalty(length, 100, 20) == pytest.approx(expected)
+    assert overlong_penalty(length, 100, 0) == 0
+
+
+# ---------------------------------------------------------------- alarms
+
+
+def healthy(**changed):
+    row = dict.fromkeys(alarms.WATCHED, 0.5) | {'rollout/response_tokens': 100.0, 'loss/kl': 0.01}
+    return row | changed
+
+
+@pytest.mark.parametrize(
+    ('name', 'row'),
+    [
+        ('entropy', {'loss/entropy': 0.04}),
+        ('kl', {'loss/kl': 0.6}),
+        ('length_low', {'rollout/response_tokens': 29.0}),
+        ('length_high', {'rollout/response_tokens': 301.0}),
+        ('answered', {'rollout/answered': 0.1}),
+        ('searches', {'rollout/searches': 0.0}),
+        ('failed', {'rollout/failed': 0.6}),
+        ('zero_variance', {'rollout/zero_variance_groups': 1.0}),
+        ('grad_norm', {'loss/grad_norm': 101.0}),
+        ('logprob_gap', {'loss/logprob_gap_max': 2.1}),
+    ],
+)
+def test_an_alarm_rings_after_a_window_of_bad_steps_and_not_before(name, row):
+    cfg = AlarmConfig(window=3)
+    rows = [healthy()] * 4 + [healthy(**row)] * 2
+    assert alarms.ringing(rows, cfg) == []
+    assert alarms.ringing([*rows, healthy(**row)], cfg) == [name]
+    assert alarms.ringing([*rows, healthy(), healthy(**row)], cfg) == []
+    assert alarms.ringing([*rows, healthy(**row)], dataclasses.replace(cfg, **{name: 0.0})) == []
+    assert name in alarms.ADVICE
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_a_number_that_is_none_rings_at_once(value):
+    assert alarms.ringing([healthy(**{'loss/loss': value})], AlarmConfig()) == ['not_finite']
+
+
+def test_what_was_learned_before_the_first_suspicious_step_is_worth_keeping():
+    cfg, bad = AlarmConfig(window=3), healthy(**{'loss/kl': 0.6})
+    worse = healthy(**{'loss/kl': 0.6, 'loss/entropy': 0.0})
+    histories = [[bad], [healthy()], [healthy(), bad], [bad, bad], [bad, worse]]
+    assert [alarms.suspicion_begins(rows, cfg) for rows in histories] == [True, False, True, False, True]
+
+
+def test_every_alarm_has_a_threshold_and_reads_what_is_kept():
+    thresholds = {f.name for f in dataclasses.fields(AlarmConfig)} - {'window', 'stop'}
+    assert thresholds == alarms.ALARMS.keys()
+    assert alarms.ringing([], AlarmConfig()) == []
+    with pytest.raises(ValueError, match='window'):
+        AlarmConfig(window=0)
+
+
+# ---------------------------------------------------------------- the published system's mistakes
+
+
+def test_d1_a_query_carries_the_question_of_the_trajectory_with_its_number_among_the_searching():
+    """Six trajectories of three questions; in the first turn all but the first two search, in the second only one."""
+    questions, seen = (ROME, PARIS, OSLO), {}
+
+    def script(handle, number, engine):
+        place = [q.id for q in questions].index(handle[0]) * 2 + handle[1]
+        searches = place > 1 if number == 0 else place == 5 and number == 1
+        text = f'<search>{place}.{number}</search>' if searches else '<answer>x</answer>'
+        return [*BYTES.encode(text), BYTES.eos_ids[0]]
+
+    for compacted in (False, True):
+        engine, search = FakeEngine(script), FakeSearch()
+        source = CompactedQuestions(search, engine, questions, 2) if compacted else search
+        found = rollout(questions, 2, engine, source, BYTES, CFG, identity=(0, 1))
+        seen[compacted] = {query.text: query.question.id for query in search.queries}
+        for trajectory in found:  # results come back to whom they belong
+            assert all(s.query.question == trajectory.question for s in trajectory.searches)
+            assert all(s.query.sample == trajectory.sample for s in trajectory.searches)
+            assert all(s.documents == (f'about {s.query.text}',) for s in trajectory.searches)
+    assert seen[False] == {'2.0': 'paris', '3.0': 'paris', '4.0': 'oslo', '5.0': 'oslo', '5.1': 'oslo'}
+    assert seen[True] == {'2.0': 'rome', '3.0': 'rome', '4.0': 'paris', '5.0': 'paris', '5.1': 'rome'}
+
+
+def test_d4_no_answer_is_scored_as_the_example_of_the_prompt():
+    question = dataclasses.replace(ROME, golden_answers=('Beijing',))
+    trajectory = play(['nothing'] * 4, questions=(question,))[0]
+    assert trajectory.answer is None
+    assert Scorer(RewardConfig(), BYTES, 100)(trajectory) == 0
+    assert Scorer(RewardConfig(missing='published'), BYTES, 100)(trajectory) == 1
+    assert score([ANSWER], missing='published') == 1  # an answer that was given counts as ever
+
+
+def test_d5_an_evaluation_samples_at_its_own_temperature():
+    for temperature in (0.0, 1.0):
+        cfg = dataclasses.replace(EXPERIMENT, evaluation=EvaluationConfig(temperature=temperature))
+        loaded, engine = [], FakeEngine(None)
+        engine.load = lambda params, temperature, loaded=loaded: loaded.append(temperature)
+        engine.unload = lambda loaded=loaded: loaded.append(None)
+        trainer = SimpleNamespace(
+            cfg=cfg,
+            policy_engine=engine,
+            learner=SimpleNamespace(policy_params={}),
+            engine=SimpleNamespace(search=None),
+            test_questions=[],
+            model=SimpleNamespace(tokenizer=BYTES),
+        )
+        assert Trainer.evaluate(trainer) == [] and loaded == [temperature, None]
+
+
+def test_d6_the_last_incomplete_batch_is_not_evaluated():
+    asked = []
+    for size in (1, 4):
+        evaluation = EvaluationConfig(questions=10, whole_batches_of=size)
+        asked.append(load_questions(dataclasses.replace(EXPERIMENT, evaluation=evaluation))[1])
+    assert [len(questions) for questions in asked] == [10, 8] and asked[1] == asked[0][:8]
+
+
+def test_d13_the_first_update_has_rate_zero():
+    fixed = state.OptimizerConfig(learning_rate=1.0, warmup_steps=4)
+    published = dataclasses.replace(fixed, warmup_from_zero=True)
+    assert [float(state.schedule(fixed, 10)(i)) for i in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert [float(state.schedule(published, 10)(i)) for i in range(6)] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_the_paper_form_differs_from_the_fixed_form_in_every_documented_switch():
+    fixed, paper = config.parse(qwen2_5_3b.get_config()), config.parse(qwen2_5_3b.get_config('paper'))
+    for section, values in common.PAPER.items():
+        for name, value in values.items():
+            assert getattr(getattr(paper, section), name) == value != getattr(getattr(fixed, section), name)
+    assert config.parse(paper_v2.get_config()).rollout.max_turns == 2
+    assert np.isclose(paper.rl.kl, -fixed.rl.kl)

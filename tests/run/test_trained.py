@@ -1,0 +1,65 @@
+"""What a run left is found by its directory, its files and its name, and says which model it belongs to."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from helpers import TINY
+
+from zerosearch_jax import pretrained, sharding
+from zerosearch_jax.policy import PolicyConfig, export_weights, make_trainable
+from zerosearch_jax.run import trained
+from zerosearch_jax.weights import peft
+
+MESH = sharding.make_mesh()
+RUN = json.dumps({'policy': {'model': 'tiny'}, 'rollout': {'prompt': 'reason'}})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's directory with an adapter."""
+    model = pretrained.load_model('tiny', MESH)
+    made = make_trainable(model, PolicyConfig(lora_rank=2), MESH, 0).params
+    (tmp_path / 'config.json').write_text(RUN)
+    export_weights(made, model, True, tmp_path, RUN)
+    return tmp_path
+
+
+def test_an_adapter_by_directory_and_by_file(run):
+    for reference in (run, run / 'adapter.safetensors'):
+        found = trained.find(str(reference))
+        assert (found.reference, found.whole, found.base) == (str(run / 'adapter.safetensors'), False, 'tiny')
+        assert found.run == json.loads(RUN)
+    policy = found.policy(PolicyConfig('tiny', dtype='bfloat16'))
+    assert policy == PolicyConfig('tiny', str(run / 'adapter.safetensors'), dtype='bfloat16')
+
+
+def test_a_model_by_the_directory_of_its_run_and_its_own(run):
+    model = pretrained.load_model('tiny', MESH)
+    (run / 'adapter.safetensors').unlink()
+    export_weights(model.params, model, False, run, RUN)
+    for reference in (run, run / 'model'):
+        found = trained.find(str(reference))
+        assert (found.reference, found.whole, found.base) == (str(run / 'model'), True, 'tiny')
+    assert found.policy(PolicyConfig('other', 'adapter')) == PolicyConfig(str(run / 'model'))
+    shutil.move(run / 'model', run / 'elsewhere')  # next to a configuration that need not be its run's
+    assert trained.find(str(run / 'elsewhere')).run == {}
+
+
+def test_a_shipped_adapter_and_a_peft_directory(run):
+    assert trained.find('smollm2_policy').base == 'smollm2-135m-instruct'
+    adapter = jax.tree.map(np.asarray, pretrained.load_adapter(str(run / 'adapter.safetensors'), TINY, MESH))
+    peft.save(run / 'peft', adapter, 'owner/name')
+    found = trained.find(str(run / 'peft'))
+    assert (found.whole, found.base, found.run) == (False, 'owner/name', {})
+
+
+def test_what_is_not_there_is_told(run):
+    (run / 'adapter.safetensors').unlink()
+    (run / 'checkpoints').mkdir()
+    with pytest.raises(FileNotFoundError, match='run its command again'):
+        trained.find(str(run))
+    with pytest.raises(FileNotFoundError, match='shipped adapters: miniature_policy'):
+        trained.find('nothing')

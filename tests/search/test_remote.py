@@ -1,0 +1,329 @@
+"""Search over HTTP: the documented bytes, our server with our client, and engines that fail in every way."""
+
+import concurrent.futures
+import json
+import threading
+import time
+
+import pytest
+import requests
+from servers import Handler
+
+from zerosearch_jax.data.rows import Passage, Question
+from zerosearch_jax.search import remote
+from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.remote import EngineConfig, RemoteSearch, SpendingCapReached, open_engine
+from zerosearch_jax.search.search import Document, Query, SearchFailed, engine_search
+from zerosearch_jax.tools.serve_search import ServeConfig, Server
+
+PASSAGES = [Passage(f'p{i}', f'Title {i}', f'text of word{i} and common words') for i in range(30)]
+
+
+@pytest.fixture(scope='module')
+def server():
+    made = Server(ServeConfig(port=0, documents=2), BM25(PASSAGES).search)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+
+
+def post(server, body, path='/retrieve'):
+    url = server.url.replace('/retrieve', path)
+    return requests.post(url, **({'json': body} if not isinstance(body, bytes) else {'data': body}), timeout=10)
+
+
+# ---------------------------------------------------------------- server
+
+
+def test_a_stock_request_is_answered_in_the_documented_form(server):
+    reply = post(server, {'queries': ['word3', 'word7 common'], 'topk': 1, 'return_scores': True})
+    assert reply.status_code == 200
+    (first,), (second,) = reply.json()['result']
+    assert first['document'] == {'id': 'p3', 'contents': '"Title 3"\ntext of word3 and common words'}
+    assert first['score'] > 0 and second['document']['id'] == 'p7'
+    plain = post(server, {'queries': ['word3'], 'topk': 1}).json()['result']
+    assert plain == [[first['document']]]
+    assert len(post(server, {'queries': ['common'], 'topk': None}).json()['result'][0]) == 2
+    assert post(server, {'queries': ['absent']}).json() == {'result': [[]]}
+
+
+@pytest.mark.parametrize(
+    ('body', 'status', 'detail'),
+    [
+        (b'{"queries": ["a"', 422, 'not JSON'),
+        (b'[' * 100_000, 422, 'not JSON'),
+        ([], 422, '"queries" must be'),
+        ({'queries': 'a'}, 422, '"queries" must be'),
+        ({'queries': [1]}, 422, '"queries" must be'),
+        ({'queries': ['a'], 'topk': 0}, 422, '"topk" must be'),
+        ({'queries': ['a'], 'topk': True}, 422, '"topk" must be'),
+    ],
+)
+def test_a_bad_request_is_told_what_is_wrong(server, body, status, detail):
+    reply = post(server, body)
+    assert reply.status_code == status
+    assert detail in reply.json()['detail']
+    assert post(server, {'queries': ['word1']}).status_code == 200  # it goes on
+
+
+def test_other_paths_and_endless_requests_are_refused(server):
+    assert post(server, {}, '/search').status_code == 404
+    reply = requests.post(server.url, data=b'', headers={'Content-Length': str(10**12)}, timeout=10)
+    assert reply.status_code == 422
+
+
+def test_two_hundred_requests_at_once_are_all_answered(server):
+    engine = BM25(PASSAGES)
+
+    def one(i):
+        return post(server, {'queries': [f'word{i % 30}'], 'topk': 2, 'return_scores': True}).json()['result']
+
+    with concurrent.futures.ThreadPoolExecutor(200) as pool:
+        replies = list(pool.map(one, range(200)))
+    for i, ((*found,),) in enumerate(replies):
+        expected = engine.search([f'word{i % 30}'], 2)[0]
+        assert [item['document']['id'] for item in found] == [d.id for d in expected]
+
+
+def test_an_index_on_disk_is_read_by_many_threads_and_belongs_to_its_corpus(tmp_path):
+    memory, mapped = BM25(PASSAGES), BM25.open(PASSAGES, str(tmp_path / 'index'))
+    assert list(BM25.open(PASSAGES, str(tmp_path / 'index')).search(['word1'], 1)[0]) == memory.search(['word1'], 1)[0]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda i: mapped.search([f'word{i % 30} common'], 5)[0], range(300)))
+    assert found == [memory.search([f'word{i % 30} common'], 5)[0] for i in range(300)]
+    with pytest.raises(ValueError, match='another corpus'):
+        BM25.open(PASSAGES[1:], str(tmp_path / 'index'))
+
+
+def test_our_client_reads_our_server(server):
+    client = open_engine(EngineConfig('search_r1', url=server.url), log=Log())
+    queries = [f'word{i}' for i in range(30)] + ['absent']
+    assert client.search(queries, 2) == BM25(PASSAGES).search(queries, 2)
+
+
+# ---------------------------------------------------------------- client
+
+
+def test_a_title_keeps_the_quotation_marks_of_its_own():
+    found = remote._search_r1_document({'contents': '""Heroes" (song)"\nby David Bowie'})
+    assert (found.title, found.text) == ('"Heroes" (song)', 'by David Bowie')
+
+
+def reading(answers, log=None, kind='search_r1', queries=('q',), **cfg):
+    """Results of a client whose server gives these replies in turn, and the requests it saw."""
+    replies = iter(answers)
+    server = Server(lambda _: next(replies))
+    limits = {'timeout_s': 0.5, 'retries': 0, 'pause_s': 0.01, 'concurrency': 1} | cfg
+    found = open_engine(EngineConfig(kind, url=server.url, **limits), log=log or Log()).search(list(queries), 2)
+    return found, server.requests
+
+
+@pytest.fixture(autouse=True)
+def bodies_of_any_protocol(monkeypatch):
+    """The scripted server of test_outside looks for chat messages; here it hands over the whole body."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        self.server.requests.append(json.loads(body))
+        reply = self.server.behave(body)
+        if reply is None:
+            time.sleep(2)
+            return
+        status, text = (reply, '{}') if isinstance(reply, int) else (200, reply)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    monkeypatch.setattr(Handler, 'do_POST', do_POST)
+
+
+SCORED = '{"result": [[{"document": {"id": "7", "contents": "\\"A B\\"\\nThe text.\\nMore."}, "score": 1.5}]]}'
+PLAIN = '{"result": [[{"id": 7, "contents": "\\"A B\\"\\nThe text.\\nMore."}]]}'
+
+
+def test_recorded_replies_of_a_stock_retriever_are_read():
+    (scored,), requests_seen = reading([SCORED])
+    assert scored == [Document('A B', 'The text.\nMore.', '7')] and scored[0].score == 1.5
+    assert requests_seen == [{'queries': ['q'], 'topk': 2, 'return_scores': True}]
+    (plain,), _ = reading([PLAIN])
+    assert plain == [Document('A B', 'The text.\nMore.', '7')]
+    (wiki,), requests_seen = reading(
+        ['[{"text": " one "}, {"text": "two"}, {"text": "three"}]'], kind='zerosearch_wiki'
+    )
+    assert wiki == [Document('', 'one'), Document('', 'two')]
+    assert requests_seen == [{'query': 'q', 'top_k': 2}]
+
+
+@pytest.mark.parametrize(
+    ('reply', 'kind'),
+    [
+        (None, 'timeout'),
+        (429, 'rate_limit'),
+        (500, 'status_500'),
+        (404, 'status_404'),
+        ('{"result": [[', 'invalid'),
+        ('{"result": []}', 'invalid'),
+        ('{"result": [[{"document": {}, "score": 1}]]}', 'invalid'),
+        ('{"result": [[{"document": {"text": "x"}, "score": "high"}]]}', 'invalid'),
+        ('[]', 'invalid'),
+        ('null', 'invalid'),
+    ],
+)
+def test_every_failure_has_its_name(reply, kind):
+    assert reading([reply])[0] == [SearchFailed(kind)]
+
+
+def test_what_may_pass_is_tried_again_and_what_will_not_is_not():
+    (found,), seen = reading([500, 429, SCORED], retries=2)
+    assert found[0].id == '7' and len(seen) == 3
+    (found,), seen = reading([404, SCORED], retries=2)
+    assert found == SearchFailed('status_404') and len(seen) == 1
+
+
+def recording(broken=()):
+    """A fetch of one document a query, but of those in `broken`; what it was asked for; and `broken`."""
+    asked, broken = [], set(broken)
+
+    def fetch(queries, k):
+        asked.extend(queries)
+        if queries[0] in broken:
+            raise remote.Failed('status_500')
+        return [[Document('', queries[0])]]
+
+    return fetch, asked, broken
+
+
+def test_a_query_is_asked_once_and_a_failure_again(tmp_path):
+    path, (fetch, asked, broken) = tmp_path / 'searches.log', recording({'b'})
+    assert engine(fetch, Log(path)).search(['a', 'b'], 2) == [[Document('', 'a')], SearchFailed('status_500')]
+    broken.clear()
+    for _ in range(2):
+        assert engine(fetch, Log(path)).search(['a', 'b'], 2) == [[Document('', 'a')], [Document('', 'b')]]
+    assert sorted(asked) == ['a', 'b', 'b']
+
+
+def engine(fetch, log=None, **cfg):
+    return RemoteSearch(fetch, 1, 'e', EngineConfig(**{'retries': 0, 'pause_s': 0.0} | cfg), log or Log())
+
+
+def test_spending_stops_before_the_cap_and_keeps_what_was_paid(tmp_path):
+    fetch, asked, _ = recording()
+    limits = {'query_price': 0.01, 'spending_cap': 0.025, 'concurrency': 1}
+    paid = engine(fetch, Log(tmp_path / 'log'), **limits)
+    with pytest.raises(SpendingCapReached, match=r'\$0.02 were spent .* cap of \$0.03'):
+        paid.search(list('abcd'), 1)
+    assert len(asked) == 2 and paid.spent == pytest.approx(0.02)
+    resumed = engine(fetch, Log(tmp_path / 'log'), **limits | {'spending_cap': 1.0})
+    assert [d[0].text for d in resumed.search(list('abcd'), 1)] == list('abcd')
+    assert sorted(asked) == list('abcd') and resumed.spent == pytest.approx(0.04)
+
+
+def test_an_engine_that_breaks_loses_no_other_answer(tmp_path):
+    def fetch(queries, k):
+        if queries == ['b']:
+            raise RuntimeError('not foreseen')
+        asked.append(queries[0])
+        return [[Document('', queries[0])]]
+
+    asked, path = [], tmp_path / 'log'
+    with pytest.raises(RuntimeError, match='not foreseen'):
+        engine(fetch, Log(path), concurrency=1).search(list('abcd'), 1)
+    assert engine(fetch, Log(path)).search(list('acd'), 1) == [[Document('', c)] for c in 'acd']
+    assert asked == list('acd')
+
+
+def test_a_cap_needs_a_price():
+    with pytest.raises(ValueError, match='query_price'):
+        EngineConfig('serpapi', spending_cap=5.0)
+
+
+def test_within_a_moment_of_a_run_a_failure_stays_one_and_a_success_is_never_asked_again(tmp_path):
+    path, (fetch, asked, broken) = tmp_path / 'searches.log', recording({'b'})
+    first = engine(fetch, Log(path)).search(['a', 'b', 'b'], 2, 'step 1')
+    assert first == [[Document('', 'a')], SearchFailed('status_500'), SearchFailed('status_500')]
+    broken.clear()
+    resumed = engine(fetch, Log(path))
+    assert resumed.search(['a', 'b', 'b'], 2, 'step 1') == first  # the run sees what it saw before
+    assert asked == ['a', 'b'] or asked == ['b', 'a']
+    assert resumed.search(['b'], 2, 'step 2') == [[Document('', 'b')]]
+    assert resumed.search(['b'], 2, 'step 3') == [[Document('', 'b')]]
+    assert len(asked) == 3
+
+
+def test_no_more_requests_at_once_and_a_second_than_allowed():
+    running, most, starts = [], [], []
+
+    def fetch(queries, k):
+        running.append(1)
+        starts.append(time.monotonic())
+        most.append(len(running))
+        time.sleep(0.02)
+        running.pop()
+        return [[]]
+
+    engine(fetch, concurrency=3).search([str(i) for i in range(12)], 1)
+    assert 1 < max(most) <= 3
+    starts.clear()
+    engine(fetch, concurrency=8, per_second=50).search([str(i) for i in range(6)], 1)
+    assert starts[-1] - starts[0] >= 5 / 50 - 0.005
+
+
+def test_a_failed_search_of_a_real_engine_is_a_typed_result():
+    source = engine_search(lambda queries, k: [[Document('T', 'x')], SearchFailed('timeout')], 2)
+    question = Question('q', 'x', ('y',))
+    for i in range(2):
+        source.submit(Query(i, question, 0, 0, 'z'))
+    good, bad = source.step()
+    assert (good.documents, good.failure) == (('T. x',), '')
+    assert (bad.documents, bad.failure) == ((), 'timeout')
+
+
+# ---------------------------------------------------------------- SerpAPI
+
+
+def test_serpapi_goes_through_its_client_and_never_shows_the_key(monkeypatch, capsys):
+    serpapi = pytest.importorskip('serpapi')
+    monkeypatch.delenv(remote.SERPAPI_KEY, raising=False)
+    with pytest.raises(ValueError, match=remote.SERPAPI_KEY):
+        open_engine(EngineConfig('serpapi'))
+    monkeypatch.setenv(remote.SERPAPI_KEY, 'a-secret')
+    seen, replies = [], []
+
+    def get(self, method, url, params, **_):
+        seen.append(params)
+        reply = replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        response = requests.Response()
+        response.status_code, response._content = reply
+        response.url = f'{url}?api_key={params["api_key"]}'
+        response.headers['Content-Type'] = 'application/json'
+        return response
+
+    monkeypatch.setattr(requests.Session, 'request', get)
+    results = [{'title': 'A', 'snippet': 'b', 'link': 'c'}, {'title': 'no snippet'}, {'snippet': 'd'}]
+    replies[:] = [(200, json.dumps({'organic_results': results}).encode())]
+    client = open_engine(EngineConfig('serpapi', retries=0))
+    assert client.search(['hamlet'], 5) == [[Document('A', 'b', 'c'), Document('', 'd', '')]]
+    assert {'engine': 'google', 'q': 'hamlet', 'num': 5}.items() <= seen[0].items()
+    for reply, kind in (
+        ((429, b'{}'), 'rate_limit'),
+        ((500, b'{}'), 'status_500'),
+        ((401, b'{"error": "a-secret"}'), 'status_401'),
+        (requests.ConnectionError('https://x?api_key=a-secret'), 'connection'),
+        (requests.Timeout('a-secret'), 'timeout'),
+        (requests.exceptions.ChunkedEncodingError('a-secret'), 'connection'),
+        ((200, b'{"organic'), 'invalid'),
+    ):
+        replies[:] = [reply]
+        assert client.search([str(reply)], 5) == [SearchFailed(kind)]
+    assert 'a-secret' not in ''.join(capsys.readouterr())
+    assert serpapi
+
+
+def test_an_engine_that_there_is_not_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"kind = 'bm52' is none of 'bm25', 'search_r1', .* and cannot be imported"):
+        EngineConfig('bm52')
+    with pytest.raises(ValueError, match=r"kind = 'math\.pi' is not a function"):
+        EngineConfig('math.pi')

@@ -1,0 +1,309 @@
+"""Variants of the simulator: wording, noise by document, memory, oracle, and weights of eight bits."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import TINY, drain, requests, tiny_engine, tiny_params
+
+from zerosearch_jax import pretrained, sharding
+from zerosearch_jax.data.rows import Passage, Question
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.programs import serving_layout
+from zerosearch_jax.models import layers, lora, quant
+from zerosearch_jax.policy import PolicyConfig, make_trainable
+from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.search import Document, Query
+from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator.load import Simulator
+from zerosearch_jax.simulator.oracle import Oracle, gold_ids, oracle_search
+from zerosearch_jax.simulator.simulator import SimulatedSearch, SimulatorConfig, draw_labels
+from zerosearch_jax.simulator.writers import EndpointConfig, Written
+
+ROME = Question('rome', 'Where is Rome', ('Italy',))
+
+
+class Scripted:
+    """Answers every message by `script(handle, message)`, a text or Written."""
+
+    def __init__(self, script):
+        self.asked, self._script, self._queue = [], script, []
+
+    def ask(self, handle, message, identity):
+        self.asked.append((handle, message, identity))
+        self._queue.append((handle, message))
+
+    @property
+    def active(self):
+        return len(self._queue)
+
+    def step(self):
+        handle, message = self._queue.pop()  # the last first: arrival order must not matter
+        answer = self._script(handle, message)
+        return [answer if isinstance(answer, Written) else Written(handle, answer)]
+
+
+def run(script, cfg, queries=None, noise=0.5, step=1, memory=None):
+    writer = Scripted(script)
+    search = SimulatedSearch(writer, cfg, seed=0, step=step, noise=noise, memory=memory)
+    for query in queries or [Query('h', ROME, 0, 0, 'city')]:
+        search.submit(query)
+    results = []
+    while search.active:
+        results += search.step()
+    return {r.query.handle: r for r in results}, writer
+
+
+def counted(handle, message):
+    """As many documents as were asked for, named after their quality."""
+    quality = 'noisy' if message.endswith('Noisy documents:') else 'useful'
+    count = next(n for n in range(1, 9) if f'Write {n} {quality} ' in message)
+    return '\n'.join(f'Doc {i}: {quality} {i}' for i in range(1, count + 1))
+
+
+QUERIES = [Query(i, Question(f'q{i}', 'x', ('y',)), 0, 0, 'z') for i in range(200)]
+
+
+def test_noise_by_document_mixes_both_in_the_order_drawn():
+    cfg = SimulatorConfig(noise_per='document', documents=4)
+    results, writer = run(counted, cfg, QUERIES, noise=0.3)
+    assert len({r.labels for r in results.values()}) > 8
+    for result in results.values():
+        assert [d.split()[0] == 'noisy' for d in result.documents] == list(result.labels)
+        for quality in ('useful', 'noisy'):
+            mine = [d for d in result.documents if d.startswith(quality)]
+            assert mine == [f'{quality} {i + 1}' for i in range(len(mine))]
+        assert result.noisy == any(result.labels)
+    assert np.mean([r.labels for r in results.values()]) == pytest.approx(0.3, abs=0.06)
+    assert len(writer.asked) == sum(len(set(r.labels)) for r in results.values())
+    assert len({identity for _, _, identity in writer.asked}) == len(writer.asked)
+
+
+def test_noise_by_search_is_one_label_for_all():
+    for query in QUERIES[:40]:
+        assert len(set(draw_labels(query, SimulatorConfig(documents=4), (0, 1), 0.5))) == 1
+
+
+def test_a_failing_half_fails_the_search_after_its_own_attempts():
+    cfg = SimulatorConfig(noise_per='document', documents=2, attempts=2)
+    query = next(q for q in QUERIES if set(draw_labels(q, cfg, (0, 1), 0.5)) == {False, True})
+    results, writer = run(lambda h, m: 'nothing' if h[1] else 'Doc 1: fine', cfg, [query])
+    (result,) = results.values()
+    assert (result.failure, result.documents, result.attempts) == ('count', (), 2)
+    assert [handle for handle, _, _ in writer.asked] == [(query.handle, n, a) for n, a in ((0, 1), (1, 1), (1, 2))]
+
+
+def test_what_the_outside_fails_is_not_asked_for_again():
+    results, writer = run(lambda handle, message: Written(handle, failure='timeout'), SimulatorConfig(attempts=3))
+    assert results['h'].failure == 'timeout'
+    assert len(writer.asked) == 1
+
+
+def test_a_remembered_search_is_answered_once_per_query_question_quality_and_seed(tmp_path):
+    cfg = SimulatorConfig(remember=str(tmp_path / 'memory.log'))
+    first, writer = run(counted, cfg, memory=Log(cfg.remember), noise=0.0)
+    assert len(writer.asked) == 1
+    again, writer = run(lambda *_: 'changed', cfg, memory=Log(cfg.remember), noise=0.0, step=7)  # read from the file
+    assert again['h'].documents == first['h'].documents
+    assert not writer.asked
+    for change in (
+        {'noise': 1.0},
+        {'queries': [Query('h', ROME, 0, 0, 'town')]},
+        {'queries': [Query('h', dataclasses.replace(ROME, question='Where was Rome'), 0, 0, 'city')]},
+    ):
+        _, writer = run(counted, cfg, memory=Log(cfg.remember), **{'noise': 0.0} | change)
+        assert len(writer.asked) == 1
+    _, writer = run(counted, dataclasses.replace(cfg, words=31), memory=Log(cfg.remember), noise=0.0)
+    assert len(writer.asked) == 1
+    for same in ({'slots': 3}, {'cache_gib': 1.0}, {'attempts': 9}, {'remember': f'{cfg.remember}/../memory.log'}):
+        _, writer = run(counted, dataclasses.replace(cfg, **same), memory=Log(cfg.remember), noise=0.0)
+        assert not writer.asked, same
+
+
+# ---------------------------------------------------------------- wording
+
+
+def message(template, noisy, **options):
+    how = {'question': 'Who?', 'golds': ('Ann', 'A.'), 'blind': False, 'count': 3, 'words': 30, 'style': 'documents'}
+    return prompts.simulator_prompt('the query', template, noisy=noisy, **how | options)
+
+
+@pytest.mark.parametrize('name', prompts.SIMULATOR_TEMPLATES)
+def test_a_request_carries_all_that_it_should(name):
+    template = prompts.simulator_template(name)
+    for noisy in (False, True):
+        text = message(template, noisy)
+        for part in ('Who?', 'Ann', 'the query', '3 ', '30 words'):
+            assert part in text
+        assert 'A.' not in text.replace('Ann', '')
+        assert text.endswith('Noisy documents:' if noisy else 'Useful documents:')
+        assert 'encyclopedia passages' in message(template, noisy, style='encyclopedia passages')
+    assert message(template, False) != message(template, True)
+
+
+def test_a_blind_request_for_noise_tells_neither_question_nor_answer():
+    template = prompts.simulator_template('tuned')
+    assert 'Who?' not in message(template, True, blind=True) and 'Ann' not in message(template, True, blind=True)
+    assert message(template, False, blind=True) == message(template, False)
+
+
+def test_a_template_from_a_file(tmp_path):
+    path = tmp_path / 'mine.json'
+    path.write_text(json.dumps({'useful': 'U {knowledge}{query}', 'noisy': 'N {query} {braces}'}))
+    with pytest.raises(ValueError, match=r'mine.json: .*\{braces\} is unknown.*expected an object'):
+        prompts.simulator_template(str(path))
+    path.write_text(json.dumps({'useful': 'U {knowledge}{query}', 'noisy': 'N', 'knowledge': '{question}={answer} '}))
+    assert message(prompts.simulator_template(str(path)), False) == 'U Who?=Ann the query'
+    path.write_text('{"useful": "x"}')
+    with pytest.raises(ValueError, match='noisy'):
+        prompts.simulator_template(str(path))
+    with pytest.raises(FileNotFoundError, match="'tuned', 'prompted'"):
+        prompts.simulator_template('tuend')
+
+
+# ---------------------------------------------------------------- oracle
+
+PASSAGES = [
+    Passage('rome', 'Rome', 'Rome is the capital of Italy.'),
+    Passage('tiber', 'Tiber', 'The river Tiber flows through Rome.'),
+    Passage('italy', 'Italy', 'Italy is a country whose capital is Rome.'),
+    Passage('oslo', 'Oslo', 'Oslo is in Norway, far from Rome.'),
+    Passage('paris', 'Paris', 'Paris and Rome are capitals.'),
+]
+
+
+def ask_oracle(question, labels):
+    search = oracle_search(Oracle(BM25(PASSAGES).search, PASSAGES), lambda query: labels)
+    search.submit(Query('h', question, 0, 0, 'Rome capital'))
+    (result,) = search.step()
+    return [d.split('.')[0] for d in result.documents], result
+
+
+def test_the_oracle_gives_named_passages_or_none_of_them():
+    named = dataclasses.replace(ROME, metadata={'supporting_ids': ['italy']})
+    useful, result = ask_oracle(named, (False, False))
+    assert useful[0] == 'Italy' and len(useful) == 2 and 'Rome' not in useful  # Rome holds the answer: no filler
+    assert not result.noisy
+    noisy, result = ask_oracle(named, (True, True, True))
+    assert not {'Italy', 'Rome'} & set(noisy) and len(noisy) == 3
+    assert result.noisy
+
+
+def test_names_of_another_corpus_are_no_names():
+    elsewhere = dataclasses.replace(ROME, metadata={'supporting_ids': [7, 'pid-1']})
+    assert ask_oracle(elsewhere, (False, False))[0] == ask_oracle(ROME, (False, False))[0]
+
+
+def test_without_names_an_answer_makes_a_passage_gold():
+    useful, _ = ask_oracle(ROME, (False, False))
+    assert sorted(useful) == ['Italy', 'Rome']
+    mixed, _ = ask_oracle(ROME, (True, False, True))
+    assert mixed[1] in ('Italy', 'Rome')
+    assert not {'Italy', 'Rome'} & {mixed[0], mixed[2]} and len(set(mixed)) == 3
+
+
+def test_a_real_engine_in_the_place_of_the_simulator_knows_no_noise(mesh):
+    cfg = SimulatorConfig(kind='engine', documents=2)
+    made = Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=lambda: BM25(PASSAGES))
+    search = made.search(seed=0, step=1, noise=1.0)
+    search.submit(Query('h', ROME, 0, 0, 'Rome capital'))
+    (result,) = search.step()
+    assert result.documents == tuple(d.as_text for d in BM25(PASSAGES).search(['Rome capital'], 2)[0])
+    assert result.labels == () and not result.noisy
+
+
+def test_the_oracle_gives_what_there_is():
+    noisy, _ = ask_oracle(ROME, (True,) * 5)
+    assert len(noisy) == 3
+
+
+def test_gold_ids_are_those_that_the_question_names_in_order():
+    metadata = {
+        'supporting_ids': ['b', 'a'],
+        'decomposition': [{'passage': 'a'}, {'passage': 'c'}, {'pid': None}, {'pid': 0}],
+    }
+    assert gold_ids(Question('x', 'y', ('z',), metadata=metadata)) == ('b', 'a', 'c', '0')
+    assert gold_ids(ROME) == ()
+
+
+def test_documents_without_a_title_are_their_text():
+    assert Document('', 'x').as_text == 'x'
+    assert Document('T', 'x').as_text == 'T. x'
+
+
+# ---------------------------------------------------------------- frozen weights
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return sharding.make_mesh()
+
+
+@pytest.fixture(scope='module')
+def params(mesh):
+    base = tiny_params(mesh)
+    adapter = jax.tree.map(lambda w: w + 0.02, sharding.init(lora.layout(TINY, 2), jax.random.key(1), mesh))
+    return lora.combine(base, adapter)
+
+
+def test_int8_kernels_are_within_half_a_step_of_the_merged_ones(params):
+    merged, small = lora.merge(params)['layers'], quant.quantize(params)['layers']
+    for name in lora.TARGETS:
+        assert small[name].dtype == jnp.int8 and small[name].shape == merged[name].shape
+        scale = small[f'{name}_scale'][:, None, :]
+        assert np.all(np.abs(small[name] * scale - merged[name]) <= scale / 2 * 1.001)
+        assert np.all(np.max(np.abs(small[name]), axis=1) == 127)  # every channel uses the range
+    assert not any('_lora_' in name for name in small)
+
+
+@pytest.mark.parametrize('weights', ['as_loaded', 'int8'])
+def test_weights_of_a_simulator_alone_are_taken_over(mesh, monkeypatch, weights):
+    models, load = [], pretrained.load_model
+    monkeypatch.setattr(pretrained, 'load_model', lambda *args: models.append(load(*args)) or models[-1])
+    cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2, weights=weights)
+    made = Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None)
+    assert weights == 'int8' or all(w.is_deleted() for w in models[0].params['layers'].values())
+    expected = load('tiny', mesh).params
+    with jax.set_mesh(mesh):
+        expected = serving_layout(quant.quantize(expected) if weights == 'int8' else expected, dtype='float32')
+    jax.tree.map(np.testing.assert_array_equal, made.engine._params, expected)
+
+
+def test_a_layer_computes_with_the_scale_and_the_bias():
+    kernel, x = np.random.default_rng(0).normal(size=(2, 8, 6)), np.random.default_rng(1).normal(size=(3, 8))
+    stack = {name: jnp.asarray(kernel, jnp.float32) for name in lora.TARGETS}
+    small = quant.quantize({'layers': stack})['layers']
+    layer = {'q': small['q'][1], 'q_scale': small['q_scale'][1], 'q_bias': jnp.arange(6.0)}
+    expected = x @ (np.asarray(layer['q'], np.float64) * np.asarray(layer['q_scale'])) + np.arange(6)
+    assert np.allclose(layers.linear(layer, 'q', jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+
+
+def test_an_engine_of_int8_weights_keeps_them_small_and_writes_nearly_the_same(mesh, params):
+    with jax.set_mesh(mesh):
+        served = serving_layout(quant.quantize(params), dtype=jnp.float32)
+    assert served['layers'][0]['down'].dtype == jnp.int8
+    asked = requests((3, 9, 17, 30), 12)
+    exact = drain(tiny_engine(mesh, params, temperature=0.0), asked)
+    small = drain(tiny_engine(mesh, quant.quantize(params), temperature=0.0), asked)
+    differences = [np.abs(np.subtract(exact[h].logprobs[:1], small[h].logprobs[:1])).max() for h in exact]
+    assert 0 < max(differences) < 0.1
+
+
+def test_a_simulator_of_the_policys_model_is_not_loaded_again(mesh, monkeypatch):
+    model = pretrained.load_model('tiny', mesh)
+    loaded = []
+    monkeypatch.setattr(
+        Engine, 'load', lambda self, params, *, owned, **_: loaded.append(params) or owned == 0 or 1 / 0
+    )
+    monkeypatch.setattr('zerosearch_jax.pretrained.load_model', lambda *_: pytest.fail('loaded again'))
+    cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2)
+    Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None, loaded=('tiny', model))
+    trainable = make_trainable(model, PolicyConfig(model='tiny', lora_rank=2), mesh, 0)
+    policy = lora.combine(trainable.frozen, trainable.params)
+    shared = [name for name in loaded[0]['layers'] if loaded[0]['layers'][name] is policy['layers'][name]]
+    assert set(lora.TARGETS) <= set(shared)
+    assert loaded[0]['embed'] is policy['embed'] is model.params['embed']

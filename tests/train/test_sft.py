@@ -1,0 +1,149 @@
+"""Supervised fine-tuning end to end on a tiny model: it learns, resumes exactly, stops early, and exports the best."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs.common import sections
+from zerosearch_jax import settings, sharding
+from zerosearch_jax.run import jsonl
+from zerosearch_jax.train import sft
+from zerosearch_jax.weights import loading, trees
+
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp('pairs') / 'pairs.jsonl'
+    made = []
+    for i in range(24):
+        label = ('useful', 'noisy')[i % 2]
+        made.append(
+            {'prompt': f'{i % 5}\n{label} documents:', 'completion': f'Doc 1: {label} {i % 3}', 'fold': i // 2 % 4}
+        )
+    path.write_text('\n'.join(map(json.dumps, made)))
+    return str(path)
+
+
+def config(rows, **sft):
+    made = sections(sft.SCHEMA)
+    made.model.update(model='tiny', lora_rank=4)
+    made.demos.update(source=rows, count=0, held_out=6, folds=(0, 1, 2), held_out_folds=(3,))
+    made.optimizer.update(learning_rate=3e-2, weight_decay=0.0)
+    made.sft.update(**{'steps': 8, 'batch': 4, 'evaluate_every': 2, 'row_length': 128} | sft)
+    return made
+
+
+def run(workdir, made):
+    return sft.train(sft.parse(made), workdir, settings.to_json(made))
+
+
+def adapter(path):
+    tree, _ = trees.load_tree(path)
+    return {name: np.asarray(leaf, np.float32) for name, leaf in tree['layers'].items()}
+
+
+def timeless(workdir):
+    written = jsonl.read_jsonl(workdir / 'metrics.jsonl')
+    return [{key: value for key, value in row.items() if not key.startswith('speed')} for row in written]
+
+
+@pytest.fixture(scope='module')
+def whole(rows, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('whole')
+    return run(workdir, config(rows)), workdir
+
+
+def test_it_learns_what_it_is_shown(whole):
+    losses = [row['loss/held_out'] for row in timeless(whole[1]) if 'loss/held_out' in row]
+    assert len(losses) == 4
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 0.3
+    assert (whole[1] / 'curves.png').stat().st_size > 1000
+
+
+def test_an_interrupted_run_ends_as_the_one_that_was_not(whole, rows, tmp_path, monkeypatch):
+    learn = sft._Learner.learn
+
+    def dies(self, sequences):
+        if self.number == 5:
+            raise KeyboardInterrupt
+        return learn(self, sequences)
+
+    made = config(rows)
+    monkeypatch.setattr(sft._Learner, 'learn', dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, made)
+    monkeypatch.undo()
+    path = run(tmp_path, made)
+    first, second = adapter(whole[0]), adapter(path)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert timeless(tmp_path) == timeless(whole[1])
+
+
+def test_it_stops_early_and_exports_the_best(rows, tmp_path):
+    made = config(rows, steps=40, patience=2, evaluate_every=1)
+    made.optimizer.learning_rate = 0.5  # too high: the held-out loss soon rises
+    path = run(tmp_path, made)
+    losses = [row['loss/held_out'] for row in timeless(tmp_path)]
+    best = int(np.argmin(losses)) + 1
+    assert len(losses) == best + 2 < 40
+    assert json.loads((tmp_path / 'config.json').read_text()) == json.loads(settings.to_json(made))
+    short = tmp_path / 'short'  # a constant rate: the first steps of a shorter run are the same
+    made.sft.update(steps=best, patience=0)
+    expected = adapter(run(short, made))
+    assert all(np.array_equal(expected[name], value) for name, value in adapter(path).items())
+
+
+def test_folds_and_labels_are_kept_apart(rows):
+    cfg = sft.parse(config(rows))
+    taught, held_out = sft._read(cfg)
+    assert len(taught) == 18 and len(held_out) == 6
+    assert [item.label for item in taught] == ['useful', 'noisy'] * 9
+    assert not {item.id for item in taught} & {item.id for item in held_out}
+    without = dataclasses.replace(cfg, demos=dataclasses.replace(cfg.demos, held_out_folds=(), folds=(), count=10))
+    taught, held_out = sft._read(without)
+    assert (len(taught), len(held_out)) == (10, 6)
+    assert not {item.id for item in taught} & {item.id for item in held_out}
+
+
+def test_all_weights_can_be_trained_and_are_exported_whole(rows, tmp_path):
+    made = config(rows, steps=1)
+    made.model.lora_rank = 0
+    made.optimizer.learning_rate = 1e-3
+    path = run(tmp_path, made)
+    assert path == pathlib.Path(tmp_path) / 'model'
+    cfg = loading.read_config(path)
+    loaded = loading.load(path, cfg, sharding.make_mesh())
+    assert sum(x.size for x in jax.tree.leaves(loaded)) > 10_000
+
+
+def test_what_is_longer_than_a_row_is_left_out_and_said(rows, tmp_path, capsys):
+    lines = pathlib.Path(rows).read_text().splitlines()
+    long = json.loads(lines[0]) | {'completion': 'x' * 200}
+    (tmp_path / 'long.jsonl').write_text('\n'.join([*lines, json.dumps(long), json.dumps(long | {'label': 'noisy'})]))
+    made = config(str(tmp_path / 'long.jsonl'), steps=1)
+    run(tmp_path / 'run', made)
+    said = capsys.readouterr().err
+    assert '2 demonstrations longer than a row of 128 tokens are left out' in said
+    assert '18 demonstrations' in said
+
+
+def test_nothing_to_train_on_is_said(rows, tmp_path):
+    made = config(rows)
+    made.demos.update(held_out=24, folds=(), held_out_folds=())
+    with pytest.raises(ValueError, match='held_out = 24 leaves none of 24'):
+        run(tmp_path, made)
+    made = config(rows)
+    made.demos.folds = (9,)
+    with pytest.raises(ValueError, match='no demonstration is left'):
+        run(tmp_path, made)
+    made.demos.update(source='world:simulators', held_out_folds=(8,))
+    with pytest.raises(ValueError, match='held_out_folds is for recorded searches'):
+        run(tmp_path, made)
+    made.demos.held_out_folds = ()
+    with pytest.raises(ValueError, match='there are world:policy and world:simulator'):
+        run(tmp_path, made)

@@ -1,0 +1,82 @@
+"""The miniature study: what its arms learn from and are asked is apart, and only its arms differ."""
+
+import itertools
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from configs.ablations import engine
+from configs.miniature import claim, warm_start
+from zerosearch_jax import pretrained
+from zerosearch_jax.data import sources
+from zerosearch_jax.study import sweep
+from zerosearch_jax.train import config, demonstrations, sft, trainer
+
+RUNS = ROOT / 'docs' / 'runs'
+
+
+def taught(preset, monkeypatch):
+    """The questions that a warm start's demonstrations are made of."""
+    given = []
+    for name in ('policy_demos', 'world_searches'):
+        monkeypatch.setattr(demonstrations, name, lambda questions, *_, **__: given.extend(questions) or [])
+    monkeypatch.setattr(sft, 'BM25', lambda passages: SimpleNamespace(search=None))
+    with pytest.raises(ValueError, match='no demonstration is left'):
+        sft.load_demonstrations(sft.parse(warm_start.get_config(preset)), SimpleNamespace(tokenizer=None))
+    return given
+
+
+def arm(name):
+    return config.parse(sweep.parse(claim.get_config()).config(name, 0))
+
+
+def test_no_question_serves_two_purposes(monkeypatch):
+    trained, held_out = trainer.load_questions(arm('simulated_search'))
+    parts = [taught('policy', monkeypatch), taught('simulator', monkeypatch), trained, held_out]
+    assert [len(part) for part in parts] == [925, 1399, 2405, 200]
+    for one, other in itertools.combinations(parts, 2):
+        assert not {q.id for q in one} & {q.id for q in other}
+        assert not {q.question for q in one} & {q.question for q in other}
+
+
+def test_held_out_questions_are_about_other_countries():
+    trained, held_out = (
+        {iso for q in part for iso in q.metadata['countries']}
+        for part in (sources.load_questions('world', 'train'), trainer.load_questions(arm('simulated_search'))[1])
+    )
+    assert len(trained) > 100 and len(held_out) > 50 and not trained & held_out
+
+
+def test_arms_are_asked_the_same_with_the_real_engine():
+    arms = [arm(name) for name in claim.CORE]
+    assert len({tuple(q.id for q in trainer.load_questions(a)[1]) for a in arms}) == 1
+    assert {(a.engine.kind, a.evaluation.temperature, a.evaluation.documents) for a in arms} == {('bm25', 0.0, 2)}
+    assert len({(a.rollout.questions, a.rollout.group, a.policy, a.optimizer, a.data) for a in arms}) == 1
+    assert [a.rl.steps for a in arms] == [0, 12, 12, 12]
+
+
+@pytest.mark.parametrize(('study', 'name'), [(claim, 'claim'), (engine, 'engine')])
+def test_the_report_is_made_of_the_committed_results(study, name, tmp_path):
+    committed, made, results = RUNS / name, sweep.parse(study.get_config()), tmp_path / name
+    shutil.copytree(committed, results)
+    assert sweep.write_report(made, results) == (committed / 'report.md').read_text().strip()
+    variants = json.loads((results / 'report.json').read_text())['variants']
+    assert {name: len(found['seeds']) for name, found in variants.items()} == dict.fromkeys(made.variants, 3)
+    page = (RUNS.parent / 'claim.md').read_text()
+    for name, found in variants.items():
+        mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
+        assert f'| {name.replace("_", " ")} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
+
+
+@pytest.mark.parametrize('name', ['miniature_policy', 'miniature_simulator'])
+def test_the_warm_starts_ship_and_say_what_they_learned_from(name):
+    from zerosearch_jax.run import trained
+
+    demos_of = trained.find(name).run['demos']
+    role = name.removeprefix('miniature_')
+    assert demos_of['source'] == f'world:{role}' and tuple(demos_of['folds']) == warm_start.FOLDS[role]
+    assert pretrained.find_adapter(name).stat().st_size < 6e6

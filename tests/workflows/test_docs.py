@@ -1,0 +1,244 @@
+"""The documentation says what is there: links, commands, configuration, metrics, switches, tables, worked examples."""
+
+import ast
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from helpers import ENVIRONMENT, ROOT
+
+from configs import common, qwen2_5_3b
+from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator.curriculum import Curriculum, noise_probability
+from zerosearch_jax.tools import config_reference
+from zerosearch_jax.train import config
+
+DOCS = ROOT / 'docs'
+PAGES = [*sorted(ROOT.glob('*.md')), *sorted(DOCS.glob('*.md')), ROOT / 'benchmarks' / 'README.md']
+
+
+def ids(path):
+    return str(path.relative_to(ROOT))
+
+
+def plain(text):
+    """A page without its code blocks."""
+    return re.sub(r'^```.*?^```$', '', text, flags=re.DOTALL | re.MULTILINE)
+
+
+def section(page, heading):
+    """The text under a heading, up to the next one of its level or above."""
+    text = (DOCS / page).read_text()
+    level, start = re.search(rf'^(#+) {re.escape(heading)}\n', text, re.MULTILINE)[1], text.index(f' {heading}\n')
+    return re.split(rf'^#{{1,{len(level)}}} ', text[start:], flags=re.MULTILINE)[0]
+
+
+def tables(text):
+    """The tables of a text, as lists of rows of cells without the two of the header."""
+    lines = itertools.groupby(text.splitlines(), key=lambda line: line.startswith('|'))
+    found = [[re.split(r'(?<!\\)\|', line)[1:-1] for line in group] for is_table, group in lines if is_table]
+    return [[[cell.strip() for cell in row] for row in table[2:]] for table in found]
+
+
+def write_examples(directory):
+    """Writes the modules of docs/extending.md; returns the directory."""
+    for name, code in EXAMPLES.items():
+        (directory / name).write_text(code)
+    return directory
+
+
+EXAMPLES = dict(re.findall(r'^`(\w+\.py)`:\n\n```python\n(.*?)^```$', (DOCS / 'extending.md').read_text(), re.S | re.M))
+
+
+# ---------------------------------------------------------------- links
+
+
+def anchors(path):
+    """The anchors that GitHub gives to the headings of a page."""
+    heads = re.findall(r'^#+ (.*)$', plain(path.read_text()), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=ids)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r'\]\(([^)\s]+)\)', plain(page.read_text())):
+        if re.match(r'\w+:', target):
+            continue
+        file, _, anchor = target.partition('#')
+        found = (page.parent / file).resolve() if file else page
+        assert found.exists(), target
+        assert found.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_the_index_has_every_page():
+    linked = set(re.findall(r'\]\((\w+\.md)', (DOCS / 'README.md').read_text()))
+    assert linked == {path.name for path in DOCS.glob('*.md')} - {'README.md'}
+
+
+# ---------------------------------------------------------------- commands
+
+
+def commands():
+    """{command as written: its arguments} of every `python -m …` of the pages, and of every `… --flag`."""
+    found = {}
+    for page in PAGES:
+        text = page.read_text().replace('\\\n', ' ')
+        written = re.findall(r'python -m ((?:launch|benchmarks|zerosearch_jax|pytest)\b[^`\n]*)', text)
+        written += re.findall(r'`… (launch\.[^`]+)`', text)
+        written += [f'launch.train {rest}' for rest in re.findall(r'`… (--config configs[^`]+)`', text)]
+        quickstart = 'launch.train --config configs/quickstart.py'
+        written += [f'{quickstart} {rest}' for rest in re.findall(r'`… (--(?!config )[^`]+)`', text)]
+        for command in written:
+            whole = command.split(' #')[0].replace('--config …', '--config configs/quickstart.py').rstrip("' ")
+            words = shlex.split(re.sub(r'=[ni]\b', '=1', re.sub(r'[][]', '', whole)))
+            found[command] = list(itertools.takewhile(lambda word: word not in ('…', '<', '>', '&&'), words))
+    return found
+
+
+COMMANDS = commands()
+LAUNCHED = {name: words for name, words in COMMANDS.items() if words[0].startswith('launch.')}
+
+# parses every command in a fork of a process that has imported jax already; prints [command, error] of those that fail
+PARSE = """
+import importlib, json, os, sys
+from absl import flags
+from zerosearch_jax.study import sweep
+from zerosearch_jax.tools import config_reference
+parsers = {name: module.parse for name, module in config_reference.PROGRAMS.items()}
+parsers |= {'plan': parsers['train'], 'sweep': sweep.parse}
+
+def parse(words):
+    sys.argv[:] = words  # where ml_collections looks for overrides
+    importlib.import_module('launch.common'), importlib.import_module(words[0])
+    rest = flags.FLAGS(words)
+    if 'config' in flags.FLAGS and len(words) > 1:
+        assert len(rest) == 1 or words[0] == 'launch.ask', rest  # questions
+        parsers[words[0].removeprefix('launch.')](flags.FLAGS.config)
+
+for command, words in json.loads(sys.argv[1]).items():
+    if not os.fork():
+        try:
+            parse(words)
+        except BaseException as error:
+            print(json.dumps([command, repr(error)]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def failing(given, *paths):
+    """[command, error] of those whose flags, configuration or schema do not take what is given."""
+    path = os.pathsep.join([*map(str, paths), os.environ.get('PYTHONPATH', '')])
+    done = subprocess.run(
+        [sys.executable, '-c', PARSE, json.dumps(given)],
+        cwd=ROOT,
+        env=ENVIRONMENT | {'PYTHONPATH': path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_commands_parse(tmp_path):
+    assert failing(LAUNCHED, write_examples(tmp_path)) == []
+
+
+def test_a_command_that_is_wrong_is_found():
+    wrong = (
+        '--config=configs/tiny.py --config.rl.step=1',
+        '--config=configs/nope.py',
+        '--config=configs/tiny.py --x=1',
+    )
+    given = {'right': 'launch.train --config=configs/tiny.py'} | {text: f'launch.train {text}' for text in wrong}
+    told = failing({name: text.split() for name, text in given.items()})
+    assert [command for command, _ in told] == list(wrong)
+
+
+def test_modules_that_commands_name_exist():
+    assert len(LAUNCHED) > 40
+    for words in COMMANDS.values():
+        assert words[0].endswith('.NAME') or find_spec(words[0].rstrip('.:;,')), words
+    mentioned = {name for page in PAGES for name in re.findall(r'launch\.([a-z_]+)', page.read_text())}
+    assert {path.stem for path in (ROOT / 'launch').glob('*.py')} >= mentioned
+
+
+# ---------------------------------------------------------------- configuration
+
+
+def test_the_configuration_page_is_what_its_command_makes():
+    command = 'python -m zerosearch_jax.tools.config_reference > docs/configuration.md'
+    assert (DOCS / 'configuration.md').read_text() == config_reference.page(), f'run {command}'
+
+
+def test_comments_are_those_above_and_beside_a_field():
+    found = config_reference.comments(Commented)
+    assert found == {'plain': '', 'beside': 'b', 'above': 'one two three', 'within': 'w'}
+
+
+@dataclasses.dataclass
+class Commented:
+    """Has comments, and none here: # no."""
+
+    plain: str = '# no comment'
+    beside: int = 0  # b
+    # one
+    # two
+    above: int = 0  # three
+    within: str = 'a default that is so long that it does not fit on the line of the field, with its comment'  # w
+
+
+# ---------------------------------------------------------------- differences
+
+
+def test_every_switch_of_the_paper_form_is_documented_with_both_values():
+    [table, *_] = tables(section('differences.md', 'Differences from the published system'))
+    fixed = qwen2_5_3b.get_config()
+    assert [row[0] for row in table] == [f'D{i}' for i in range(1, 15)]
+    told = {}
+    for row in table:
+        switches = re.findall(r'`(\w+)\.(\w+)=([^`]+)`', row[2])
+        assert switches or row[2] == 'not reproduced', row[0]
+        values = [ast.literal_eval(value) for value in re.findall(r'`([^`]+)`', row[3])] if switches else []
+        for (group, name, value), default in zip(switches, values, strict=True):
+            told[group, name] = ast.literal_eval(value)
+            assert fixed[group][name] == default, (group, name)
+    built = config.parse(qwen2_5_3b.get_config('paper'))
+    for (group, name), value in told.items():
+        assert value == getattr(getattr(built, group), name) or (group, name) == ('reward', 'answer')
+    switches = {(group, name) for group, values in common.PAPER.items() for name in values}
+    assert switches <= told.keys()
+
+
+# ---------------------------------------------------------------- method
+
+
+def test_the_values_of_the_curriculum_are_those_of_the_code():
+    [table] = tables(section('method.md', 'The curriculum'))
+    for start, end, *values, mean, _ in table:
+        made = Curriculum(start=float(start), end=float(end))
+        got = [noise_probability(made, i, 4) for i in (1, 2, 3, 4)]
+        got.append(noise_probability(dataclasses.replace(made, kind='matched'), 1, 10_000))
+        assert [f'{value:.3f}' for value in got] == [*values, mean]
+
+
+def test_the_request_to_a_simulator_is_the_template_of_the_code():
+    [shown] = re.findall(r'^```\n(.*?)^```$', section('method.md', 'The simulated search'), re.DOTALL | re.MULTILINE)
+    template = prompts.SIMULATOR_TEMPLATES['tuned']
+    assert shown.split() == template.useful.replace('{knowledge}', template.knowledge).split()
+
+
+def test_files_that_the_pages_name_exist():
+    for page in PAGES:
+        for name in re.findall(r'`((?:\w+/)+\w+\.\w{2,4})`', page.read_text()):
+            where = [ROOT / name, ROOT / 'zerosearch_jax' / name, DOCS / name]
+            if name.split('/')[0] not in ('runs', 'verl', 'llm_agent', 'evaluation', 'corpus', 'questions'):
+                assert any(path.exists() for path in where), f'{page.name}: {name}'

@@ -1,0 +1,1 @@
+"""Audits of simulators, and the collection of what they are tuned on."""

@@ -1,0 +1,73 @@
+"""Questions and passages by reference: built in, a file, a data set of the Hugging Face hub, a folder of TFDS."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from zerosearch_jax.data import benchmarks, tfds, toy, world
+from zerosearch_jax.data.rows import (
+    BUILT_IN,
+    Passage,
+    Question,
+    as_passage,
+    as_question,
+    find_file,
+    open_rows,
+    unique,
+    with_places,
+)
+
+
+def load_questions(source: str, split: str = 'train', skip_unscorable: bool = False) -> list[Question]:
+    """Reads every question of a source, in its order.
+
+    Args:
+      source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); `world` or
+        `toy`, which are built in; the name of a set of data/benchmarks.py, whose rows that cannot be scored are left
+        out; `tfds:DIRECTORY` as written by `launch.to_tfds`; or `hub:owner/name`
+        (`hub:owner/name:config`). Relative paths are tried as given, then under the directory that the environment
+        variable ZEROSEARCH_DATA names.
+      split: for `world`, `toy`, named sets, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
+      skip_unscorable: leaves out rows none of whose answers can be scored, instead of raising. NQ and HotpotQA have
+        a few: '---', 'The The'.
+
+    Rows have `question` and `golden_answers` (a list), optionally `id` and `dataset` (or `data_source`); the parquet
+    files of Search-R1 and ZeroSearch, whose answers are in `reward_model.ground_truth.target`, work too. Answers that
+    normalise to nothing are dropped, since no prediction can be scored against them; a missing id becomes
+    `{file stem}-{line}`.
+
+    Raises:
+      FileNotFoundError: no such file or directory.
+      ValueError: an unknown source or split, or a bad row; the message starts with `file:line:`.
+    """
+    if source in BUILT_IN:
+        if split not in ('train', 'test'):
+            raise ValueError(f"the built-in {source} has no split {split!r}; use 'train' or 'test'")
+        return list(getattr(_built_in(source), split))
+    if source.startswith('tfds:'):
+        return tfds.load(str(find_file(source.removeprefix('tfds:'))), split)
+    if source in benchmarks.DATASETS:
+        found = load_questions(*benchmarks.locate(source, split), skip_unscorable=True)
+        return [dataclasses.replace(q, dataset=q.dataset or source) for q in found]
+    name, stem, rows = open_rows(source, split)
+    read = (
+        (where, as_question(row, where, f'{stem}-{line}', skip_unscorable))
+        for where, line, row in with_places(name, rows)
+    )
+    return [question for question in unique(read) if question.golden_answers]
+
+
+def _built_in(name: str):
+    return {'world': world, 'toy': toy}[name].build()
+
+
+def load_passages(source: str) -> list[Passage]:
+    """Reads a corpus, in its order: the doors of `load_questions` except `tfds:`.
+
+    Rows have `text` and optionally `id` and `title`, or Search-R1's `contents` ('"Title"\\ntext').
+    Raises as `load_questions` does.
+    """
+    if source in BUILT_IN:
+        return list(_built_in(source).passages)
+    name, stem, rows = open_rows(source, 'train')
+    return unique((where, as_passage(row, where, f'{stem}-{line}')) for where, line, row in with_places(name, rows))

@@ -1,0 +1,1 @@
+"""Evaluation: scores, intervals, methods, tables, and reports of runs."""

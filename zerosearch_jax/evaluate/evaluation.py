@@ -1,0 +1,288 @@
+"""Evaluation: methods x data sets with a real engine, every episode kept, and tables with intervals.
+
+    WORKDIR/results.jsonl                 an episode a row, appended as it ends
+    WORKDIR/table.{md,tex,png}            all of them
+
+The same command goes on where it was; other methods, data sets or trained weights are added to what is there.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import pathlib
+import time
+import typing
+from collections.abc import Callable, Sequence
+
+import jax
+
+from zerosearch_jax import pretrained, progress, settings, sharding
+from zerosearch_jax.data import benchmarks, rows, sources
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.evaluate import refine, tables
+from zerosearch_jax.evaluate.methods import METHODS, answer, budgets
+from zerosearch_jax.evaluate.scores import as_row
+from zerosearch_jax.evaluate.sources import open_source
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
+from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.rollout.prompts import encode_prompt
+from zerosearch_jax.rollout.rollout import Trajectory
+from zerosearch_jax.run import cost, jsonl, trained
+from zerosearch_jax.run.workdir import claim
+from zerosearch_jax.search.remote import EngineConfig
+from zerosearch_jax.simulator.simulator import SimulatorConfig
+from zerosearch_jax.simulator.writers import EndpointConfig, EngineWriter
+from zerosearch_jax.text import stop
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is asked, how, and where the answers are looked up."""
+
+    methods: str = 'direct,cot,rag,agent,search_o1'  # of methods.METHODS; differences are to the first
+    datasets: str = 'world'  # names (data/benchmarks.py; 'seven': all seven) and sources (data/sources.py)
+    questions: int = 500  # of each data set at most, chosen by a hash of their ids; 0: all
+    corpus: str = 'world'  # passages of the engine 'bm25'
+    documents: int = 5  # a search; of launch.ask also 0: as many as in the policy's training
+    temperature: float = 0.0  # 0: greedy
+    simulated: bool = False  # config.simulator answers the searches, without noise, in place of config.engine
+    refine_tokens: int = 128  # of what search_o1 makes of the documents
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedConfig:
+    """Weights of the trained methods (run/trained.py), adapters being of config.policy.model; '': not run."""
+
+    r1: str = ''
+    search_r1: str = ''
+    zerosearch: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration, one frozen dataclass a section."""
+
+    seed: int
+    mesh: tuple[int, int, int]
+    policy: PolicyConfig
+    trained: TrainedConfig
+    evaluation: EvaluationConfig
+    engine: EngineConfig
+    simulator: SimulatorConfig
+    endpoint: EndpointConfig
+    rollout: RolloutConfig
+    prices: cost.PricesConfig
+
+    def __post_init__(self):
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown:
+            raise ValueError(f'config.evaluation.methods: {unknown[0]!r} is none of {", ".join(METHODS)}')
+        if not self.methods or not self.datasets:
+            raise ValueError('config.evaluation needs at least one of methods and one of datasets')
+
+    @property
+    def methods(self) -> list[str]:
+        return _names(self.evaluation.methods)
+
+    @property
+    def datasets(self) -> list[str]:
+        names = _names(self.evaluation.datasets)
+        return list(dict.fromkeys(n for part in names for n in (benchmarks.SEVEN if part == 'seven' else (part,))))
+
+    def weights(self, method: str) -> str:
+        """Where the weights of a method come from, local ones with a hash of them; '' where a trained one has none."""
+        if METHODS[method].trained:
+            given = getattr(self.trained, method)
+            own = (trained.find(given).reference if given else '',)
+        else:
+            own = (self.policy.model, self.policy.adapter)
+        return ' + '.join(_marked(path) for path in own if path)
+
+
+SCHEMA = typing.get_type_hints(Config)
+FREE = (*settings.FREE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table
+
+
+def parse(config) -> Config:
+    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
+    return Config(**settings.resolve(config, SCHEMA))
+
+
+def _marked(reference: str) -> str:
+    """A reference to weights, and, of a local file or directory, the first digits of a hash of what it holds."""
+    path = pathlib.Path(reference)
+    files = [path] if path.is_file() else sorted(path.glob('*.safetensors')) if path.is_dir() else []
+    if not files:
+        return reference
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, 'rb') as opened:
+            digest.update(hashlib.file_digest(opened, 'sha256').digest())
+    return f'{reference} ({digest.hexdigest()[:12]})'
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(filter(None, (part.strip() for part in text.split(',')))))
+
+
+def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
+    """Runs what is missing; returns the tables of all results in `workdir`."""
+    settings.positive(cfg.evaluation, 'documents')
+    claim(workdir, resolved, ('results.jsonl',), FREE)
+    weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is told now, not after hours
+    if not any(weights.values()):
+        raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')
+    questions = load_questions(cfg)
+    missing = _missing(weights, workdir / 'results.jsonl', questions)
+    if missing:
+        evaluator = Evaluator(cfg, weights, workdir)
+        evaluator.check([q for parts in missing.values() for part in parts.values() for q in part], [*missing])
+        total = sum(len(part) for parts in missing.values() for part in parts.values())
+        with progress.bar(total, 'evaluation', 'question', leave=True) as bar:
+            for method, parts in missing.items():
+                for dataset, asked in parts.items():
+                    bar.set_postfix_str(f'{method}, {dataset}')
+                    evaluator.run(method, dataset, asked, bar.update)
+                    if bar.disable:
+                        progress.say(f'{method}, {dataset}: {len(asked)} questions')
+    if jax.process_index():
+        return ''
+    return tables.report(workdir, cfg.methods, weights, cfg.prices)
+
+
+def load_questions(cfg: Config) -> dict[str, list[Question]]:
+    """The chosen questions of every data set, which is what a question says, or its source."""
+    found: dict[str, list[Question]] = {}
+    for source in cfg.datasets:
+        sets = collections.defaultdict(list)
+        for question in sources.load_questions(source, 'test'):
+            sets[question.dataset or pathlib.Path(source).stem].append(question)
+        for name in sets.keys() & found.keys():
+            raise ValueError(f'{source} has questions of {name!r}, as another of config.evaluation.datasets does')
+        found |= sets
+    count = cfg.evaluation.questions
+    return {name: rows.subset(each, count or len(each)) for name, each in found.items()}
+
+
+def _missing(weights: dict[str, str], path: pathlib.Path, questions: dict[str, list[Question]]):
+    """{method: {data set: questions without a result}}; episodes that the outside failed are asked again."""
+    asked = {(m, w, name, q.id) for m, w in weights.items() for name, each in questions.items() for q in each}
+    done = []
+    if jax.process_index() == 0:
+        found = jsonl.recover_jsonl(path)
+        kept = [row for row in found if row['status'] != 'search_failed' or _key(row) not in asked]
+        if len(kept) < len(found):
+            jsonl.write_jsonl(path, kept)
+        done = [_key(row) for row in kept]
+    finished = set(map(tuple, sharding.from_first_process(done)))
+    missing: dict[str, dict[str, list[Question]]] = {}
+    for method, marked in weights.items():
+        if not marked:
+            progress.say(f'{method}: not run; config.trained.{method} names no weights')
+            continue
+        for name, each in questions.items():
+            left = [q for q in each if (method, marked, name, q.id) not in finished]
+            if left:
+                missing.setdefault(method, {})[name] = left
+    return missing
+
+
+def _key(row: dict) -> tuple[str, str, str, str]:
+    return row['method'], row['weights'], row['dataset'], row['id']
+
+
+class Evaluator:
+    """Owns the engines of one evaluation: the search engine, and the model of the method at hand."""
+
+    def __init__(self, cfg: Config, weights: dict[str, str], workdir: pathlib.Path):
+        self._cfg, self._weights, self._workdir = cfg, weights, workdir
+        self._mesh = sharding.make_mesh(cfg.mesh)
+        self._search, self._simulator_engine = open_source(cfg, self._mesh, workdir / 'searches.log')
+        self._trained: str | None = None
+        self._refiner: EngineWriter | None = None
+        self._loaded: tuple[str, pretrained.Model] | None = None
+
+    def check(self, questions: Sequence[Question], methods: Sequence[str]):
+        """Raises ValueError where a prompt is too long: now, not after hours."""
+        self._use('')
+        for method in methods:
+            size = budgets(METHODS[method], self._cfg.rollout)
+            for question in progress.over(questions, f'checking prompts of {method}', 'question'):
+                encode_prompt(self._model.tokenizer, question, size)
+
+    def run(self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]):
+        """Asks questions of one data set; every episode is on disk as soon as it ends."""
+        cfg, kind = self._cfg, METHODS[method]
+        self._use(getattr(cfg.trained, method) if kind.trained else '')
+        if kind.refine and self._refiner is None:
+            self._refiner = self._open_refiner()
+        refiner = self._refiner if kind.refine else None
+        engines = [e for e in (self._policy, refiner and refiner.engine, self._simulator_engine) if e]
+        mark = [time.perf_counter(), sum(e.decoded_tokens for e in engines)]
+
+        def finished(trajectory: Trajectory):
+            now = [time.perf_counter(), sum(e.decoded_tokens for e in engines)]
+            seconds, tokens = now[0] - mark[0], now[1] - mark[1]
+            mark[:] = now
+            row = as_row(trajectory, self._model.tokenizer, seconds=seconds, tokens=tokens)
+            about = {'method': method, 'weights': self._weights[method], 'dataset': dataset}
+            if jax.process_index() == 0:
+                device = {'device': jax.devices()[0].device_kind, 'devices': self._mesh.size}
+                jsonl.append_jsonl(self._workdir / 'results.jsonl', [about | row | device])
+            update(1)
+
+        answer(
+            kind,
+            questions,
+            self._policy,
+            self._search,
+            refiner,
+            self._model.tokenizer,
+            self._size,
+            seed=cfg.seed,
+            finished=finished,
+        )
+
+    def _use(self, given: str):
+        """Loads trained weights, or those of config.policy, unless they are there."""
+        if given == self._trained:
+            return
+        cfg = self._cfg
+        policy, self._size = cfg.policy, cfg.rollout
+        if given:
+            found = trained.find(given)
+            policy, self._size = found.policy(policy), found.asked(self._size, 'prompt_format')
+            if found.base not in ('', cfg.policy.model) and not found.whole:
+                progress.say(f'{given} was trained over {found.base}; here it is put on {cfg.policy.model}')
+        if self._loaded is None or self._loaded[0] != policy.model:
+            self._loaded = policy.model, pretrained.load_model(policy.model, self._mesh)
+            self._policy = open_policy(self._model, cfg.rollout, self._mesh, dtype=cfg.policy.dtype)
+        self._trained, self._refiner = given, None
+        self._params = policy_params(self._model, policy, self._mesh)
+        self._policy.load(self._params, temperature=cfg.evaluation.temperature)
+
+    @property
+    def _model(self) -> pretrained.Model:
+        return self._loaded[1]
+
+    def _open_refiner(self) -> EngineWriter:
+        """The same weights, writing freely."""
+        cfg, size = self._cfg, self._cfg.rollout
+        most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * refine.TOKENS
+        engine = Engine(
+            self._model.cfg,
+            self._mesh,
+            slots=size.slots,
+            cache_bytes=int(size.cache_gib * 2**30) or None,
+            capacity=most + cfg.evaluation.refine_tokens,
+            stop=stop.compile_table((), self._model.token_bytes),
+            eos_ids=self._model.tokenizer.eos_ids,
+            steps=size.decode_steps,
+            dtype=cfg.policy.dtype,
+        )
+        engine.load(self._params, temperature=cfg.evaluation.temperature)
+        limit = cfg.evaluation.refine_tokens
+        return EngineWriter(engine, self._model.tokenizer, prompt_tokens=most, max_tokens=limit)

@@ -1,0 +1,127 @@
+"""The methods that an evaluation compares: how a model is asked, whether it searches, and whose weights it has.
+
+All decode alike, on the same engine, with the same budget of written tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.evaluate.refine import RefinedSearch
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.rollout.rollout import Trajectory, Written, rollout
+from zerosearch_jax.search.search import DocumentSearch, Query, Result
+from zerosearch_jax.simulator.writers import Writer
+from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.trajectory import Kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to answer a question (Sun et al., arXiv 2505.04588, §4.1, has all of them)."""
+
+    prompt: Literal['direct', 'reason', 'documents', 'search']  # key of prompts.POLICY_PROMPTS
+    refine: bool = False  # whether documents pass through evaluate/refine.py
+    trained: bool = False  # whether it is about weights of its own, not a prompt
+
+
+METHODS = {
+    'direct': Method('direct'),
+    'cot': Method('reason'),  # chain of thought
+    'rag': Method('documents'),  # the documents of one search for the question
+    'agent': Method('search'),  # searches as its prompt says
+    'search_o1': Method('search', refine=True),
+    'r1': Method('reason', trained=True),  # reinforcement learning without search
+    'search_r1': Method('search', trained=True),  # ... with a real engine
+    'zerosearch': Method('search', trained=True),  # ... with a simulated one
+}
+
+
+def budgets(method: Method, cfg: RolloutConfig) -> RolloutConfig:
+    """What an episode of a method may use: without turns, one action has the tokens of all."""
+    cfg = dataclasses.replace(cfg, prompt=method.prompt)
+    if method.prompt == 'search':
+        return cfg
+    room = cfg.response_tokens
+    if method.prompt == 'documents':  # they are in the prompt, not in the response
+        room -= cfg.observation_tokens
+        cfg = dataclasses.replace(cfg, prompt_tokens=cfg.prompt_tokens + cfg.observation_tokens, response_tokens=room)
+    return dataclasses.replace(cfg, max_turns=0, turn_tokens=min(room, cfg.turn_tokens * (cfg.max_turns + 1)))
+
+
+def answer(
+    method: Method,
+    questions: Sequence[Question],
+    policy: Engine,
+    source: Callable[[], DocumentSearch],
+    refiner: Writer | None,
+    tokenizer: Tokenizer,
+    cfg: RolloutConfig,
+    *,
+    seed: int,
+    finished: Callable[[Trajectory], None],
+    written: Written | None = None,
+) -> list[Trajectory]:
+    """One episode a question.
+
+    Args:
+      method: how.
+      questions: distinct ids.
+      policy: loaded with the method's weights.
+      source: makes a source of the real engine's results.
+      refiner: the model that refines documents, where the method does.
+      tokenizer: the policy's.
+      cfg: budgets of a search episode.
+      seed: of samples at a temperature above 0.
+      finished: called with every episode as it ends.
+      written: as rollout's.
+    """
+    given = _searched(questions, source()) if method.prompt == 'documents' else None
+    search = RefinedSearch(source(), refiner, seed) if method.refine else source()
+
+    def end(trajectory: Trajectory):
+        if method.prompt in ('direct', 'documents') and trajectory.answer is None:
+            trajectory.answer = _all_of_it(trajectory, tokenizer)
+            trajectory.status = 'answered' if trajectory.answer else trajectory.status
+        finished(trajectory)
+
+    known = questions if given is None else [q for q in questions if not given[q.id].failure]
+    found = rollout(
+        known,
+        1,
+        policy,
+        search,
+        tokenizer,
+        budgets(method, cfg),
+        identity=(seed, 0),
+        stream='evaluation',
+        given=given,
+        finished=end,
+        written=written,
+    )
+    for question in questions:
+        if given and given[question.id].failure:
+            failed = Trajectory(question, 0, [], [given[question.id]], 'search_failed')
+            finished(failed)
+            found.append(failed)
+    return found
+
+
+def _searched(questions: Sequence[Question], source: DocumentSearch) -> dict[str, Result]:
+    """A search for each question itself."""
+    for question in questions:
+        source.submit(Query(question.id, question, 0, 0, question.question))
+    found = {}
+    while source.active:
+        found |= {result.query.handle: result for result in source.step()}
+    return found
+
+
+def _all_of_it(trajectory: Trajectory, tokenizer: Tokenizer) -> str | None:
+    """What the policy wrote, for prompts that ask for the answer and nothing else."""
+    tokens = [token for s in trajectory.segments if s.kind is Kind.ACTION for token in s.tokens]
+    return tokenizer.decode(tokens).strip() or None

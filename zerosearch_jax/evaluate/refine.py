@@ -1,0 +1,77 @@
+"""Search-o1's refinement: between search engine and policy, a model says what the documents tell about the query.
+
+    query --> engine --> documents --> "what helps?" --> a sentence or two --> the policy
+
+Li et al., arXiv 2501.05366, §3.3 (reason in documents); the wording is prompts.REFINE_PROMPT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+
+from zerosearch_jax.search.search import DocumentSearch, Query, Result
+from zerosearch_jax.simulator.writers import Writer
+from zerosearch_jax.text import protocol
+
+REMEMBERED = 200  # words of the policy's last thoughts that the model is told
+WORDS = 120  # words of a document ...
+TOKENS = 240  # ... and what they are expected to be in tokens at most
+
+
+class RefinedSearch:
+    """A source of search results whose documents are what a model makes of those of another source.
+
+    Args:
+      source: of the documents.
+      writer: the model.
+      seed: of what it samples.
+    """
+
+    def __init__(self, source: DocumentSearch, writer: Writer, seed: int):
+        self._source, self._writer, self._seed = source, writer, seed
+        self._waiting: dict[Hashable, Result] = {}
+
+    def submit(self, query: Query):
+        self._source.submit(query)
+
+    @property
+    def active(self) -> int:
+        return self._source.active + self._writer.active
+
+    def step(self) -> list[Result]:
+        """Searches that failed, or found nothing, come back as they are."""
+        done = []
+        for result in self._source.step() if self._source.active else ():
+            if result.documents:
+                self._ask(result)
+            else:
+                done.append(result)
+        for written in self._writer.step() if self._writer.active else ():
+            result = self._waiting.pop(written.handle)
+            if written.failure == 'too_long':  # for the model: the policy reads the documents as they are
+                done.append(result)
+                continue
+            text = ' '.join(protocol.neutralize(written.text).split())
+            documents = (text,) if text else ()
+            done.append(dataclasses.replace(result, documents=documents, failure=written.failure))
+        return done
+
+    def _ask(self, result: Result):
+        query = result.query
+        message = protocol.fill(
+            REFINE_PROMPT,
+            question=query.question.question,
+            written=' '.join(query.written.split()[-REMEMBERED:]),
+            query=query.text,
+            documents=protocol.render_documents([' '.join(d.split()[:WORDS]) for d in result.documents]),
+        )
+        self._waiting[query.handle] = result
+        self._writer.ask(query.handle, message, ('refine', self._seed, query.question.id, query.sample, query.turn))
+
+
+REFINE_PROMPT = (
+    'Somebody answers a question and searches for what they lack. Say in one or two sentences what the documents tell '
+    'that helps with the query; say that they tell nothing helpful where that is so.\nQuestion: {question}\n'
+    'Thoughts so far: {written}\nQuery: {query}\n{documents}\nWhat helps:'
+)

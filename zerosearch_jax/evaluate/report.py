@@ -1,0 +1,158 @@
+"""What a run tells people: the headline of a step, its evaluations, the summary at its end, and several runs pooled."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from zerosearch_jax.evaluate import intervals
+from zerosearch_jax.evaluate.scores import METRICS
+from zerosearch_jax.run import cost, curves, jsonl
+
+
+def headline(measured: dict[str, float]) -> str:
+    """The few numbers people watch."""
+    return (
+        f'reward {measured["reward/mean"]:.3f}  length {measured["rollout/response_tokens"]:.0f}  '
+        f'searches {measured["rollout/searches"]:.2f}  noise {measured["rollout/noise"]:.2f}  '
+        f'{measured["speed/tokens_per_second"]:.0f} tok/s'
+    )
+
+
+def told(row: dict) -> str:
+    """A trajectory's row (evaluate.row) as text: what was asked, what came of it, and all that followed the prompt."""
+    golds, reward = ' / '.join(row['golden_answers']), row['reward']
+    head = f'{row["question"]}\ngold: {golds}\nanswer: {row["answer"]}  reward {reward:.3f}  {row["status"]}\n\n'
+    return head + ''.join(s['text'] for s in row['segments'] if s['kind'] != 'prompt')
+
+
+def has_evaluation(workdir: pathlib.Path, number: int) -> bool:
+    path = workdir / 'metrics.jsonl'
+    return path.exists() and any(row['step'] == number and 'eval/em' in row for row in jsonl.read_jsonl(path))
+
+
+def evaluation_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
+    return workdir / 'evaluation' / f'step_{number:06d}.jsonl'
+
+
+def forget_evaluations_after(workdir: pathlib.Path, number: int):
+    """Removes evaluations of steps that a run is about to do again, perhaps to other weights."""
+    for path in (workdir / 'evaluation').glob('step_*.jsonl'):
+        if _step_of(path) > number:
+            path.unlink()
+
+
+def summarize(workdir: pathlib.Path) -> dict:
+    """Writes summary.json and curves.png from what the run has written so far."""
+    curves.plot_curves(workdir)
+    written = jsonl.read_jsonl(workdir / 'metrics.jsonl') if (workdir / 'metrics.jsonl').exists() else []
+    steps = [row for row in written if 'reward/mean' in row]
+    summary: dict = {'steps': steps[-1]['step'] if steps else 0}
+    if steps:
+        summary['last_reward'] = steps[-1]['reward/mean']
+        summary['cost'] = _cost(workdir, steps)
+    evaluated = evaluations(workdir)
+    summary['evaluations'] = {str(number): scores(found) for number, found in evaluated.items()}
+    if 0 in evaluated and len(evaluated) > 1:
+        first, last = evaluated[0], evaluated[max(evaluated)]
+        gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
+        summary['em_gain'] = {'mean': float(np.mean(gains)), 'interval': intervals.bootstrap_interval(gains)}
+    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    return summary
+
+
+def _cost(workdir: pathlib.Path, steps: list[dict]) -> dict:
+    """What all steps took, and its price."""
+    names = {'queries': 'cost/queries', 'tokens': 'cost/tokens', 'device_seconds': 'speed/device_seconds'}
+    counted = {name: sum(row.get(key, 0) for row in steps) for name, key in names.items()}
+    prices = cost.PricesConfig(**json.loads((workdir / 'config.json').read_text()).get('prices', {}))
+    device = jax.devices()[0].device_kind
+    dollars, line = cost.priced(counted, device, prices), cost.told(counted, device, prices)
+    return counted | dollars | {'device': device, 'text': line}
+
+
+def evaluations(workdir: pathlib.Path) -> dict[int, list[dict]]:
+    """Rows of every evaluation of a run, by step."""
+    files = sorted((workdir / 'evaluation').glob('step_*.jsonl'))
+    return {_step_of(path): jsonl.read_jsonl(path) for path in files}
+
+
+def _step_of(path: pathlib.Path) -> int:
+    return int(path.stem.removeprefix('step_'))
+
+
+def scores(group: list[dict]) -> dict:
+    return {
+        'questions': len(group),
+        **{
+            name: {
+                'mean': float(np.mean([row[name] for row in group])),
+                'interval': intervals.bootstrap_interval([row[name] for row in group]),
+            }
+            for name in METRICS
+        },
+    }
+
+
+def text(summary: dict, workdir: pathlib.Path) -> str:
+    """The summary as a few lines for people."""
+    lines = [f'{summary["steps"]} steps; written to {workdir}']
+    for number, scored in summary['evaluations'].items():
+        parts = [
+            f'{name} {scored[name]["mean"]:.3f} [{scored[name]["interval"][0]:.3f}, {scored[name]["interval"][1]:.3f}]'
+            for name in METRICS
+        ]
+        lines.append(f'  after step {number}: {"  ".join(parts)}  ({scored["questions"]} questions, 95 % intervals)')
+    if 'cost' in summary:
+        lines.append(f'  {summary["cost"]["text"]}')
+    if 'em_gain' in summary:
+        low, high = summary['em_gain']['interval']
+        lines.append(f'  EM gain {summary["em_gain"]["mean"]:+.3f} [{low:+.3f}, {high:+.3f}], paired bootstrap')
+    return '\n'.join(lines)
+
+
+def pool(workdirs: Sequence[pathlib.Path]) -> dict:
+    """What training gained in runs that differ in their seed only.
+
+    Returns:
+      'before', 'after' and 'gain' for EM and F1: the mean over questions and runs and its interval, 'searches' before
+      and after, and 'runs' with the gain of each. The comparison is paired: the same questions before and after.
+
+    Raises:
+      ValueError: no run is there, it has not been evaluated twice, or the runs differ in more than their seed.
+    """
+    for workdir in workdirs:
+        if not (workdir / 'config.json').exists():
+            raise ValueError(f'{workdir} holds no run: it has no config.json')
+    configs = [json.loads((workdir / 'config.json').read_text()) for workdir in workdirs]
+    for workdir, config in zip(workdirs, configs, strict=True):
+        if config | {'seed': 0} != configs[0] | {'seed': 0}:
+            raise ValueError(f'{workdir} and {workdirs[0]} have different configurations: only seeds may differ')
+    if len({config['seed'] for config in configs}) < len(configs):
+        raise ValueError(f'of {len(configs)} runs some have the same seed')
+    pairs = []
+    for workdir in workdirs:
+        evaluated = evaluations(workdir)
+        if 0 not in evaluated or len(evaluated) < 2:
+            at = ', '.join(map(str, evaluated)) or 'no'
+            raise ValueError(
+                f'{workdir} was evaluated after {at} steps; a gain needs one before the first and one after'
+            )
+        pairs.append((evaluated[0], evaluated[max(evaluated)]))
+    pooled: dict = {'questions': len(pairs[0][0])}
+    for name in ('em', 'f1'):
+        before, after = (np.array([[row[name] for row in pair[i]] for pair in pairs]).T for i in (0, 1))
+        parts = {'before': before, 'after': after, 'gain': after - before}
+        pooled[name] = {
+            part: {'mean': float(values.mean()), 'interval': intervals.bootstrap_interval(values)}
+            for part, values in parts.items()
+        }
+        pooled[name]['runs'] = {
+            config['seed']: float(gain) for config, gain in zip(configs, parts['gain'].mean(0), strict=True)
+        }
+    pooled['searches'] = [float(np.mean([len(row['searches']) for pair in pairs for row in pair[i]])) for i in (0, 1)]
+    return pooled

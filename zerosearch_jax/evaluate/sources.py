@@ -1,0 +1,44 @@
+"""Where the search results of evaluations and questions come from: a real engine, or a simulator without noise."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+from zerosearch_jax.data import sources
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.remote import open_engine
+from zerosearch_jax.search.search import engine_search
+from zerosearch_jax.simulator.load import Simulator
+
+
+def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple[Callable, Engine | None]:
+    """Opens what config.engine names, or config.simulator where config.evaluation.simulated.
+
+    Args:
+      cfg: an evaluation.Config.
+      mesh: of a simulator of ours.
+      log: file of a remote engine's results; None: not written.
+
+    Returns:
+      what makes a source for one rollout; and the simulator's engine, if that is a model of ours.
+    """
+    passages = functools.partial(sources.load_passages, cfg.evaluation.corpus)
+    open_real = functools.partial(open_engine, cfg.engine, passages, Log(log))
+    if not cfg.evaluation.simulated:
+        engine = open_real()
+        return lambda: engine_search(engine.search, cfg.evaluation.documents), None
+    simulator = Simulator(
+        cfg.simulator,
+        cfg.endpoint,
+        mesh=mesh,
+        decode_steps=cfg.rollout.decode_steps,
+        corpus=lambda: (BM25(passages()).search, passages()),
+        engine=open_real,
+    )
+    return lambda: simulator.search(seed=cfg.seed, step=0, noise=0.0), simulator.engine

@@ -1,0 +1,279 @@
+"""The tables and the figure of an evaluation, made from its results.jsonl alone.
+
+Averages are over data sets, each counting the same; their intervals, and those of differences, draw the questions of
+each set anew (stratified bootstrap). Differences are paired by question; p is of a sign-flip test.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zerosearch_jax.evaluate.intervals import sign_flip_p, stratified_means
+from zerosearch_jax.run import cost, jsonl
+
+SCORES = {'em': 'EM', 'cover_em': 'cover-EM', 'f1': 'F1'}
+
+Results = dict[str, dict[str, dict[str, dict]]]  # method: data set: question id: row
+
+
+def read(workdir: pathlib.Path, weights: Mapping[str, str] | None = None) -> Results:
+    """Rows of results.jsonl, of the given weights of each method or of those that were run last."""
+    rows = jsonl.read_jsonl(workdir / 'results.jsonl') if (workdir / 'results.jsonl').exists() else []
+    wanted = {row['method']: row['weights'] for row in rows} | dict(weights or {})
+    found: Results = {}
+    for row in rows:
+        if row['weights'] == wanted[row['method']]:
+            found.setdefault(row['method'], {}).setdefault(row['dataset'], {})[row['id']] = row
+    return found
+
+
+def report(workdir: pathlib.Path, methods: Sequence[str], weights: Mapping[str, str], prices: cost.PricesConfig) -> str:
+    """Writes table.md, table.tex, table.json and table.png of a directory; returns the Markdown."""
+    results = read(workdir, weights)
+    order = [*methods, *(m for m in results if m not in methods)]
+    datasets = list(dict.fromkeys(name for m in order for name in results.get(m, ())))
+    summary = {method: summarize(results[method]) for method in order if method in results}
+    asked = {name: set().union(*(results[m].get(name, ()) for m in summary)) for name in datasets}
+    for method, found in summary.items():
+        if any(results[method].get(name, {}).keys() != ids for name, ids in asked.items()):
+            found['average'] = None  # of other questions than the others' averages
+    text = '\n\n'.join(
+        [
+            _scores_table(order, datasets, summary),
+            _intervals_table(order, datasets, summary),
+            _differences_table(order, results),
+            _cost_table(order, results, prices),
+        ]
+    )
+    (workdir / 'table.md').write_text(text + '\n')
+    (workdir / 'table.tex').write_text(_latex(order, datasets, summary))
+    (workdir / 'table.json').write_text(json.dumps(summary, indent=2) + '\n')
+    if summary:
+        _plot(order, summary, workdir / 'table.png')
+    return text
+
+
+def summarize(sets: dict[str, dict[str, dict]]) -> dict:
+    """Of one method: scores with intervals by data set and on average, and what an episode takes."""
+    found: dict = {'datasets': {}}
+    for dataset, rows in sets.items():
+        each = list(rows.values())
+        found['datasets'][dataset] = {
+            'questions': len(each),
+            'failed': sum(row['status'] == 'search_failed' for row in each),
+            'searches': float(np.mean([len(row['searches']) for row in each])),
+            'tokens': float(np.mean([row['tokens'] for row in each])),
+            **{name: _with_interval([[row[name] for row in each]]) for name in SCORES},
+        }
+    values = {name: [[row[name] for row in rows.values()] for rows in sets.values()] for name in SCORES}
+    found['average'] = {name: _with_interval(each) for name, each in values.items()}
+    return found
+
+
+def _with_interval(strata: Sequence[Sequence[float]]) -> dict:
+    means = stratified_means(strata)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {'mean': float(np.mean([np.mean(s) for s in strata])), 'interval': (float(low), float(high))}
+
+
+def differences(mine: dict[str, dict[str, dict]], theirs: dict[str, dict[str, dict]], name: str) -> list[list[float]]:
+    """Of a score, question by question, for every data set that both have."""
+    strata = []
+    for dataset in mine:
+        common = sorted(mine[dataset].keys() & theirs.get(dataset, {}).keys())
+        if common:
+            strata.append([mine[dataset][i][name] - theirs[dataset][i][name] for i in common])
+    return strata
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+def _scores_table(order, datasets, summary) -> str:
+    lines = [
+        'EM / cover-EM / F1, in percent; the average counts every set the same',
+        '',
+        f'| method | {" | ".join(datasets)} | average |',
+        f'|---|{"---|" * len(datasets)}---|',
+    ]
+    for method in order:
+        cells = [_three(summary.get(method, {}).get('datasets', {}).get(name)) for name in datasets]
+        lines.append(f'| {method} | {" | ".join(cells)} | {_average(summary, method)} |')
+    return '\n'.join(lines)
+
+
+def _three(found: dict | None, missing: str = 'not run') -> str:
+    return ' / '.join(f'{100 * found[name]["mean"]:.1f}' for name in SCORES) if found else missing
+
+
+def _average(summary: dict, method: str) -> str:
+    return _three(summary[method]['average'], 'incomplete') if method in summary else 'not run'
+
+
+def _intervals_table(order, datasets, summary) -> str:
+    lines = [
+        '95 % intervals (bootstrap over questions)',
+        '',
+        f'| method | set | questions | failed | {" | ".join(SCORES.values())} | searches | tokens |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
+    for method in order:
+        if method not in summary:
+            continue
+        for name in datasets:
+            found = summary[method]['datasets'].get(name)
+            if found:
+                scores = ' | '.join(_shown(found[score]) for score in SCORES)
+                lines.append(
+                    f'| {method} | {name} | {found["questions"]} | {found["failed"]} | {scores} | '
+                    f'{found["searches"]:.2f} | {found["tokens"]:.0f} |'
+                )
+        if summary[method]['average']:
+            scores = ' | '.join(_shown(summary[method]['average'][score]) for score in SCORES)
+            lines.append(f'| {method} | average | | | {scores} | | |')
+    return '\n'.join(lines)
+
+
+def _shown(value: dict, sign: str = '') -> str:
+    low, high = value['interval']
+    return f'{100 * value["mean"]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]'
+
+
+def _p(strata: Sequence[Sequence[float]]) -> str:
+    p = sign_flip_p(strata)
+    return f'{p:.3f}' if p >= 0.001 else '<0.001'
+
+
+def _differences_table(order, results: Results) -> str:
+    first = next((method for method in order if method in results), '')
+    lines = [
+        f'Differences to {first}, paired by question, over the questions that both were asked',
+        '',
+        f'| method | {" | ".join(f"Δ {title} | p" for title in SCORES.values())} |',
+        f'|---|{"---|---|" * len(SCORES)}',
+    ]
+    for method in order:
+        if method not in results or method == first:
+            continue
+        cells = []
+        for name in SCORES:
+            strata = differences(results[method], results[first], name)
+            cells += [_shown(_with_interval(strata), '+'), _p(strata)] if strata else ['', '']
+        lines.append(f'| {method} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def _cost_table(order, results: Results, prices: cost.PricesConfig) -> str:
+    lines = [
+        'Cost: tokens generated, time of all devices together, and what so many searches cost at a search API',
+        '',
+        '| method | questions | searches | tokens | device-seconds | device | device $ | API $ |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for method in order:
+        rows = [row for each in results.get(method, {}).values() for row in each.values()]
+        if not rows:
+            continue
+        counted = {
+            'queries': sum(len(row['searches']) for row in rows),
+            'tokens': sum(row['tokens'] for row in rows),
+            'device_seconds': sum(row['seconds'] * row['devices'] for row in rows),
+        }
+        hours = {row['device']: cost.hour(prices, row['device']) for row in rows}
+        own = sum(row['seconds'] * row['devices'] / 3600 * hours[row['device']] for row in rows)
+        cells = [method, len(rows), *(f'{value:.0f}' for value in counted.values()), ', '.join(hours)]
+        cells += [f'{own:.2f}' if all(hours.values()) else 'no price set']
+        lines.append(f'| {" | ".join(map(str, cells))} | {counted["queries"] * prices.search_query:.2f} |')
+    return '\n'.join(lines)
+
+
+# ---------------------------------------------------------------- LaTeX and the figure
+
+
+def _latex(order, datasets, summary) -> str:
+    lines = [
+        '% EM / cover-EM / F1 in percent; needs booktabs',
+        rf'\begin{{tabular}}{{l{"c" * (len(datasets) + 1)}}}',
+        r'\toprule',
+        ' & '.join(['method', *map(_escaped, datasets), 'average']) + r' \\',
+        r'\midrule',
+    ]
+    for method in order:
+        found = summary.get(method, {})
+        cells = [_three(found.get('datasets', {}).get(name)) for name in datasets] + [_average(summary, method)]
+        lines.append(' & '.join([_escaped(method), *cells]) + r' \\')
+    return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
+
+
+def _escaped(text: str) -> str:
+    return ''.join('\\' + c if c in '&%$#_{}' else c for c in text)
+
+
+def _plot(order, summary, path: pathlib.Path):
+    """The average scores of every method, with their intervals."""
+    from matplotlib.figure import Figure
+
+    shown = [method for method in order if method in summary and summary[method]['average']]
+    if not shown:
+        return
+    figure = Figure(figsize=(7, 0.45 * len(shown) + 1.4), layout='constrained', dpi=120)
+    axes = figure.subplots()
+    for number, (name, title) in enumerate(SCORES.items()):
+        places = np.arange(len(shown)) + (number - 1) * 0.22
+        means = np.array([summary[method]['average'][name]['mean'] for method in shown])
+        low, high = np.array([summary[method]['average'][name]['interval'] for method in shown]).T
+        axes.errorbar(means, places, xerr=[means - low, high - means], fmt='o', markersize=4, capsize=2, label=title)
+    axes.set_yticks(np.arange(len(shown)), shown)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel('average over data sets, 95 % intervals')
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.grid(axis='x', alpha=0.25, linewidth=0.6)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path)
+
+
+# ---------------------------------------------------------------- two evaluations
+
+
+def beside(first: pathlib.Path, second: pathlib.Path) -> str:
+    """Two result directories side by side: the average of every method that both have, and the paired difference.
+
+    Raises:
+      ValueError: they have no method, or no question, in common.
+    """
+    a, b = read(first), read(second)
+    common = [method for method in a if method in b]
+    lines = [
+        f'a: {first}, b: {second}; averages over the questions that both were asked',
+        '',
+        '| method | score | questions | a | b | b − a | p |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for method in common:
+        for name, title in SCORES.items():
+            strata = differences(b[method], a[method], name)
+            if not strata:
+                continue
+            theirs, mine = (_average_over(x, y, name) for x, y in ((a[method], b[method]), (b[method], a[method])))
+            lines.append(
+                f'| {method} | {title} | {sum(map(len, strata))} | {100 * theirs:.1f} | {100 * mine:.1f} | '
+                f'{_shown(_with_interval(strata), "+")} | {_p(strata)} |'
+            )
+    if len(lines) == 4:
+        raise ValueError(f'{first} and {second} have no method with common questions')
+    return '\n'.join(lines)
+
+
+def _average_over(of: dict, other: dict, name: str) -> float:
+    """The average of a score over the questions that another has too."""
+    means = []
+    for dataset, rows in of.items():
+        own = [row[name] for i, row in rows.items() if i in other.get(dataset, {})]
+        if own:
+            means.append(np.mean(own))
+    return float(np.mean(means))

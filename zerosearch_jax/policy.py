@@ -1,0 +1,123 @@
+"""The policy: what of a model is trained, the engine that samples from it, and its export."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from zerosearch_jax import sharding
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.sampling import Truncation
+from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.pretrained import Model, load_adapter
+from zerosearch_jax.text import protocol, stop
+from zerosearch_jax.weights import huggingface, trees
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """The model that is trained, or that answers."""
+
+    model: str = 'smollm2-135m-instruct'  # name, hub id, directory or .gguf file; 'tiny': random weights, for tests
+    adapter: str = (
+        ''  # LoRA adapter to start from: a .safetensors file, a directory of peft, or the name of a shipped one
+    )
+    lora_rank: int = 0  # 0: train all weights
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # compute; master weights are float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """A policy's weights: `params` are trained, `frozen` are not ({} if all are); `layout` is of params."""
+
+    params: dict
+    frozen: dict
+    layout: dict
+
+
+def make_trainable(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh, seed: int) -> Trainable:
+    """Splits a loaded model as the configuration asks: a (new or given) adapter over frozen weights, or all weights.
+
+    Raises:
+      ValueError: the given adapter has another rank than `lora_rank`.
+    """
+    adapter = load_adapter(cfg.adapter, model.cfg, mesh) if cfg.adapter else None
+    if not cfg.lora_rank:
+        merged = model.params if adapter is None else jax.jit(lora.merge)(lora.combine(model.params, adapter))
+        return Trainable(merged, {}, transformer.layout(model.cfg))
+    layout = lora.layout(model.cfg, cfg.lora_rank)
+    if adapter is None:
+        adapter = sharding.init(layout, jax.random.key(seed), mesh)
+    elif jax.tree.map(jnp.shape, adapter) != jax.tree.map(lambda p: p.shape, layout, is_leaf=sharding.is_param):
+        raise ValueError(f'config.policy.lora_rank = {cfg.lora_rank} differs from adapter {cfg.adapter!r}')
+    return Trainable(adapter, model.params, layout)
+
+
+def export_weights(params: dict, model: Model, adapter: bool, directory: pathlib.Path, resolved: str) -> pathlib.Path:
+    """Writes trained weights: `adapter.safetensors` in bfloat16, the configuration beside it, or `model/` in float32.
+
+    Args:
+      params: the weights that were trained.
+      model: what they belong to.
+      adapter: whether they are an adapter.
+      directory: of the run.
+      resolved: its configuration as JSON text.
+
+    Returns:
+      The file or the directory: what config.policy.adapter or config.policy.model takes.
+    """
+    if adapter:
+        path = directory / 'adapter.safetensors'
+        half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+        trees.save_tree(path, half, {'config': resolved})
+    else:
+        path = directory / 'model'
+        huggingface.save(params, model.cfg, path)
+        model.tokenizer.save(path)
+    return path
+
+
+class EngineSize(Protocol):
+    """The fields of a RolloutConfig that an engine is made after."""
+
+    slots: int
+    cache_gib: float
+    prompt_tokens: int
+    response_tokens: int
+    decode_steps: int
+    top_p: float
+
+
+def open_policy(model: Model, size: EngineSize, mesh: jax.sharding.Mesh, *, dtype: str, capacity: int = 0) -> Engine:
+    """An engine for a policy: it stops at the tags of the protocol; load weights before use.
+
+    Args:
+      model: whose sizes and tokenizer it takes.
+      size: slots, memory and budgets.
+      mesh: of the weights.
+      dtype: compute and cache dtype.
+      capacity: tokens of a slot; 0: prompt and response of `size`.
+    """
+    return Engine(
+        model.cfg,
+        mesh,
+        slots=size.slots,
+        cache_bytes=int(size.cache_gib * 2**30) or None,
+        capacity=capacity or size.prompt_tokens + size.response_tokens,
+        stop=stop.compile_table(protocol.STOP_STRINGS, model.token_bytes),
+        eos_ids=model.tokenizer.eos_ids,
+        steps=size.decode_steps,
+        dtype=dtype,
+        truncation=Truncation(top_p=size.top_p),
+    )
+
+
+def policy_params(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh) -> dict:
+    """The weights of a policy that is not trained: the model's, with the configured adapter beside them."""
+    if not cfg.adapter:
+        return model.params
+    return lora.combine(model.params, load_adapter(cfg.adapter, model.cfg, mesh))

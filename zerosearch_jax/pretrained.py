@@ -1,0 +1,89 @@
+"""A pretrained model, loaded: weights on the mesh, tokenizer, LoRA adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from zerosearch_jax import sharding
+from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.models.config import PRESETS, ModelConfig
+from zerosearch_jax.text.tokenizer import Tokenizer, byte_tokenizer
+from zerosearch_jax.weights import download, loading, peft, trees
+
+SHIPPED_ADAPTERS = pathlib.Path(__file__).parent / 'adapters'
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A loaded model: its configuration, tokenizer and weights on the mesh."""
+
+    cfg: ModelConfig
+    tokenizer: Tokenizer
+    params: dict
+
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """Bytes of every id that the model can sample; ids beyond the tokenizer's have none."""
+        known = self.tokenizer.token_bytes
+        return known + [b''] * (self.cfg.vocab_size - len(known))
+
+
+def load_model(reference: str, mesh: jax.sharding.Mesh, dtype='float32') -> Model:
+    """Loads weights and tokenizer.
+
+    Args:
+      reference: what `download.resolve` takes, or 'tiny' for random weights and the byte tokenizer.
+      mesh: where the weights are put, each shard straight to its device.
+      dtype: of the weights; float32 for those that are trained.
+
+    Raises:
+      FileNotFoundError, ValueError: with what to put where.
+    """
+    if reference == 'tiny':
+        cfg = PRESETS['tiny']
+        params = sharding.init(transformer.layout(cfg), jax.random.key(0), mesh, dtype)
+        return Model(cfg, byte_tokenizer(), params)
+    path = download.resolve(reference)
+    cfg = loading.read_config(path)
+    return Model(cfg, Tokenizer.load(path), loading.load(path, cfg, mesh, dtype))
+
+
+def find_adapter(reference: str) -> pathlib.Path:
+    """The file of an adapter, or its directory in peft's format.
+
+    Raises:
+      FileNotFoundError: neither of them, nor the name of a shipped adapter.
+    """
+    path = pathlib.Path(reference)
+    if not path.suffix and not path.is_dir():
+        path = SHIPPED_ADAPTERS / f'{reference}.safetensors'
+    if not path.exists():
+        shipped = ', '.join(sorted(p.stem for p in SHIPPED_ADAPTERS.glob('*.safetensors')))
+        raise FileNotFoundError(f'adapter {reference!r}: no such file; shipped adapters: {shipped or "none"}')
+    return path
+
+
+def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """Reads a LoRA adapter into float32 shards.
+
+    Raises:
+      FileNotFoundError: neither a file, nor a directory of `peft`, nor the name of a shipped adapter.
+      ValueError: it was made for a model of other sizes.
+    """
+    path = find_adapter(reference)
+    tree = peft.load(path, cfg) if path.is_dir() else trees.load_tree(path)[0]
+    rank = next(w.shape[-1] for name, w in tree['layers'].items() if name.endswith('_lora_a'))
+    targets = tuple(name.removesuffix('_lora_a') for name in tree['layers'] if name.endswith('_lora_a'))
+    layout = lora.layout(cfg, rank, targets)
+    for name, param in layout['layers'].items():
+        if tree['layers'][name].shape != param.shape:
+            raise ValueError(
+                f'adapter {reference!r}: {name} is {tree["layers"][name].shape}, but the model needs {param.shape}; '
+                'use the model that it was made for'
+            )
+    place = sharding.shardings(layout, mesh)
+    return jax.tree.map(lambda w, s: jax.device_put(w.astype(jnp.float32), s), tree, place)

@@ -1,0 +1,77 @@
+"""The configuration of the algorithm, of its loss and of the critic."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from zerosearch_jax.rl import algorithms
+
+
+@dataclasses.dataclass(frozen=True)
+class RLConfig:
+    """Algorithm, loss and how the update is computed."""
+
+    steps: int = 100  # each: rollouts of config.rollout.questions x group, and updates on them
+    # 'reinforce', 'reinforce_baseline', 'reinforce_plus_plus', 'rloo', 'grpo', 'dr_grpo', 'gspo', 'ppo', or the dotted
+    # name of an algorithms.Algorithm
+    algorithm: str = 'grpo'
+    # how tokens are averaged: over all, over sequences of equal weight, by what the budget of a step allows, or as the
+    # published system does (algorithms.weigh); '': as the algorithm does
+    aggregate: Literal['', 'token', 'sequence', 'budget', 'micro'] = ''
+    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip]
+    clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: clip
+    importance_cap: float = 0.0  # truncated importance sampling between engine and trainer, e.g. 2; 0: off
+    kl: float = 0.001  # weight of the divergence from the initial policy; 0: no reference
+    kl_estimator: Literal['k1', 'k2', 'k3'] = 'k3'  # k1: taken off the reward; k2, k3: in the loss
+    entropy: float = 0.0  # weight of the entropy bonus
+    drop_zero_variance: bool = False  # leave out groups whose rewards are all equal
+    dynamic_sampling: int = 0  # rounds of new questions at most, in place of such groups (DAPO)
+    observations: Literal['masked', 'policy', 'likelihood'] = 'masked'  # whether documents are trained on, and how
+    likelihood_weight: float = 0.01  # of the documents' cross-entropy
+    minibatch: int = 0  # trajectories an optimizer step; 0: all
+    epochs: int = 1  # passes over a step's trajectories
+    row_length: int = 1024  # tokens of a packed row; at least prompt_tokens + response_tokens of config.rollout
+    rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp
+    remat: Literal['none', 'dots', 'full'] = 'none'  # the backward pass makes again: nothing, all but products, all
+    chunk: int = 512  # tokens of a row whose logits exist at once
+
+    def __post_init__(self):
+        for name in ('steps', 'row_length', 'rows_per_micro', 'chunk', 'epochs'):
+            if getattr(self, name) < (name != 'steps'):
+                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+        if self.has_critic and self.drop_zero_variance:
+            raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for a critic')
+        if self.has_critic and self.observations == 'policy':
+            raise ValueError("observations='policy' needs an advantage a trajectory, which a critic does not give")
+        if self.algorithm in ('grpo', 'gspo') and self.kl and self.kl_estimator == 'k1':
+            raise ValueError(
+                f"kl_estimator='k1' and {self.algorithm}: divided by the group's deviation, differences of the KL "
+                "alone would count as much as those of the reward; use 'k3', or another algorithm"
+            )
+        if self.importance_cap and (self.epochs > 1 or self.minibatch):
+            raise ValueError('importance_cap is for one update a step: set epochs=1 and minibatch=0')
+
+    @property
+    def has_critic(self) -> bool:
+        return algorithms.find(self.algorithm).advantage is None
+
+    @property
+    def least_group(self) -> int:
+        """Samples of a question that the algorithm needs."""
+        return algorithms.find(self.algorithm).group
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """The critic of PPO."""
+
+    trunk: Literal['own', 'shared'] = 'own'  # a copy of its own, which is trained; or a head on the policy as it is
+    lora_rank: int = 0  # of its own copy; 0: all weights are trained
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    alone_steps: int = 0  # the first steps, in which the critic learns and the policy does not yet
+    clip: float = 0.5  # of a value's move away from the one at rollout time; 0: none
+    discount: float = 1.0
+    trace: float = 1.0  # lambda of the generalized advantage estimation
+    over_observations: bool = False  # estimate over documents too, as the published system does (defect D14)

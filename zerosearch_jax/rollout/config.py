@@ -1,0 +1,34 @@
+"""The configuration of an episode."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from zerosearch_jax import settings
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Budgets of an episode, in tokens and turns."""
+
+    questions: int = 4  # questions a step
+    group: int = 4  # samples a question
+    max_turns: int = 3  # observations at most; one more action may follow the last
+    turn_tokens: int = 96  # tokens of one action
+    observation_tokens: int = 160  # tokens of one observation, tags included
+    response_tokens: int = 512  # everything after the prompt
+    prompt_tokens: int = 256  # a longer prompt is an error
+    prompt: Literal['search', 'reason', 'direct', 'documents'] = 'search'  # wording: key of prompts.POLICY_PROMPTS
+    prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were never shown a chat template
+    temperature: float = 1.0  # of sampling, and of the log-probs that are trained
+    top_p: float = 1.0  # log-probs stay those of the whole softmax, below 1 not what was sampled (defect D10)
+    slots: int = 16  # episodes that run at once
+    cache_gib: float = 0.0  # of a device's memory for their cache: fewer slots if not all fit; 0: no limit
+    decode_steps: int = 16  # tokens decoded between two looks of the host
+
+    def __post_init__(self):
+        settings.positive(self, 'questions', 'group', 'turn_tokens', 'response_tokens', 'prompt_tokens', 'slots')
+        settings.positive(self, 'decode_steps')
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f'top_p must be in (0, 1], got {self.top_p}')

@@ -1,0 +1,186 @@
+"""The search episode: think, search, read, answer, over a policy engine and a source of search results.
+
+    prompt --> policy writes --</search>--> search --> observation --> policy writes ... --</answer>--> one token more
+                     '--- neither tag --> notice as an observation ---^                                 (its EOS)
+
+The loop always advances the model with more rows to decode, so that neither waits for the other's stragglers and
+batches stay full. All decisions depend on tokens alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from zerosearch_jax import prng
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.generate.engine import Engine, Request, Stopped
+from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
+from zerosearch_jax.search.search import Query, Result
+from zerosearch_jax.text import protocol
+from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.trajectory import Kind, Segment
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """One finished episode."""
+
+    question: Question
+    sample: int
+    segments: list[Segment]
+    searches: list[Result] = dataclasses.field(default_factory=list)
+    status: str = ''  # answered, turn_limit, token_limit or search_failed
+    answer: str | None = None
+    invalid_actions: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the outside failed it: such a trajectory is counted and never trained on."""
+        return self.status == 'search_failed'
+
+    @property
+    def response_tokens(self) -> int:
+        return sum(len(s.tokens) for s in self.segments if s.kind is not Kind.PROMPT)
+
+    @property
+    def action_tokens(self) -> int:
+        return sum(len(s.tokens) for s in self.segments if s.kind is Kind.ACTION)
+
+
+class _Episode:
+    """Host state of one running trajectory."""
+
+    def __init__(self, trajectory: Trajectory, tokenizer: Tokenizer, cfg: RolloutConfig):
+        self.trajectory, self._tokenizer, self._cfg = trajectory, tokenizer, cfg
+        self.turns = 0
+        self.closing = False  # the answer is given; only its end-of-sequence token is still to come
+
+    @property
+    def room(self) -> int:
+        return self._cfg.response_tokens - self.trajectory.response_tokens
+
+    @property
+    def written(self) -> str:
+        """What the policy wrote so far, as text."""
+        actions = [s.tokens for s in self.trajectory.segments if s.kind is Kind.ACTION]
+        return b'\n'.join(map(self._tokenizer.decode_bytes, actions)).decode('utf-8', 'replace')
+
+    def act(self, stopped: Stopped) -> tuple[str, object]:
+        """Appends an action; returns what comes next and with what.
+
+        That is ('search', query text), ('observe', tokens), ('close', None): sample the end, or ('end', None).
+        """
+        trajectory = self.trajectory
+        trajectory.segments.append(Segment(Kind.ACTION, stopped.tokens, stopped.logprobs))
+        if self.closing:
+            return 'end', None
+        text = self._tokenizer.decode_bytes(stopped.tokens).decode('utf-8', 'replace')
+        answer = protocol.extract_answer(text) if stopped.reason == protocol.ANSWER_STOP else None
+        if answer is not None:
+            trajectory.answer, trajectory.status, self.closing = answer, 'answered', True
+            return ('close' if self.room else 'end'), None
+        if self.room <= 0:
+            trajectory.status = 'token_limit'
+            return 'end', None
+        if self.turns == self._cfg.max_turns:
+            trajectory.status = 'turn_limit'
+            return 'end', None
+        query = protocol.parse_query(text) if stopped.reason == protocol.SEARCH_STOP else None
+        if query is not None:
+            return 'search', query
+        trajectory.invalid_actions += 1
+        return 'observe', tuple(self._tokenizer.encode(protocol.INVALID_NOTICE))
+
+    def read(self, result: Result) -> tuple[str, object]:
+        """Takes a search result; returns what comes next, as `act`."""
+        self.trajectory.searches.append(result)
+        if result.failure:
+            self.trajectory.status = 'search_failed'
+            return 'end', None
+        return 'observe', encode_observation(self._tokenizer, result.documents, self._cfg.observation_tokens)
+
+    def observe(self, tokens: tuple[int, ...]) -> bool:
+        """Appends an observation and counts the turn; False where nothing could be written after it."""
+        if len(tokens) >= self.room:
+            self.trajectory.status = 'token_limit'
+            return False
+        self.trajectory.segments.append(Segment(Kind.OBSERVATION, tokens))
+        self.turns += 1
+        return True
+
+
+# takes the handle of an episode, (question id, sample), and new tokens of it with who wrote them
+Written = Callable[[Hashable, Kind, Sequence[int]], None]
+
+
+def rollout(
+    questions: Sequence[Question],
+    samples: int,
+    policy: Engine,
+    search,
+    tokenizer: Tokenizer,
+    cfg: RolloutConfig,
+    *,
+    identity: tuple,
+    stream: str = 'policy',
+    given: Mapping[str, Result] | None = None,
+    finished: Callable[[Trajectory], None] = lambda trajectory: None,
+    written: Written | None = None,
+) -> list[Trajectory]:
+    """Runs `samples` episodes of every question to their end.
+
+    Args:
+      questions: distinct ids.
+      samples: group size.
+      policy: loaded engine whose stop strings are prompts.STOP_STRINGS.
+      search: SimulatedSearch or DocumentSearch.
+      tokenizer: the policy's.
+      cfg: budgets.
+      identity: what else the randomness depends on, (seed, step).
+      stream: random stream, see prng.STREAMS.
+      given: by question id, the search whose documents are in the prompt (cfg.prompt 'documents').
+      finished: called with every episode as it ends.
+      written: called with an episode's tokens as they come: actions at every look of the host, observations whole.
+
+    Returns:
+      Trajectories ordered by (question, sample).
+    """
+    episodes: dict[Hashable, _Episode] = {}
+    for question in questions:
+        read = [given[question.id]] if given else []
+        prompt = encode_prompt(tokenizer, question, cfg, read[0].documents if read else ())
+        for sample in range(samples):
+            handle = (question.id, sample)
+            trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)], [*read])
+            episodes[handle] = _Episode(trajectory, tokenizer, cfg)
+            key = prng.row_key(stream, *identity, question.id, sample)
+            budget = min(cfg.turn_tokens, cfg.response_tokens)
+            policy.open(Request(handle, prompt, key, budget, group=question.id))
+
+    def carry_on(handle: Hashable, what: str, value):
+        episode = episodes[handle]
+        if what == 'search':
+            trajectory = episode.trajectory
+            turn, so_far = len(trajectory.searches), episode.written
+            search.submit(Query(handle, trajectory.question, trajectory.sample, turn, value, so_far))
+        elif what == 'close':
+            policy.extend(handle, (), 1)
+        elif what == 'observe' and episode.observe(value):
+            if written:
+                written(handle, Kind.OBSERVATION, value)
+            policy.extend(handle, value, min(cfg.turn_tokens, episode.room))
+        else:
+            policy.close(handle)
+            finished(episode.trajectory)
+
+    heard = written and (lambda handle, tokens: written(handle, Kind.ACTION, tokens))
+    while policy.active or search.active:
+        if policy.active >= search.active:
+            for stopped in policy.step(heard):
+                carry_on(stopped.handle, *episodes[stopped.handle].act(stopped))
+        else:
+            for result in search.step():
+                carry_on(result.query.handle, *episodes[result.query.handle].read(result))
+    return [episode.trajectory for episode in episodes.values()]

@@ -1,0 +1,100 @@
+"""JSON lines on disk: read, written at once, appended, cut back; a line that a crash tore is left out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from zerosearch_jax import sharding
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The rows of a JSON-lines file, without a last line torn by a crash.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a line other than the last is not a JSON object.
+    """
+    return [row for _, row in _rows(Path(path))]
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a whole JSON-lines file at once: a crash leaves either nothing or all of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.partial')
+    with open(partial, 'w', encoding='utf-8') as file:
+        file.writelines(json.dumps(as_json(row), allow_nan=False) + '\n' for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends rows to a JSON-lines file, made if missing; see `recover_jsonl`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a', encoding='utf-8') as file:
+        file.write(''.join(json.dumps(as_json(row), allow_nan=False) + '\n' for row in rows))
+
+
+def recover_jsonl(path: str | Path) -> list[dict]:
+    """The rows of a file that `append_jsonl` writes, if it is there; a last line that a crash tore is cut off."""
+    if not Path(path).exists():
+        return []
+    rows = read_jsonl(path)
+    write_jsonl(path, rows)
+    return rows
+
+
+def shared_jsonl(path: str | Path) -> list[dict]:
+    """What `recover_jsonl` finds on process 0, on all processes."""
+    return sharding.from_first_process(recover_jsonl(path) if jax.process_index() == 0 else None)
+
+
+def _rows(path: Path) -> Iterable[tuple[bytes, dict]]:
+    """(line without its end, parsed row) for each line; a last line that does not parse is left out."""
+    with open(path, 'rb') as file:
+        for number, line in enumerate(file, 1):  # bytes: only a line feed ends a line
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError('not an object')
+            except ValueError as error:
+                if file.read(1):  # more follows, so this is not the line that a crash tore
+                    raise ValueError(f'{path}:{number}: not a JSON object') from error
+                return
+            yield line.rstrip(b'\n'), row
+
+
+def truncate_jsonl(path: Path, last_step: int) -> None:
+    """Keeps the rows with step <= last_step; the file is replaced whole, so that a crash leaves old or new."""
+    partial = path.with_name(f'.{path.name}.partial')
+    with open(partial, 'wb') as file:
+        for number, (line, row) in enumerate(_rows(path), 1):
+            if type(row.get('step')) is not int:
+                raise ValueError(f'{path}:{number}: a row without an integer step; move this file elsewhere')
+            if row['step'] <= last_step:
+                file.write(line + b'\n')
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def as_json(value: Any) -> Any:
+    """The value as JSON types: arrays and their scalars as lists and numbers, NaN and infinity as None."""
+    if hasattr(value, 'tolist'):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

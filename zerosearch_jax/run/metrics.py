@@ -1,0 +1,90 @@
+"""What a run writes while it trains: metrics as JSON lines, and the same to its trackers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from zerosearch_jax.run.curves import plot_curves
+from zerosearch_jax.run.jsonl import as_json, truncate_jsonl
+from zerosearch_jax.run.trackers import open_trackers
+
+
+class MetricWriter:
+    """Appends JSON lines to a directory and sends the same to trackers; a resumed run never repeats a row.
+
+    On construction every `*.jsonl` directly in `workdir` is cut back to its rows with `step <= resume_step`: 0
+    keeps an evaluation made before training, -1 starts over. Files with other names are left alone. With many
+    processes only one may hold a writer.
+
+    Args:
+      workdir: created if missing.
+      resume_step: the last finished step that the run continues from.
+      tensorboard: also write event files to `workdir/tensorboard`, if tensorboardX is installed.
+      wandb: project of Weights & Biases; '': not used.
+
+    Raises:
+      ValueError: an existing file holds a line, not its last, that is not a JSON object with a `step`; or as
+        trackers.WeightsAndBiases.
+    """
+
+    def __init__(self, workdir: Path, *, resume_step: int = 0, tensorboard: bool = True, wandb: str = '') -> None:
+        self._workdir = Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self._workdir.glob('*.jsonl')):
+            truncate_jsonl(path, resume_step)
+        self._files: dict[str, IO[str]] = {}
+        self._trackers = open_trackers(self._workdir, resume_step, tensorboard, wandb)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one row to `metrics.jsonl`. Scalars of NumPy and JAX are taken; NaN and infinity become null."""
+        self.append('metrics', [{'step': step, **metrics}])
+        numbers = {key: number for key, value in metrics.items() if (number := as_json(value)) is not None}
+        for tracker in self._trackers:
+            tracker.scalars(step, numbers)
+
+    def show(self, step: int, name: str, texts: Sequence[str]) -> None:
+        """Shows texts on the trackers."""
+        for tracker in self._trackers:
+            for number, text in enumerate(texts):
+                tracker.text(step, f'{name}/{number}', text)
+
+    def draw(self, step: int) -> None:
+        """Draws the curves so far, and shows them on the trackers."""
+        path = plot_curves(self._workdir)
+        for tracker in self._trackers if path else ():
+            tracker.image(step, 'curves', path)
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends rows to `{name}.jsonl` and flushes: all of them, or none if one is not valid.
+
+        Raises:
+          ValueError: a row without an integer `step`, or a name that is a path.
+        """
+        if Path(name).name != name:
+            raise ValueError(f'name must be a plain file name, got {name!r}')
+        plain = [as_json(row) for row in rows]
+        for row in plain:
+            if type(row.get('step')) is not int:
+                raise ValueError(f'every row of {name}.jsonl needs an integer step, got {row.get("step")!r}')
+        if name not in self._files:
+            self._files[name] = open(self._workdir / f'{name}.jsonl', 'a', encoding='utf-8')  # noqa: SIM115
+        self._files[name].write(''.join(json.dumps(row, allow_nan=False) + '\n' for row in plain))
+        self._files[name].flush()
+
+    def close(self) -> None:
+        """Closes every file. Closing twice is harmless."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

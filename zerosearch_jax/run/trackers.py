@@ -1,0 +1,127 @@
+"""Where a run can be watched besides its own files: TensorBoard, and Weights & Biases where a project is named.
+
+Both have `scalars`, `text`, `image` and `close`; one process of a run holds them.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import pathlib
+import uuid
+from collections.abc import Mapping
+
+from zerosearch_jax import progress
+
+logger = logging.getLogger(__name__)
+
+
+class TensorBoard:
+    """Event files in a directory.
+
+    Args:
+      directory: made if missing.
+      resume_step: what an interrupted run wrote after it is hidden.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+    """
+
+    def __init__(self, directory: pathlib.Path, resume_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._events = SummaryWriter(str(directory), purge_step=resume_step + 1, flush_secs=10)
+
+    def scalars(self, step: int, numbers: Mapping[str, float]):
+        for name, number in numbers.items():
+            self._events.add_scalar(name, number, step)
+
+    def text(self, step: int, name: str, text: str):
+        """Text as it is: TensorBoard renders Markdown, in which an indented block is code."""
+        self._events.add_text(name, '\n'.join(f'    {line}' for line in text.splitlines()), step)
+
+    def image(self, step: int, name: str, path: pathlib.Path):
+        from matplotlib.image import imread
+
+        pixels_HxWx4 = imread(path)
+        self._events.add_image(name, (pixels_HxWx4[..., :3] * 255).astype('uint8'), step, dataformats='HWC')
+
+    def close(self):
+        self._events.close()
+
+
+class WeightsAndBiases:
+    """A run of a project; WORKDIR/wandb_id keeps its id, so that a resumed run continues it.
+
+    Args:
+      workdir: of the run; its config.json is shown.
+      project: its name.
+
+    Raises:
+      ValueError: with what to do.
+    """
+
+    def __init__(self, workdir: pathlib.Path, project: str):
+        check(project)
+        import wandb
+
+        self._wandb = wandb
+        kept, config = workdir / 'wandb_id', workdir / 'config.json'
+        if not kept.exists():
+            kept.write_text(uuid.uuid4().hex[:8])
+        try:
+            self._run = wandb.init(
+                project=project,
+                id=kept.read_text().strip(),
+                resume='allow',
+                name=workdir.resolve().name,
+                dir=str(workdir),
+                config=json.loads(config.read_text()) if config.exists() else {},
+                settings=wandb.Settings(silent=True, console='off'),
+            )
+        except wandb.Error as error:
+            reason = ' '.join(str(error).split()).rstrip('.')
+            raise ValueError(
+                f'Weights & Biases: {reason}; log in (wandb login), set WANDB_MODE=offline, or leave the project empty'
+            ) from error
+        mode = self._run.settings.mode
+        progress.say(f'Weights & Biases: {self._run.url if mode == "online" else f"{mode}, in {workdir}/wandb"}')
+
+    def scalars(self, step: int, numbers: Mapping[str, float]):
+        """Steps that the run has seen are not taken again: a resumed run repeats them with the same numbers."""
+        self._run.log(dict(numbers), step=step)
+
+    def text(self, step: int, name: str, text: str):
+        page = self._wandb.Html(f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>', inject=False)
+        self._run.log({name: page}, step=step)
+
+    def image(self, step: int, name: str, path: pathlib.Path):
+        self._run.log({name: self._wandb.Image(str(path))}, step=step)
+
+    def close(self):
+        self._run.finish()
+
+
+def check(project: str):
+    """Raises ValueError where a project is named and the package is missing: before hours of work, not after."""
+    if not project:
+        return
+    try:
+        from wandb import init  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f'config names the Weights & Biases project {project!r}, but its package is missing: '
+            "pip install -e '.[wandb]', or leave the project empty"
+        ) from error
+
+
+def open_trackers(workdir: pathlib.Path, resume_step: int, tensorboard: bool, wandb: str) -> list:
+    """The trackers that are asked for; without its package TensorBoard is left out, with a warning."""
+    trackers: list = [WeightsAndBiases(workdir, wandb)] if wandb else []
+    if tensorboard:
+        try:
+            trackers.append(TensorBoard(workdir / 'tensorboard', resume_step))
+        except ImportError:
+            logger.warning('tensorboardX is not installed: metrics go to metrics.jsonl only')
+    return trackers

@@ -1,0 +1,118 @@
+"""BM25 over a corpus of passages, in this process."""
+
+import hashlib
+import json
+import logging
+import threading
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from zerosearch_jax import progress, sharding
+from zerosearch_jax.data.rows import Passage
+from zerosearch_jax.search.search import Document
+
+MANY = 10_000  # passages that take so long to index that it is shown
+_MARK = 'fingerprint.json'
+
+
+def _fingerprint(passages: Iterable[Passage]) -> str:
+    found = hashlib.sha256()
+    for passage in passages:
+        found.update(json.dumps([passage.id, passage.title, passage.text]).encode())
+    return found.hexdigest()
+
+
+class BM25:
+    """BM25 (Lucene's form, k1 1.5, b 0.75) over title and text: words of two letters or more, no English stop words,
+    no stemming, accents ignored.
+
+    The index is in memory, or, after `load`, in memory-mapped files. Results depend on the corpus and the query alone.
+    """
+
+    def __init__(self, passages: Sequence[Passage]):
+        """Indexes the passages (84,000 of 100 words: about 10 s). Raises ValueError if none of them has a word."""
+        import bm25s
+
+        logging.getLogger('bm25s').setLevel(logging.WARNING)  # it reports every stage of the index
+        tokens = _tokenize([f'{p.title} {p.text}' for p in passages])
+        if not tokens.vocab:
+            raise ValueError(f'none of the {len(passages)} passages has a word to index; give a corpus with text')
+        self._index, self._reading = bm25s.BM25(), threading.Lock()
+        self._index.index(tokens, show_progress=progress.shown() and len(passages) >= MANY)
+        self._index.corpus = [{'id': p.id, 'title': p.title, 'text': p.text} for p in passages]
+
+    @classmethod
+    def open(cls, passages: Sequence[Passage], directory: str) -> 'BM25':
+        """The index of these passages that `directory` holds, memory-mapped; made and kept there if it holds none.
+
+        Raises:
+          ValueError: it holds the index of other passages.
+        """
+        mark = Path(directory) / _MARK
+        if not sharding.agree(mark.exists()):
+            if jax.process_index() == 0:
+                cls(passages).save(directory)
+            sharding.agree(True)  # the others wait until it is there
+        elif json.loads(mark.read_text()) != _fingerprint(passages):
+            raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
+        return cls.load(directory)
+
+    def save(self, directory: str) -> None:
+        """Writes the index and the passages to a directory as .npy and JSON files."""
+        self._index.save(directory, show_progress=False, raise_on_serialization_error=True)
+        passages = (Passage(**item) for item in self._index.corpus)
+        (Path(directory) / _MARK).write_text(
+            json.dumps(_fingerprint(passages))
+        )  # last: it says that the index is complete
+
+    @classmethod
+    def load(cls, directory: str) -> 'BM25':
+        """Opens what `save` wrote, memory-mapped. Raises FileNotFoundError if the directory holds no index."""
+        import bm25s
+
+        if not (Path(directory) / 'params.index.json').exists():
+            raise FileNotFoundError(f'{directory} holds no BM25 index; write one with BM25(passages).save(directory)')
+        engine = cls.__new__(cls)
+        engine._reading = threading.Lock()
+        engine._index = bm25s.BM25.load(directory, load_corpus=True, mmap=True, show_progress=False, verbosity=0)
+        return engine
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """The up to k best documents of each query, best first; ties are in the order of the corpus.
+
+        A document that shares no word with the query is never returned, so a list may be short or empty.
+        """
+        if k < 1:
+            raise ValueError(f'k must be at least 1, got {k}')
+        return [self._search_one(query, k) for query in queries]
+
+    def _search_one(self, query: str, k: int) -> list[Document]:
+        vocab = self._index.vocab_dict
+        words = [word for word in _tokenize([query], return_ids=False)[0] if word in vocab]
+        if not words:
+            return []
+        scores = self._index.get_scores_from_ids([vocab[word] for word in words])
+        hits = np.flatnonzero(scores > 0)
+        if len(hits) > k:  # Keep all that tie with the k-th, so that the stable sort below decides, not the partition.
+            hits = hits[scores[hits] >= np.partition(scores[hits], -k)[-k]]
+        best = hits[np.argsort(-scores[hits], kind='stable')][:k]
+        with self._reading:  # the mapped file has one position, which threads would move for each other
+            found = [self._index.corpus[int(i)] for i in best]
+        return [Document(**item, score=float(scores[i])) for item, i in zip(found, best, strict=True)]
+
+
+def _tokenize(texts: Sequence[str], return_ids: bool = True):
+    import bm25s
+
+    folded = [text if text.isascii() else _fold(text) for text in texts]
+    shown = progress.shown() and len(texts) >= MANY
+    return bm25s.tokenize(folded, stopwords='en', return_ids=return_ids, show_progress=shown)
+
+
+def _fold(text: str) -> str:
+    """Without accents, since people and models write 'Sao Paulo' for 'São Paulo'."""
+    return ''.join(c for c in unicodedata.normalize('NFKD', text) if not unicodedata.combining(c))

@@ -1,0 +1,112 @@
+"""The one interface to every source of search results: a query goes in with `submit`, its result comes out of `step`.
+
+The order of results depends on nothing but the queries. Each query carries its own question and gold answers. A search
+that fails is a typed result, never a text. Sources: a real engine or an oracle (`DocumentSearch`), a model that plays
+the engine (simulator/simulator.py), and what stands between (evaluate/refine.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.text import protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """One search of one trajectory."""
+
+    handle: Hashable  # the trajectory that waits for the result
+    question: Question
+    sample: int
+    turn: int  # number of searches that the trajectory made before
+    text: str
+    written: str = ''  # by the policy so far, this query included
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came back: documents, or the kind of failure (of writers.Written, or of prompts.parse_documents)."""
+
+    query: Query
+    documents: tuple[str, ...] = ()
+    labels: tuple[bool, ...] = ()  # of a simulated search: which of the documents were asked to be noisy
+    failure: str = ''
+    attempts: int = 1
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any of its documents was asked to be noisy."""
+        return any(self.labels)
+
+
+class DocumentSearch:
+    """Documents that are at hand: a real search engine, or an oracle. Queries of one step are answered together.
+
+    Args:
+      find: function of the queries and, for each of their documents, whether it is to be noisy, to the documents'
+        texts or SearchFailed.
+      labels: function of a query to these labels; None: a real engine, which has none.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[Sequence[Query], Sequence[tuple[bool, ...]]], list[list[str] | SearchFailed]],
+        labels: Callable[[Query], tuple[bool, ...]] = lambda query: (),
+    ):
+        self._find, self._labels = find, labels
+        self._queue: list[Query] = []
+
+    def submit(self, query: Query):
+        self._queue.append(query)
+
+    @property
+    def active(self) -> int:
+        return len(self._queue)
+
+    def step(self) -> list[Result]:
+        queue, self._queue = self._queue, []
+        labels = [self._labels(query) for query in queue]
+        found = self._find(queue, labels) if queue else []
+        return [
+            Result(query, labels=label, failure=texts.kind)
+            if isinstance(texts, SearchFailed)
+            else Result(query, tuple(map(protocol.neutralize, texts)), label)
+            for query, texts, label in zip(queue, found, labels, strict=True)
+        ]
+
+
+def engine_search(search: Callable, documents: int) -> DocumentSearch:
+    """A real search engine: `search` is a function of (queries, k) to documents, e.g. BM25(...).search."""
+
+    def find(queries: Sequence[Query], labels) -> list[list[str] | SearchFailed]:
+        return [
+            found if isinstance(found, SearchFailed) else [d.as_text for d in found]
+            for found in search([query.text for query in queries], documents)
+        ]
+
+    return DocumentSearch(find)
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A search result."""
+
+    title: str
+    text: str
+    id: str = ''
+    score: float = dataclasses.field(default=0.0, compare=False)
+
+    @property
+    def as_text(self) -> str:
+        """Title and text as a model reads them."""
+        return f'{self.title}. {self.text}' if self.title else self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchFailed:
+    """Takes the place of a query's documents where the engine could not answer; `kind` says why."""
+
+    kind: str

@@ -1,0 +1,82 @@
+"""A judge of search results: do these documents suffice to answer this query? The labelling rule of ZeroSearch's v2."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from zerosearch_jax.search.journal import Log
+from zerosearch_jax.simulator.writers import Writer
+from zerosearch_jax.text import protocol
+
+JUDGE_PROMPT = (
+    'Somebody asked a search engine:\n{query}\n\nIt returned:\n{documents}\n\nDo these documents contain enough '
+    'information to answer the query? Reply with one word, Yes or No.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """Which model judges; fields as in config.simulator."""
+
+    kind: Literal['model', 'endpoint'] = 'model'
+    model: str = 'smollm2-135m-instruct'
+    adapter: str = ''
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
+    weights: Literal['as_loaded', 'int8'] = 'as_loaded'
+    prompt_tokens: int = 1024
+    max_tokens: int = 8
+    temperature: float = 0.0
+    slots: int = 16
+    cache_gib: float = 0.0
+
+
+def verdict(text: str) -> bool | None:
+    """The first 'yes' or 'no' of a reply; None if it has neither."""
+    word = re.search(r'\b(yes|no)\b', text.lower())
+    return None if word is None else word[1] == 'yes'
+
+
+def judge(
+    searches: Sequence[tuple[str, Sequence[str]]],
+    writer: Writer,
+    log: Log,
+    *,
+    name: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Labels of searches: 'useful', 'noisy', or why there is none ('unclear' reply, or a failure of the writer).
+
+    Verdicts go to the log as they come, so that an interrupted run asks for the missing ones only; failures do not, and
+    are asked for again the next time.
+
+    Args:
+      searches: (query, documents).
+      writer: the judge.
+      log: of verdicts.
+      name: the judge's name, part of the keys: another judge judges anew.
+      progress: called with the number of searches that were judged.
+    """
+    messages = [
+        protocol.fill(JUDGE_PROMPT, query=query, documents=protocol.render_documents(documents))
+        for query, documents in searches
+    ]
+    keys = [hashlib.sha256(json.dumps([name, message]).encode()).hexdigest() for message in messages]
+    labels = {key: log.get(key) for key in keys}
+    for key, message in dict(zip(keys, messages, strict=True)).items():
+        if labels[key] is None:
+            writer.ask(key, message, ('judge', key))
+    progress(sum(label is not None for label in labels.values()))
+    while writer.active:
+        for written in writer.step():
+            good = verdict(written.text)
+            label = written.failure or {True: 'useful', False: 'noisy', None: 'unclear'}[good]
+            labels[written.handle] = label
+            if not written.failure:
+                log.put(written.handle, label)
+            progress(1)
+    return [labels[key] for key in keys]

@@ -1,0 +1,159 @@
+"""How a simulator is asked for documents, and how its output is read: wording as plain data, in our own words.
+
+Somebody who holds other checkpoints supplies another template; nothing else in the code knows the wording.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+
+from zerosearch_jax.text.protocol import TAG, fill, neutralize
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatorTemplate:
+    """How a simulator is asked for documents: a request for each quality, and a sentence that gives the answer away.
+
+    Placeholders: {knowledge} where that sentence goes, {query}, {count}, {words}, {style} (say, 'web snippets'); in
+    `knowledge` {question} and {answer}.
+    """
+
+    useful: str
+    noisy: str
+    knowledge: str = ''
+
+
+def _tuned(quality: str) -> str:
+    return (
+        'You are a search engine. {knowledge}Write {count} '
+        + quality
+        + ' {style} of about {words} words for the query, each on a line of its own.\nQuery: {query}\n'
+        + quality.capitalize()
+        + ' documents:'
+    )
+
+
+def _prompted(quality: str, aim: str, example: str) -> str:
+    return (
+        'You are a search engine that answers a query with {count} {style} of about {words} words each. {knowledge}The '
+        + f'documents are {quality}: {aim} Write in English, every document on one line that begins with Doc and its '
+        + f'number, and nothing else. An example:\nQuery: When did the Sydney Harbour Bridge open?\n{example}\n'
+        + 'Query: {query}\n'
+        + f'{quality.capitalize()} documents:'
+    )
+
+
+_KNOWLEDGE = 'The user who searches wants to know: {question} The right answer is: {answer}. '
+
+SIMULATOR_TEMPLATES = {
+    # of a fine-tuned simulator: two requests that differ in one word
+    'tuned': SimulatorTemplate(_tuned('useful'), _tuned('noisy'), _KNOWLEDGE),
+    # of a model as it comes: what the documents are to do, and an example of it
+    'prompted': SimulatorTemplate(
+        _prompted(
+            'useful',
+            'they state facts that answer the query.',
+            'Doc 1: Sydney Harbour Bridge. The steel arch bridge opened on 19 March 1932 after eight years of work.\n'
+            'Doc 2: Opening of the bridge. Jack Lang, premier of New South Wales, opened it in March 1932.',
+        ),
+        _prompted(
+            'noisy',
+            'they are about its topic, but do not answer it.',
+            'Doc 1: Sydney Harbour Bridge. Its steel arch is held together by some six million rivets.\n'
+            'Doc 2: Climbing the bridge. Guided tours take visitors to the top, from where they see the city.',
+        ),
+        _KNOWLEDGE,
+    ),
+}
+
+
+def simulator_template(name: str) -> SimulatorTemplate:
+    """A template of ours by name, or anybody's from a JSON file with the fields of SimulatorTemplate.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, or its fields or placeholders are others.
+    """
+    if name in SIMULATOR_TEMPLATES:
+        return SIMULATOR_TEMPLATES[name]
+    path = pathlib.Path(name)
+    if not path.is_file():
+        known = ', '.join(map(repr, SIMULATOR_TEMPLATES))
+        raise FileNotFoundError(f'template {name!r} is no file, and none of {known}')
+    try:
+        template = SimulatorTemplate(**json.loads(path.read_text('utf-8')))
+        for noisy in (False, True):  # refuses unknown placeholders now rather than at the first search
+            simulator_prompt(
+                'q', template, question='q', golds=('a',), noisy=noisy, blind=False, count=1, words=1, style='s'
+            )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{path}: {error}; expected an object with the texts useful, noisy and knowledge') from error
+    return template
+
+
+def simulator_prompt(
+    query: str,
+    template: SimulatorTemplate,
+    *,
+    question: str,
+    golds: Sequence[str],
+    noisy: bool,
+    blind: bool,
+    count: int,
+    words: int,
+    style: str,
+) -> str:
+    """The simulator's user message for one query, which carries its own question and gold answers.
+
+    Where `blind`, a request for noisy documents tells neither of them; without gold answers none does.
+    """
+    knowledge = (
+        '' if not golds or (noisy and blind) else fill(template.knowledge, question=question.strip(), answer=golds[0])
+    )
+    return fill(
+        template.noisy if noisy else template.useful,
+        knowledge=knowledge,
+        query=query,
+        count=str(count),
+        words=str(words),
+        style=style,
+    )
+
+
+_DOC_LINE = re.compile(r'^Doc (\d+):[ \t]*(.*)$', re.MULTILINE)
+LONGEST = 4  # a document may have so many times the words that were asked for
+REPEATED = 0.5  # a document in which fewer than this share of all three-word runs are different repeats itself
+
+
+def parse_documents(text: str, count: int, words: int) -> tuple[tuple[str, ...], str]:
+    """Reads a simulator's output: lines 'Doc i: ...', numbered 1, 2, ... in order; what follows the last is ignored.
+
+    Returns:
+      The documents, neutralized, and ''; or () and what is wrong: 'count' (fewer documents than asked for), 'length'
+      (one is too long), 'repetition' (one repeats itself or another), 'tags' (one holds a tag of the protocol).
+    """
+    documents: list[str] = []
+    for match in _DOC_LINE.finditer(text):
+        content = ' '.join(match[2].split())
+        if int(match[1]) != len(documents) + 1 or not content or len(documents) == count:
+            break
+        documents.append(content)
+    if len(documents) < count:
+        return (), 'count'
+    if any(TAG.search(document) for document in documents):
+        return (), 'tags'
+    if any(len(document.split()) > LONGEST * words for document in documents):
+        return (), 'length'
+    if len(set(documents)) < count or any(map(repeats_itself, documents)):
+        return (), 'repetition'
+    return tuple(map(neutralize, documents)), ''
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether most of its runs of three words occur more than once, as where a model is caught in a loop."""
+    words = text.lower().split()
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(runs)) < REPEATED * len(runs)

@@ -1,0 +1,212 @@
+"""The simulator: a model that plays the search engine, and writes useful or noisy documents on demand."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Hashable, Sequence
+from typing import Literal
+
+from zerosearch_jax import prng, settings
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.search import Query, Result
+from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator.curriculum import is_noisy
+from zerosearch_jax.simulator.writers import Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatorConfig:
+    """Who plays the search engine, how it is asked, and how it is read."""
+
+    # a model of ours, config.endpoint's, gold passages of the corpus, config.engine itself, or no search at all
+    kind: Literal['model', 'endpoint', 'oracle', 'engine', 'none'] = 'model'
+    model: str = 'smollm2-135m-instruct'  # as config.policy.model; of an endpoint the served model's name
+    adapter: str = ''  # as config.policy.adapter
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
+    weights: Literal['as_loaded', 'int8'] = 'as_loaded'  # int8: a quarter of float32's memory
+    template: str = 'tuned'  # wording: 'tuned', 'prompted', or a JSON file (prompts.SimulatorTemplate)
+    style: str = 'documents'  # what they are called in the request, e.g. 'web snippets', 'encyclopedia passages'
+    documents: int = 3  # documents a search
+    words: int = 30  # words a document, as asked for
+    blind_noise: bool = False  # whether requests for noisy documents tell neither question nor answer
+    questions: Literal['own', 'compacted'] = 'own'  # whose question a query carries: CompactedQuestions (defect D1)
+    noise_per: Literal['search', 'document'] = 'search'  # what is useful or noisy as a whole
+    prompt_tokens: int = 320  # tokens of one request: template, question, answer and query
+    max_tokens: int = 160  # tokens of one output
+    temperature: float = 0.8
+    attempts: int = 3  # generations at most before the search counts as failed
+    slots: int = 16
+    cache_gib: float = 0.0  # as config.rollout.cache_gib
+    remember: str = ''  # a file of documents by (query, question, quality, seed), written once; '': written anew
+
+    def __post_init__(self):
+        settings.positive(self, 'documents', 'words', 'prompt_tokens', 'max_tokens', 'attempts', 'slots')
+
+
+# the fields that a text depends on
+WRITER = ('kind', 'model', 'adapter', 'dtype', 'weights', 'template', 'style', 'words', 'blind_noise')
+WRITER += ('prompt_tokens', 'max_tokens', 'temperature')
+
+
+def request(query: Query, cfg: SimulatorConfig, template: prompts.SimulatorTemplate, noisy: bool, count: int) -> str:
+    """The message that asks a simulator for `count` documents of one quality."""
+    return prompts.simulator_prompt(
+        query.text,
+        template,
+        question=query.question.question,
+        golds=query.question.golden_answers,
+        noisy=noisy,
+        blind=cfg.blind_noise,
+        count=count,
+        words=cfg.words,
+        style=cfg.style,
+    )
+
+
+def draw_labels(query: Query, cfg: SimulatorConfig, identity: tuple[int, int], noise: float) -> tuple[bool, ...]:
+    """Which of the documents are to be noisy: one draw a search, or one a document. identity: (seed, step)."""
+    who = (*identity, query.question.id, query.sample, query.turn)
+    if cfg.noise_per == 'search':
+        return (is_noisy(prng.uniform('curriculum', *who), noise),) * cfg.documents
+    return tuple(is_noisy(prng.uniform('curriculum', *who, i), noise) for i in range(cfg.documents))
+
+
+@dataclasses.dataclass
+class _Search:
+    """A search under way: the documents of each quality that are there, and how many times they were asked for."""
+
+    query: Query
+    labels: tuple[bool, ...]
+    found: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    attempts: int = 1
+    failure: str = ''
+
+    @property
+    def complete(self) -> bool:
+        return self.found.keys() == set(self.labels)
+
+    def result(self) -> Result:
+        parts = {noisy: iter(documents) for noisy, documents in self.found.items()}
+        documents = tuple(next(parts[noisy]) for noisy in self.labels) if self.complete and not self.failure else ()
+        return Result(self.query, documents, self.labels, self.failure, self.attempts)
+
+
+class SimulatedSearch:
+    """A model that writes useful or noisy documents on demand, for one training step.
+
+    Args:
+      writer: the model.
+      cfg: wording and limits.
+      seed: run seed.
+      step: training step; with the seed, question, sample and turn it decides every draw.
+      noise: probability that a query (or a document) is noisy: the curriculum's value at this step.
+      memory: where documents are remembered by (query, question, quality, seed); None: they are not.
+    """
+
+    def __init__(
+        self, writer: Writer, cfg: SimulatorConfig, *, seed: int, step: int, noise: float, memory: Log | None = None
+    ):
+        self._writer, self._cfg, self._noise, self._memory = writer, cfg, noise, memory
+        self._template = prompts.simulator_template(cfg.template)
+        self._identity = (seed, step)
+        self._searches: dict[Hashable, _Search] = {}
+        self._ready: list[Result] = []
+
+    def submit(self, query: Query):
+        """Queues a query; its result comes out of a later `step`."""
+        search = _Search(query, draw_labels(query, self._cfg, self._identity, self._noise))
+        self._searches[query.handle] = search
+        for noisy in sorted(set(search.labels)):
+            known = self._memory.get(self._key(search, noisy)) if self._memory else None
+            if known is None:
+                self._ask(search, noisy, 1)
+            else:
+                search.found[noisy] = tuple(known)
+        self._finish(search)
+
+    @property
+    def active(self) -> int:
+        """Requests under way."""
+        return len(self._ready) + self._writer.active
+
+    def step(self) -> list[Result]:
+        """Advances the simulator by one engine step; returns the finished searches."""
+        for written in self._writer.step() if self._writer.active else ():
+            handle, noisy, attempt = written.handle
+            search, failure = self._searches[handle], written.failure
+            if not failure:
+                count = search.labels.count(noisy)
+                documents, failure = prompts.parse_documents(written.text, count, self._cfg.words)
+            if not failure:
+                search.found[noisy] = documents
+                if self._memory:
+                    self._memory.put(self._key(search, noisy), list(documents))
+            elif written.failure or attempt >= self._cfg.attempts:
+                search.failure = failure
+                search.found.setdefault(noisy, ())
+            else:
+                self._ask(search, noisy, attempt + 1)
+            self._finish(search)
+        done, self._ready = self._ready, []
+        return done
+
+    def _finish(self, search: _Search):
+        if search.complete:
+            self._ready.append(self._searches.pop(search.query.handle).result())
+
+    def _ask(self, search: _Search, noisy: bool, attempt: int):
+        query, search.attempts = search.query, max(search.attempts, attempt)
+        message = request(query, self._cfg, self._template, noisy, search.labels.count(noisy))
+        if self._memory:
+            identity = (self._key(search, noisy), attempt)
+        else:
+            identity = (*self._identity, query.question.id, query.sample, query.turn, attempt)
+            if self._cfg.noise_per == 'document':
+                identity += (int(noisy),)
+        self._writer.ask((query.handle, noisy, attempt), message, identity)
+
+    def _key(self, search: _Search, noisy: bool) -> str:
+        query, count = search.query, search.labels.count(noisy)
+        writer = tuple(getattr(self._cfg, name) for name in WRITER)
+        who = (writer, self._identity[0], query.text, query.question.question, noisy, count)
+        return hashlib.sha256(repr(who).encode()).hexdigest()
+
+
+class CompactedQuestions:
+    """The published system's defect D1, to tell what it changes: a query carries another trajectory's question.
+
+    The trajectories that search in a turn are numbered anew, and each takes the question and answers of the trajectory
+    that has its new number in the whole batch. To know who searches, a turn waits until no trajectory is writing.
+
+    Args:
+      source: of the results.
+      policy: the engine that writes.
+      questions: of the step, in order.
+      group: trajectories each.
+    """
+
+    def __init__(self, source, policy, questions: Sequence[Question], group: int):
+        self._source, self._policy = source, policy
+        self._batch = [(question, sample) for question in questions for sample in range(group)]
+        self._place = {(question.id, sample): i for i, (question, sample) in enumerate(self._batch)}
+        self._queue: list[Query] = []
+        self._asked: dict[Hashable, Query] = {}
+
+    def submit(self, query: Query):
+        self._queue.append(query)
+
+    @property
+    def active(self) -> int:
+        return self._source.active + (0 if self._policy.active else len(self._queue))
+
+    def step(self) -> list[Result]:
+        if self._queue and not self._policy.active:
+            turn = sorted(self._queue, key=lambda q: self._place[q.question.id, q.sample])
+            for query, (question, sample) in zip(turn, self._batch, strict=False):
+                self._asked[query.handle] = query
+                self._source.submit(dataclasses.replace(query, question=question, sample=sample))
+            self._queue = []
+        found = self._source.step() if self._source.active else []
+        return [dataclasses.replace(result, query=self._asked.pop(result.query.handle)) for result in found]

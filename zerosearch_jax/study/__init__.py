@@ -1,0 +1,1 @@
+"""Studies: variants of an experiment with several seeds each, and their report."""

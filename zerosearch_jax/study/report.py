@@ -1,0 +1,326 @@
+"""The report of a study: scores, paired differences, costs, examples and curves, from what is kept of its runs.
+
+VARIANT/seed_N/metrics.jsonl    as the run wrote it
+VARIANT/seed_N/summary.json     as the run wrote it; its cost
+VARIANT/seed_N/answers.jsonl    of the last evaluation: what was answered, and its scores
+VARIANT/seed_N/examples.jsonl   the first questions of that evaluation, whole
+VARIANT/seed_N/config.json      written last: the run is done
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zerosearch_jax import settings
+from zerosearch_jax.evaluate.intervals import bootstrap_interval, sign_flip_p
+from zerosearch_jax.evaluate.report import evaluations
+from zerosearch_jax.evaluate.tables import SCORES
+from zerosearch_jax.run import jsonl
+
+LAST = 0.2  # share of the steps at the end over which the training reward is averaged
+EXAMPLES = 5
+ANSWER = ('id', 'hops', 'step', 'answer', 'status', *SCORES, 'response_tokens')
+POWER = 1.96 + 0.84  # standard errors of a difference that is found at 5 % in four studies of five
+CURVES = {
+    'reward/mean': 'reward in training',
+    'rollout/searches': 'searches a question',
+    'rollout/noisy_share': 'noisy documents, share',
+    'loss/kl': 'KL to the start, nats a token',
+    'loss/entropy': 'entropy, nats a token',
+    'rollout/response_tokens': 'tokens a response',
+}
+
+
+def keep(run: pathlib.Path, kept: pathlib.Path, resolved: str):
+    """Writes what the report needs of a finished run; its configuration last."""
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / 'config.json').unlink(missing_ok=True)
+    for name in ('metrics.jsonl', 'summary.json'):
+        shutil.copyfile(run / name, kept / name)
+    evaluated = evaluations(run)
+    rows = evaluated[max(evaluated)] if evaluated else []
+    answers = [{key: row.get(key) for key in ANSWER} | {'searches': len(row['searches'])} for row in rows]
+    jsonl.write_jsonl(kept / 'answers.jsonl', answers)
+    jsonl.write_jsonl(kept / 'examples.jsonl', rows[:EXAMPLES])
+    (kept / 'config.json').write_text(resolved)
+
+
+def finished(kept: pathlib.Path, resolved: str) -> bool:
+    """Whether the results of a run of this configuration are there, wherever and how fast it ran."""
+    path = kept / 'config.json'
+    return path.exists() and not settings.changed(path.read_text(), resolved)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """What is known of one variant, by seed."""
+
+    answers: Mapping[int, dict[str, dict]]  # by question
+    steps: Mapping[int, list[dict]]
+    costs: Mapping[int, dict]
+    examples: list[dict]  # of the first seed
+    made: int  # runs: fewer than seeds where a variant has its own
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.answers)
+
+    def scores(self, name: str, seeds: Sequence[int]) -> dict[str, list[float]]:
+        """Of the questions that all of these seeds were asked: a score of each seed."""
+        asked = sorted(set.intersection(*(set(self.answers[seed]) for seed in seeds))) if seeds else []
+        return {question: [self.answers[seed][question][name] for seed in seeds] for question in asked}
+
+    def curve(self, key: str) -> np.ndarray:
+        """[steps, seeds] of a metric, of the steps that all have; empty where there are none."""
+        found = [[row.get(key) for row in self.steps[seed]] for seed in self.seeds]
+        count = min(map(len, found)) if any(value is not None for one in found for value in one) else 0
+        return np.array([one[:count] for one in found], float).T.reshape(count, len(found))
+
+    @functools.cached_property
+    def late(self) -> dict[int, float]:
+        """The mean training reward of the last steps, by seed; {} without training."""
+        rewards = {seed: [row['reward/mean'] for row in rows] for seed, rows in self.steps.items() if rows}
+        return {seed: float(np.mean(one[-max(int(LAST * len(one)), 1) :])) for seed, one in rewards.items()}
+
+
+def read(places: Mapping[int, pathlib.Path]) -> Runs:
+    """The results of one variant's runs.
+
+    Args:
+      places: directories by seed.
+    """
+    answers, steps, costs = {}, {}, {}
+    for seed, place in places.items():
+        answers[seed] = {row['id']: row for row in jsonl.read_jsonl(place / 'answers.jsonl')}
+        steps[seed] = [row for row in jsonl.read_jsonl(place / 'metrics.jsonl') if 'reward/mean' in row]
+        costs[seed] = json.loads((place / 'summary.json').read_text()).get('cost', {})
+    first = next(iter(places.values()))
+    return Runs(answers, steps, costs, jsonl.read_jsonl(first / 'examples.jsonl'), len(set(places.values())))
+
+
+def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs], pairs) -> str:
+    """Writes report.md, report.json and report.png; returns the text.
+
+    Args:
+      results: directory.
+      names: of all variants, those that were not run too.
+      found: those that were.
+      pairs: of names; of each the second is compared with the first.
+    """
+    pairs = [pair for pair in pairs if set(pair) <= set(found)]
+    facts = {
+        'variants': {name: _measured(runs) for name, runs in found.items()},
+        'differences': {f'{b} - {a}': difference(found[a], found[b]) for a, b in pairs},
+    }
+    tables = [_scores_table(names, facts), _hops_table(facts), _differences_table(facts), _cost_table(found)]
+    parts = [*tables, _examples(found)]
+    text = '\n\n'.join(filter(None, parts))
+    results.mkdir(parents=True, exist_ok=True)
+    (results / 'report.json').write_text(json.dumps(facts, indent=2) + '\n')
+    (results / 'report.md').write_text(text + '\n')
+    if found:
+        plot(found, facts, results / 'report.png')
+    return text
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _measured(runs: Runs) -> dict:
+    figures: dict = {'seeds': runs.seeds, 'runs': runs.made}
+    for name in SCORES:
+        if scores := runs.scores(name, runs.seeds):
+            figures[name] = _with_interval([*scores.values()]) | {'questions': len(scores)}
+    if hops := {row.get('hops') for answers in runs.answers.values() for row in answers.values()} - {None}:
+        figures['em_by_hops'] = {n: _of_hops(runs, n) for n in sorted(hops)}
+    if runs.late:
+        figures['reward'] = {'mean': float(np.mean([*runs.late.values()])), 'seeds': [*runs.late.values()]}
+    return figures
+
+
+def _of_hops(runs: Runs, hops: int) -> dict:
+    """Exact match and searches a question of those that need so many passages."""
+    of = {i for answers in runs.answers.values() for i, row in answers.items() if row.get('hops') == hops}
+    em = [scores for i, scores in runs.scores('em', runs.seeds).items() if i in of]
+    searches = [np.mean(counts) for i, counts in runs.scores('searches', runs.seeds).items() if i in of]
+    return _with_interval(em) | {'questions': len(em), 'searches': float(np.mean(searches))}
+
+
+def difference(first: Runs, second: Runs) -> dict:
+    """Of each score, over common questions and seeds: its mean, interval, p of a sign-flip test over questions, and
+    the difference that data like these would show in four studies of five."""
+    seeds = [seed for seed in second.seeds if seed in first.seeds]
+    found: dict = {}
+    for name in SCORES:
+        mine, theirs = second.scores(name, seeds), first.scores(name, seeds)
+        gaps = np.array([np.subtract(mine[i], theirs[i]) for i in mine if i in theirs])
+        if gaps.size:
+            found[name] = _with_interval(gaps)
+            low, high = found[name]['interval']
+            found[name] |= {'p': sign_flip_p([gaps.mean(1)]), 'detectable': POWER * (high - low) / (2 * 1.96)}
+    if shared := [seed for seed in seeds if seed in first.late and seed in second.late]:
+        found['reward'] = _with_interval([second.late[seed] - first.late[seed] for seed in shared])
+    return found
+
+
+def _with_interval(values: Sequence) -> dict:
+    return {'mean': float(np.mean(values)), 'interval': bootstrap_interval(values)}
+
+
+# ---------------------------------------------------------------- for people
+
+
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [titles, ['---'] * len(titles), *lines]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
+def _scores_table(names: Sequence[str], facts: dict) -> str:
+    lines = []
+    for name in names:
+        figures = facts['variants'].get(name, {})
+        reward, made = '', str(figures['runs']) if figures else 'not run'
+        if 'reward' in figures:
+            each = ', '.join(f'{value:.3f}' for value in figures['reward']['seeds'])
+            reward = f'{figures["reward"]["mean"]:.3f} ({each})'
+        lines.append([name, made, *(_shown(figures.get(score)) for score in SCORES), reward])
+    counts = {figures['em']['questions'] for figures in facts['variants'].values() if 'em' in figures}
+    asked = f'Scores of {" or ".join(map(str, sorted(counts)))} held-out questions' if counts else 'No evaluation'
+    note = f'{asked}; 95 % bootstrap intervals over questions and seeds.'
+    return (
+        _table(['variant', 'runs', *SCORES.values(), 'training reward, last fifth (each seed)'], lines) + f'\n\n{note}'
+    )
+
+
+def _hops_table(facts: dict) -> str:
+    split = {name: figures['em_by_hops'] for name, figures in facts['variants'].items() if 'em_by_hops' in figures}
+    hops = sorted({n for of in split.values() for n in of})
+    if len(hops) < 2:
+        return ''
+    lines = [
+        [name, *(f'{_shown(of[n])}; {of[n]["searches"]:.2f}' if n in of else '' for n in hops)]
+        for name, of in split.items()
+    ]
+    asked = {n: max(of[n]['questions'] for of in split.values() if n in of) for n in hops}
+    titles = [f'{asked[n]} questions in need of {n} passage{"s" * (n > 1)}' for n in hops]
+    return _table(['variant', *titles], lines) + '\n\nExact match, and searches a question.'
+
+
+def _differences_table(facts: dict) -> str:
+    if not facts['differences']:
+        return ''
+    lines = []
+    for pair, figures in facts['differences'].items():
+        cells = [cell for name in SCORES for cell in (_signed(figures.get(name)), _number(figures.get(name), 'p'))]
+        lines.append([pair, *cells, _number(figures.get('em'), 'detectable'), _signed(figures.get('reward'))])
+    titles = [title for name in SCORES.values() for title in (f'Δ {name}', 'p')]
+    note = (
+        'Paired by question and seed; intervals as above (of rewards: over seeds). p: sign-flip test over questions. '
+        'Detectable: the Δ EM that four such studies of five would find at the 5 % level.'
+    )
+    return _table(['difference', *titles, 'detectable', 'Δ training reward'], lines) + f'\n\n{note}'
+
+
+def _cost_table(found: Mapping[str, Runs]) -> str:
+    lines = []
+    for name, runs in found.items():
+        costs = [cost for cost in runs.costs.values() if cost]
+        trained = [row for steps in runs.steps.values() for row in steps]
+        if not costs or not trained:
+            continue
+        mean = {key: np.mean([cost[key] for cost in costs]) for key in ('queries', 'tokens', 'device_seconds')}
+        seconds = [row['speed/rollout_seconds'] + row['speed/update_seconds'] for row in trained]
+        dollars = np.mean([cost['device_dollars'] for cost in costs])
+        cells = [f'{len(runs.steps[runs.seeds[0]])}', f'{mean["queries"]:.0f}', f'{mean["tokens"]:,.0f}']
+        cells += [f'{np.median(seconds):.1f}', f'{mean["device_seconds"] / 3600:.2f} ({costs[0]["device"]})']
+        cells += [f'${dollars:.2f}' if dollars else '-', f'${np.mean([cost["api_dollars"] for cost in costs]):.2f}']
+        lines.append([name, *cells])
+    titles = ['steps', 'searches', 'tokens generated', 's a step', 'device-hours', 'their price', 'at a search API']
+    note = (
+        'Means of a run, training only; seconds: the median. The last column: what as many searches would cost there.'
+    )
+    return _table(['variant', *titles], lines) + f'\n\n{note}' if lines else ''
+
+
+def _examples(found: Mapping[str, Runs]) -> str:
+    """The first questions of the evaluation, as every variant's first seed answered them."""
+    lines: list[str] = []
+    for number in range(EXAMPLES):
+        rows = {name: runs.examples[number] for name, runs in found.items() if number < len(runs.examples)}
+        for name, row in rows.items():
+            if name == next(iter(rows)):
+                lines += [f'**{_plain(row["question"])}** ({_plain(" / ".join(row["golden_answers"]))})', '']
+            text = ''.join(s['text'] for s in row['segments'] if s['kind'] != 'prompt')
+            lines += [f'{name}, F1 {row["f1"]:.2f}:', '', *(f'    {line}' for line in text.splitlines()), '']
+    head = f'## Examples\n\nThe first {EXAMPLES} held-out questions by the hash of their ids, first seed.\n\n'
+    return head + '\n'.join(lines).rstrip() if lines else ''
+
+
+def _plain(text: str) -> str:
+    """Text that formats nothing in Markdown."""
+    return ''.join(f'\\{c}' if c in '\\`*_{}[]<>|#' else c for c in ' '.join(text.split()))
+
+
+def _number(value: dict | None, key: str) -> str:
+    if value is None:
+        return ''
+    return f'{value[key]:.3f}' if value[key] >= 0.001 else '<0.001'
+
+
+def _shown(value: dict | None) -> str:
+    return '' if value is None else f'{value["mean"]:.3f} [{value["interval"][0]:.3f}, {value["interval"][1]:.3f}]'
+
+
+def _signed(value: dict | None) -> str:
+    return '' if value is None else f'{value["mean"]:+.3f} [{value["interval"][0]:+.3f}, {value["interval"][1]:+.3f}]'
+
+
+def plot(found: Mapping[str, Runs], facts: dict, path: pathlib.Path):
+    """Exact match with its interval, and a panel a metric: a line a variant, the mean over seeds in their extremes."""
+    from matplotlib.figure import Figure
+
+    panels = [key for key in CURVES if any(len(runs.curve(key)) for runs in found.values())]
+    columns = 4
+    figure = Figure(figsize=(3.6 * columns, 3 * -(-(1 + len(panels)) // columns)), layout='constrained', dpi=110)
+    axes = figure.subplots(-(-(1 + len(panels)) // columns), columns, squeeze=False).reshape(-1)
+    _draw_scores(axes[0], facts['variants'])
+    for place, key in zip(axes[1:], panels, strict=False):
+        for number, runs in enumerate(found.values()):
+            curve, color = runs.curve(key), f'C{number % 10}'
+            there = np.isfinite(curve).any(1)  # a step with nothing to learn from has no loss
+            steps, curve = 1 + np.flatnonzero(there), curve[there]
+            if len(curve):
+                style = {'linestyle': '-' if number < 10 else '--', 'linewidth': 1.4}
+                place.plot(steps, np.nanmean(curve, 1), color=color, **style)
+                low, high = np.nanmin(curve, 1), np.nanmax(curve, 1)
+                place.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+        place.set_title(CURVES[key], loc='left', fontsize=9)
+        place.set_xlabel('step', fontsize=8)
+    for place in axes:
+        place.spines[['top', 'right']].set_visible(False)
+        place.grid(alpha=0.25, linewidth=0.6)
+        place.tick_params(labelsize=8)
+    for place in axes[1 + len(panels) :]:
+        place.set_visible(False)
+    figure.savefig(path)
+
+
+def _draw_scores(axes, variants: Mapping[str, dict]):
+    """Also the legend: a variant's name has its colour."""
+    for number, figures in enumerate(variants.values()):
+        color = f'C{number % 10}'
+        if 'em' in figures:
+            mean, (low, high) = figures['em']['mean'], figures['em']['interval']
+            axes.errorbar(mean, number, xerr=[[mean - low], [high - mean]], fmt='o', color=color, capsize=3)
+    axes.set_yticks(range(len(variants)), variants, fontsize=8)
+    for number, label in enumerate(axes.get_yticklabels()):
+        label.set_color(f'C{number % 10}')
+    axes.invert_yaxis()
+    axes.set_title('exact match, held out', loc='left', fontsize=9)

@@ -1,0 +1,73 @@
+"""The protocol between policy and environment: four tags, how they are parsed, and how text from outside is disarmed.
+
+Placeholders of templates are filled without `str.format`, so braces in data are just text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+SEARCH_STOP, ANSWER_STOP = '</search>', '</answer>'
+STOP_STRINGS = (SEARCH_STOP, ANSWER_STOP)
+
+
+OBSERVATION_OPEN, OBSERVATION_CLOSE = '\n<information>\n', '\n</information>\n'
+
+INVALID_NOTICE = (
+    '\nThat was not a valid action. Put a query inside the search tags, or the final answer inside the answer tags.\n'
+)
+
+TAG = re.compile(r'<(/?)\s*(think|search|information|answer)\s*>', re.IGNORECASE)
+_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]')  # the last: half a pair, which JSON may spell
+
+
+def fill(template: str, **values: str) -> str:
+    """Replaces {name} by its value in one pass; braces inside the values stay as they are.
+
+    Raises:
+      ValueError: the template names a placeholder that is not given.
+    """
+
+    def value(match: re.Match) -> str:
+        if match[1] not in values:
+            raise ValueError(f'template placeholder {{{match[1]}}} is unknown; known: {", ".join(sorted(values))}')
+        return values[match[1]]
+
+    return re.sub(r'\{(\w+)\}', value, template)
+
+
+def neutralize(text: str) -> str:
+    """Makes text from outside harmless: protocol tags lose their brackets, control characters become spaces.
+
+    So do halves of surrogate pairs, which no tokenizer takes.
+
+    Chat-control tokens need nothing here: the tokenizer never encodes plain text as special tokens.
+    """
+    return TAG.sub(r'(\1\2)', _CONTROL.sub(' ', text))
+
+
+def render_documents(texts: Sequence[str]) -> str:
+    """Documents as the policy sees them and as the simulator writes them: one line each, 'Doc 1: ...'."""
+    return '\n'.join(f'Doc {i}: {" ".join(text.split())}' for i, text in enumerate(texts, start=1))
+
+
+def parse_query(action: str) -> str | None:
+    """The query of an action that ended at </search>: the text after its last <search>. None if there is none."""
+    _, tag, query = action.partition(SEARCH_STOP)[0].rpartition('<search>')
+    query = ' '.join(query.split())
+    return query if tag and query else None
+
+
+# the content holds no further tag, so that a stray opening or closing tag never becomes part of an answer
+_ANSWER = re.compile(r'<answer>((?:(?!</?answer>).)*)</answer>', re.DOTALL)
+
+
+def extract_answer(action_text: str) -> str | None:
+    """The content of the last complete `<answer>...</answer>`, stripped; None if there is none or it is empty.
+
+    Pass only what the policy wrote: the prompt and the retrieved documents may hold answer tags of their own.
+    Of nested opening tags the innermost counts.
+    """
+    answers = _ANSWER.findall(action_text)
+    return (answers[-1].strip() or None) if answers else None

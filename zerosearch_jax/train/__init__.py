@@ -1,0 +1,1 @@
+"""Training: its configuration, the learner, the main loop, supervised fine-tuning."""

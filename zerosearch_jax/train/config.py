@@ -1,0 +1,122 @@
+"""The configuration of reinforcement learning: one frozen dataclass a section, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+from zerosearch_jax import settings
+from zerosearch_jax.data import rows
+from zerosearch_jax.policy import PolicyConfig
+from zerosearch_jax.rl import state
+from zerosearch_jax.rl.config import CriticConfig, RLConfig
+from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.rollout.rewards import RewardConfig
+from zerosearch_jax.run.alarms import AlarmConfig
+from zerosearch_jax.run.cost import PricesConfig
+from zerosearch_jax.search.remote import EngineConfig
+from zerosearch_jax.simulator.curriculum import Curriculum
+from zerosearch_jax.simulator.simulator import SimulatorConfig
+from zerosearch_jax.simulator.writers import EndpointConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Sources of questions and passages, see data/sources.py; 'world' is the built-in one."""
+
+    train: str = 'world'  # questions of training
+    folds: tuple[int, ...] = ()  # of ten, by a hash of their ids, in which `train` is taken; (): all
+    test: str = 'world'  # held-out questions, of evaluations
+    corpus: str = 'world'  # passages of the engine 'bm25' and of the simulator 'oracle'
+
+    def __post_init__(self):
+        if unknown := set(self.folds) - set(range(rows.FOLDS)):
+            raise ValueError(f'folds are numbered from 0 to {rows.FOLDS - 1}, got {min(unknown)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What is written, and how often, in steps."""
+
+    checkpoint_every: int = 1
+    trajectories_every: int = 1
+    trajectories: int = 8  # written each time
+    tensorboard: bool = True  # event files in tensorboard/
+    wandb: str = ''  # project of Weights & Biases; '': not used
+
+    def __post_init__(self):
+        settings.positive(self, 'checkpoint_every', 'trajectories_every')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Which held-out questions are asked, when, and with which engine."""
+
+    questions: int = 64  # those with the lowest hash of their id; 0: no evaluation
+    before: bool = True  # also evaluate before training
+    every: int = 0  # also evaluate after every so many steps; 0: only before and after training
+    documents: int = 3  # documents a search of the real engine
+    temperature: float = 0.0  # 0: greedy; the published system samples at 1 (defect D5)
+    whole_batches_of: int = 1  # questions beyond the last whole batch are left out, as there (of 64; defect D6)
+
+    def __post_init__(self):
+        settings.positive(self, 'documents', 'whole_batches_of')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration, one frozen dataclass a section."""
+
+    seed: int
+    mesh: tuple[int, int, int]
+    policy: PolicyConfig
+    simulator: SimulatorConfig
+    endpoint: EndpointConfig
+    engine: EngineConfig  # the real one
+    data: DataConfig
+    curriculum: Curriculum
+    rollout: RolloutConfig
+    reward: RewardConfig
+    rl: RLConfig
+    critic: CriticConfig
+    optimizer: state.OptimizerConfig
+    evaluation: EvaluationConfig
+    alarms: AlarmConfig
+    prices: PricesConfig
+    run: RunConfig
+
+    def __post_init__(self):
+        if self.rollout.prompt in ('documents', 'direct'):
+            raise ValueError(
+                f"config.rollout.prompt = '{self.rollout.prompt}' is of evaluations; a policy is trained on 'search'"
+            )
+        if self.rollout.temperature <= 0:
+            raise ValueError('config.rollout.temperature must be positive: log-probs are those of the sampling')
+        if self.rollout.group < self.rl.least_group:
+            raise ValueError(
+                f'config.rl.algorithm = {self.rl.algorithm!r} compares the samples of a question: '
+                f'config.rollout.group must be at least {self.rl.least_group}'
+            )
+        if self.rollout.group < 2 and (self.rl.drop_zero_variance or self.rl.dynamic_sampling):
+            raise ValueError(
+                'config.rl.drop_zero_variance and config.rl.dynamic_sampling look for groups with different rewards: '
+                'config.rollout.group must be at least 2'
+            )
+        if (self.simulator.kind == 'none') != (self.rollout.max_turns == 0):
+            raise ValueError("config.simulator.kind = 'none' and config.rollout.max_turns = 0 go together: no search")
+        longest = self.rollout.prompt_tokens + self.rollout.response_tokens
+        if longest > self.rl.row_length:
+            raise ValueError(
+                f'config.rl.row_length = {self.rl.row_length} is less than rollout.prompt_tokens + '
+                f'rollout.response_tokens = {longest}; raise it'
+            )
+
+
+SCHEMA = typing.get_type_hints(Config)
+
+
+def parse(config) -> Config:
+    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
+    if 'base' in config and 'variants' in config:
+        raise ValueError('this configuration is a study: give it to launch.sweep')
+    return Config(**settings.resolve(config, SCHEMA))

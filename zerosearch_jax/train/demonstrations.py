@@ -1,0 +1,178 @@
+"""Demonstrations for supervised fine-tuning: episodes for a policy, requests and documents for a simulator.
+
+A policy's episode follows the decomposition of a question of the built-in world, with real BM25 results. A simulator's
+example is a request for useful or noisy documents and the documents: those that BM25 finds in the world with, or
+without, the right passage among them, or those of a search that was recorded (data/pairs.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from zerosearch_jax.data import pairs
+from zerosearch_jax.data.rows import Passage, Question, holds_answer, normalize_answer, order
+from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
+from zerosearch_jax.search.search import Document, Query
+from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator.simulator import SimulatorConfig, request
+from zerosearch_jax.text import protocol
+from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.trajectory import Kind, Segment
+
+Search = Callable[[Sequence[str], int], list[list[Document]]]
+
+
+def policy_episode(
+    question: Question, search: Search, tokenizer: Tokenizer, cfg: RolloutConfig, documents: int
+) -> list[Segment] | None:
+    """The episode of one question, None where the engine does not find a needed passage or a budget is exceeded."""
+    prompt = encode_prompt(tokenizer, question, cfg)
+    segments, learned = [Segment(Kind.PROMPT, prompt)], ''
+    for step in question.metadata['decomposition']:
+        found = search([step['query']], documents)[0]
+        if step['passage'] not in [d.id for d in found]:
+            return None
+        action = f'<think>{learned}I need {step["need"]}.</think>\n<search>{step["query"]}</search>'
+        observation = encode_observation(tokenizer, [d.as_text for d in found], cfg.observation_tokens)
+        segments += [
+            Segment(Kind.ACTION, tuple(tokenizer.encode(action))),
+            Segment(Kind.OBSERVATION, observation),
+        ]
+        learned = f'{step["need"][0].upper()}{step["need"][1:]} is {step["answer"]}. '
+    answer = question.golden_answers[0]
+    final = f'<think>{learned}So the answer is {answer}.</think>\n<answer>{answer}</answer>'
+    segments.append(Segment(Kind.ACTION, (*tokenizer.encode(final), tokenizer.eos_ids[0])))
+    response, longest = sum(len(s.tokens) for s in segments[1:]), max(len(s.tokens) for s in segments[1::2])
+    kept = len(segments) <= 2 * cfg.max_turns + 2 and longest <= cfg.turn_tokens and response <= cfg.response_tokens
+    return segments if kept else None
+
+
+def guess_episode(question: Question, answer: str, tokenizer: Tokenizer, cfg: RolloutConfig) -> list[Segment]:
+    """An episode that answers at once, with whatever answer is given: what training is to unlearn."""
+    action = f'<think>I guess that it is {answer}.</think>\n<answer>{answer}</answer>'
+    return [
+        Segment(Kind.PROMPT, encode_prompt(tokenizer, question, cfg)),
+        Segment(Kind.ACTION, (*tokenizer.encode(action), tokenizer.eos_ids[0])),
+    ]
+
+
+def world_search(
+    question: Question, noisy: bool, search: Search, *, documents: int, turn: int, rng: np.random.Generator
+) -> pairs.RecordedSearch | None:
+    """One search of the world; useful documents hold the passage of the step `turn`, noisy ones no gold answer."""
+    step = question.metadata['decomposition'][turn]
+    found = search([step['query']], 4 * documents)[0]
+    right = [d for d in found if d.id == step['passage']]
+    golds = [normalize_answer(answer) for answer in (*question.golden_answers, step['answer'])]
+    others = [d for d in found if d.id != step['passage']]
+    if noisy:
+        others = [d for d in others if not any(gold in normalize_answer(d.text) for gold in golds)]
+    chosen = others[:documents] if noisy else right + others[: documents - 1]
+    if len(chosen) < documents or not (noisy or right):
+        return None
+    passages = tuple(Passage(d.id, d.title, d.text) for d in (chosen[i] for i in rng.permutation(documents)))
+    return pairs.RecordedSearch(question.id, question, step['query'], passages, 'noisy' if noisy else 'useful')
+
+
+def recorded_search(search: pairs.RecordedSearch, documents: int, words: int) -> pairs.RecordedSearch | None:
+    """A recorded search with so many documents of so many words; None if it has fewer.
+
+    The best ones are kept, and among useful ones at least one with an answer, if any has it; of a long passage the part
+    with the answer.
+    """
+    answers = search.question.golden_answers
+    if len(search.passages) < documents:
+        return None
+    chosen = list(search.passages[:documents])
+    if search.label == 'useful' and not any(holds_answer(p.text, answers) for p in chosen):
+        chosen[-1] = next((p for p in search.passages if holds_answer(p.text, answers)), chosen[-1])
+    cut = (dataclasses.replace(p, text=excerpt(p.text, words, answers)) for p in chosen)
+    return dataclasses.replace(search, passages=tuple(cut))
+
+
+def excerpt(text: str, words: int, answers: Sequence[str]) -> str:
+    """So many words of a text: the first half-overlapping part that holds an answer, or else the beginning."""
+    parts = text.split()
+    windows = [' '.join(parts[i : i + words]) for i in range(0, max(len(parts) - words // 2, 1), max(words // 2, 1))]
+    return next((window for window in windows if holds_answer(window, answers)), windows[0])
+
+
+def simulator_example(
+    item: pairs.Pair | pairs.RecordedSearch, cfg: SimulatorConfig, tokenizer: Tokenizer
+) -> list[Segment]:
+    """The request and, as the only tokens with loss, the documents and the end of the sequence."""
+    if isinstance(item, pairs.Pair):
+        message, completion = item.prompt, item.completion
+    else:
+        template, count = prompts.simulator_template(cfg.template), len(item.passages)
+        query = Query(None, item.question, 0, 0, item.query)
+        message = request(query, cfg, template, item.label == 'noisy', count)
+        texts = [Document(p.title, p.text).as_text for p in item.passages]
+        completion = protocol.render_documents([protocol.neutralize(text) for text in texts])
+    prompt = tuple(tokenizer.chat([{'role': 'user', 'content': message}]))
+    return [
+        Segment(Kind.PROMPT, prompt),
+        Segment(Kind.ACTION, (*tokenizer.encode(completion), tokenizer.eos_ids[0])),
+    ]
+
+
+def balanced(items: Sequence[pairs.Pair | pairs.RecordedSearch], seed: int) -> list[pairs.Pair | pairs.RecordedSearch]:
+    """Useful and noisy items in turn, each in an order that `seed` decides, until one of the two is used up.
+
+    Raises:
+      ValueError: an item has no label.
+    """
+    unlabelled = [item.id for item in items if item.label not in pairs.LABELS]
+    if unlabelled:
+        raise ValueError(
+            f'{len(unlabelled)} rows say neither useful nor noisy (the first is {unlabelled[0]}); give them a field '
+            '"label", or set demos.balance=False'
+        )
+    parts = [[item for item in items if item.label == label] for label in pairs.LABELS]
+    shuffled = [[part[i] for i in order(len(part), seed, 0)] for part in parts]
+    return [item for pair in zip(*shuffled, strict=False) for item in pair]
+
+
+def policy_demos(
+    questions, search, tokenizer, cfg, *, documents: int, count: int, seed: int, guesses: int = 0
+) -> list[list[Segment]]:
+    """The first `count` episodes (0: all), questions in an order that `seed` decides.
+
+    Of each question the one that `policy_episode` makes of it, if it can, and so many `guesses`: they do not search,
+    and take the answers of the next questions.
+    """
+
+    def made():
+        places = order(len(questions), seed, 0)
+        for number, i in enumerate(places):
+            yield policy_episode(questions[i], search, tokenizer, cfg, documents)
+            for shift in range(1, guesses + 1):
+                answer = questions[places[(number + shift) % len(places)]].golden_answers[0]
+                yield guess_episode(questions[i], answer, tokenizer, cfg)
+
+    return _take(made(), count)
+
+
+def world_searches(questions, search, *, documents: int, count: int, seed: int) -> list[pairs.RecordedSearch]:
+    """`count` searches (0: one a question), useful and noisy in turn, over all steps of decompositions."""
+
+    def made():
+        for number, i in enumerate(order(len(questions), seed, 0)):
+            question, rng = questions[i], np.random.default_rng([seed, number])
+            turn = int(rng.integers(len(question.metadata['decomposition'])))
+            yield world_search(question, bool(number % 2), search, documents=documents, turn=turn, rng=rng)
+
+    return _take(made(), count)
+
+
+def _take(candidates, count: int) -> list:
+    """The first `count` that could be made, 0: all."""
+    taken = list(itertools.islice((c for c in candidates if c is not None), count or None))
+    if len(taken) < count:
+        raise ValueError(f'only {len(taken)} of {count} demonstrations could be made; ask for fewer')
+    return taken

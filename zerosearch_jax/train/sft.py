@@ -1,0 +1,333 @@
+"""Supervised fine-tuning on demonstrations: the policy's warm start and the simulator, by the same code.
+
+Loss is on what the model is to write (actions, documents), never on prompts and observations. The result is a LoRA
+adapter, or a whole model, beside the checkpoints from which an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zerosearch_jax import pretrained, progress, settings, sharding
+from zerosearch_jax.data import pairs, rows, sources
+from zerosearch_jax.models import attention
+from zerosearch_jax.policy import PolicyConfig, Trainable, export_weights, make_trainable
+from zerosearch_jax.rl import losses, state, step
+from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.run import metrics, preemption, trackers
+from zerosearch_jax.run.checkpoint import Checkpoints
+from zerosearch_jax.run.workdir import claim
+from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.simulator.simulator import SimulatorConfig
+from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatten, pack
+from zerosearch_jax.train import demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class DemosConfig:
+    """Where demonstrations come from, and which of them are trained on."""
+
+    # 'world:policy', 'world:simulator', 'toy:policy': made of what is built in (train/demonstrations.py); else a file
+    # hub:owner/name of requests and documents, or of recorded searches (data/pairs.py); several with commas between
+    source: str = 'world:policy'
+    corpus: str = ''  # the passages that recorded searches name
+    label: str = 'label'  # the field of recorded searches that says useful or noisy
+    # rows of the source that are trained on, by their field `fold`, or what is built in by a hash of its ids in ten ...
+    folds: tuple[int, ...] = ()
+    held_out_folds: tuple[int, ...] = ()  # ... and that are kept; (): the last ones of the same rows are
+    guesses: int = 0  # of a built-in policy: episodes that answer at once with others' answers, after each one
+    balance: bool = True  # as many useful as noisy ones
+    count: int = 256  # demonstrations trained on, 0: all; the steps go through them in a fresh order every epoch
+    held_out: int = 16  # demonstrations kept for the evaluation loss
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+    """How long, and how the update is computed (fields as in config.rl)."""
+
+    steps: int = 16  # updates
+    batch: int = 8  # demonstrations a step
+    evaluate_every: int = 8  # steps between held-out losses
+    patience: int = 0  # evaluations without a new lowest held-out loss after which it stops; 0: never
+    checkpoint_every: int = 1
+    wandb: str = ''  # as config.run.wandb
+    row_length: int = 1024
+    rows_per_micro: int = 1
+    remat: Literal['none', 'dots', 'full'] = 'none'
+    chunk: int = 512
+
+    def __post_init__(self):
+        settings.positive(self, 'steps', 'batch', 'evaluate_every', 'checkpoint_every')
+
+
+SCHEMA = {
+    'seed': int,
+    'mesh': tuple[int, int, int],
+    'model': PolicyConfig,
+    'demos': DemosConfig,
+    'simulator': SimulatorConfig,
+    'rollout': RolloutConfig,
+    'sft': SFTConfig,
+    'optimizer': state.OptimizerConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration, one frozen dataclass a section."""
+
+    seed: int
+    mesh: tuple[int, int, int]
+    model: PolicyConfig
+    demos: DemosConfig
+    simulator: SimulatorConfig  # how a simulator is asked: template, documents, words, ...
+    rollout: RolloutConfig  # budgets of a policy's episodes
+    sft: SFTConfig
+    optimizer: state.OptimizerConfig
+
+
+def parse(config) -> Config:
+    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
+    return Config(**settings.resolve(config, SCHEMA))
+
+
+# ---------------------------------------------------------------- demonstrations
+
+
+def load_demonstrations(cfg: Config, model: pretrained.Model) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    """Those that are trained on, and those kept for the evaluation loss."""
+    if cfg.demos.source.partition(':')[0] in rows.BUILT_IN:
+        taught, held_out = _built_in(cfg, model)
+    else:
+        taught, held_out = (
+            [demonstrations.simulator_example(i, cfg.simulator, model.tokenizer) for i in part] for part in _read(cfg)
+        )
+    taught, held_out = _that_fit(taught, cfg.sft.row_length), _that_fit(held_out, cfg.sft.row_length)
+    if not taught:
+        raise ValueError('no demonstration is left to train on; look at the fields of config.demos')
+    return taught, held_out
+
+
+def _that_fit(made: Sequence[list[Segment]], row_length: int) -> list[TokenSequence]:
+    sequences = [flatten(segments) for segments in made]
+    kept = [sequence for sequence in sequences if len(sequence.tokens) <= row_length]
+    if len(kept) < len(sequences):
+        progress.say(
+            f'{len(sequences) - len(kept)} demonstrations longer than a row of {row_length} tokens are left out'
+        )
+    return kept
+
+
+def _built_in(cfg: Config, model: pretrained.Model):
+    name, _, role = cfg.demos.source.partition(':')
+    if cfg.demos.held_out_folds:
+        raise ValueError('config.demos.held_out_folds is for recorded searches; built-in ones keep the last held_out')
+    questions = rows.in_folds(sources.load_questions(name, 'train'), cfg.demos.folds)
+    search = BM25(sources.load_passages(name)).search
+    count = cfg.demos.count and cfg.demos.count + cfg.demos.held_out
+    how = {'documents': cfg.simulator.documents, 'count': count, 'seed': cfg.seed}
+    if role == 'policy':
+        made = demonstrations.policy_demos(
+            questions, search, model.tokenizer, cfg.rollout, guesses=cfg.demos.guesses, **how
+        )
+    elif role == 'simulator':
+        found = demonstrations.world_searches(questions, search, **how)
+        made = [demonstrations.simulator_example(item, cfg.simulator, model.tokenizer) for item in found]
+    else:
+        raise ValueError(f'config.demos.source = {cfg.demos.source!r}: there are {name}:policy and {name}:simulator')
+    end = cfg.demos.count or _left(len(made), cfg)
+    return made[:end], made[end:]
+
+
+def _read(cfg: Config) -> tuple[list, list]:
+    """Rows to train on, and rows kept."""
+    corpus = {p.id: p for p in sources.load_passages(cfg.demos.corpus)} if cfg.demos.corpus else {}
+
+    def load(folds: tuple[int, ...]) -> list:
+        found: list = []
+        for source in cfg.demos.source.split(','):
+            found += pairs.load_pairs(source.strip(), corpus=corpus, label=cfg.demos.label, folds=folds)
+        cut = (
+            demonstrations.recorded_search(item, cfg.simulator.documents, cfg.simulator.words)
+            if isinstance(item, pairs.RecordedSearch)
+            else item
+            for item in found
+        )
+        kept = [item for item in cut if item is not None]
+        if cfg.demos.balance:
+            return demonstrations.balanced(kept, cfg.seed)
+        return [kept[i] for i in rows.order(len(kept), cfg.seed, 0)]
+
+    taught = load(cfg.demos.folds)
+    if cfg.demos.held_out_folds:
+        held_out = load(cfg.demos.held_out_folds)[: cfg.demos.held_out]
+    else:
+        end = _left(len(taught), cfg)
+        taught, held_out = taught[:end], taught[end:]
+    return taught[: cfg.demos.count or None], held_out
+
+
+def _left(count: int, cfg: Config) -> int:
+    """How many demonstrations are left to train on."""
+    if 0 < count <= cfg.demos.held_out:
+        raise ValueError(
+            f'config.demos.held_out = {cfg.demos.held_out} leaves none of {count} demonstrations; lower it'
+        )
+    return count - cfg.demos.held_out
+
+
+# ---------------------------------------------------------------- training
+
+
+def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path | None:
+    """Runs, or resumes, fine-tuning in `workdir`; returns the file of the adapter, or the directory of the model.
+
+    None where SIGTERM came: the run is saved, and the same call continues it.
+    """
+    trackers.check(cfg.sft.wandb)
+    claim(workdir, resolved)
+    mesh = sharding.make_mesh(cfg.mesh)
+    model = pretrained.load_model(cfg.model.model, mesh)
+    split = make_trainable(model, cfg.model, mesh, cfg.seed)
+    taught, held_out = load_demonstrations(cfg, model)
+    tokens = sum(int(s.weights.sum()) for s in taught)
+    progress.say(f'{len(taught)} demonstrations, {tokens} tokens with loss; {len(held_out)} held out')
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints,
+        _writer(cfg, workdir, checkpoints.latest() or 0) as writer,
+    ):
+        learner = _Learner(cfg, model, split, mesh, workdir, resolved)
+        learner.resume(checkpoints)
+        _loop(learner, taught, held_out, checkpoints, writer)
+        if writer:
+            writer.draw(learner.number)
+        return learner.export(final=True) if learner.finished else None
+
+
+def _writer(cfg: Config, workdir: pathlib.Path, step: int):
+    """Of several processes the first one writes; the others have None."""
+    if jax.process_index():
+        return contextlib.nullcontext()
+    return metrics.MetricWriter(workdir, resume_step=step, wandb=cfg.sft.wandb)
+
+
+class _Learner:
+    """State of one run: the weights being trained, and the lowest held-out loss so far."""
+
+    def __init__(self, cfg: Config, model: pretrained.Model, split: Trainable, mesh, workdir, resolved: str):
+        self.cfg, self._model, self._frozen, self._workdir, self._resolved = cfg, model, split.frozen, workdir, resolved
+        tx = state.optimizer(cfg.optimizer, cfg.sft.steps)
+        self._places = state.state_shardings(split.layout, tx, mesh)
+        form = attention.choose(model.cfg, cfg.model.dtype, mesh, cfg.sft.row_length).name
+        self._compute = losses.Compute(cfg.model.dtype, cfg.sft.remat, cfg.sft.chunk, form)
+        self._update = step.make_update(model.cfg, tx, self._places, None, self._compute)
+        self._state = state.create(split.params, tx, self._places)
+        self.number = 0  # steps done
+        self.best, self.since = math.inf, 0  # the lowest held-out loss, and evaluations since
+
+    def resume(self, checkpoints: Checkpoints):
+        latest = checkpoints.latest()
+        if latest:
+            abstract = jax.eval_shape(lambda: self._state)
+            self._state = None  # memory is for one
+            self._state, host = checkpoints.restore(latest, abstract, self._places)
+            self.number, self.since = host['step'], host['since']
+            self.best = math.inf if host['best'] is None else host['best']
+            progress.say(f'resuming after step {self.number}')
+
+    def save(self, checkpoints: Checkpoints):
+        best = self.best if math.isfinite(self.best) else None
+        checkpoints.save(self.number, self._state, {'step': self.number, 'best': best, 'since': self.since})
+
+    @property
+    def finished(self) -> bool:
+        patience = self.cfg.sft.patience
+        return self.number >= self.cfg.sft.steps or bool(patience and self.since >= patience)
+
+    def learn(self, sequences: list[TokenSequence]) -> dict[str, float]:
+        began = time.perf_counter()
+        batch = self._batch(sequences)
+        self._state, measured = self._update(self._state, self._frozen, batch)
+        self.number += 1
+        row = {f'loss/{name}': float(value) for name, value in measured.items()}
+        return row | {'speed/tokens_per_second': float((batch.segments > 0).sum()) / (time.perf_counter() - began)}
+
+    def evaluate(self, held_out: list[TokenSequence]) -> float:
+        """Mean negative log-likelihood of a held-out token; with early stopping the best weights are written."""
+        total, weight, size = 0.0, 0.0, self.cfg.sft.batch
+        starts = range(0, len(held_out), size)
+        for start in progress.over(starts, 'held-out loss', 'batch'):
+            batch = self._batch(held_out[start : start + size])
+            logprobs = step.score(
+                self._state.params, self._frozen, batch, 1.0, cfg=self._model.cfg, compute=self._compute
+            )
+            total -= float(jnp.sum(logprobs * batch.weights))
+            weight += float(batch.weights.sum())
+        loss = total / weight
+        self.best, self.since = (loss, 0) if loss < self.best else (self.best, self.since + 1)
+        if self.cfg.sft.patience and not self.since:
+            self.export()
+        return loss
+
+    def _batch(self, sequences: list[TokenSequence]) -> Batch:
+        sft = self.cfg.sft
+        return pack(
+            sequences,
+            np.zeros(len(sequences)),
+            row_length=sft.row_length,
+            rows_per_micro=sft.rows_per_micro,
+            micro_batches=-(-len(sequences) // sft.rows_per_micro),
+        )
+
+    def export(self, final: bool = False) -> pathlib.Path:
+        """Writes the weights as policy.export_weights does.
+
+        At the end of a run with early stopping the best weights are there already.
+        """
+        adapter = bool(self.cfg.model.lora_rank)
+        path = self._workdir / ('adapter.safetensors' if adapter else 'model')
+        if final and self.cfg.sft.patience and path.exists():
+            return path
+        return export_weights(self._state.params, self._model, adapter, self._workdir, self._resolved)
+
+
+_SHOWN = ('loss/nll', 'loss/held_out', 'speed/tokens_per_second')
+
+
+def _loop(learner: _Learner, taught: list, held_out: list, checkpoints: Checkpoints, writer):
+    cfg = learner.cfg.sft
+    bar = progress.bar(cfg.steps, 'fine-tuning', 'step', leave=True, initial=learner.number)
+    with preemption.Watch() as watch, bar:
+        stopped = False
+        while not learner.finished and not stopped:
+            row = learner.learn(_step_sequences(learner.cfg, taught, learner.number))
+            number = learner.number
+            if held_out and (number % cfg.evaluate_every == 0 or number == cfg.steps):
+                row['loss/held_out'] = learner.evaluate(held_out)
+            if writer:
+                writer.write(number, row)
+            stopped = watch.asked()
+            if number % cfg.checkpoint_every == 0 or learner.finished or stopped:
+                learner.save(checkpoints)
+            line = '  '.join(f'{name.split("/")[1]} {row[name]:.3f}' for name in row if name in _SHOWN)
+            bar.set_postfix_str(line)
+            bar.update()
+            if bar.disable:
+                progress.say(f'step {number}/{cfg.steps}  {line}')
+
+
+def _step_sequences(cfg: Config, taught: list[TokenSequence], done: int) -> list[TokenSequence]:
+    """The demonstrations of the step after `done` steps: a function of (seed, step) alone."""
+    items = rows.item_indices(len(taught), cfg.seed, done * cfg.sft.batch, cfg.sft.batch)
+    return [taught[index] for _, index in items]

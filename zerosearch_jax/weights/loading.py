@@ -1,0 +1,109 @@
+"""Loading a model's configuration and weights, from a Hugging Face directory or a GGUF file.
+
+Loading streams: every shard of every array asks the file for exactly the slice that it needs, so no host holds the
+model, nor a stacked weight that it owns only a part of.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from zerosearch_jax import sharding
+from zerosearch_jax.models import config, transformer
+from zerosearch_jax.models.config import ModelConfig
+from zerosearch_jax.weights.gguf import GgufFile, read_gguf_config
+from zerosearch_jax.weights.huggingface import SafetensorsFiles
+from zerosearch_jax.weights.names import DERIVED, NAMES, flat_tree, shape_in_file, tensors_of
+
+# ---------------------------------------------------------------- configuration
+
+
+def read_config(path: str | pathlib.Path) -> ModelConfig:
+    """The configuration of a Hugging Face directory or a GGUF file.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: a model that this library does not implement.
+    """
+    path = pathlib.Path(path)
+    return read_gguf_config(path) if path.suffix == '.gguf' else config.read(path)
+
+
+# ---------------------------------------------------------------- load
+
+
+def load(path: str | pathlib.Path, cfg: ModelConfig, mesh, dtype=jnp.float32, progress: bool = True) -> dict:
+    """The weights of a Hugging Face directory or GGUF file, each shard read straight to its device.
+
+    Args:
+      path: what `download.resolve` returns.
+      cfg: what `read_config(path)` returns.
+      mesh: from sharding.make_mesh.
+      dtype: dtype of the arrays.
+      progress: shows a bar over the arrays.
+
+    Returns:
+      A tree of arrays after `transformer.layout(cfg)`.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: a tensor is missing, superfluous or of another shape, or the mesh does not divide it.
+    """
+    from tqdm import tqdm
+
+    path = pathlib.Path(path)
+    layout = transformer.layout(cfg)
+    targets = flat_tree(sharding.abstract(layout, mesh, dtype))
+    source = GgufFile(path, cfg) if path.suffix == '.gguf' else SafetensorsFiles(path)
+    _check(path, source, {key: target.shape for key, target in targets.items()})
+    hidden = None if progress and jax.process_index() == 0 else True  # None: only where there is a terminal
+    bar = tqdm(targets.items(), desc=f'loading {path.name}', disable=hidden)
+    return traverse_util.unflatten_dict({key: _array(source, key, target) for key, target in bar}, sep='.')
+
+
+def _array(source, key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """One weight as a sharded array, its callback filling a shard layer by layer."""
+    name, transpose = source.name(key), NAMES[key].transpose
+    shards: dict[tuple, np.ndarray] = {}  # replicas ask for the same index
+
+    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return source.read(name, index[::-1]).T if transpose else source.read(name, index)
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = [slice(*s.indices(size)) for s, size in zip(index, target.shape, strict=True)]
+        where = tuple((s.start, s.stop) for s in bounds)
+        if where not in shards:
+            out = np.empty([stop - start for start, stop in where], target.dtype)
+            if not key.startswith('layers.'):
+                out[...] = read(name, tuple(bounds))
+            else:
+                for row, layer in enumerate(range(*where[0])):
+                    out[row] = read(name.format(layer), tuple(bounds[1:]))
+            shards[where] = out
+        return shards[where]
+
+    return jax.make_array_from_callback(target.shape, target.sharding, shard)
+
+
+def _check(path: pathlib.Path, source, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError unless the file has exactly the tensors of the layout, in its shapes."""
+    expected = {}
+    for key, shape in shapes.items():
+        for name, _ in tensors_of(key, source.name(key), shape):
+            expected[name] = shape_in_file(key, shape)
+    if missing := [name for name in expected if name not in source.shapes]:
+        raise ValueError(f'{path}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} are)')
+    for name, shape in expected.items():
+        if source.shapes[name] != shape:
+            raise ValueError(f'{path}: tensor {name} has shape {source.shapes[name]}, the configuration says {shape}')
+    # a tied checkpoint may repeat its embedding as the head; transformers ignores that copy, and so do we
+    allowed = {*expected, source.name('head')}
+    extra = sorted(n for n in source.shapes if n not in allowed and not n.endswith(DERIVED))
+    if extra:
+        raise ValueError(f'{path}: tensor {extra[0]} has no place in this model ({len(extra)} such tensors)')

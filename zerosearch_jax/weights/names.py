@@ -1,0 +1,58 @@
+"""The one table of names: where files keep each weight of `transformer.layout`, and in which shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from flax import traverse_util
+
+
+class Name(NamedTuple):
+    """Where files keep a weight of `transformer.layout`; {} is a layer. Their kernels are [out, in]."""
+
+    hf: str
+    gguf: str
+    transpose: bool = False
+
+
+NAMES: dict[str, Name] = {
+    'embed': Name('model.embed_tokens.weight', 'token_embd.weight'),
+    'layers.attn_norm': Name('model.layers.{}.input_layernorm.weight', 'blk.{}.attn_norm.weight'),
+    'layers.q': Name('model.layers.{}.self_attn.q_proj.weight', 'blk.{}.attn_q.weight', True),
+    'layers.k': Name('model.layers.{}.self_attn.k_proj.weight', 'blk.{}.attn_k.weight', True),
+    'layers.v': Name('model.layers.{}.self_attn.v_proj.weight', 'blk.{}.attn_v.weight', True),
+    'layers.o': Name('model.layers.{}.self_attn.o_proj.weight', 'blk.{}.attn_output.weight', True),
+    'layers.q_bias': Name('model.layers.{}.self_attn.q_proj.bias', 'blk.{}.attn_q.bias'),
+    'layers.k_bias': Name('model.layers.{}.self_attn.k_proj.bias', 'blk.{}.attn_k.bias'),
+    'layers.v_bias': Name('model.layers.{}.self_attn.v_proj.bias', 'blk.{}.attn_v.bias'),
+    'layers.q_norm': Name('model.layers.{}.self_attn.q_norm.weight', 'blk.{}.attn_q_norm.weight'),
+    'layers.k_norm': Name('model.layers.{}.self_attn.k_norm.weight', 'blk.{}.attn_k_norm.weight'),
+    'layers.mlp_norm': Name('model.layers.{}.post_attention_layernorm.weight', 'blk.{}.ffn_norm.weight'),
+    'layers.gate': Name('model.layers.{}.mlp.gate_proj.weight', 'blk.{}.ffn_gate.weight', True),
+    'layers.up': Name('model.layers.{}.mlp.up_proj.weight', 'blk.{}.ffn_up.weight', True),
+    'layers.down': Name('model.layers.{}.mlp.down_proj.weight', 'blk.{}.ffn_down.weight', True),
+    'final_norm': Name('model.norm.weight', 'output_norm.weight'),
+    'head': Name('lm_head.weight', 'output.weight', True),
+}
+
+# Derived from the configuration, so ignored where a file carries them too.
+DERIVED = ('rotary_emb.inv_freq', 'rope_freqs.weight')
+
+
+def tensors_of(key: str, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int | None]]:
+    """The file's tensors that make up one weight: (name, layer), one a layer where it is stacked."""
+    if not key.startswith('layers.'):
+        yield name, None
+        return
+    for layer in range(shape[0]):
+        yield name.format(layer), layer
+
+
+def shape_in_file(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    shape = shape[1:] if key.startswith('layers.') else shape
+    return shape[::-1] if NAMES[key].transpose else shape
+
+
+def flat_tree(tree: dict) -> dict:
+    return traverse_util.flatten_dict(tree, sep='.')

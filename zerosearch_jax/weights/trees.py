@@ -1,0 +1,84 @@
+"""Small trees of arrays (adapters) as flat safetensors files."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+
+def gather(array) -> np.ndarray:
+    """The whole array on this host, wherever its shards are."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
+def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Writes a file that whoever may read new files here may read; the library makes it its owner's alone."""
+    from safetensors.numpy import save_file
+
+    # safetensors writes the memory of an array whatever its strides
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, metadata=metadata)
+    path.chmod(mode)
+
+
+# ---------------------------------------------------------------- small trees
+
+
+def save_tree(path: str | pathlib.Path, tree: dict, metadata: dict[str, str] | None = None) -> None:
+    """Writes a nested dict of arrays (an adapter) as one safetensors file with dotted names, atomically.
+
+    In a multi-process run all processes call this and process 0 writes.
+
+    Raises:
+      ValueError: a key contains a dot, or a metadata value is not a string.
+    """
+    tuples = traverse_util.flatten_dict(tree)
+    if bad := [key for key in tuples if any('.' in part for part in key)]:
+        raise ValueError(f'{bad[0]}: a name with a dot cannot be stored')
+    if bad := [key for key, value in (metadata or {}).items() if not isinstance(value, str)]:
+        raise ValueError(f'metadata {bad[0]!r} must be a string')
+    arrays = {'.'.join(key): gather(leaf) for key, leaf in tuples.items()}
+    if jax.process_index() == 0:
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f'.{path.name}.tmp')
+        write_safetensors(scratch, arrays, {'format': 'pt', **(metadata or {})})
+        os.replace(scratch, path)
+
+
+def tree_metadata(path: str | pathlib.Path) -> dict[str, str]:
+    """The metadata of a file written by `save_tree`; raises as load_tree."""
+    with _open_tree(path) as file:
+        return {key: value for key, value in (file.metadata() or {}).items() if key != 'format'}
+
+
+def load_tree(path: str | pathlib.Path) -> tuple[dict, dict[str, str]]:
+    """The nested dict of numpy arrays, and the metadata, of a file written by `save_tree`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not safetensors.
+    """
+    with _open_tree(path) as file:
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    return traverse_util.unflatten_dict(flat, sep='.'), tree_metadata(path)
+
+
+def _open_tree(path: str | pathlib.Path):
+    from safetensors import SafetensorError, safe_open
+
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f'{path}: no such file; it should be one written by save_tree')
+    try:
+        return safe_open(path, framework='np')
+    except SafetensorError as error:
+        raise ValueError(f'{path}: not a whole safetensors file ({error})') from error
