@@ -82,7 +82,7 @@ def take(name: str, _):
             print(json.dumps({'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['b']}), file=file, flush=True)
         trainer = Trainer(train_config.parse(config(name, file.name)), None)
     trainer.load_simulator()
-    measured = [rl.train_step(trainer, number)[0] for number in (1, 2)]
+    measured = [rl.train_step(trainer, step, rl.Past().noise(trainer.cfg, step))[0] for step in (1, 2)]
     kept = {key: measured[1][key] for key in ('cost/tokens', 'speed/rollout_seconds', 'speed/update_seconds')}
     first = sum(measured[0][key] for key in ('speed/rollout_seconds', 'speed/update_seconds'))
     peak = jax.devices()[0].memory_stats()['peak_bytes_in_use'] / 2**30
@@ -96,7 +96,9 @@ def foretell(name: str, args):
     from zerosearch_jax.train import config as train_config
 
     cfg, target = train_config.parse(config(name)), hardware.parse(args.hardware)
-    made = planner.plan(cfg, target, jax.devices()[:1], 'XLA', planner.Work(searches=0, sampled=RESPONSE, written=1))
+    made = planner.plan(
+        cfg, target, jax.devices()[:1], 'XLA', planner.Workload(searches=0, sampled=RESPONSE, written=1)
+    )
     least = {f'least_{part}_seconds': made.seconds(part) for part in ('policy', 'reference', 'update')}
     print(json.dumps({'foretold_gib': made.peak / 2**30, 'peak': max(made.needs, key=made.peak_of).name, **least}))
 

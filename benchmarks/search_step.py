@@ -20,6 +20,7 @@ from configs import quickstart
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.trajectory import Kind, flatten
 from zerosearch_jax.train import config as train_config
+from zerosearch_jax.train.rl import Past
 from zerosearch_jax.train.trainer import Trainer
 
 
@@ -49,7 +50,7 @@ def main():
         for _, seconds in clocks.values():
             seconds.clear()
         began = time.perf_counter()
-        trajectories = trainer.collect(repeat + 1)
+        trajectories = trainer.collect(repeat + 1, Past().noise(trainer.cfg, repeat + 1))
         collected = time.perf_counter()
         rewards = np.random.default_rng(0).normal(size=len(trajectories))
         groups, valid = np.repeat(np.arange(args.questions), args.group), np.array([not t.failed for t in trajectories])

@@ -31,7 +31,7 @@ def main(argv):
         cfg = evaluation.parse(_CONFIG.value)
         common.set_up_jax()
         asker = ask.Asker(cfg, _CHECKPOINT.value, _BASE.value)
-        ask.answer_all(asker, argv[1:] or ask.lines(), as_json=_JSON.value)
+        ask.answer_all(asker, argv[1:] or ask.read_lines(), as_json=_JSON.value)
 
 
 if __name__ == '__main__':

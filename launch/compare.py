@@ -16,7 +16,7 @@ def main(argv):
 
         if len(argv) != 3:
             raise ValueError('which two? give the --workdir of two evaluations')
-        print(tables.beside(*map(pathlib.Path, argv[1:])))
+        print(tables.compare(*map(pathlib.Path, argv[1:])))
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ def main(_):
 
         target = hardware.parse(_HARDWARE.value)
         cfg = config.parse(_CONFIG.value)
-        work = planner.Work.of(cfg, searches=_SEARCHES.value, sampled=_SAMPLED.value, written=_WRITTEN.value)
+        work = planner.Workload.of(cfg, searches=_SEARCHES.value, sampled=_SAMPLED.value, written=_WRITTEN.value)
         if _PAPER.value:
             print(table.table(cfg, target, work))
             return

@@ -24,7 +24,7 @@ def main(_):
         passages = sources.load_passages(cfg.corpus)
         engine = BM25.open(passages, cfg.index) if cfg.index else BM25(passages)
         with serve_search.Server(cfg, engine.search) as server:
-            progress.say(f'serving {cfg.corpus} at {server.url}')
+            progress.log(f'serving {cfg.corpus} at {server.url}')
             server.serve_forever()
 
 

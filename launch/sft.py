@@ -28,7 +28,7 @@ def main(_):
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
         written = sft.train(cfg, workdir, settings.to_json(_CONFIG.value))
         stopped = 'told to stop: saved; run the same command again to continue'
-        progress.say(f'written: {written}' if written else stopped)
+        progress.log(f'written: {written}' if written else stopped)
 
 
 if __name__ == '__main__':

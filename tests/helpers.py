@@ -37,7 +37,7 @@ def tiny_params(mesh, seed=0, cfg=TINY):
 
 def tiny_engine(mesh, params=None, *, cfg=TINY, temperature=1.0, slots=8, capacity=256, steps=4, stops=NO_STOPS, **kw):
     engine = Engine(
-        cfg, mesh, slots=slots, capacity=capacity, stop=stops, eos_ids=kw.pop('eos_ids', ()), steps=steps, **kw
+        cfg, mesh, slots=slots, capacity=capacity, stop=stops, eos_ids=kw.pop('eos_ids', ()), decode_steps=steps, **kw
     )
     if params is not None:
         engine.load(params, temperature=temperature)

@@ -65,7 +65,7 @@ class FakeEngine:
         self.budgets.setdefault(handle, []).append(budget)
         self._queue.append((handle, budget))
 
-    def step(self, heard=None):
+    def step(self, on_tokens=None):
         if not self._queue:
             return []
         handle, budget = self._queue.pop(0)
@@ -81,9 +81,9 @@ class FakeEngine:
         assert reason, 'the script ended before the generation did'
         self.context[handle] += sampled
         self.decoded += len(sampled)
-        if heard:
-            heard(handle, sampled[:3])
-            heard(handle, sampled[3:])
+        if on_tokens:
+            on_tokens(handle, sampled[:3])
+            on_tokens(handle, sampled[3:])
         logprobs = tuple(-1.0 - i / 8 for i in range(len(sampled)))
         return [Stopped(handle, tuple(sampled), logprobs, reason)]
 
@@ -116,9 +116,9 @@ def play(texts, search=None, cfg=CFG, questions=(ROME,), samples=1, tokenizer=BY
         return [*(tokenizer.encode(text) if isinstance(text, str) else text), tokenizer.eos_ids[0]]
 
     engine = FakeEngine(script, tokenizer)
-    heard = []
-    written = lambda handle, kind, tokens: heard.append((handle, kind, tuple(tokens)))  # noqa: E731
-    found = rollout(questions, samples, engine, search, tokenizer, cfg, identity=(0, 1), written=written)
+    on_tokens = []
+    spy = lambda handle, kind, tokens: on_tokens.append((handle, kind, tuple(tokens)))  # noqa: E731
+    found = rollout(questions, samples, engine, search, tokenizer, cfg, identity=(0, 1), on_tokens=spy)
     assert engine.active == search.active == 0
     assert sorted(engine.closed) == sorted((q.id, s) for q in questions for s in range(samples))
     for trajectory in found:  # what the learner sees is what the engine saw
@@ -126,7 +126,7 @@ def play(texts, search=None, cfg=CFG, questions=(ROME,), samples=1, tokenizer=BY
         assert [t for s in trajectory.segments for t in s.tokens] == context
         own = [
             (k, t)
-            for handle, k, tokens in heard
+            for handle, k, tokens in on_tokens
             if handle == (trajectory.question.id, trajectory.sample)
             for t in tokens
         ]

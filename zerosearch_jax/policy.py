@@ -57,7 +57,9 @@ def make_trainable(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh, see
     return Trainable(adapter, model.params, layout)
 
 
-def export_weights(params: dict, model: Model, adapter: bool, directory: pathlib.Path, resolved: str) -> pathlib.Path:
+def export_weights(
+    params: dict, model: Model, adapter: bool, directory: pathlib.Path, config_json: str
+) -> pathlib.Path:
     """Writes trained weights: `adapter.safetensors` in bfloat16, the configuration beside it, or `model/` in float32.
 
     Args:
@@ -65,7 +67,7 @@ def export_weights(params: dict, model: Model, adapter: bool, directory: pathlib
       model: what they belong to.
       adapter: whether they are an adapter.
       directory: of the run.
-      resolved: its configuration as JSON text.
+      config_json: its configuration as JSON text.
 
     Returns:
       The file or the directory: what config.policy.adapter or config.policy.model takes.
@@ -73,7 +75,7 @@ def export_weights(params: dict, model: Model, adapter: bool, directory: pathlib
     if adapter:
         path = directory / 'adapter.safetensors'
         half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
-        trees.save_tree(path, half, {'config': resolved})
+        trees.save_tree(path, half, {'config': config_json})
     else:
         path = directory / 'model'
         huggingface.save(params, model.cfg, path)
@@ -110,7 +112,7 @@ def open_policy(model: Model, size: EngineSize, mesh: jax.sharding.Mesh, *, dtyp
         capacity=capacity or size.prompt_tokens + size.response_tokens,
         stop=stop.compile_table(protocol.STOP_STRINGS, model.token_bytes),
         eos_ids=model.tokenizer.eos_ids,
-        steps=size.decode_steps,
+        decode_steps=size.decode_steps,
         dtype=dtype,
         truncation=Truncation(top_p=size.top_p),
     )

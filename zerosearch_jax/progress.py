@@ -17,7 +17,7 @@ def mute():
     _muted = True
 
 
-def shown() -> bool:
+def enabled() -> bool:
     """Whether bars are."""
     return sys.stderr.isatty() and not _muted
 
@@ -37,7 +37,7 @@ def bar(total: int, description: str, unit: str = 'it', *, leave: bool = False, 
     )
 
 
-def over(items: Sequence[T], description: str, unit: str = 'it') -> Iterator[T]:
+def track(items: Sequence[T], description: str, unit: str = 'it') -> Iterator[T]:
     """The items, with a bar."""
     with bar(len(items), description, unit) as made:
         for item in items:
@@ -45,7 +45,7 @@ def over(items: Sequence[T], description: str, unit: str = 'it') -> Iterator[T]:
             made.update()
 
 
-def say(line: str):
+def log(line: str):
     """One line for people, kept apart from a running bar."""
     from tqdm import tqdm
 

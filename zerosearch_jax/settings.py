@@ -78,7 +78,7 @@ def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
     return resolved
 
 
-def named(name: str, known: Mapping[str, Any], field: str) -> Any:
+def resolve_name(name: str, known: Mapping[str, Any], field: str) -> Any:
     """An entry of ours by its name, or by its dotted name, `package.module.name`, something of the user's own.
 
     Raises:
@@ -100,7 +100,7 @@ def to_json(config: Any) -> str:
 
 
 # what changes no result, or only its rounding: where it is computed, limits of what is asked of the outside, prices
-FREE = (
+MAY_CHANGE = (
     'prices',
     'mesh',
     'run.wandb',
@@ -114,7 +114,7 @@ FREE = (
 )
 
 
-def without(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def drop_fields(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """A config as plain dicts without some sections, or fields of sections (`section.field`)."""
     kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     for name in names:
@@ -126,16 +126,16 @@ def without(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return kept
 
 
-def positive(section: Any, *names: str) -> None:
+def require_positive(section: Any, *names: str) -> None:
     """Raises ValueError where one of these fields of a section is less than 1."""
     for name in names:
         if getattr(section, name) < 1:
             raise ValueError(f'{name} must be positive, got {getattr(section, name)}')
 
 
-def changed(old: str, new: str, free: Iterable[str] = FREE) -> list[str]:
+def changed_sections(old: str, new: str, free: Iterable[str] = MAY_CHANGE) -> list[str]:
     """The sections in which two configurations, as JSON text, differ in more than the fields in `free`."""
-    before, after = (without(json.loads(text), free) for text in (old, new))
+    before, after = (drop_fields(json.loads(text), free) for text in (old, new))
     return [key for key in after if before.get(key) != after[key]]
 
 

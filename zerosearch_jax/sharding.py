@@ -74,14 +74,14 @@ def spec(*axes: str | None) -> P:
     return P(*(None if axis is None else RULES.get(axis) for axis in axes))
 
 
-def parts(axis: str, mesh) -> int:
+def shard_count(axis: str, mesh) -> int:
     """Over how many parts of the mesh a logical axis is split."""
     return math.prod(mesh.shape[name] for name in RULES[axis])
 
 
-def split(axis: str, size: int, mesh) -> str | None:
+def divisible_axis(axis: str, size: int, mesh) -> str | None:
     """The logical axis if the mesh divides so many of it, else None: a copy on each device."""
-    return None if size % parts(axis, mesh) else axis
+    return None if size % shard_count(axis, mesh) else axis
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

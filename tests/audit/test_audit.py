@@ -138,7 +138,7 @@ def tiny_collect(tmp_path, label='answer'):
 @pytest.fixture
 def searching(monkeypatch):
     """Makes every episode of the random policy end as if it had searched twice, right in every second one."""
-    row = collect.ev.row
+    row = collect.as_row
 
     def with_searches(trajectory, tokenizer, **extra):
         found = row(trajectory, tokenizer, **extra)
@@ -146,7 +146,7 @@ def searching(monkeypatch):
         search = {'query': 'q', 'noisy': False, 'documents': documents, 'failure': '', 'attempts': 1}
         return found | {'em': float(trajectory.sample), 'searches': [search, search | {'documents': []}]}
 
-    monkeypatch.setattr(collect.ev, 'row', with_searches)
+    monkeypatch.setattr(collect, 'as_row', with_searches)
 
 
 def run_collect(tmp_path, made):

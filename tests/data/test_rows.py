@@ -157,22 +157,22 @@ def test_passages(tmp_path):
 
 @given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 1000))
 def test_order_is_a_permutation(n, seed, epoch):
-    assert sorted(rows.order(n, seed, epoch)) == list(range(n))
+    assert sorted(rows.permutation(n, seed, epoch)) == list(range(n))
 
 
 def test_order_is_pinned_and_changes():
     # A checkpoint holds a cursor into this order: it must be the same in every version of NumPy and of this library.
-    assert rows.order(8, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
-    orders = {tuple(rows.order(50, seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert rows.permutation(8, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
+    orders = {tuple(rows.permutation(50, seed, epoch)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
     with pytest.raises(ValueError, match='negative'):
-        rows.order(3, -1, 0)
+        rows.permutation(3, -1, 0)
     with pytest.raises(ValueError):
-        rows.order(8, 0, 0)[0] = 1
+        rows.permutation(8, 0, 0)[0] = 1
 
 
 def test_order_is_uniform():
-    first = np.bincount([rows.order(5, seed, 0)[0] for seed in range(1000)], minlength=5)
+    first = np.bincount([rows.permutation(5, seed, 0)[0] for seed in range(1000)], minlength=5)
     assert abs(first - 200).max() < 60
 
 

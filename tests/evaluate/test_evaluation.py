@@ -16,6 +16,7 @@ from helpers import ENVIRONMENT, ROOT
 from configs.common import sections
 from zerosearch_jax import pretrained, settings, sharding
 from zerosearch_jax.evaluate import evaluation, intervals, tables
+from zerosearch_jax.evaluate import sources as result_sources
 from zerosearch_jax.models import lora
 from zerosearch_jax.policy import PolicyConfig, export_weights, make_trainable
 from zerosearch_jax.run import jsonl
@@ -168,7 +169,7 @@ def test_questions_that_the_engine_failed_are_asked_again(sources, tmp_path, mon
         def search(self, queries, k):
             return [SearchFailed('timeout') if broken else [] for _ in queries]
 
-    monkeypatch.setattr(evaluation.sources, 'open_engine', lambda *_: Engine())
+    monkeypatch.setattr(result_sources, 'open_engine', lambda *_: Engine())
     broken.append(1)
     table = run(config(sources, 'rag'), tmp_path / 'out')
     assert '| rag | x | 3 | 3 |' in table
@@ -315,13 +316,13 @@ def test_the_paired_test_equals_the_enumeration_of_all_signs():
 def test_two_evaluations_stand_side_by_side_over_their_common_questions(tmp_path):
     write(tmp_path / 'a', {'rag': {'x': [0, 0, 1, 0]}, 'cot': {'x': [1]}})
     write(tmp_path / 'b', {'rag': {'x': [1, 1, 1]}, 'agent': {'x': [1]}})
-    text = tables.beside(tmp_path / 'a', tmp_path / 'b')
+    text = tables.compare(tmp_path / 'a', tmp_path / 'b')
     assert '| rag | EM | 3 | 33.3 | 100.0 | +66.7 [' in text and 'cot' not in text
     command = [sys.executable, '-m', 'launch.compare', str(tmp_path / 'a'), str(tmp_path / 'b')]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.strip() == text
     with pytest.raises(ValueError, match='no method with common questions'):
-        tables.beside(tmp_path / 'a', write(tmp_path / 'c', {'direct': {'x': [1]}}))
+        tables.compare(tmp_path / 'a', write(tmp_path / 'c', {'direct': {'x': [1]}}))
 
 
 def test_results_of_other_weights_are_kept_and_not_mixed(tmp_path):
@@ -329,5 +330,5 @@ def test_results_of_other_weights_are_kept_and_not_mixed(tmp_path):
     rows = jsonl.read_jsonl(directory / 'results.jsonl')
     jsonl.append_jsonl(directory / 'results.jsonl', [row | {'weights': 'new', 'em': 1} for row in rows])
     for weights, em in (('w', 0), ('new', 1)):
-        (found,) = tables.read(directory, {'r1': weights})['r1'].values()
+        (found,) = tables.read_results(directory, {'r1': weights})['r1'].values()
         assert {row['em'] for row in found.values()} == {em}

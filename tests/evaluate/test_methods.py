@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 from scripted import BYTES, CFG, EOS, OSLO, ROME, FakeEngine, kinds, texts_of
 
-from zerosearch_jax.evaluate.methods import METHODS, answer, budgets
+from zerosearch_jax.evaluate.methods import METHODS, answer_questions, episode_config
 from zerosearch_jax.search.search import Document, SearchFailed, engine_search
-from zerosearch_jax.simulator.writers import Written
+from zerosearch_jax.simulator.writers import Completion
 from zerosearch_jax.text.trajectory import Kind
 
 SEARCH, ANSWER = '<think>a</think><search>city</search>', '<think>b</think><answer>Italy</answer>'
@@ -22,7 +22,7 @@ class Refiner:
     def ask(self, handle, message, identity):
         self.asked.append(message)
         self.identities.append(identity)
-        self._queue.append(Written(handle, *self._said))
+        self._queue.append(Completion(handle, *self._said))
 
     @property
     def active(self):
@@ -42,7 +42,7 @@ def run(method, texts, search=found, refiner=None, questions=(ROME,), seed=0):
         return [*BYTES.encode(texts[number]), EOS]
 
     engine, ended = FakeEngine(script), []
-    trajectories = answer(
+    trajectories = answer_questions(
         METHODS[method],
         questions,
         engine,
@@ -51,7 +51,7 @@ def run(method, texts, search=found, refiner=None, questions=(ROME,), seed=0):
         BYTES,
         CFG,
         seed=seed,
-        finished=ended.append,
+        on_finished=ended.append,
     )
     assert sorted(t.question.id for t in ended) == sorted(t.question.id for t in trajectories)
     assert len(ended) == len(questions)
@@ -68,7 +68,7 @@ def test_all_that_is_written_is_the_answer_where_only_that_was_asked_for(method,
     assert (trajectory.answer, trajectory.status, kinds(trajectory)) == ('Italy', 'answered', 'PA')
     assert len(trajectory.searches) == searches
     assert ('about Where is Rome' in prompt_of(trajectory)) == bool(searches)
-    assert engine.budgets[ROME.id, 0] == [budgets(METHODS[method], CFG).turn_tokens]
+    assert engine.budgets[ROME.id, 0] == [episode_config(METHODS[method], CFG).turn_tokens]
     assert run(method, [''])[0].answer is None
     assert run(method, ['<answer>Italy</answer>', ''])[0].answer == 'Italy'
 
@@ -128,7 +128,7 @@ def test_a_failed_first_search_fails_its_question_alone():
         return [*BYTES.encode('Norway'), EOS]
 
     engine, ended = FakeEngine(script), []
-    answer(
+    answer_questions(
         METHODS['rag'],
         (ROME, OSLO),
         engine,
@@ -137,7 +137,7 @@ def test_a_failed_first_search_fails_its_question_alone():
         BYTES,
         CFG,
         seed=0,
-        finished=ended.append,
+        on_finished=ended.append,
     )
     assert {t.question.id: (t.status, t.answer) for t in ended} == {
         'rome': ('search_failed', None),
@@ -147,10 +147,12 @@ def test_a_failed_first_search_fails_its_question_alone():
 
 def test_methods_without_turns_may_write_as_much_as_all_turns_together():
     small = dataclasses.replace(CFG, turn_tokens=100, response_tokens=350, observation_tokens=50, prompt_tokens=200)
-    assert budgets(METHODS['agent'], small) == small
-    assert budgets(METHODS['cot'], small).turn_tokens == 350
-    assert budgets(METHODS['cot'], dataclasses.replace(small, max_turns=1)).turn_tokens == 200
-    rag = budgets(METHODS['rag'], small)
+    assert episode_config(METHODS['agent'], small) == small
+    assert episode_config(METHODS['cot'], small).turn_tokens == 350
+    assert episode_config(METHODS['cot'], dataclasses.replace(small, max_turns=1)).turn_tokens == 200
+    rag = episode_config(METHODS['rag'], small)
     assert (rag.prompt_tokens, rag.response_tokens, rag.turn_tokens) == (250, 300, 300)
-    whole = [budgets(m, small).prompt_tokens + budgets(m, small).response_tokens for m in METHODS.values()]
+    whole = [
+        episode_config(m, small).prompt_tokens + episode_config(m, small).response_tokens for m in METHODS.values()
+    ]
     assert set(whole) == {550}  # one engine serves them all

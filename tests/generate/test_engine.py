@@ -14,7 +14,7 @@ from helpers import TINY, drain, key, prompt, requests, tiny_engine, tiny_params
 
 from zerosearch_jax import sharding
 from zerosearch_jax.generate import programs
-from zerosearch_jax.generate.capacity import EXTEND_ROWS, SPAN_STEP, span_of
+from zerosearch_jax.generate.capacity import EXTEND_ROWS, SPAN_STEP, decode_span
 from zerosearch_jax.generate.engine import Request, Stopped
 from zerosearch_jax.generate.sampling import Truncation
 from zerosearch_jax.models import cache as kv
@@ -73,16 +73,16 @@ def test_greedy_equals_the_uncached_forward():
 
 
 def test_new_tokens_are_heard_at_every_look():
-    talker, heard = engine(0.7, slots=2), {}
+    talker, on_tokens = engine(0.7, slots=2), {}
     for request in requests((5, 3, 9), 10):
         talker.open(request)
     done = {}
     while talker.active:
-        for result in talker.step(lambda handle, fresh: heard.setdefault(handle, []).append(fresh)):
+        for result in talker.step(lambda handle, fresh: on_tokens.setdefault(handle, []).append(fresh)):
             done[result.handle] = result
             talker.close(result.handle)
-    assert {handle: tuple(itertools.chain(*parts)) for handle, parts in heard.items()} == tokens(done)
-    assert [len(part) for part in heard[0]] == [4, 4, 2]
+    assert {handle: tuple(itertools.chain(*parts)) for handle, parts in on_tokens.items()} == tokens(done)
+    assert [len(part) for part in on_tokens[0]] == [4, 4, 2]
 
 
 def conversation(talker, lengths, observations, budget=9):
@@ -332,9 +332,9 @@ SPANS = (128, 256, 512)  # of a slot of 512 tokens
 
 
 def test_spans_double_up_to_the_whole_slot():
-    assert sorted({span_of(n, 512) for n in range(1, 513)}) == list(SPANS)
-    assert sorted({span_of(n, 640) for n in range(1, 641)}) == [*SPANS, 640]
-    assert all(n <= span_of(n, 4608) < max(2 * n, 129) for n in range(1, 4609))
+    assert sorted({decode_span(n, 512) for n in range(1, 513)}) == list(SPANS)
+    assert sorted({decode_span(n, 640) for n in range(1, 641)}) == [*SPANS, 640]
+    assert all(n <= decode_span(n, 4608) < max(2 * n, 129) for n in range(1, 4609))
 
 
 def test_a_byte_budget_bounds_the_slots():

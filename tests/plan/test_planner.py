@@ -73,7 +73,7 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path):
 
 def test_what_decoding_copies_of_its_cache_is_counted():
     """Of a slot it reads 128, 256, 512 tokens or all, and all in place."""
-    run = programs.of(config((1, 1, 1)), sharding.make_mesh())
+    run = programs.run_programs(config((1, 1, 1)), sharding.make_mesh())
     more = {program.name: program.more for program in run.programs if program.more}
     held = {role: run.resident[f'{role} cache'] for role in ('policy', 'simulator')}
     assert more == {
@@ -85,8 +85,12 @@ def test_what_decoding_copies_of_its_cache_is_counted():
 def test_times_are_expected_at_the_shares_that_were_reached():
     made = planned((1, 8, 1))
     parts = {'prompts': 0.27, 'decoding': 0.36, 'reference': 0.35, 'update': 0.35}
-    assert planner.expected(made) == pytest.approx(sum(made.seconds(part) / share for part, share in parts.items()))
-    assert planner.expected(made, 'simulator: decoding') == pytest.approx(made.seconds('simulator: decoding') / 0.36)
+    assert planner.expected_seconds(made) == pytest.approx(
+        sum(made.seconds(part) / share for part, share in parts.items())
+    )
+    assert planner.expected_seconds(made, 'simulator: decoding') == pytest.approx(
+        made.seconds('simulator: decoding') / 0.36
+    )
 
 
 @pytest.mark.parametrize('rank', [0, 4])
@@ -112,11 +116,11 @@ def test_rows_that_are_put_together_are_those_that_are_planned_whole(monkeypatch
     made = tiny.get_config()
     made.policy.lora_rank, made.simulator.dtype = 0, 'bfloat16'
     cfg, where = train_config.parse(made), hardware.devices(TARGET)
-    work = planner.Work.of(cfg)
+    work = planner.Workload.of(cfg)
     found = plan_table.plans(cfg, TARGET, *where, work)
     assert len(found) == 4
     for (policy, simulator), each in found.items():
-        whole = planner.plan(plan_table.of(cfg, policy, simulator, TARGET.count), TARGET, *where, work)
+        whole = planner.plan(plan_table.experiment(cfg, policy, simulator, TARGET.count), TARGET, *where, work)
         assert (each.peak, each.resident) == (whole.peak, whole.resident)
         assert each.seconds() == pytest.approx(whole.seconds())
     assert found['tiny', 'tiny-wide'].resident['simulator'] > found['tiny', 'tiny'].resident['simulator']
@@ -126,7 +130,7 @@ def test_rows_that_are_put_together_are_those_that_are_planned_whole(monkeypatch
 def test_a_critic_is_counted(tmp_path, trunk, rank):
     cfg = config((1, 4, 2), algorithm='ppo')
     cfg = dataclasses.replace(cfg, critic=dataclasses.replace(cfg.critic, trunk=trunk, lora_rank=rank))
-    made = programs.of(cfg, sharding.make_mesh(cfg.mesh))
+    made = programs.run_programs(cfg, sharding.make_mesh(cfg.mesh))
     learner = Trainer(cfg, tmp_path).learner
     kept = jax.tree.leaves((learner.state['critic'], learner._critic_frozen))
     assert made.resident['critic'] == sum(x.addressable_shards[0].data.nbytes for x in kept)
@@ -148,7 +152,7 @@ def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(t
     trainer.load_simulator()
     held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
     assert len(held) == 3 + same  # its copy instead
-    trainer.collect(1)
+    trainer.collect(1, 0.0)
     assert trainer.policy_engine._params is None
     trainer.evaluate()
     assert trainer.policy_engine._params is None
@@ -160,13 +164,13 @@ def test_slots_are_those_that_the_memory_for_the_cache_holds():
         programs.abstract_cache(programs.PRESETS['tiny'], make_mesh((1, 4, 2)), 4, 2 * 1024 - 128, 'float32')
     )
     rollout = dataclasses.replace(cfg.rollout, cache_gib=1.5 * one / 2**30)
-    run = programs.of(dataclasses.replace(cfg, rollout=rollout), make_mesh((1, 4, 2)))
+    run = programs.run_programs(dataclasses.replace(cfg, rollout=rollout), make_mesh((1, 4, 2)))
     assert run.slots == {'policy': 4, 'simulator': 8}
 
 
 def test_the_verdict_says_what_is_missing_and_what_to_try():
     made, cfg = planned((1, 1, 1)), config((1, 1, 1))
-    work = planner.Work.of(cfg)
+    work = planner.Workload.of(cfg)
     assert 'It fits: ' in planner.table(made, TARGET, cfg, work)
     short = dataclasses.replace(made, memory=int(made.peak / (1 - planner.RESERVE)) - 2**28)
     assert -short.spare == pytest.approx(2**28 * (1 - planner.RESERVE), rel=0.01)
@@ -345,7 +349,7 @@ def test_a_ring_counts_in_steps_of_its_own():
 
 def while_generating(shape):
     """The collectives of what the policy's engine runs."""
-    run = programs.of(config(shape), make_mesh(shape))
+    run = programs.run_programs(config(shape), make_mesh(shape))
     with jax.set_mesh(run.mesh):
         for program in run.programs:
             if program.name.startswith('policy'):
@@ -370,7 +374,7 @@ def test_weights_stay_where_they_are_while_a_model_generates(shape):
 
 
 def test_the_gradient_of_the_head_is_added_up_once_and_not_in_every_chunk():
-    run = programs.of(config((1, 8, 1), chunk=32), make_mesh((1, 8, 1)))
+    run = programs.run_programs(config((1, 8, 1), chunk=32), make_mesh((1, 8, 1)))
     model, update = programs.PRESETS['tiny'], run.programs[-1]
     assert update.name == 'update'
     with jax.set_mesh(run.mesh):
@@ -385,11 +389,11 @@ def test_the_gradient_of_the_head_is_added_up_once_and_not_in_every_chunk():
 
 def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
     cfg = config((1, 8, 1))
-    work = planner.Work(searches=2.0, sampled=100.0, written=50.0)
+    work = planner.Workload(searches=2.0, sampled=100.0, written=50.0)
     made = planner.plan(cfg, TARGET, *hardware.devices(TARGET), work)
     trajectories = cfg.rollout.questions * cfg.rollout.group
     with pytest.raises(ValueError, match='must not be negative'):
-        planner.Work.of(cfg, searches=-1.0)
+        planner.Workload.of(cfg, searches=-1.0)
     assert made.times['policy: decoding'] == trajectories * 100 / 8
     assert made.times['simulator: decoding'] == trajectories * 2 * 50 / 8
     assert made.times['simulator: prompts and observations'] == trajectories * 2 * cfg.simulator.prompt_tokens / 1024
@@ -411,7 +415,7 @@ def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
 
 def test_suggestions_fit_and_say_how_to_get_them():
     cfg = config((1, 1, 1))
-    found = list(planner.suggest(cfg, TARGET, *hardware.devices(TARGET), planner.Work.of(cfg)))
+    found = list(planner.suggest(cfg, TARGET, *hardware.devices(TARGET), planner.Workload.of(cfg)))
     assert {changed.mesh for changed, _ in found} == {(1, 8, 1), (1, 4, 2), (1, 2, 4)}  # 4 heads: not 8
     for changed, made in found:
         assert made.fits and made.mesh == changed.mesh
@@ -419,7 +423,7 @@ def test_suggestions_fit_and_say_how_to_get_them():
     said = {changed.mesh: planner.options(changed, cfg) for changed, _ in found}
     assert said[1, 4, 2].startswith('--config.mesh=1,4,2 --config.rl.rows_per_micro=4')
     none = TARGET._replace(chip=TARGET.chip._replace(memory_gib=1e-4))
-    assert not list(planner.suggest(cfg, none, *hardware.devices(TARGET), planner.Work.of(cfg)))
+    assert not list(planner.suggest(cfg, none, *hardware.devices(TARGET), planner.Workload.of(cfg)))
 
 
 # ---------------------------------------------------------------- names

@@ -51,7 +51,7 @@ def run(name):
     made = case.config.get_config()
     made.mesh, made.rl.rows_per_micro = case.mesh, case.mesh[1]
     cfg = train_config.parse(made)
-    return cfg, programs.of(cfg, sharding.make_mesh(cfg.mesh, found))
+    return cfg, programs.run_programs(cfg, sharding.make_mesh(cfg.mesh, found))
 
 
 @functools.cache

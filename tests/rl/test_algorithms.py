@@ -10,14 +10,16 @@ import pytest
 from helpers import TINY, tiny_params
 from hypothesis import strategies as st
 
+from configs import common
 from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.models import lora
 from zerosearch_jax.policy import PolicyConfig, make_trainable
 from zerosearch_jax.rl import advantages as adv
-from zerosearch_jax.rl import algorithms, critic, losses, state
+from zerosearch_jax.rl import algorithms, critic, losses
 from zerosearch_jax.rl.config import CriticConfig, RLConfig
 from zerosearch_jax.rl.losses import LossConfig
 from zerosearch_jax.text.trajectory import Kind, Segment, flatten, pack
+from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train.learner import Learner
 
 MESH = sharding.make_mesh()
@@ -47,12 +49,12 @@ def ragged(seed, questions=3, kl_reference=True):
 
 def packed_loss(sequences, parts, token_advantages, cfg, aggregate, micro=64):
     """Loss and its gradient with respect to the log-probs of every sequence, as the learner computes them."""
-    weighed = algorithms.weigh(sequences, aggregate, micro)
-    places = algorithms.TokenMap(weighed)
-    batch = pack(weighed, places.numbers, row_length=48, rows_per_micro=4)
-    places.find(batch)
-    scatter = lambda name: places.scatter([p[name] for p in parts])  # noqa: E731
-    batch = batch.replace(advantages=places.scatter(token_advantages), ref_logprobs=scatter('ref'))
+    weighed = algorithms.weigh_tokens(sequences, aggregate, micro)
+    token_map = algorithms.TokenMap(weighed)
+    batch = pack(weighed, token_map.numbers, row_length=48, rows_per_micro=4)
+    token_map.find(batch)
+    scatter = lambda name: token_map.scatter([p[name] for p in parts])  # noqa: E731
+    batch = batch.replace(advantages=token_map.scatter(token_advantages), ref_logprobs=scatter('ref'))
     flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)
     shape = flat.weights.shape
     now, entropies = scatter('now').reshape(shape), scatter('entropy').reshape(shape)
@@ -62,7 +64,7 @@ def packed_loss(sequences, parts, token_advantages, cfg, aggregate, micro=64):
         return losses.policy_loss(logprobs, entropies, flat, cfg)[0] / total
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(now))
-    return float(value), places.gather(np.asarray(gradient).reshape(batch.weights.shape))
+    return float(value), token_map.gather(np.asarray(gradient).reshape(batch.weights.shape))
 
 
 def assert_matches(reference, sequences, parts, token_advantages, cfg, aggregate, **options):
@@ -325,20 +327,12 @@ def learner(critic_cfg=CriticConfig(), lora_rank=0, split=None, **rl):  # noqa: 
     model = pretrained.Model(TINY, None, tiny_params(MESH))
     copy = dataclasses.replace(model, params=jax.tree.map(lambda x: x.copy(), model.params))
     split = split or make_trainable(copy, PolicyConfig(lora_rank=lora_rank), MESH, 0)
-    return Learner(
-        RLConfig(**fields),
-        critic_cfg,
-        state.OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_norm=1e9),
-        model,
-        split,
-        MESH,
-        dtype='float32',
-        temperature=1.0,
-        trajectories=6,
-        longest=32,
-        response_tokens=20,
-        seed=0,
-    )
+    config = common.base()
+    config.rollout.update(questions=2, group=GROUP, prompt_tokens=12, response_tokens=20)
+    config.rl.update(fields)
+    config.critic.update(dataclasses.asdict(critic_cfg))
+    config.optimizer.update(learning_rate=1e-3, weight_decay=0.0, clip_norm=1e9)
+    return Learner(train_config.parse(config), model, split, MESH)
 
 
 def seen_by(made, name='_update'):

@@ -34,9 +34,9 @@ def initial(seed=1):
 @functools.cache
 def updater(sft=False, remat='none', rank=0):
     layout = lora.layout(TINY, rank) if rank else transformer.layout(TINY)
-    places = state.state_shardings(layout, SGD, MESH)
+    shardings = state.state_shardings(layout, SGD, MESH)
     compute = Compute(remat=remat, chunk=16)
-    return make_update(TINY, SGD, places, None if sft else LOSS, compute, 0.9), places
+    return make_update(TINY, SGD, shardings, None if sft else LOSS, compute, 0.9), shardings
 
 
 def run(batch, params=None, frozen=None, **options):
@@ -47,9 +47,9 @@ def run(batch, params=None, frozen=None, **options):
 
 def run_whole(batch, params=None, frozen=None, **options):
     params = initial() if params is None else params
-    update, places = updater(**options)
+    update, shardings = updater(**options)
     with jax.set_mesh(MESH):
-        fresh = state.create(jax.tree.map(jnp.array, params), SGD, places)
+        fresh = state.create(jax.tree.map(jnp.array, params), SGD, shardings)
         after, metrics = update(fresh, frozen or {}, batch)
     assert int(after.step) == 1
     gradients = jax.tree.map(lambda old, new: (old - np.asarray(new)) / RATE, params, after.params)

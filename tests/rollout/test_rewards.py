@@ -1,6 +1,7 @@
 """Rewards of trajectories, alarms, and the published system's mistakes, each switch in both positions."""
 
 import dataclasses
+import functools
 import math
 from types import SimpleNamespace
 
@@ -40,8 +41,8 @@ def shortness(trajectory, golds):
 
 
 def test_a_reward_of_ones_own_is_named_by_its_dotted_name():
-    assert score([ANSWER], answer='test_scoring.shortness') == pytest.approx(1 / (len(ANSWER) + 1))
-    for name in ('f2', 'nowhere.f', 'test_scoring.nothing', 'math.pi', ''):
+    assert score([ANSWER], answer='test_rewards.shortness') == pytest.approx(1 / (len(ANSWER) + 1))
+    for name in ('f2', 'nowhere.f', 'test_rewards.nothing', 'math.pi', ''):
         with pytest.raises(ValueError, match='answer = '):
             RewardConfig(answer=name)
 
@@ -124,29 +125,29 @@ def healthy(**changed):
 def test_an_alarm_rings_after_a_window_of_bad_steps_and_not_before(name, row):
     cfg = AlarmConfig(window=3)
     rows = [healthy()] * 4 + [healthy(**row)] * 2
-    assert alarms.ringing(rows, cfg) == []
-    assert alarms.ringing([*rows, healthy(**row)], cfg) == [name]
-    assert alarms.ringing([*rows, healthy(), healthy(**row)], cfg) == []
-    assert alarms.ringing([*rows, healthy(**row)], dataclasses.replace(cfg, **{name: 0.0})) == []
+    assert alarms.fired_alarms(rows, cfg) == []
+    assert alarms.fired_alarms([*rows, healthy(**row)], cfg) == [name]
+    assert alarms.fired_alarms([*rows, healthy(), healthy(**row)], cfg) == []
+    assert alarms.fired_alarms([*rows, healthy(**row)], dataclasses.replace(cfg, **{name: 0.0})) == []
     assert name in alarms.ADVICE
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 def test_a_number_that_is_none_rings_at_once(value):
-    assert alarms.ringing([healthy(**{'loss/loss': value})], AlarmConfig()) == ['not_finite']
+    assert alarms.fired_alarms([healthy(**{'loss/loss': value})], AlarmConfig()) == ['not_finite']
 
 
 def test_what_was_learned_before_the_first_suspicious_step_is_worth_keeping():
     cfg, bad = AlarmConfig(window=3), healthy(**{'loss/kl': 0.6})
     worse = healthy(**{'loss/kl': 0.6, 'loss/entropy': 0.0})
     histories = [[bad], [healthy()], [healthy(), bad], [bad, bad], [bad, worse]]
-    assert [alarms.suspicion_begins(rows, cfg) for rows in histories] == [True, False, True, False, True]
+    assert [alarms.newly_over_limit(rows, cfg) for rows in histories] == [True, False, True, False, True]
 
 
 def test_every_alarm_has_a_threshold_and_reads_what_is_kept():
     thresholds = {f.name for f in dataclasses.fields(AlarmConfig)} - {'window', 'stop'}
     assert thresholds == alarms.ALARMS.keys()
-    assert alarms.ringing([], AlarmConfig()) == []
+    assert alarms.fired_alarms([], AlarmConfig()) == []
     with pytest.raises(ValueError, match='window'):
         AlarmConfig(window=0)
 
@@ -200,6 +201,7 @@ def test_d5_an_evaluation_samples_at_its_own_temperature():
             test_questions=[],
             model=SimpleNamespace(tokenizer=BYTES),
         )
+        trainer._rollout = functools.partial(Trainer._rollout, trainer)
         assert Trainer.evaluate(trainer) == [] and loaded == [temperature, None]
 
 

@@ -496,7 +496,7 @@ def test_templates_take_braces_in_data_as_text_and_refuse_unknown_names():
 def real_engine():
     mesh, cfg = sharding.make_mesh(), PRESETS['tiny']
     table = compile_table(protocol.STOP_STRINGS, BYTES.token_bytes)
-    engine = Engine(cfg, mesh, slots=4, capacity=760, stop=table, eos_ids=BYTES.eos_ids, steps=8)
+    engine = Engine(cfg, mesh, slots=4, capacity=760, stop=table, eos_ids=BYTES.eos_ids, decode_steps=8)
     engine.load(sharding.init(transformer.layout(cfg), jax.random.key(0), mesh))
     return engine
 

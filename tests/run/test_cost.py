@@ -9,7 +9,7 @@ from zerosearch_jax.run.cost import PricesConfig
 def test_the_published_comparison_comes_out():
     """arXiv 2505.04588, table 8: 64,000 searches for $586.70 at SerpAPI, or 12 hours of four A100s for $70.80."""
     counted = {'queries': 64_000, 'device_seconds': 4 * 12 * 3600}
-    dollars = cost.priced(counted, 'NVIDIA A100-SXM4-80GB', PricesConfig())
+    dollars = cost.price(counted, 'NVIDIA A100-SXM4-80GB', PricesConfig())
     assert dollars['api_dollars'] == pytest.approx(586.7, abs=0.5)
     assert dollars['device_dollars'] == pytest.approx(70.8)
 
@@ -32,9 +32,9 @@ def test_the_published_comparison_comes_out():
 )
 def test_a_device_has_the_price_of_its_kind_and_no_other(device, field):
     prices = PricesConfig(**{name: float(i) for i, name in enumerate(PricesConfig.__dataclass_fields__, start=1)})
-    assert cost.hour(prices, device) == (getattr(prices, field) if field else 0.0)
+    assert cost.hourly_price(prices, device) == (getattr(prices, field) if field else 0.0)
 
 
 def test_without_a_price_it_says_so():
-    line = cost.told({'queries': 10, 'tokens': 5, 'device_seconds': 7200.0}, 'cpu', PricesConfig())
+    line = cost.cost_line({'queries': 10, 'tokens': 5, 'device_seconds': 7200.0}, 'cpu', PricesConfig())
     assert '10 searches' in line and '2.00 device-hours (cpu): no price set' in line and '$0.09' in line

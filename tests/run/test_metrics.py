@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerosearch_jax.run import curves, metrics, trackers
+from zerosearch_jax.run import curves, trackers
 from zerosearch_jax.run.curves import plot_curves
 from zerosearch_jax.run.jsonl import read_jsonl
 from zerosearch_jax.run.metrics import MetricWriter
@@ -172,7 +173,9 @@ def test_one_point_shows_a_marker_and_a_twin_has_its_own_axis(tmp_path):
 
 
 def test_nothing_heavy_is_imported():
-    code = 'import sys, zerosearch_jax.run.metrics; print([m for m in ("matplotlib", "tensorboardX") if m in sys.modules])'
+    code = (
+        'import sys, zerosearch_jax.run.metrics; print([m for m in ("matplotlib", "tensorboardX") if m in sys.modules])'
+    )
     out = subprocess.run([sys.executable, '-c', code], cwd=os.getcwd(), capture_output=True, text=True, check=True)
     assert out.stdout.strip() == '[]'
 
@@ -253,7 +256,7 @@ def test_a_project_without_the_package_is_one_clear_line(tmp_path, monkeypatch):
 
 
 def test_only_the_first_process_writes_the_configuration(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics.jax, 'process_index', lambda: 1)
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
     claim(tmp_path / 'run', '{}')
     assert (tmp_path / 'run').is_dir() and not any((tmp_path / 'run').iterdir())
     monkeypatch.undo()

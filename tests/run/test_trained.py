@@ -30,9 +30,9 @@ def run(tmp_path):
 def test_an_adapter_by_directory_and_by_file(run):
     for reference in (run, run / 'adapter.safetensors'):
         found = trained.find(str(reference))
-        assert (found.reference, found.whole, found.base) == (str(run / 'adapter.safetensors'), False, 'tiny')
+        assert (found.reference, found.is_model, found.base) == (str(run / 'adapter.safetensors'), False, 'tiny')
         assert found.run == json.loads(RUN)
-    policy = found.policy(PolicyConfig('tiny', dtype='bfloat16'))
+    policy = found.policy_config(PolicyConfig('tiny', dtype='bfloat16'))
     assert policy == PolicyConfig('tiny', str(run / 'adapter.safetensors'), dtype='bfloat16')
 
 
@@ -42,8 +42,8 @@ def test_a_model_by_the_directory_of_its_run_and_its_own(run):
     export_weights(model.params, model, False, run, RUN)
     for reference in (run, run / 'model'):
         found = trained.find(str(reference))
-        assert (found.reference, found.whole, found.base) == (str(run / 'model'), True, 'tiny')
-    assert found.policy(PolicyConfig('other', 'adapter')) == PolicyConfig(str(run / 'model'))
+        assert (found.reference, found.is_model, found.base) == (str(run / 'model'), True, 'tiny')
+    assert found.policy_config(PolicyConfig('other', 'adapter')) == PolicyConfig(str(run / 'model'))
     shutil.move(run / 'model', run / 'elsewhere')  # next to a configuration that need not be its run's
     assert trained.find(str(run / 'elsewhere')).run == {}
 
@@ -53,7 +53,7 @@ def test_a_shipped_adapter_and_a_peft_directory(run):
     adapter = jax.tree.map(np.asarray, pretrained.load_adapter(str(run / 'adapter.safetensors'), TINY, MESH))
     peft.save(run / 'peft', adapter, 'owner/name')
     found = trained.find(str(run / 'peft'))
-    assert (found.whole, found.base, found.run) == (False, 'owner/name', {})
+    assert (found.is_model, found.base, found.run) == (False, 'owner/name', {})
 
 
 def test_what_is_not_there_is_told(run):

@@ -7,7 +7,7 @@ import pytest
 from servers import Server
 
 from zerosearch_jax.search import journal
-from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.simulator.judge import judge, verdict
 from zerosearch_jax.simulator.writers import ENDPOINT_KEY, EndpointConfig, EndpointWriter
 
@@ -27,7 +27,7 @@ def says(text):
 
 def writer(server, log=None, retries=0, timeout_s=0.5):
     cfg = EndpointConfig(url=server.url, retries=retries, timeout_s=timeout_s, concurrency=4)
-    return EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log or Log())
+    return EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log or Journal())
 
 
 def write(server, messages, **options):
@@ -91,19 +91,19 @@ def test_the_key_comes_from_the_environment_and_the_seed_from_the_identity(monke
 
 def test_an_address_is_needed():
     with pytest.raises(ValueError, match=r'config.endpoint.url'):
-        EndpointWriter(EndpointConfig(), 'm', max_tokens=5, temperature=0.0, log=Log())
+        EndpointWriter(EndpointConfig(), 'm', max_tokens=5, temperature=0.0, log=Journal())
 
 
 def test_a_log_answers_what_was_asked_before_and_failures_are_asked_for_again(tmp_path):
     path, working = tmp_path / 'calls.log', set('ac')
     server = Server(lambda message: says(f're: {message}') if message in working else 500)
-    assert write(server, 'abcd', log=Log(path)) == ['re: a', 'status_500', 're: c', 'status_500']
+    assert write(server, 'abcd', log=Journal(path)) == ['re: a', 'status_500', 're: c', 'status_500']
     working |= set('bd')
     server.requests.clear()
-    assert write(server, 'abcd', log=Log(path)) == ['re: a', 're: b', 're: c', 're: d']
+    assert write(server, 'abcd', log=Journal(path)) == ['re: a', 're: b', 're: c', 're: d']
     assert sorted(r['messages'][0]['content'] for r in server.requests) == ['b', 'd']
     server.requests.clear()
-    assert write(server, 'abcd', log=Log(path)) == ['re: a', 're: b', 're: c', 're: d']
+    assert write(server, 'abcd', log=Journal(path)) == ['re: a', 're: b', 're: c', 're: d']
     assert not server.requests
 
 
@@ -113,8 +113,8 @@ def test_results_are_kept_one_by_one_so_that_a_crash_loses_none(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        journal.call(Log(tmp_path / 'log'), ['a', 'b'], ask)
-    assert Log(tmp_path / 'log').get('a') == 'first'
+        journal.call_once(Journal(tmp_path / 'log'), ['a', 'b'], ask)
+    assert Journal(tmp_path / 'log').get('a') == 'first'
 
 
 def test_equal_keys_are_asked_once():
@@ -124,25 +124,25 @@ def test_equal_keys_are_asked_once():
         asked.extend(positions)
         return ((i, i, False) for i in positions)
 
-    assert journal.call(Log(), ['x', 'y', 'x'], ask) == [0, 1, 0]
+    assert journal.call_once(Journal(), ['x', 'y', 'x'], ask) == [0, 1, 0]
     assert asked == [0, 1]
 
 
 @pytest.mark.parametrize('torn', ['{"key": "b", "val', '{"key": "b", "value": 2}'])
 def test_a_last_line_that_a_crash_tore_does_no_harm(tmp_path, torn):
     path = tmp_path / 'log'
-    Log(path).put('a', 1)
+    Journal(path).put('a', 1)
     path.write_text(path.read_text() + torn)
-    log = Log(path)
+    log = Journal(path)
     assert (log.get('a'), log.get('b')) == (1, 2 if torn.endswith('}') else None)
     log.put('c', 3)
-    assert [Log(path).get(key) for key in 'ac'] == [1, 3]
+    assert [Journal(path).get(key) for key in 'ac'] == [1, 3]
 
 
 def test_a_file_that_is_no_log_is_refused(tmp_path):
     (tmp_path / 'x').write_text('hello\nworld\n')
     with pytest.raises(ValueError, match=r'x:1: not a line of this log'):
-        Log(tmp_path / 'x')
+        Journal(tmp_path / 'x')
 
 
 # ---------------------------------------------------------------- judge
@@ -161,16 +161,16 @@ def test_a_judge_that_fails_loses_nothing_and_resumes(tmp_path):
     server = Server(lambda message: replies[next(q for q in replies if f'\n{q}\n' in message)])
     searches = [(q, [f'document of {q}']) for q in replies]
     path, done = tmp_path / 'verdicts.log', []
-    labels = judge(searches, writer(server), Log(path), name='m', progress=done.append)
+    labels = judge(searches, writer(server), Journal(path), name='m', progress=done.append)
     assert labels == ['useful', 'timeout', 'status_500', 'invalid', 'rate_limit', 'noisy', 'unclear']
     assert sum(done) == 7
     replies.update(dict.fromkeys(('q1', 'q2', 'q3', 'q4'), says('no')))
     server.requests.clear()
-    labels = judge(searches, writer(server), Log(path), name='m')
+    labels = judge(searches, writer(server), Journal(path), name='m')
     assert labels == ['useful', 'noisy', 'noisy', 'noisy', 'noisy', 'noisy', 'unclear']
     assert len(server.requests) == 4
     server.requests.clear()
-    judge(searches[:1], writer(server), Log(path), name='another judge')
+    judge(searches[:1], writer(server), Journal(path), name='another judge')
     assert len(server.requests) == 1
 
 
@@ -180,9 +180,12 @@ def test_an_error_while_asking_loses_nothing_that_came_before(tmp_path):
         raise OSError('no more money')
 
     with pytest.raises(OSError, match='no more money'):
-        journal.call(Log(tmp_path / 'log'), ['a', 'b'], ask)
-    assert Log(tmp_path / 'log').get('a') == 'first'
-    assert journal.call(Log(tmp_path / 'log'), ['a', 'b'], lambda p: iter([(1, 'second', True)])) == ['first', 'second']
+        journal.call_once(Journal(tmp_path / 'log'), ['a', 'b'], ask)
+    assert Journal(tmp_path / 'log').get('a') == 'first'
+    assert journal.call_once(Journal(tmp_path / 'log'), ['a', 'b'], lambda p: iter([(1, 'second', True)])) == [
+        'first',
+        'second',
+    ]
 
 
 def test_a_run_that_is_resumed_sees_its_failures_again(tmp_path):
@@ -191,7 +194,7 @@ def test_a_run_that_is_resumed_sees_its_failures_again(tmp_path):
 
     def made():
         cfg = EndpointConfig(url=server.url, retries=0, timeout_s=0.5)
-        log = Log(tmp_path / 'calls.log')
+        log = Journal(tmp_path / 'calls.log')
         return EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log, keep_failures=True)
 
     for _ in range(2):

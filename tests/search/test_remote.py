@@ -8,11 +8,12 @@ import time
 import pytest
 import requests
 from servers import Handler
+from servers import Server as ChatServer
 
 from zerosearch_jax.data.rows import Passage, Question
 from zerosearch_jax.search import remote
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import EngineConfig, RemoteSearch, SpendingCapReached, open_engine
 from zerosearch_jax.search.search import Document, Query, SearchFailed, engine_search
 from zerosearch_jax.tools.serve_search import ServeConfig, Server
@@ -97,7 +98,7 @@ def test_an_index_on_disk_is_read_by_many_threads_and_belongs_to_its_corpus(tmp_
 
 
 def test_our_client_reads_our_server(server):
-    client = open_engine(EngineConfig('search_r1', url=server.url), log=Log())
+    client = open_engine(EngineConfig('search_r1', url=server.url), log=Journal())
     queries = [f'word{i}' for i in range(30)] + ['absent']
     assert client.search(queries, 2) == BM25(PASSAGES).search(queries, 2)
 
@@ -113,9 +114,9 @@ def test_a_title_keeps_the_quotation_marks_of_its_own():
 def reading(answers, log=None, kind='search_r1', queries=('q',), **cfg):
     """Results of a client whose server gives these replies in turn, and the requests it saw."""
     replies = iter(answers)
-    server = Server(lambda _: next(replies))
+    server = ChatServer(lambda _: next(replies))
     limits = {'timeout_s': 0.5, 'retries': 0, 'pause_s': 0.01, 'concurrency': 1} | cfg
-    found = open_engine(EngineConfig(kind, url=server.url, **limits), log=log or Log()).search(list(queries), 2)
+    found = open_engine(EngineConfig(kind, url=server.url, **limits), log=log or Journal()).search(list(queries), 2)
     return found, server.requests
 
 
@@ -188,7 +189,7 @@ def recording(broken=()):
     def fetch(queries, k):
         asked.extend(queries)
         if queries[0] in broken:
-            raise remote.Failed('status_500')
+            raise remote.RequestFailed('status_500')
         return [[Document('', queries[0])]]
 
     return fetch, asked, broken
@@ -196,25 +197,25 @@ def recording(broken=()):
 
 def test_a_query_is_asked_once_and_a_failure_again(tmp_path):
     path, (fetch, asked, broken) = tmp_path / 'searches.log', recording({'b'})
-    assert engine(fetch, Log(path)).search(['a', 'b'], 2) == [[Document('', 'a')], SearchFailed('status_500')]
+    assert engine(fetch, Journal(path)).search(['a', 'b'], 2) == [[Document('', 'a')], SearchFailed('status_500')]
     broken.clear()
     for _ in range(2):
-        assert engine(fetch, Log(path)).search(['a', 'b'], 2) == [[Document('', 'a')], [Document('', 'b')]]
+        assert engine(fetch, Journal(path)).search(['a', 'b'], 2) == [[Document('', 'a')], [Document('', 'b')]]
     assert sorted(asked) == ['a', 'b', 'b']
 
 
 def engine(fetch, log=None, **cfg):
-    return RemoteSearch(fetch, 1, 'e', EngineConfig(**{'retries': 0, 'pause_s': 0.0} | cfg), log or Log())
+    return RemoteSearch(fetch, 1, 'e', EngineConfig(**{'retries': 0, 'pause_s': 0.0} | cfg), log or Journal())
 
 
 def test_spending_stops_before_the_cap_and_keeps_what_was_paid(tmp_path):
     fetch, asked, _ = recording()
     limits = {'query_price': 0.01, 'spending_cap': 0.025, 'concurrency': 1}
-    paid = engine(fetch, Log(tmp_path / 'log'), **limits)
+    paid = engine(fetch, Journal(tmp_path / 'log'), **limits)
     with pytest.raises(SpendingCapReached, match=r'\$0.02 were spent .* cap of \$0.03'):
         paid.search(list('abcd'), 1)
     assert len(asked) == 2 and paid.spent == pytest.approx(0.02)
-    resumed = engine(fetch, Log(tmp_path / 'log'), **limits | {'spending_cap': 1.0})
+    resumed = engine(fetch, Journal(tmp_path / 'log'), **limits | {'spending_cap': 1.0})
     assert [d[0].text for d in resumed.search(list('abcd'), 1)] == list('abcd')
     assert sorted(asked) == list('abcd') and resumed.spent == pytest.approx(0.04)
 
@@ -228,8 +229,8 @@ def test_an_engine_that_breaks_loses_no_other_answer(tmp_path):
 
     asked, path = [], tmp_path / 'log'
     with pytest.raises(RuntimeError, match='not foreseen'):
-        engine(fetch, Log(path), concurrency=1).search(list('abcd'), 1)
-    assert engine(fetch, Log(path)).search(list('acd'), 1) == [[Document('', c)] for c in 'acd']
+        engine(fetch, Journal(path), concurrency=1).search(list('abcd'), 1)
+    assert engine(fetch, Journal(path)).search(list('acd'), 1) == [[Document('', c)] for c in 'acd']
     assert asked == list('acd')
 
 
@@ -240,10 +241,10 @@ def test_a_cap_needs_a_price():
 
 def test_within_a_moment_of_a_run_a_failure_stays_one_and_a_success_is_never_asked_again(tmp_path):
     path, (fetch, asked, broken) = tmp_path / 'searches.log', recording({'b'})
-    first = engine(fetch, Log(path)).search(['a', 'b', 'b'], 2, 'step 1')
+    first = engine(fetch, Journal(path)).search(['a', 'b', 'b'], 2, 'step 1')
     assert first == [[Document('', 'a')], SearchFailed('status_500'), SearchFailed('status_500')]
     broken.clear()
-    resumed = engine(fetch, Log(path))
+    resumed = engine(fetch, Journal(path))
     assert resumed.search(['a', 'b', 'b'], 2, 'step 1') == first  # the run sees what it saw before
     assert asked == ['a', 'b'] or asked == ['b', 'a']
     assert resumed.search(['b'], 2, 'step 2') == [[Document('', 'b')]]

@@ -16,13 +16,13 @@ from zerosearch_jax.generate.programs import serving_layout
 from zerosearch_jax.models import layers, lora, quant
 from zerosearch_jax.policy import PolicyConfig, make_trainable
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Document, Query
 from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.load import Simulator
 from zerosearch_jax.simulator.oracle import Oracle, gold_ids, oracle_search
 from zerosearch_jax.simulator.simulator import SimulatedSearch, SimulatorConfig, draw_labels
-from zerosearch_jax.simulator.writers import EndpointConfig, Written
+from zerosearch_jax.simulator.writers import Completion, EndpointConfig
 
 ROME = Question('rome', 'Where is Rome', ('Italy',))
 
@@ -44,7 +44,7 @@ class Scripted:
     def step(self):
         handle, message = self._queue.pop()  # the last first: arrival order must not matter
         answer = self._script(handle, message)
-        return [answer if isinstance(answer, Written) else Written(handle, answer)]
+        return [answer if isinstance(answer, Completion) else Completion(handle, answer)]
 
 
 def run(script, cfg, queries=None, noise=0.5, step=1, memory=None):
@@ -98,16 +98,18 @@ def test_a_failing_half_fails_the_search_after_its_own_attempts():
 
 
 def test_what_the_outside_fails_is_not_asked_for_again():
-    results, writer = run(lambda handle, message: Written(handle, failure='timeout'), SimulatorConfig(attempts=3))
+    results, writer = run(lambda handle, message: Completion(handle, failure='timeout'), SimulatorConfig(attempts=3))
     assert results['h'].failure == 'timeout'
     assert len(writer.asked) == 1
 
 
 def test_a_remembered_search_is_answered_once_per_query_question_quality_and_seed(tmp_path):
     cfg = SimulatorConfig(remember=str(tmp_path / 'memory.log'))
-    first, writer = run(counted, cfg, memory=Log(cfg.remember), noise=0.0)
+    first, writer = run(counted, cfg, memory=Journal(cfg.remember), noise=0.0)
     assert len(writer.asked) == 1
-    again, writer = run(lambda *_: 'changed', cfg, memory=Log(cfg.remember), noise=0.0, step=7)  # read from the file
+    again, writer = run(
+        lambda *_: 'changed', cfg, memory=Journal(cfg.remember), noise=0.0, step=7
+    )  # read from the file
     assert again['h'].documents == first['h'].documents
     assert not writer.asked
     for change in (
@@ -115,12 +117,12 @@ def test_a_remembered_search_is_answered_once_per_query_question_quality_and_see
         {'queries': [Query('h', ROME, 0, 0, 'town')]},
         {'queries': [Query('h', dataclasses.replace(ROME, question='Where was Rome'), 0, 0, 'city')]},
     ):
-        _, writer = run(counted, cfg, memory=Log(cfg.remember), **{'noise': 0.0} | change)
+        _, writer = run(counted, cfg, memory=Journal(cfg.remember), **{'noise': 0.0} | change)
         assert len(writer.asked) == 1
-    _, writer = run(counted, dataclasses.replace(cfg, words=31), memory=Log(cfg.remember), noise=0.0)
+    _, writer = run(counted, dataclasses.replace(cfg, words=31), memory=Journal(cfg.remember), noise=0.0)
     assert len(writer.asked) == 1
     for same in ({'slots': 3}, {'cache_gib': 1.0}, {'attempts': 9}, {'remember': f'{cfg.remember}/../memory.log'}):
-        _, writer = run(counted, dataclasses.replace(cfg, **same), memory=Log(cfg.remember), noise=0.0)
+        _, writer = run(counted, dataclasses.replace(cfg, **same), memory=Journal(cfg.remember), noise=0.0)
         assert not writer.asked, same
 
 

@@ -51,7 +51,7 @@ def fake_run(results, made, variant, seed, scores, rewards, extra=None, hops=Fal
     jsonl.write_jsonl(run / 'metrics.jsonl', steps)
     cost = {'queries': 1000, 'tokens': 5000, 'device_seconds': 7200, 'device_dollars': 0.0, 'api_dollars': 9.17}
     (run / 'summary.json').write_text(json.dumps({'cost': cost | {'device': 'cpu'}}))
-    report.keep(run, made.place(results, variant, seed), resolved)
+    report.save_results(run, made.place(results, variant, seed), resolved)
     shutil.rmtree(run)
 
 
@@ -119,7 +119,7 @@ def test_runs_are_shared_among_parts_and_finished_ones_are_not_repeated(tmp_path
 def test_a_run_that_was_told_to_stop_is_not_taken_for_done(tmp_path, monkeypatch):
     made, results = study(seeds=(0,), variants={'a': {}}), tmp_path / 'results'
     with monkeypatch.context() as sigterm:
-        sigterm.setattr(sweep.rl.preemption.Watch, 'asked', lambda self: True)
+        sigterm.setattr(sweep.rl.preemption.Watch, 'stop_requested', lambda self: True)
         assert '| a | not run |' in sweep.sweep(made, tmp_path / 'work', results)
     assert jsonl.read_jsonl(tmp_path / 'work' / 'a' / 'seed_0' / 'metrics.jsonl')[-1]['step'] == 1
     assert '| a | 1 |' in sweep.sweep(made, tmp_path / 'work', results)

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from scripted import BYTES, EOS, FakeEngine
 
 from configs import ask as ask_config
-from zerosearch_jax import policy, pretrained, sharding
+from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.policy import PolicyConfig, export_weights, make_trainable
 from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.simulator.load import Simulator
 from zerosearch_jax.text.trajectory import Kind
 from zerosearch_jax.tools import ask, serve_search
 from zerosearch_jax.tools.screen import Screen, harmless
@@ -118,7 +119,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    monkeypatch.setattr(policy, 'open_policy', lambda *args, **kwargs: Policy())
+    monkeypatch.setattr(ask, 'open_policy', lambda *args, **kwargs: Policy())
 
 
 def asked(made, capsys, as_json, questions=('Where is Rome',)):
@@ -179,7 +180,7 @@ def test_a_server_of_another_protocol_answers_and_its_failure_is_told(config, sc
 
 def test_a_simulator_is_asked_without_an_answer_that_nobody_knows(config, scripted, capsys, monkeypatch):
     messages = []
-    monkeypatch.setattr(ask.sources.Simulator, 'search', _noting(messages))
+    monkeypatch.setattr(Simulator, 'search', _noting(messages))
     config.evaluation.simulated = True
     config.simulator.update(kind='endpoint', attempts=1)
     config.endpoint.url = 'http://127.0.0.1:1/v1'

@@ -28,12 +28,12 @@ def rows(tmp_path_factory):
     return str(path)
 
 
-def config(rows, **sft):
+def config(rows, **changes):
     made = sections(sft.SCHEMA)
     made.model.update(model='tiny', lora_rank=4)
     made.demos.update(source=rows, count=0, held_out=6, folds=(0, 1, 2), held_out_folds=(3,))
     made.optimizer.update(learning_rate=3e-2, weight_decay=0.0)
-    made.sft.update(**{'steps': 8, 'batch': 4, 'evaluate_every': 2, 'row_length': 128} | sft)
+    made.sft.update(**{'steps': 8, 'batch': 4, 'evaluate_every': 2, 'row_length': 128} | changes)
     return made
 
 
@@ -69,7 +69,7 @@ def test_an_interrupted_run_ends_as_the_one_that_was_not(whole, rows, tmp_path, 
     learn = sft._Learner.learn
 
     def dies(self, sequences):
-        if self.number == 5:
+        if self.step == 5:
             raise KeyboardInterrupt
         return learn(self, sequences)
 

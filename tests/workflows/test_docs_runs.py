@@ -20,7 +20,7 @@ from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.models import config
 from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.run import alarms, jsonl
-from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import EngineConfig, open_engine
 from zerosearch_jax.search.search import SearchFailed, engine_search
 from zerosearch_jax.train import config as train_config
@@ -117,15 +117,13 @@ def test_failed_searches_are_counted_though_their_trajectories_are_left_out():
     trainer = SimpleNamespace(
         cfg=SimpleNamespace(rollout=SimpleNamespace(questions=2, group=2)),
         generated_tokens=0,
-        queries=0,
-        collect_varied=lambda number: (found, 0),
+        collect_dynamic=lambda step, noise: (found, 0, 2),
         score=lambda trajectory: 1.0,
         learner=SimpleNamespace(learn=lambda *_: Learned({}, np.zeros(4), [None] * 4)),
-        noise=lambda number: 0.0,
         mesh=SimpleNamespace(size=1),
         model=SimpleNamespace(tokenizer=BYTES),
     )
-    measured, _ = rl.train_step(trainer, 1)
+    measured, _ = rl.train_step(trainer, 1, noise=0.0)
     assert (measured['rollout/failed'], measured['rollout/search_failed'], measured['rollout/searches']) == (0.5, 1, 0)
 
 
@@ -177,7 +175,7 @@ def test_an_engine_of_ones_own_answers_an_episode(mine, monkeypatch):
         return [*BYTES.encode('<answer>Italy</answer>' if number else '<search>where is Rome</search>'), 2**9]
 
     def play():
-        engine = open_engine(EngineConfig('my_engine.titles', pause_s=0.0), log=Log())
+        engine = open_engine(EngineConfig('my_engine.titles', pause_s=0.0), log=Journal())
         search = engine_search(engine.search, 2)
         return rollout((ROME,), 1, FakeEngine(script), search, BYTES, CFG, identity=(0, 1))[0]
 

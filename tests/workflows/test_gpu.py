@@ -107,13 +107,13 @@ def test_generation_agrees_with_the_uncached_forward(dtype, most):
 def test_an_update_in_bfloat16_agrees_with_float32():
     mesh, batch = sharding.make_mesh(), random_batch()
     tx = optax.with_extra_args_support(optax.sgd(1.0))
-    places = state.state_shardings(transformer.layout(TINY), tx, mesh)
+    shardings = state.state_shardings(transformer.layout(TINY), tx, mesh)
 
     def moved(compute):
-        update = step.make_update(TINY, tx, places, losses.LossConfig(kl=0.1), compute)
+        update = step.make_update(TINY, tx, shardings, losses.LossConfig(kl=0.1), compute)
         with jax.set_mesh(mesh):
             before = tiny_params(mesh)
-            made, measured = update(state.create(jax.tree.map(jnp.copy, before), tx, places), {}, batch)
+            made, measured = update(state.create(jax.tree.map(jnp.copy, before), tx, shardings), {}, batch)
             return jax.tree.map(jnp.subtract, made.params, before), measured
 
     fused, expected = moved(losses.Compute('bfloat16', attention='cudnn')), moved(losses.Compute())

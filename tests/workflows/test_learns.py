@@ -27,18 +27,18 @@ def machinery():
     """Engine, optimizer, update and shardings: compiled once for all runs."""
     layout = transformer.layout(TINY)
     never = compile_table((), [b''] * TINY.vocab_size)
-    engine = Engine(TINY, MESH, slots=SAMPLES, capacity=64, stop=never, eos_ids=(), steps=TOKENS)
+    engine = Engine(TINY, MESH, slots=SAMPLES, capacity=64, stop=never, eos_ids=(), decode_steps=TOKENS)
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-2, weight_decay=0.0), UPDATES)
-    places = state.state_shardings(layout, tx, MESH)
-    return engine, tx, make_update(TINY, tx, places, LossConfig(kl=0.0), Compute(chunk=32)), places
+    shardings = state.state_shardings(layout, tx, MESH)
+    return engine, tx, make_update(TINY, tx, shardings, LossConfig(kl=0.0), Compute(chunk=32)), shardings
 
 
 def rewards_of_training(machinery, algorithm, sign):
     """Mean reward of every step: the share of sampled ids below half the vocabulary, so 0.5 by chance."""
-    engine, tx, update, places = machinery
+    engine, tx, update, shardings = machinery
     params = sharding.init(transformer.layout(TINY), jax.random.key(0), MESH)
     with jax.set_mesh(MESH):
-        current = state.create(params, tx, places)
+        current = state.create(params, tx, shardings)
     history = []
     for number in range(UPDATES):
         engine.load(current.params)

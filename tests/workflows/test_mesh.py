@@ -39,10 +39,10 @@ def two_updates(shape, rank=0):
         layout = lora.layout(TINY, rank)
         params, frozen = sharding.init(layout, jax.random.key(1), mesh), params
         params = jax.tree.map(lambda w: w + 0.1 * jax.random.normal(jax.random.key(2), w.shape), params)
-    places = state.state_shardings(layout, tx, mesh)
-    update = step.make_update(TINY, tx, places, LOSS, COMPUTE, 0.8)
+    shardings = state.state_shardings(layout, tx, mesh)
+    update = step.make_update(TINY, tx, shardings, LOSS, COMPUTE, 0.8)
     with jax.set_mesh(mesh):
-        run = {'places': places, 'created': state.create(params, tx, places), 'metrics': []}
+        run = {'shardings': shardings, 'created': state.create(params, tx, shardings), 'metrics': []}
         run['created_at'] = jax.tree.map(lambda x: x.sharding, run['created'])
         now = run.pop('created')
         for seed in range(2):
@@ -76,13 +76,13 @@ def test_moments_are_sharded_like_their_weights_and_stay_so(shape):
     weights = sharding.shardings(LAYOUT, make_mesh(shape))
     if shape[1:] != (1, 1):
         assert not weights['layers']['gate'].is_fully_replicated  # else this would prove nothing
-    for places in (run['created_at'], run['updated_at']):
-        moments = [s for s in jax.tree.leaves(places.opt_state, is_leaf=has_moments) if has_moments(s)]
+    for shardings in (run['created_at'], run['updated_at']):
+        moments = [s for s in jax.tree.leaves(shardings.opt_state, is_leaf=has_moments) if has_moments(s)]
         assert len(moments) == 1
-        for tree in (places.params, moments[0].mu, moments[0].nu, places.opt_state[0].trace):
+        for tree in (shardings.params, moments[0].mu, moments[0].nu, shardings.opt_state[0].trace):
             same = jax.tree.map(lambda s, w, p: s.is_equivalent_to(w, len(p.shape)), tree, weights, LAYOUT)
             assert all(jax.tree.leaves(same)), same
-        assert places.step.is_fully_replicated
+        assert shardings.step.is_fully_replicated
     assert run['compiled'] == 1 and run['step'] == 2
 
 
@@ -149,14 +149,14 @@ def compile_everything():
         mesh = make_mesh(shape)
         cfg = dataclasses.replace(TINY, num_heads=8, num_kv_heads=8, head_dim=8, tie_embeddings=shape != (1, 4, 2))
         layout, tx = transformer.layout(cfg), state.optimizer(state.OptimizerConfig(), 10)
-        places = state.state_shardings(layout, tx, mesh)
+        shardings = state.state_shardings(layout, tx, mesh)
         params = sharding.init(layout, jax.random.key(0), mesh)
-        update = step.make_update(cfg, tx, places, LOSS, COMPUTE)
+        update = step.make_update(cfg, tx, shardings, LOSS, COMPUTE)
         batch = random_batch(sequences=4)
         with jax.set_mesh(mesh):
             if shape == (2, 2, 2):  # where the trap is
                 drain(tiny_engine(mesh, params, cfg=cfg), requests((5,), 3))
-            now = state.create(params, tx, places)
+            now = state.create(params, tx, shardings)
             update.lower(now, {}, batch).compile()
 
 

@@ -114,14 +114,14 @@ def test_one_process_resumes_what_several_saved(run, shape):
     _, one, directory = run
     mesh, layout = make_mesh(shape), transformer.layout(TINY)
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
-    places = state.state_shardings(layout, tx, mesh)
+    shardings = state.state_shardings(layout, tx, mesh)
     saved = Checkpoints(directory)
     assert saved.latest() == 1
     with jax.set_mesh(mesh):
-        now, host = saved.restore(1, state.create(tiny_params(mesh), tx, places), places)
+        now, host = saved.restore(1, state.create(tiny_params(mesh), tx, shardings), shardings)
         saved.close()
         assert host == {'step': 1, 'note': 'saved by all'} and int(now.step) == 1
-        update = step.make_update(TINY, tx, places, losses.LossConfig(), losses.Compute(chunk=32))
+        update = step.make_update(TINY, tx, shardings, losses.LossConfig(), losses.Compute(chunk=32))
         now, metrics = update(now, {}, random_batch(seed=1))
     second = {name: float(value) for name, value in metrics.items() if not value.ndim}
     assert second == pytest.approx(one['metrics'][1], rel=1e-5, abs=1e-6)

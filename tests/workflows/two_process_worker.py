@@ -43,18 +43,18 @@ def work(checkpoints: pathlib.Path) -> dict:
         for turn, stopped in enumerate((first, second, third)):
             results |= {(temperature, turn, h): dataclasses.asdict(r) for h, r in stopped.items()}
 
-    log, numbers = journal.Log(checkpoints.parent / 'calls.log'), itertools.count()
+    log, numbers = journal.Journal(checkpoints.parent / 'calls.log'), itertools.count()
 
     def ask(positions):  # an engine that answers differently on every call, on every process
         return ((i, f'{os.getpid()}, call {next(numbers)}: {i}', i != 1) for i in positions)
 
-    calls = [journal.call(log, ['a', 'b', 'c'][: 2 + turn], ask) for turn in range(2)]
+    calls = [journal.call_once(log, ['a', 'b', 'c'][: 2 + turn], ask) for turn in range(2)]
 
     def give_up(positions):
         raise OSError('no more money')
 
     try:
-        journal.call(log, ['d'], give_up)
+        journal.call_once(log, ['d'], give_up)
     except OSError as error:  # told to all, or the others would wait for ever
         calls.append(str(error).removeprefix('process 0: '))
 
@@ -72,11 +72,11 @@ def work(checkpoints: pathlib.Path) -> dict:
     answers = jsonl.shared_jsonl(checkpoints.parent / 'audit' / 'oracle' / 'answers.jsonl')
 
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
-    places = state.state_shardings(transformer.layout(TINY), tx, mesh)
-    update = step.make_update(TINY, tx, places, losses.LossConfig(), losses.Compute(chunk=32))
+    shardings = state.state_shardings(transformer.layout(TINY), tx, mesh)
+    update = step.make_update(TINY, tx, shardings, losses.LossConfig(), losses.Compute(chunk=32))
     measures, saved = [], Checkpoints(checkpoints)
     with jax.set_mesh(mesh):
-        now = state.create(params, tx, places)
+        now = state.create(params, tx, shardings)
         for seed in range(2):
             now, measured = update(now, {}, random_batch(seed=seed))
             measures.append({name: float(value) for name, value in measured.items() if not value.ndim})

@@ -83,10 +83,10 @@ def parse(config) -> Config:
     return Config(**settings.resolve(config, SCHEMA))
 
 
-def audit(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
+def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs, or resumes, an audit in `workdir`; returns the table of all audits there, '' on other processes than 0."""
     here = workdir / cfg.audit.name
-    claim(here, resolved, ('answers.jsonl',))
+    claim(here, config_json, ('answers.jsonl',))
     mesh = sharding.make_mesh(cfg.mesh)
     asked = queries(cfg)
     _ask(cfg, here, asked, mesh)

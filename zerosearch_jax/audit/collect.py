@@ -24,7 +24,7 @@ from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Query, engine_search
 from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.judge import JudgeConfig, judge
@@ -77,11 +77,11 @@ def parse(config) -> Config:
     return Config(**settings.resolve(config, SCHEMA))
 
 
-def collect(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
+def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs, or resumes, a collection in `workdir`; returns one line about what it holds."""
-    claim(workdir, resolved, ('trajectories.jsonl',))
+    claim(workdir, config_json, ('trajectories.jsonl',))
     questions = sources.load_questions(cfg.collect.questions_from, 'train')
-    chosen = [questions[i] for i in rows.order(len(questions), cfg.seed, 0)[: cfg.collect.questions]]
+    chosen = [questions[i] for i in rows.permutation(len(questions), cfg.seed, 0)[: cfg.collect.questions]]
     mesh = sharding.make_mesh(cfg.mesh)
     written = _explore(cfg, workdir, chosen, mesh)
     labels = _labels(cfg, workdir, written, mesh)
@@ -90,11 +90,11 @@ def collect(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
     if jax.process_index() == 0:
         jsonl.write_jsonl(workdir / 'pairs.jsonl', kept)
     counts = collections.Counter(labels.values())
-    told = ', '.join(f'{count} {label}' for label, count in sorted(counts.items()))
+    counted = ', '.join(f'{count} {label}' for label, count in sorted(counts.items()))
     final = (*pairs.LABELS, 'unclear', 'too_long')  # another attempt would end the same
     again = '; run the same command again to judge those that failed' if counts.keys() - set(final) else ''
     again += f'; {counts["too_long"]} exceed config.judge.prompt_tokens' if counts['too_long'] else ''
-    return f'{len(kept)} pairs in {workdir / "pairs.jsonl"} from {sum(counts.values())} searches ({told}){again}'
+    return f'{len(kept)} pairs in {workdir / "pairs.jsonl"} from {sum(counts.values())} searches ({counted}){again}'
 
 
 def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh) -> list[dict]:
@@ -123,7 +123,7 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
                     model.tokenizer,
                     cfg.rollout,
                     identity=(cfg.seed, 0),
-                    finished=lambda _: bar.update(),
+                    on_finished=lambda _: bar.update(),
                 )
                 made = [as_row(t, model.tokenizer) for t in episodes]
                 written += made
@@ -146,11 +146,11 @@ def _labels(cfg: Config, workdir: pathlib.Path, written: list[dict], mesh) -> di
     if cfg.collect.label == 'answer':
         return {name: 'useful' if row['em'] else 'noisy' for name, (row, _) in zip(names, found, strict=True)}
     writer = open_writer(
-        cfg.judge, cfg.endpoint, mesh=mesh, decode_steps=cfg.judge.max_tokens, log=Log(workdir / 'calls.log')
+        cfg.judge, cfg.endpoint, mesh=mesh, decode_steps=cfg.judge.max_tokens, log=Journal(workdir / 'calls.log')
     )
     texts = [(row['searches'][turn]['query'], row['searches'][turn]['documents']) for row, turn in found]
     with progress.bar(len(texts), 'judging', 'search') as bar:
-        labels = judge(texts, writer, Log(workdir / 'verdicts.log'), name=cfg.judge.model, progress=bar.update)
+        labels = judge(texts, writer, Journal(workdir / 'verdicts.log'), name=cfg.judge.model, progress=bar.update)
     return dict(zip(names, labels, strict=True))
 
 

@@ -66,7 +66,7 @@ def load_pairs(
     """
     name, stem, found = rows.open_rows(source, split)
     read: list[Pair | RecordedSearch] = []
-    for where, line, row in rows.with_places(name, found):
+    for where, line, row in rows.numbered_rows(name, found):
         if folds and _fold(row, where) not in folds:
             continue
         read += _row(row, where, str(row.get('id') or f'{stem}-{line}'), corpus or {}, label)
@@ -95,7 +95,7 @@ def _row(
             f'{where}: the fields {", ".join(sorted(row))} are no known form; expected prompt and completion, or '
             f'query, golden_answers, {label} and documents (or doc_ids)'
         )
-    query, question = rows.text_of(row['query'], 'query', where), _question(row, where, name)
+    query, question = rows.require_text(row['query'], 'query', where), _question(row, where, name)
     if question.golden_answers:  # none is left where no prediction could be scored against them
         yield from (RecordedSearch(i, question, query, passages, quality) for i, passages, quality in found if quality)
 
@@ -111,10 +111,10 @@ def _pair(row: dict, where: str, name: str) -> Pair:
         prompt, completion = _messages(row['messages'], where)
     elif 'instruction' in row:
         parts = [row[field] for field in ('instruction', 'input') if row.get(field)]
-        prompt = rows.text_of('\n'.join(map(str, parts)), 'instruction', where)
-        completion = rows.text_of(row.get('output'), 'output', where)
+        prompt = rows.require_text('\n'.join(map(str, parts)), 'instruction', where)
+        completion = rows.require_text(row.get('output'), 'output', where)
     else:
-        prompt, completion = (rows.text_of(row.get(field), field, where) for field in ('prompt', 'completion'))
+        prompt, completion = (rows.require_text(row.get(field), field, where) for field in ('prompt', 'completion'))
     first_word = next(iter(prompt.strip().split('\n')[-1].lower().split()), '')
     label = _label(row, 'label', where) or (first_word if first_word in LABELS else '')
     return Pair(name, prompt, completion, label)
@@ -123,7 +123,7 @@ def _pair(row: dict, where: str, name: str) -> Pair:
 def _messages(messages, where: str) -> tuple[str, str]:
     try:
         texts = {message['role']: message['content'] for message in messages if message['content']}
-        return tuple(rows.text_of(texts[role], role, where) for role in ('user', 'assistant'))
+        return tuple(rows.require_text(texts[role], role, where) for role in ('user', 'assistant'))
     except (TypeError, KeyError) as error:
         raise ValueError(
             f'{where}: "messages" needs one of role user and one of role assistant, with content'
@@ -139,7 +139,7 @@ def _passages(row: dict, corpus: Mapping[str, Passage], where: str) -> tuple[Pas
         return _named(row['doc_ids'], corpus, where, 'doc_ids')
     if not isinstance(row['documents'], list):
         raise ValueError(f'{where}: "documents" must be a list of texts')
-    texts = (rows.text_of(text, 'documents', where) for text in row['documents'])
+    texts = (rows.require_text(text, 'documents', where) for text in row['documents'])
     return tuple(Passage(f'{where}-{i}', '', text) for i, text in enumerate(texts))
 
 

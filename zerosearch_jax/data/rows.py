@@ -59,7 +59,7 @@ def holds_answer(text: str, answers: Iterable[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def order(n: int, seed: int, epoch: int) -> np.ndarray:
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(n), [n] int64 and read-only; a function of (seed, epoch) alone, both non-negative."""
     if min(n, seed, epoch) < 0:
         raise ValueError(f'n, seed and epoch must not be negative, got {n}, {seed}, {epoch}')
@@ -75,7 +75,7 @@ def item_indices(n: int, seed: int, start: int, count: int) -> list[tuple[int, i
     if n < 1 or start < 0 or count < 0:
         raise ValueError(f'need n >= 1, start >= 0 and count >= 0, got {n}, {start}, {count}')
     cursors = (divmod(cursor, n) for cursor in range(start, start + count))
-    return [(epoch, int(order(n, seed, epoch)[position])) for epoch, position in cursors]
+    return [(epoch, int(permutation(n, seed, epoch)[position])) for epoch, position in cursors]
 
 
 def subset(questions: Sequence[Question], n: int, salt: str = '') -> list[Question]:
@@ -152,7 +152,7 @@ def _line(error: Exception) -> str:
     return ' '.join(str(error).split())
 
 
-def with_places(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
+def numbered_rows(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
     """('file:line', line, row) of every row that is not blank; lines count from 1."""
     for line, row in enumerate(rows, start=1):
         where = f'{name}:{line}'
@@ -168,7 +168,7 @@ def with_places(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
         yield where, line, row
 
 
-def unique(items: Iterable[tuple]) -> list:
+def check_unique(items: Iterable[tuple]) -> list:
     first: dict[str, str] = {}
     found = []
     for where, item in items:
@@ -179,7 +179,7 @@ def unique(items: Iterable[tuple]) -> list:
     return found
 
 
-def text_of(value, field: str, where: str) -> str:
+def require_text(value, field: str, where: str) -> str:
     """The value of a row's field, which must be text; raises ValueError that starts with `where`."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'{where}: {field!r} is {_short(value)}, expected text')
@@ -199,7 +199,7 @@ def _id(row: dict, where: str, default: str) -> str:
     value = row.get('id')
     if value is None:
         return default
-    text = str(value) if type(value) is int else text_of(value, 'id', where)
+    text = str(value) if type(value) is int else require_text(value, 'id', where)
     # the merged files of Search-R1 and ZeroSearch keep the ids of their sets, each of which has a train_0
     return f'{row["data_source"]}_{text}' if row.get('data_source') else text
 
@@ -219,7 +219,7 @@ def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:
     texts = [str(a) if type(a) in (int, float) else a for a in answers]
     if not all(isinstance(a, str) for a in texts):
         raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers, each a text')
-    kept = dict.fromkeys(text_of(a.strip(), field, where) for a in texts if normalize_answer(a))
+    kept = dict.fromkeys(require_text(a.strip(), field, where) for a in texts if normalize_answer(a))
     if not kept and not skip_unscorable:
         raise ValueError(
             f'{where}: {field!r} is {_short(answers)}, expected an answer that is more than punctuation and articles; '
@@ -237,14 +237,14 @@ def as_question(row: dict, where: str, default_id: str, skip_unscorable: bool) -
         extra['metadata'] = nested
     return Question(
         id=_id(row, where, default_id),
-        question=text_of(row.get('question'), 'question', where).strip(),
+        question=require_text(row.get('question'), 'question', where).strip(),
         golden_answers=_answers(row, where, skip_unscorable),
         dataset=str(row.get('dataset') or row.get('data_source') or ''),
         metadata=extra,
     )
 
 
-def titled(contents: str) -> tuple[str, str]:
+def split_title(contents: str) -> tuple[str, str]:
     """The title and the text of a passage as Search-R1 writes it: a title in quotation marks, a line feed, the text."""
     title, _, text = contents.partition('\n')
     return title.strip().removeprefix('"').removesuffix('"'), text
@@ -253,9 +253,9 @@ def titled(contents: str) -> tuple[str, str]:
 def as_passage(row: dict, where: str, default_id: str) -> Passage:
     title, text = row.get('title') or '', row.get('text')
     if text is None and 'contents' in row:
-        title, text = titled(text_of(row['contents'], 'contents', where))
+        title, text = split_title(require_text(row['contents'], 'contents', where))
     return Passage(
         id=_id(row, where, default_id),
-        title=text_of(title, 'title', where).strip() if title else '',
-        text=text_of(text, 'text', where).strip(),
+        title=require_text(title, 'title', where).strip() if title else '',
+        text=require_text(text, 'text', where).strip(),
     )

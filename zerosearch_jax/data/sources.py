@@ -11,10 +11,10 @@ from zerosearch_jax.data.rows import (
     Question,
     as_passage,
     as_question,
+    check_unique,
     find_file,
+    numbered_rows,
     open_rows,
-    unique,
-    with_places,
 )
 
 
@@ -52,9 +52,9 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
     name, stem, rows = open_rows(source, split)
     read = (
         (where, as_question(row, where, f'{stem}-{line}', skip_unscorable))
-        for where, line, row in with_places(name, rows)
+        for where, line, row in numbered_rows(name, rows)
     )
-    return [question for question in unique(read) if question.golden_answers]
+    return [question for question in check_unique(read) if question.golden_answers]
 
 
 def _built_in(name: str):
@@ -70,4 +70,5 @@ def load_passages(source: str) -> list[Passage]:
     if source in BUILT_IN:
         return list(_built_in(source).passages)
     name, stem, rows = open_rows(source, 'train')
-    return unique((where, as_passage(row, where, f'{stem}-{line}')) for where, line, row in with_places(name, rows))
+    read = ((where, as_passage(row, where, f'{stem}-{line}')) for where, line, row in numbered_rows(name, rows))
+    return check_unique(read)

@@ -10,7 +10,7 @@ import functools
 import itertools
 from typing import NamedTuple
 
-from zerosearch_jax.data.rows import Passage, Question, order
+from zerosearch_jax.data.rows import Passage, Question, permutation
 
 SYLLABLES = ('ba', 'de', 'fi', 'go', 'ku', 'la', 'me', 'ni', 'po', 'ru', 'sa', 'te')
 
@@ -25,9 +25,9 @@ class Toy(NamedTuple):
 def build() -> Toy:
     """Questions (96 to train on, 48 held out) and the passages that answer them."""
     names = [''.join(pair) for pair in itertools.product(SYLLABLES, SYLLABLES)]
-    numbers = [str(1 + i % 8) for i in order(len(names), 1, 0)]
+    numbers = [str(1 + i % 8) for i in permutation(len(names), 1, 0)]
     questions = [_question(name, number) for name, number in zip(names, numbers, strict=True)]
-    shuffled = [questions[i] for i in order(len(names), 2, 0)]
+    shuffled = [questions[i] for i in permutation(len(names), 2, 0)]
     passages = tuple(Passage(n, n, f'{n} has number {d}') for n, d in zip(names, numbers, strict=True))
     return Toy(tuple(shuffled[:96]), tuple(shuffled[96:]), passages)
 

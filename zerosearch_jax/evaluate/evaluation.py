@@ -22,7 +22,7 @@ from zerosearch_jax import pretrained, progress, settings, sharding
 from zerosearch_jax.data import benchmarks, rows, sources
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.evaluate import refine, tables
-from zerosearch_jax.evaluate.methods import METHODS, answer, budgets
+from zerosearch_jax.evaluate.methods import METHODS, answer_questions, episode_config
 from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.evaluate.sources import open_source
 from zerosearch_jax.generate.engine import Engine
@@ -103,7 +103,7 @@ class Config:
 
 
 SCHEMA = typing.get_type_hints(Config)
-FREE = (*settings.FREE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table
+FREE = (*settings.MAY_CHANGE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table
 
 
 def parse(config) -> Config:
@@ -128,10 +128,10 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(filter(None, (part.strip() for part in text.split(',')))))
 
 
-def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
+def evaluate(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs what is missing; returns the tables of all results in `workdir`."""
-    settings.positive(cfg.evaluation, 'documents')
-    claim(workdir, resolved, ('results.jsonl',), FREE)
+    settings.require_positive(cfg.evaluation, 'documents')
+    claim(workdir, config_json, ('results.jsonl',), FREE)
     weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is told now, not after hours
     if not any(weights.values()):
         raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')
@@ -147,7 +147,7 @@ def evaluate(cfg: Config, workdir: pathlib.Path, resolved: str) -> str:
                     bar.set_postfix_str(f'{method}, {dataset}')
                     evaluator.run(method, dataset, asked, bar.update)
                     if bar.disable:
-                        progress.say(f'{method}, {dataset}: {len(asked)} questions')
+                        progress.log(f'{method}, {dataset}: {len(asked)} questions')
     if jax.process_index():
         return ''
     return tables.report(workdir, cfg.methods, weights, cfg.prices)
@@ -181,7 +181,7 @@ def _missing(weights: dict[str, str], path: pathlib.Path, questions: dict[str, l
     missing: dict[str, dict[str, list[Question]]] = {}
     for method, marked in weights.items():
         if not marked:
-            progress.say(f'{method}: not run; config.trained.{method} names no weights')
+            progress.log(f'{method}: not run; config.trained.{method} names no weights')
             continue
         for name, each in questions.items():
             left = [q for q in each if (method, marked, name, q.id) not in finished]
@@ -209,8 +209,8 @@ class Evaluator:
         """Raises ValueError where a prompt is too long: now, not after hours."""
         self._use('')
         for method in methods:
-            size = budgets(METHODS[method], self._cfg.rollout)
-            for question in progress.over(questions, f'checking prompts of {method}', 'question'):
+            size = episode_config(METHODS[method], self._cfg.rollout)
+            for question in progress.track(questions, f'checking prompts of {method}', 'question'):
                 encode_prompt(self._model.tokenizer, question, size)
 
     def run(self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]):
@@ -234,7 +234,7 @@ class Evaluator:
                 jsonl.append_jsonl(self._workdir / 'results.jsonl', [about | row | device])
             update(1)
 
-        answer(
+        answer_questions(
             kind,
             questions,
             self._policy,
@@ -243,7 +243,7 @@ class Evaluator:
             self._model.tokenizer,
             self._size,
             seed=cfg.seed,
-            finished=finished,
+            on_finished=finished,
         )
 
     def _use(self, given: str):
@@ -254,9 +254,9 @@ class Evaluator:
         policy, self._size = cfg.policy, cfg.rollout
         if given:
             found = trained.find(given)
-            policy, self._size = found.policy(policy), found.asked(self._size, 'prompt_format')
-            if found.base not in ('', cfg.policy.model) and not found.whole:
-                progress.say(f'{given} was trained over {found.base}; here it is put on {cfg.policy.model}')
+            policy, self._size = found.policy_config(policy), found.rollout_config(self._size, 'prompt_format')
+            if found.base not in ('', cfg.policy.model) and not found.is_model:
+                progress.log(f'{given} was trained over {found.base}; here it is put on {cfg.policy.model}')
         if self._loaded is None or self._loaded[0] != policy.model:
             self._loaded = policy.model, pretrained.load_model(policy.model, self._mesh)
             self._policy = open_policy(self._model, cfg.rollout, self._mesh, dtype=cfg.policy.dtype)
@@ -280,7 +280,7 @@ class Evaluator:
             capacity=most + cfg.evaluation.refine_tokens,
             stop=stop.compile_table((), self._model.token_bytes),
             eos_ids=self._model.tokenizer.eos_ids,
-            steps=size.decode_steps,
+            decode_steps=size.decode_steps,
             dtype=cfg.policy.dtype,
         )
         engine.load(self._params, temperature=cfg.evaluation.temperature)

@@ -13,7 +13,7 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.evaluate.refine import RefinedSearch
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.rollout.rollout import Trajectory, Written, rollout
+from zerosearch_jax.rollout.rollout import OnTokens, Trajectory, rollout
 from zerosearch_jax.search.search import DocumentSearch, Query, Result
 from zerosearch_jax.simulator.writers import Writer
 from zerosearch_jax.text.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ METHODS = {
 }
 
 
-def budgets(method: Method, cfg: RolloutConfig) -> RolloutConfig:
+def episode_config(method: Method, cfg: RolloutConfig) -> RolloutConfig:
     """What an episode of a method may use: without turns, one action has the tokens of all."""
     cfg = dataclasses.replace(cfg, prompt=method.prompt)
     if method.prompt == 'search':
@@ -53,7 +53,7 @@ def budgets(method: Method, cfg: RolloutConfig) -> RolloutConfig:
     return dataclasses.replace(cfg, max_turns=0, turn_tokens=min(room, cfg.turn_tokens * (cfg.max_turns + 1)))
 
 
-def answer(
+def answer_questions(
     method: Method,
     questions: Sequence[Question],
     policy: Engine,
@@ -63,8 +63,8 @@ def answer(
     cfg: RolloutConfig,
     *,
     seed: int,
-    finished: Callable[[Trajectory], None],
-    written: Written | None = None,
+    on_finished: Callable[[Trajectory], None],
+    on_tokens: OnTokens | None = None,
 ) -> list[Trajectory]:
     """One episode a question.
 
@@ -77,8 +77,8 @@ def answer(
       tokenizer: the policy's.
       cfg: budgets of a search episode.
       seed: of samples at a temperature above 0.
-      finished: called with every episode as it ends.
-      written: as rollout's.
+      on_finished: called with every episode as it ends.
+      on_tokens: as rollout's.
     """
     given = _searched(questions, source()) if method.prompt == 'documents' else None
     search = RefinedSearch(source(), refiner, seed) if method.refine else source()
@@ -87,7 +87,7 @@ def answer(
         if method.prompt in ('direct', 'documents') and trajectory.answer is None:
             trajectory.answer = _all_of_it(trajectory, tokenizer)
             trajectory.status = 'answered' if trajectory.answer else trajectory.status
-        finished(trajectory)
+        on_finished(trajectory)
 
     known = questions if given is None else [q for q in questions if not given[q.id].failure]
     found = rollout(
@@ -96,17 +96,17 @@ def answer(
         policy,
         search,
         tokenizer,
-        budgets(method, cfg),
+        episode_config(method, cfg),
         identity=(seed, 0),
         stream='evaluation',
-        given=given,
-        finished=end,
-        written=written,
+        prompt_results=given,
+        on_finished=end,
+        on_tokens=on_tokens,
     )
     for question in questions:
         if given and given[question.id].failure:
             failed = Trajectory(question, 0, [], [given[question.id]], 'search_failed')
-            finished(failed)
+            on_finished(failed)
             found.append(failed)
     return found
 

@@ -62,7 +62,7 @@ class RefinedSearch:
         message = protocol.fill(
             REFINE_PROMPT,
             question=query.question.question,
-            written=' '.join(query.written.split()[-REMEMBERED:]),
+            written=' '.join(query.policy_text.split()[-REMEMBERED:]),
             query=query.text,
             documents=protocol.render_documents([' '.join(d.split()[:WORDS]) for d in result.documents]),
         )

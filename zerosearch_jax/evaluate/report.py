@@ -23,7 +23,7 @@ def headline(measured: dict[str, float]) -> str:
     )
 
 
-def told(row: dict) -> str:
+def trajectory_text(row: dict) -> str:
     """A trajectory's row (evaluate.row) as text: what was asked, what came of it, and all that followed the prompt."""
     golds, reward = ' / '.join(row['golden_answers']), row['reward']
     head = f'{row["question"]}\ngold: {golds}\nanswer: {row["answer"]}  reward {reward:.3f}  {row["status"]}\n\n'
@@ -56,7 +56,7 @@ def summarize(workdir: pathlib.Path) -> dict:
         summary['last_reward'] = steps[-1]['reward/mean']
         summary['cost'] = _cost(workdir, steps)
     evaluated = evaluations(workdir)
-    summary['evaluations'] = {str(number): scores(found) for number, found in evaluated.items()}
+    summary['evaluations'] = {str(number): scores_with_intervals(found) for number, found in evaluated.items()}
     if 0 in evaluated and len(evaluated) > 1:
         first, last = evaluated[0], evaluated[max(evaluated)]
         gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
@@ -71,7 +71,7 @@ def _cost(workdir: pathlib.Path, steps: list[dict]) -> dict:
     counted = {name: sum(row.get(key, 0) for row in steps) for name, key in names.items()}
     prices = cost.PricesConfig(**json.loads((workdir / 'config.json').read_text()).get('prices', {}))
     device = jax.devices()[0].device_kind
-    dollars, line = cost.priced(counted, device, prices), cost.told(counted, device, prices)
+    dollars, line = cost.price(counted, device, prices), cost.cost_line(counted, device, prices)
     return counted | dollars | {'device': device, 'text': line}
 
 
@@ -85,7 +85,7 @@ def _step_of(path: pathlib.Path) -> int:
     return int(path.stem.removeprefix('step_'))
 
 
-def scores(group: list[dict]) -> dict:
+def scores_with_intervals(group: list[dict]) -> dict:
     return {
         'questions': len(group),
         **{
@@ -98,7 +98,7 @@ def scores(group: list[dict]) -> dict:
     }
 
 
-def text(summary: dict, workdir: pathlib.Path) -> str:
+def summary_text(summary: dict, workdir: pathlib.Path) -> str:
     """The summary as a few lines for people."""
     lines = [f'{summary["steps"]} steps; written to {workdir}']
     for number, scored in summary['evaluations'].items():

@@ -11,7 +11,7 @@ import jax
 from zerosearch_jax.data import sources
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import open_engine
 from zerosearch_jax.search.search import engine_search
 from zerosearch_jax.simulator.load import Simulator
@@ -29,7 +29,7 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
       what makes a source for one rollout; and the simulator's engine, if that is a model of ours.
     """
     passages = functools.partial(sources.load_passages, cfg.evaluation.corpus)
-    open_real = functools.partial(open_engine, cfg.engine, passages, Log(log))
+    open_real = functools.partial(open_engine, cfg.engine, passages, Journal(log))
     if not cfg.evaluation.simulated:
         engine = open_real()
         return lambda: engine_search(engine.search, cfg.evaluation.documents), None

@@ -20,7 +20,7 @@ SCORES = {'em': 'EM', 'cover_em': 'cover-EM', 'f1': 'F1'}
 Results = dict[str, dict[str, dict[str, dict]]]  # method: data set: question id: row
 
 
-def read(workdir: pathlib.Path, weights: Mapping[str, str] | None = None) -> Results:
+def read_results(workdir: pathlib.Path, weights: Mapping[str, str] | None = None) -> Results:
     """Rows of results.jsonl, of the given weights of each method or of those that were run last."""
     rows = jsonl.read_jsonl(workdir / 'results.jsonl') if (workdir / 'results.jsonl').exists() else []
     wanted = {row['method']: row['weights'] for row in rows} | dict(weights or {})
@@ -33,7 +33,7 @@ def read(workdir: pathlib.Path, weights: Mapping[str, str] | None = None) -> Res
 
 def report(workdir: pathlib.Path, methods: Sequence[str], weights: Mapping[str, str], prices: cost.PricesConfig) -> str:
     """Writes table.md, table.tex, table.json and table.png of a directory; returns the Markdown."""
-    results = read(workdir, weights)
+    results = read_results(workdir, weights)
     order = [*methods, *(m for m in results if m not in methods)]
     datasets = list(dict.fromkeys(name for m in order for name in results.get(m, ())))
     summary = {method: summarize(results[method]) for method in order if method in results}
@@ -183,7 +183,7 @@ def _cost_table(order, results: Results, prices: cost.PricesConfig) -> str:
             'tokens': sum(row['tokens'] for row in rows),
             'device_seconds': sum(row['seconds'] * row['devices'] for row in rows),
         }
-        hours = {row['device']: cost.hour(prices, row['device']) for row in rows}
+        hours = {row['device']: cost.hourly_price(prices, row['device']) for row in rows}
         own = sum(row['seconds'] * row['devices'] / 3600 * hours[row['device']] for row in rows)
         cells = [method, len(rows), *(f'{value:.0f}' for value in counted.values()), ', '.join(hours)]
         cells += [f'{own:.2f}' if all(hours.values()) else 'no price set']
@@ -240,13 +240,13 @@ def _plot(order, summary, path: pathlib.Path):
 # ---------------------------------------------------------------- two evaluations
 
 
-def beside(first: pathlib.Path, second: pathlib.Path) -> str:
+def compare(first: pathlib.Path, second: pathlib.Path) -> str:
     """Two result directories side by side: the average of every method that both have, and the paired difference.
 
     Raises:
       ValueError: they have no method, or no question, in common.
     """
-    a, b = read(first), read(second)
+    a, b = read_results(first), read_results(second)
     common = [method for method in a if method in b]
     lines = [
         f'a: {first}, b: {second}; averages over the questions that both were asked',

@@ -17,25 +17,25 @@ SPAN_STEP = 128  # decode reads the cache up to this many positions, or twice as
 SHARES = {'cpu': (4, 2), 'accelerator': (4,)}
 
 
-def rounded(capacity: int) -> int:
+def rounded_capacity(capacity: int) -> int:
     """Tokens of a slot that is to hold so many."""
     return -(-capacity // SPAN_STEP) * SPAN_STEP
 
 
-def span_of(length: int, capacity: int) -> int:
+def decode_span(length: int, capacity: int) -> int:
     """Cache positions that decode reads for rows of up to `length`: doubled steps, so that few programs are made."""
     steps = -(-length // SPAN_STEP)
     return min(SPAN_STEP << (steps - 1).bit_length(), capacity)
 
 
-def slots_in(cache_bytes: int, cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
+def slots_that_fit(cache_bytes: int, cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
     """Slots that fit so many bytes of each device, with room for the copy that decoding makes of a part of them.
 
     Raises:
       ValueError: not even one does.
     """
-    one = kv.slot_bytes(cfg, mesh, 2 * rounded(capacity) - SPAN_STEP, dtype)
-    slots = cache_bytes // one * sharding.parts('batch', mesh)
+    one = kv.slot_bytes(cfg, mesh, 2 * rounded_capacity(capacity) - SPAN_STEP, dtype)
+    slots = cache_bytes // one * sharding.shard_count('batch', mesh)
     if not slots:
         raise ValueError(
             f'no slot of {capacity} tokens fits {cache_bytes / 2**30:.3g} GiB: it needs {one / 2**30:.3g} GiB'

@@ -20,7 +20,14 @@ import numpy as np
 
 from zerosearch_jax import sharding
 from zerosearch_jax.generate import programs
-from zerosearch_jax.generate.capacity import EXTEND_WIDTH, SHARES, extend_rows, rounded, slots_in, span_of
+from zerosearch_jax.generate.capacity import (
+    EXTEND_WIDTH,
+    SHARES,
+    decode_span,
+    extend_rows,
+    rounded_capacity,
+    slots_that_fit,
+)
 from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
 from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models.config import ModelConfig
@@ -52,7 +59,7 @@ class Stopped:
 
 
 @dataclasses.dataclass
-class _Live:
+class _Generation:
     """Host record of one occupied slot."""
 
     request: Request
@@ -73,7 +80,7 @@ class Engine:
       capacity: tokens a slot can hold, prompt and observations included.
       stop: automaton of the stop strings.
       eos_ids: tokens that end a generation.
-      steps: tokens decoded between two looks of the host.
+      decode_steps: tokens decoded between two looks of the host.
       truncation: restriction of the sampling support (evaluation only).
       dtype: compute and cache dtype.
     """
@@ -88,14 +95,16 @@ class Engine:
         stop: StopTable,
         eos_ids: tuple[int, ...],
         cache_bytes: int | None = None,
-        steps: int = 16,
+        decode_steps: int = 16,
         truncation: Truncation = FULL_SUPPORT,
         dtype=jnp.float32,
     ):
-        self.cfg, self.mesh, self.steps = cfg, mesh, steps
-        self.capacity = rounded(capacity)
-        self.slots = slots if cache_bytes is None else min(slots, slots_in(cache_bytes, cfg, mesh, capacity, dtype))
-        self._parts = sharding.parts('batch', mesh)
+        self.cfg, self.mesh, self.decode_steps = cfg, mesh, decode_steps
+        self.capacity = rounded_capacity(capacity)
+        self.slots = slots
+        if cache_bytes is not None:
+            self.slots = min(slots, slots_that_fit(cache_bytes, cfg, mesh, capacity, dtype))
+        self._parts = sharding.shard_count('batch', mesh)
         self._extend_rows = extend_rows(self._parts)
         self.decoded_tokens = self.prefilled_tokens = 0
         self._stop, self._eos_ids, self._truncation, self._dtype = stop, eos_ids, truncation, dtype
@@ -110,7 +119,7 @@ class Engine:
         self._rows = programs.idle_rows(self.slots)
         self._free = list(range(self.slots))
         self._waiting: collections.deque[Request] = collections.deque()
-        self._live: dict[Hashable, _Live] = {}
+        self._live: dict[Hashable, _Generation] = {}
         self._open: set[Hashable] = set()  # handles of both; never iterated
         self._writes: list[tuple[int, int, Sequence[int]]] = []  # slot, start, tokens
 
@@ -187,10 +196,10 @@ class Engine:
         self._free.append(live.slot)
         self._free.sort()
 
-    def step(self, heard: Callable[[Hashable, list[int]], None] | None = None) -> list[Stopped]:
+    def step(self, on_tokens: Callable[[Hashable, list[int]], None] | None = None) -> list[Stopped]:
         """Admits what is waiting, writes what is to be written, decodes, and returns what has stopped.
 
-        `heard` is called with every generation's new tokens.
+        `on_tokens` is called with every generation's new tokens.
         """
         if self._params is None:
             raise RuntimeError('the engine has no weights: call load() first')
@@ -198,7 +207,7 @@ class Engine:
             forks = self._admit()
             self._flush_writes()
             self._run_forks(forks)
-            return self._decode(heard)
+            return self._decode(on_tokens)
 
     def _place(self, slot: int) -> tuple[int, int]:
         """The part of the mesh that holds a slot, and the slot's number in it."""
@@ -217,7 +226,7 @@ class Engine:
         forks = []
         while self._waiting and self._free:
             request, slot = self._waiting.popleft(), self._free.pop(0)
-            self._live[request.handle] = _Live(request, slot)
+            self._live[request.handle] = _Generation(request, slot)
             shared = request.group, self._place(slot)[0]
             if request.group is not None and shared in owners:
                 forks.append((owners[shared], slot))
@@ -274,24 +283,26 @@ class Engine:
                     sources[part, row], targets[part, row] = source, target
             self._cache = programs.fork(self._cache, sources, targets)
 
-    def _decode(self, heard) -> list[Stopped]:
+    def _decode(self, on_tokens) -> list[Stopped]:
         if not any(live.decoding for live in self._live.values()):
             return []
         active = self._rows.budget > 0
-        reach = int(np.max(np.where(active, self._rows.length, 0))) + min(self.steps, int(self._rows.budget.max()))
-        span = span_of(reach + 1, self.capacity)
-        few = self._few(active)
-        slots_N = np.arange(self.slots) if few is None else few
+        reach = int(np.max(np.where(active, self._rows.length, 0))) + min(
+            self.decode_steps, int(self._rows.budget.max())
+        )
+        span = decode_span(reach + 1, self.capacity)
+        chosen = self._active_slots(active)
+        slots_N = np.arange(self.slots) if chosen is None else chosen
         self._cache, rows, tokens, logprobs, counts = programs.decode(
             self._params,
             self._cache,
             jax.tree.map(lambda x: x[slots_N], self._rows),
-            few,
+            chosen,
             self._stop_table,
             np.float32(self._temperature),
             cfg=self.cfg,
             dtype=self._dtype,
-            steps=self.steps,
+            steps=self.decode_steps,
             span=span,
             eos_ids=self._eos_ids,
             first_accept=self._stop.first_accept,
@@ -299,9 +310,9 @@ class Engine:
         )
         for whole, part in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
             whole[slots_N] = part
-        return self._collect(slots_N, np.asarray(tokens), np.asarray(logprobs), np.asarray(counts), heard)
+        return self._collect(slots_N, np.asarray(tokens), np.asarray(logprobs), np.asarray(counts), on_tokens)
 
-    def _few(self, active: np.ndarray) -> np.ndarray | None:
+    def _active_slots(self, active: np.ndarray) -> np.ndarray | None:
         """The slots to compute if few are active, filled up with idle ones; None: all of them."""
         if self._parts > 1:
             return None
@@ -309,7 +320,7 @@ class Engine:
         count = next((self.slots // share for share in shares if active.sum() <= self.slots // share), None)
         return None if count is None else np.sort(np.argsort(~active, kind='stable')[:count]).astype(np.int32)
 
-    def _collect(self, slots_N, tokens_NxT, logprobs_NxT, counts_N, heard) -> list[Stopped]:
+    def _collect(self, slots_N, tokens_NxT, logprobs_NxT, counts_N, on_tokens) -> list[Stopped]:
         self.decoded_tokens += int(counts_N.sum())
         row_of = {slot: row for row, slot in enumerate(slots_N.tolist())}
         stopped = []
@@ -320,8 +331,8 @@ class Engine:
             fresh = tokens_NxT[row, : counts_N[row]].tolist()
             live.tokens += fresh
             live.logprobs += logprobs_NxT[row, : counts_N[row]].tolist()
-            if heard:
-                heard(handle, fresh)
+            if on_tokens:
+                on_tokens(handle, fresh)
             if self._rows.budget[live.slot] == 0:
                 live.decoding = False
                 reason = self._reason(live.slot, live.tokens[-1])

@@ -127,7 +127,8 @@ fork = jax.jit(kv.fork, donate_argnums=0)
 def _layers(params: dict, cache: kv.KVCache, tokens_BxT, positions_BxT, see, cfg: ModelConfig, dtype):
     """All layers of a step: x [B, T, D] and the cache; `see(q, k, v, keys, values)` writes and attends in one layer."""
     mesh = jax.sharding.get_abstract_mesh()
-    heads, kv_heads = sharding.split('heads', cfg.num_heads, mesh), sharding.split('kv_heads', cfg.num_kv_heads, mesh)
+    heads = sharding.divisible_axis('heads', cfg.num_heads, mesh)
+    kv_heads = sharding.divisible_axis('kv_heads', cfg.num_kv_heads, mesh)
     x_BxTxD = constrain(params['embed'][constrain(tokens_BxT, 'rows', None)].astype(dtype), 'rows', None, 'embed')
     layers_of_cache = []
     for layer, keys, values in zip(params['layers'], cache.k, cache.v, strict=True):

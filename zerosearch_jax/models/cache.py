@@ -34,7 +34,7 @@ class KVCache:
 
 def axes(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[str | None, ...]:
     """Logical axes of a layer's cache; key-value heads that the tensor axis does not divide are replicated."""
-    return ('batch', sharding.split('kv_heads', cfg.num_kv_heads, mesh), None, None)
+    return ('batch', sharding.divisible_axis('kv_heads', cfg.num_kv_heads, mesh), None, None)
 
 
 def slot_bytes(cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
@@ -45,7 +45,7 @@ def slot_bytes(cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) 
 
 def create(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: int, dtype=jnp.float32) -> KVCache:
     """An empty cache, born sharded. `slots` must be a multiple of the mesh's data x fsdp."""
-    rows = sharding.parts('batch', mesh)
+    rows = sharding.shard_count('batch', mesh)
     if slots % rows:
         raise ValueError(f'{slots} slots cannot be split over {rows} (data x fsdp) devices; use a multiple of {rows}')
 

@@ -27,7 +27,7 @@ REACHED_SAID = f'an H100 reached ({", ".join(f"{kind} {share:.0%}" for kind, sha
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Workload:
     """What a trajectory does, on average; nobody knows it before the run."""
 
     searches: float = 1.0  # in the published run 64,000 searches in 200 steps of 320 trajectories
@@ -39,13 +39,13 @@ class Work:
             raise ValueError('searches, sampled and written tokens must not be negative')
 
     @classmethod
-    def of(cls, cfg: Config, **given) -> Work:
+    def of(cls, cfg: Config, **given) -> Workload:
         work = cls(**{name: value for name, value in given.items() if value is not None})
         return dataclasses.replace(work, written=work.written or float(cfg.simulator.max_tokens))
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
+class ProgramCost:
     """One compiled program: bytes of each device, and the least seconds of one run of it (of decoding, one token's)."""
 
     name: str
@@ -57,7 +57,7 @@ class Need:
     received: Mapping[str, float]  # from other devices, by mesh axes
 
     @property
-    def least(self) -> float:
+    def min_seconds(self) -> float:
         return max(self.seconds.values())
 
 
@@ -67,19 +67,19 @@ class Plan:
 
     resident: Mapping[str, int]  # bytes that are there all the time
     copy: int  # bytes of the weights that the policy generates with, there as long as policy and simulator generate
-    needs: tuple[Need, ...]
+    needs: tuple[ProgramCost, ...]
     slots: Mapping[str, int]
     times: Mapping[str, float]  # that a step runs each program
     mesh: tuple[int, ...]  # data, fsdp, tensor
     compiler: str
     memory: int  # of a device
 
-    def beside(self, need: Need) -> int:
+    def beside(self, need: ProgramCost) -> int:
         """What is in memory while a program runs, and none of its arguments."""
         generates = need.name.split(':')[0] in self.slots
         return max(sum(self.resident.values()) + self.copy * generates - (need.arguments - need.small), 0)
 
-    def peak_of(self, need: Need) -> int:
+    def peak_of(self, need: ProgramCost) -> int:
         return self.beside(need) + need.arguments + need.own
 
     @property
@@ -101,22 +101,22 @@ class Plan:
 
     def seconds(self, part: str = '') -> float:
         """The least of a step, or of those of its programs whose name holds `part`."""
-        return sum(need.least * self.times[need.name] for need in self.needs if part in need.name)
+        return sum(need.min_seconds * self.times[need.name] for need in self.needs if part in need.name)
 
 
-def plan(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work | None = None) -> Plan:
-    """Compiles the run's programs for devices `found`, and adds up."""
-    run = programs.of(cfg, sharding.make_mesh(cfg.mesh, found))
+def plan(cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Workload | None = None) -> Plan:
+    """Compiles the run's programs for these devices, and adds up."""
+    run = programs.run_programs(cfg, sharding.make_mesh(cfg.mesh, devices))
     needs, cache = [], download.cache_dir() / 'plans'
     with jax.set_mesh(run.mesh):
         for program in run.programs:
-            progress.say(f'compiling {program.name}')
+            progress.log(f'compiling {program.name}')
             made = compiled.measure(program.traced.lower(), run.mesh, f'{compiler} {hardware}', cache)
             arguments = max(made.arguments, program.arguments)  # a refused one names none
             seconds = _seconds(program, made, hardware, run.mesh.size)
             sizes = arguments, arguments - program.arguments, made.own + program.more
-            needs.append(Need(program.name, *sizes, made.refused, seconds, made.received))
-    times = _times(cfg, run, work or Work.of(cfg))
+            needs.append(ProgramCost(program.name, *sizes, made.refused, seconds, made.received))
+    times = _times(cfg, run, work or Workload.of(cfg))
     return Plan(
         run.resident, run.copy, tuple(needs), run.slots, times, run.mesh.devices.shape, compiler, hardware.memory
     )
@@ -131,7 +131,7 @@ def _seconds(program: programs.Program, made: compiled.Compiled, hardware: Hardw
     }
 
 
-def _times(cfg: Config, run: programs.Run, work: Work) -> dict[str, float]:
+def _times(cfg: Config, run: programs.Run, work: Workload) -> dict[str, float]:
     """How often a step runs each program, all its slots and rows in use; of decoding, its tokens a slot."""
     trajectories = cfg.rollout.questions * cfg.rollout.group
     updates = cfg.rl.epochs * -(-trajectories // (cfg.rl.minibatch or trajectories))
@@ -154,7 +154,9 @@ def _times(cfg: Config, run: programs.Run, work: Work) -> dict[str, float]:
 # ---------------------------------------------------------------- suggestions
 
 
-def suggest(cfg: Config, hardware: Hardware, found: list, compiler: str, work: Work) -> Iterator[tuple[Config, Plan]]:
+def suggest(
+    cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Workload
+) -> Iterator[tuple[Config, Plan]]:
     """Plans on other mesh shapes and with fewer rows a micro-batch, those that fit, as they are found.
 
     The weights are split over all devices, `tensor` of them at a time along heads and vocabulary.
@@ -171,7 +173,7 @@ def suggest(cfg: Config, hardware: Hardware, found: list, compiler: str, work: W
             rollout=dataclasses.replace(cfg.rollout, slots=_multiple(cfg.rollout.slots, fsdp)),
             simulator=dataclasses.replace(cfg.simulator, slots=_multiple(cfg.simulator.slots, fsdp)),
         )
-        made = plan(changed, hardware, found, compiler, work)
+        made = plan(changed, hardware, devices, compiler, work)
         if made.fits:
             yield changed, made
 
@@ -193,7 +195,7 @@ def options(changed: Config, cfg: Config) -> str:
 # ---------------------------------------------------------------- for people
 
 
-def table(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> str:
+def table(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> str:
     """The plan as Markdown, with its verdict."""
     shape = 'x'.join(map(str, made.mesh))
     lines = [
@@ -216,7 +218,7 @@ def _gib(count: float) -> str:
     return f'{count / 2**30:.2f}'
 
 
-def _row(need: Need, made: Plan) -> str:
+def _row(need: ProgramCost, made: Plan) -> str:
     memory = map(_gib, (need.arguments, made.beside(need), need.own, made.peak_of(need)))
     times = (f'{1000 * need.seconds[part]:.2f}' for part in ('arithmetic', 'memory', 'links'))
     moved = ', '.join(f'{axes} {_gib(count)}' for axes, count in need.received.items()) or '-'
@@ -233,14 +235,14 @@ def _verdict(made: Plan, cfg: Config) -> Iterator[str]:
         yield f'It does not fit: {spare}. {missing}.'
 
 
-def _durations(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> Iterator[str]:
+def _durations(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> Iterator[str]:
     yield (
         f'A step of {cfg.rollout.questions * cfg.rollout.group} trajectories, each with {work.searches:g} searches, '
         f'{work.sampled:g} sampled tokens and {work.written:g} tokens written a search, takes at least '
         f'{made.seconds():.1f} s: policy {made.seconds("policy"):.1f}, simulator {made.seconds("simulator"):.1f}, '
         f'reference {made.seconds("reference"):.1f}, update {made.seconds("update"):.1f}.'
     )
-    seconds = expected(made) * cfg.rl.steps
+    seconds = expected_seconds(made) * cfg.rl.steps
     searches = work.searches * cfg.rollout.questions * cfg.rollout.group * cfg.rl.steps
     api = searches * cfg.prices.search_query
     price = f'${dollars(seconds, hardware, cfg):.2f}'
@@ -253,13 +255,15 @@ def _durations(made: Plan, hardware: Hardware, cfg: Config, work: Work) -> Itera
     )
 
 
-def expected(made: Plan, part: str = '') -> float:
+def expected_seconds(made: Plan, part: str = '') -> float:
     """Seconds of a step, or of its programs whose name holds `part`, at the share of the limits that was reached."""
 
     def reached(name: str) -> float:
         return next((share for kind, share in REACHED.items() if kind in name), REACHED['learning'])
 
-    return sum(need.least * made.times[need.name] / reached(need.name) for need in made.needs if part in need.name)
+    return sum(
+        need.min_seconds * made.times[need.name] / reached(need.name) for need in made.needs if part in need.name
+    )
 
 
 def dollars(seconds: float, hardware: Hardware, cfg: Config) -> float:

@@ -72,14 +72,14 @@ def model_config(reference: str) -> ModelConfig:
     raise ValueError(f'{reference}: sizes unknown; plan with one of {", ".join(PRESETS)} as its model')
 
 
-def of(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
+def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
     """The programs of a run on the devices of a mesh, traced."""
     policy = model_config(cfg.policy.model)
     whole = sharding.abstract(transformer.layout(policy), mesh)
     layout = lora.layout(policy, cfg.policy.lora_rank) if cfg.policy.lora_rank else transformer.layout(policy)
     trained, frozen = sharding.abstract(layout, mesh), whole if cfg.policy.lora_rank else {}
     tx = state.optimizer(cfg.optimizer, cfg.rl.steps)
-    train_state, places = abstract_state(layout, tx, mesh)
+    train_state, shardings = abstract_state(layout, tx, mesh)
     resident = {'policy': size(trained) + size(frozen), 'optimizer': size(train_state.opt_state)}
     programs, slots, tokens = [], {}, {}
     with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
@@ -91,7 +91,7 @@ def of(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
                 resident['simulator'] = size(role.params)
             resident[f'{role.name} cache'] = size(cache)
             programs += _generation(role, cache, cfg, mesh)
-            parts = sharding.parts('batch', mesh)
+            parts = sharding.shard_count('batch', mesh)
             slots[role.name] = role.slots
             tokens[role.name] = parts * engines.extend_rows(parts)[-1] * engines.EXTEND_WIDTH
         learner = _Learner(cfg, policy, trained, frozen, train_state, mesh)
@@ -99,7 +99,7 @@ def of(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             reference = cast(trained, cfg.policy.dtype)
             resident['reference'] = size(reference)
             programs.append(learner.score(reference))
-        programs.append(learner.update(tx, places))
+        programs.append(learner.update(tx, shardings))
         if cfg.rl.has_critic:
             kept, more = learner.critic(whole)
             resident['critic'] = kept
@@ -109,11 +109,11 @@ def of(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
 
 def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.TrainState, state.TrainState]:
     """A training state of this layout without its values; and its shardings."""
-    places = state.state_shardings(layout, tx, mesh)
+    shardings = state.state_shardings(layout, tx, mesh)
     params = sharding.abstract(layout, mesh)
     shapes = jax.eval_shape(lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
-    made = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-    return made, places
+    made = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
+    return made, shardings
 
 
 def size(tree) -> int:
@@ -158,11 +158,11 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
 def _slots(wanted, model: ModelConfig, mesh, longest: int, dtype: str) -> int:
     if not wanted.cache_gib:
         return wanted.slots
-    return min(wanted.slots, engines.slots_in(int(wanted.cache_gib * 2**30), model, mesh, longest, dtype))
+    return min(wanted.slots, engines.slots_that_fit(int(wanted.cache_gib * 2**30), model, mesh, longest, dtype))
 
 
 def abstract_cache(model: ModelConfig, mesh, slots: int, tokens: int, dtype: str) -> kv.KVCache:
-    capacity = engines.rounded(tokens)
+    capacity = engines.rounded_capacity(tokens)
     place = sharding.named(mesh, *kv.axes(model, mesh))
 
     def layers(*shape):
@@ -193,7 +193,7 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
     def array(shape, kind=np.int32):
         return jax.ShapeDtypeStruct(shape, kind, sharding=sharding.named(mesh))
 
-    parts, common = sharding.parts('batch', mesh), {'cfg': role.model, 'dtype': role.dtype}
+    parts, common = sharding.shard_count('batch', mesh), {'cfg': role.model, 'dtype': role.dtype}
     rows = parts, engines.extend_rows(parts)[-1]
     each, tokens = array(rows), array((*rows, engines.EXTEND_WIDTH))
     arguments, weights = size(role.params) + size(cache), size({**role.params, 'embed': ()})
@@ -221,7 +221,7 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
 
 
 def _spans(capacity: int) -> set[int]:
-    return {engines.span_of(length, capacity) for length in range(1, capacity + 1)}
+    return {engines.decode_span(length, capacity) for length in range(1, capacity + 1)}
 
 
 # ---------------------------------------------------------------- learning
@@ -260,11 +260,11 @@ class _Learner:
         moved = len_micro(batch) * self._weights
         return Program('reference', traced, size(reference) + size(self._frozen), moved, self._turns)
 
-    def update(self, tx, places) -> Program:
+    def update(self, tx, shardings) -> Program:
         rl = self._cfg.rl
         batch = self._batch(rl.minibatch or self._cfg.rollout.questions * self._cfg.rollout.group)
         loss = losses.LossConfig(kl=rl.kl, entropy=rl.entropy)
-        update = step.make_update(self._policy, tx, places, loss, self._compute, self._cfg.rollout.temperature)
+        update = step.make_update(self._policy, tx, shardings, loss, self._compute, self._cfg.rollout.temperature)
         moved = len_micro(batch) * (2 if rl.remat == 'none' else 3) * self._weights + 2 * size(self._state)
         there = size(self._state) + size(self._frozen)
         return Program('update', update.trace(self._state, self._frozen, batch), there, moved, self._turns)
@@ -277,11 +277,11 @@ class _Learner:
             rank, frozen = own.lora_rank, whole if own.lora_rank else {}
             layout |= lora.layout(self._policy, rank) if rank else transformer.layout(self._policy)
         tx = state.optimizer(state.OptimizerConfig(own.learning_rate), rl.steps)
-        train_state, places = abstract_state(layout, tx, self._mesh)
+        train_state, shardings = abstract_state(layout, tx, self._mesh)
         everything = self._batch(self._cfg.rollout.questions * self._cfg.rollout.group)
         batch = self._batch(rl.minibatch or self._cfg.rollout.questions * self._cfg.rollout.group)
         values = critics.values.trace(train_state.params, frozen, everything, cfg=self._policy, compute=self._compute)
-        update = critics.make_update(self._policy, tx, places, own.clip, self._compute)
+        update = critics.make_update(self._policy, tx, shardings, own.clip, self._compute)
         update = update.trace(train_state, frozen, batch, batch.weights, batch.weights)
         read = (len_micro(everything) * self._weights, len_micro(batch) * 2 * self._weights + 2 * size(train_state))
         there = size(train_state.params) + size(frozen), size(train_state) + size(frozen)

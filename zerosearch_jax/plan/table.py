@@ -17,24 +17,24 @@ SIMULATORS = ('qwen2.5-3b', 'qwen2.5-7b', 'qwen2.5-14b')
 SEARCHES, GPUS, HOURS, PRICE = 64_000, 4, 12, 70.80  # of the 14B simulator: arXiv 2505.04588, appendix D
 
 
-def table(cfg: Config, target: Hardware, work: planner.Work) -> str:
+def table(cfg: Config, target: Hardware, work: planner.Workload) -> str:
     """A row for every policy and simulator, weights split over all devices; on A100s the published cost beside ours."""
     found, compiler = chips.devices(target)
     made = plans(cfg, target, found, compiler, work)
     lines = [f'## {target}', '', f'By {compiler}, jax {jax.__version__}.', '', HEAD]
-    lines += [_row(each, target, of(cfg, *models, target.count)) for models, each in made.items()]
+    lines += [_row(each, target, experiment(cfg, *models, target.count)) for models, each in made.items()]
     if target == chips.parse(f'a100-80gb:{GPUS}'):
         models = POLICIES[-1], SIMULATORS[-1]
-        lines += ['', _searches(made[models], target, of(cfg, *models, GPUS), work)]
+        lines += ['', _searches(made[models], target, experiment(cfg, *models, GPUS), work)]
     return '\n'.join(lines)
 
 
 def plans(
-    cfg: Config, target: Hardware, found: list, compiler: str, work: planner.Work
+    cfg: Config, target: Hardware, found: list, compiler: str, work: planner.Workload
 ) -> dict[tuple[str, str], planner.Plan]:
     """The plan of every (policy, simulator): a program is compiled for its own model alone, so for each model once."""
     made = [
-        planner.plan(of(cfg, *models, target.count), target, found, compiler, work)
+        planner.plan(experiment(cfg, *models, target.count), target, found, compiler, work)
         for models in zip(POLICIES, SIMULATORS, strict=True)
     ]
     alone, simulators = dict(zip(POLICIES, made, strict=True)), dict(zip(SIMULATORS, made, strict=True))
@@ -44,7 +44,7 @@ def plans(
     }
 
 
-def of(cfg: Config, policy: str, simulator: str, count: int) -> Config:
+def experiment(cfg: Config, policy: str, simulator: str, count: int) -> Config:
     """The published experiment with these models, on so many devices."""
     cfg = _sized(cfg, count)
     return dataclasses.replace(
@@ -85,7 +85,7 @@ def _row(made: planner.Plan, target: Hardware, cfg: Config) -> str:
     verdict = 'fits'
     if not made.fits:
         verdict = f'**short by {max(-made.spare, 0) / 2**30:.1f}**; try {", ".join(planner.advice(made, cfg))}'
-    seconds = planner.expected(made) * cfg.rl.steps
+    seconds = planner.expected_seconds(made) * cfg.rl.steps
     price = planner.dollars(seconds, target, cfg)
     cells = (
         cfg.policy.model,
@@ -101,20 +101,20 @@ def _row(made: planner.Plan, target: Hardware, cfg: Config) -> str:
 
 
 HEAD = (
-    '| policy | simulator | GiB at the peak | of which program | verdict | least s a step | h of the run | price |\n'
+    '| policy | simulator | GiB at the peak | of which program | verdict | at least s a step | h of the run | price |\n'
     '|---|---|---|---|---|---|---|---|'
 )
 
 
-def _searches(made: planner.Plan, target: Hardware, cfg: Config, work: planner.Work) -> str:
+def _searches(made: planner.Plan, target: Hardware, cfg: Config, work: planner.Workload) -> str:
     """The published cost of 64,000 searches by the 14B simulator beside that of our programs on the same GPUs."""
     steps = SEARCHES / (cfg.rollout.questions * cfg.rollout.group * work.searches)
-    least = made.seconds('simulator') * steps
-    likely = planner.expected(made, 'simulator') * steps
-    prices = (planner.dollars(seconds, target, cfg) for seconds in (least, likely))
+    at_least = made.seconds('simulator') * steps
+    likely = planner.expected_seconds(made, 'simulator') * steps
+    prices = (planner.dollars(seconds, target, cfg) for seconds in (at_least, likely))
     return (
         f'{SEARCHES:,} searches by {SIMULATORS[-1]} on {target}, {work.written:g} tokens each: published {HOURS} h and '
-        f'${PRICE:.2f}; of our programs {least / 3600:.1f} h and ${next(prices):.2f} at the limits of the chip, '
+        f'${PRICE:.2f}; of our programs {at_least / 3600:.1f} h and ${next(prices):.2f} at the limits of the chip, '
         f'{likely / 3600:.1f} h and ${next(prices):.2f} at the share of them that {planner.REACHED_SAID}; '
         f'a search API: ${SEARCHES * cfg.prices.search_query:.2f}.'
     )

@@ -39,19 +39,19 @@ ALGORITHMS = {
 }
 
 
-def find(name: str) -> Algorithm:
+def find_algorithm(name: str) -> Algorithm:
     """An algorithm by its name, or by the dotted name of somebody's own.
 
     Raises:
       ValueError: neither of them.
     """
-    found = settings.named(name, ALGORITHMS, 'algorithm')
+    found = settings.resolve_name(name, ALGORITHMS, 'algorithm')
     if not isinstance(found, Algorithm):
         raise ValueError(f'algorithm = {name!r} is a {type(found).__name__}, not a rl.algorithms.Algorithm')
     return found
 
 
-def weigh(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> list[TokenSequence]:
+def weigh_tokens(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> list[TokenSequence]:
     """The sequences with the weights by which their tokens are summed.
 
     token: each 1, so that the mean over all tokens results. sequence: 1 / its length, so that each sequence counts the

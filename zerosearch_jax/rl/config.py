@@ -54,12 +54,12 @@ class RLConfig:
 
     @property
     def has_critic(self) -> bool:
-        return algorithms.find(self.algorithm).advantage is None
+        return algorithms.find_algorithm(self.algorithm).advantage is None
 
     @property
-    def least_group(self) -> int:
+    def min_group(self) -> int:
         """Samples of a question that the algorithm needs."""
-        return algorithms.find(self.algorithm).group
+        return algorithms.find_algorithm(self.algorithm).group
 
 
 @dataclasses.dataclass(frozen=True)

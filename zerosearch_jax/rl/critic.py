@@ -17,7 +17,7 @@ from zerosearch_jax.models import lora
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.rl import losses
 from zerosearch_jax.rl.state import TrainState
-from zerosearch_jax.rl.step import accumulate, place
+from zerosearch_jax.rl.step import accumulate, shard_rows
 from zerosearch_jax.sharding import Param, constrain
 from zerosearch_jax.text.trajectory import Batch
 
@@ -46,7 +46,7 @@ def values(params: dict, frozen: dict, batch: Batch, *, cfg: ModelConfig, comput
             lambda: jnp.zeros(micro.tokens.shape, jnp.float32),
         )
 
-    return jax.lax.scan(one, None, place(batch))[1]
+    return jax.lax.scan(one, None, shard_rows(batch))[1]
 
 
 def value_loss(
@@ -63,7 +63,7 @@ def value_loss(
 def make_update(
     cfg: ModelConfig,
     tx: optax.GradientTransformationExtraArgs,
-    places: TrainState,
+    shardings: TrainState,
     clip: float,
     compute: losses.Compute,
 ):
@@ -79,12 +79,12 @@ def make_update(
             return value_loss(found, micro_returns, micro_old, micro.weights, clip), ({}, {})
 
         gradient = jax.value_and_grad(loss_sum, has_aux=True)
-        (loss, _), grads, _ = accumulate(gradient, state.params, place(batch), returns, old_values)
+        (loss, _), grads, _ = accumulate(gradient, state.params, shard_rows(batch), returns, old_values)
         total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
         grads = jax.tree.map(lambda g: g / total, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
         metrics = {'loss': loss / total, 'grad_norm': optax.tree.norm(grads)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
-    everywhere = NamedSharding(places.step.mesh, P())
-    return jax.jit(update, donate_argnums=0, out_shardings=(places, everywhere))
+    everywhere = NamedSharding(shardings.step.mesh, P())
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere))

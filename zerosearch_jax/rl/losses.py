@@ -163,8 +163,8 @@ def _wanted_backward(chunk, kept, gradients):
     tokens = *ordered, entropies_RxN, log_z_RxN
     # every part of the mesh adds up its own gradient of the head: they are added once, not in every chunk
     mesh = jax.sharding.get_abstract_mesh()
-    rows = sharding.split('batch', hidden_RxTxD.shape[0], mesh)
-    parts = sharding.parts('batch', mesh) if rows else 1
+    rows = sharding.divisible_axis('batch', hidden_RxTxD.shape[0], mesh)
+    parts = sharding.shard_count('batch', mesh) if rows else 1
 
     def one(i, carry):
         d_hidden_RxNxD, d_head_PxDxV = carry

@@ -100,9 +100,9 @@ def state_shardings(layout: dict, tx: optax.GradientTransformation, mesh: jax.sh
     return TrainState(step=everywhere, params=weights, opt_state=opt_state)
 
 
-def create(params: dict, tx: optax.GradientTransformation, places: TrainState) -> TrainState:
+def create(params: dict, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
     """A fresh state around given trainable weights, born in its shardings. Takes ownership of `params` (donated)."""
     make = jax.jit(
-        lambda p: TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), out_shardings=places, donate_argnums=0
+        lambda p: TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), out_shardings=shardings, donate_argnums=0
     )
     return make(params)

@@ -23,7 +23,7 @@ from zerosearch_jax.sharding import constrain
 from zerosearch_jax.text.trajectory import Batch
 
 
-def place(batch: Batch) -> Batch:
+def shard_rows(batch: Batch) -> Batch:
     """Micro-batches [M, R, T] with their rows over the mesh."""
     return jax.tree.map(lambda x: constrain(x, None, 'batch', None), batch)
 
@@ -44,13 +44,13 @@ def score(
 
         return None, jax.lax.cond(jnp.any(micro.segments > 0), run, skip)
 
-    return jax.lax.scan(one, None, place(batch))[1]
+    return jax.lax.scan(one, None, shard_rows(batch))[1]
 
 
 def make_update(
     cfg: ModelConfig,
     tx: optax.GradientTransformationExtraArgs,
-    places: TrainState,
+    shardings: TrainState,
     loss_cfg: losses.LossConfig | None,
     compute: losses.Compute,
     temperature: float = 1.0,
@@ -66,7 +66,7 @@ def make_update(
     Args:
       cfg: the model.
       tx: the optimizer.
-      places: shardings of the state.
+      shardings: shardings of the state.
       loss_cfg: coefficients of the policy loss; None for supervised fine-tuning on the weighted tokens.
       compute: numerics and memory.
       temperature: of the sampling that made the batch.
@@ -74,7 +74,7 @@ def make_update(
     """
 
     def update(state: TrainState, frozen: dict, batch: Batch):
-        batch = place(batch)
+        batch = shard_rows(batch)
 
         def loss_sum(params, micro: Batch):
             logprobs, entropies = losses.token_logprobs(lora.combine(frozen, params), cfg, micro, temperature, compute)
@@ -95,8 +95,8 @@ def make_update(
         metrics |= each
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
-    everywhere = NamedSharding(places.step.mesh, P())
-    return jax.jit(update, donate_argnums=0, out_shardings=(places, everywhere))
+    everywhere = NamedSharding(shardings.step.mesh, P())
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
 def accumulate(gradient, params: dict, batch: Batch, *beside):

@@ -28,7 +28,7 @@ class RolloutConfig:
     decode_steps: int = 16  # tokens decoded between two looks of the host
 
     def __post_init__(self):
-        settings.positive(self, 'questions', 'group', 'turn_tokens', 'response_tokens', 'prompt_tokens', 'slots')
-        settings.positive(self, 'decode_steps')
+        settings.require_positive(self, 'questions', 'group', 'slots', 'decode_steps')
+        settings.require_positive(self, 'turn_tokens', 'response_tokens', 'prompt_tokens')
         if not 0 < self.top_p <= 1:
             raise ValueError(f'top_p must be in (0, 1], got {self.top_p}')

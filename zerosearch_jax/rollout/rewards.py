@@ -46,7 +46,7 @@ def answer_function(name: str) -> Callable[[Trajectory, Sequence[str]], float]:
     """
     if name in answers.REWARDS:
         return lambda trajectory, golds: answers.REWARDS[name](trajectory.answer, golds)
-    found = settings.named(name, answers.REWARDS, 'answer')
+    found = settings.resolve_name(name, answers.REWARDS, 'answer')
     if not callable(found):
         raise ValueError(f'answer = {name!r} is not a function')
     return found

@@ -58,11 +58,11 @@ class _Episode:
         self.closing = False  # the answer is given; only its end-of-sequence token is still to come
 
     @property
-    def room(self) -> int:
+    def tokens_left(self) -> int:
         return self._cfg.response_tokens - self.trajectory.response_tokens
 
     @property
-    def written(self) -> str:
+    def policy_text(self) -> str:
         """What the policy wrote so far, as text."""
         actions = [s.tokens for s in self.trajectory.segments if s.kind is Kind.ACTION]
         return b'\n'.join(map(self._tokenizer.decode_bytes, actions)).decode('utf-8', 'replace')
@@ -80,8 +80,8 @@ class _Episode:
         answer = protocol.extract_answer(text) if stopped.reason == protocol.ANSWER_STOP else None
         if answer is not None:
             trajectory.answer, trajectory.status, self.closing = answer, 'answered', True
-            return ('close' if self.room else 'end'), None
-        if self.room <= 0:
+            return ('close' if self.tokens_left else 'end'), None
+        if self.tokens_left <= 0:
             trajectory.status = 'token_limit'
             return 'end', None
         if self.turns == self._cfg.max_turns:
@@ -103,7 +103,7 @@ class _Episode:
 
     def observe(self, tokens: tuple[int, ...]) -> bool:
         """Appends an observation and counts the turn; False where nothing could be written after it."""
-        if len(tokens) >= self.room:
+        if len(tokens) >= self.tokens_left:
             self.trajectory.status = 'token_limit'
             return False
         self.trajectory.segments.append(Segment(Kind.OBSERVATION, tokens))
@@ -112,7 +112,7 @@ class _Episode:
 
 
 # takes the handle of an episode, (question id, sample), and new tokens of it with who wrote them
-Written = Callable[[Hashable, Kind, Sequence[int]], None]
+OnTokens = Callable[[Hashable, Kind, Sequence[int]], None]
 
 
 def rollout(
@@ -125,62 +125,68 @@ def rollout(
     *,
     identity: tuple,
     stream: str = 'policy',
-    given: Mapping[str, Result] | None = None,
-    finished: Callable[[Trajectory], None] = lambda trajectory: None,
-    written: Written | None = None,
+    prompt_results: Mapping[str, Result] | None = None,
+    on_finished: Callable[[Trajectory], None] = lambda trajectory: None,
+    on_tokens: OnTokens | None = None,
 ) -> list[Trajectory]:
     """Runs `samples` episodes of every question to their end.
 
     Args:
       questions: distinct ids.
       samples: group size.
-      policy: loaded engine whose stop strings are prompts.STOP_STRINGS.
+      policy: loaded engine whose stop strings are protocol.STOP_STRINGS.
       search: SimulatedSearch or DocumentSearch.
       tokenizer: the policy's.
       cfg: budgets.
       identity: what else the randomness depends on, (seed, step).
       stream: random stream, see prng.STREAMS.
-      given: by question id, the search whose documents are in the prompt (cfg.prompt 'documents').
-      finished: called with every episode as it ends.
-      written: called with an episode's tokens as they come: actions at every look of the host, observations whole.
+      prompt_results: by question id, the search whose documents are in the prompt (cfg.prompt 'documents').
+      on_finished: called with every episode as it ends.
+      on_tokens: called with an episode's tokens as they come: actions at every look of the host, observations whole.
 
     Returns:
       Trajectories ordered by (question, sample).
     """
+    episodes = _opened(questions, samples, policy, tokenizer, cfg, (stream, *identity), prompt_results)
+
+    def advance(handle: Hashable, what: str, value):
+        episode = episodes[handle]
+        if what == 'search':
+            trajectory = episode.trajectory
+            turn, so_far = len(trajectory.searches), episode.policy_text
+            search.submit(Query(handle, trajectory.question, trajectory.sample, turn, value, so_far))
+        elif what == 'close':
+            policy.extend(handle, (), 1)
+        elif what == 'observe' and episode.observe(value):
+            if on_tokens:
+                on_tokens(handle, Kind.OBSERVATION, value)
+            policy.extend(handle, value, min(cfg.turn_tokens, episode.tokens_left))
+        else:
+            policy.close(handle)
+            on_finished(episode.trajectory)
+
+    on_action = on_tokens and (lambda handle, tokens: on_tokens(handle, Kind.ACTION, tokens))
+    while policy.active or search.active:
+        if policy.active >= search.active:
+            for stopped in policy.step(on_action):
+                advance(stopped.handle, *episodes[stopped.handle].act(stopped))
+        else:
+            for result in search.step():
+                advance(result.query.handle, *episodes[result.query.handle].read(result))
+    return [episode.trajectory for episode in episodes.values()]
+
+
+def _opened(questions, samples: int, policy: Engine, tokenizer: Tokenizer, cfg: RolloutConfig, randomness, results):
+    """Every episode, by (question id, sample), its first action under way; `randomness` is (stream, seed, step)."""
     episodes: dict[Hashable, _Episode] = {}
     for question in questions:
-        read = [given[question.id]] if given else []
+        read = [results[question.id]] if results else []
         prompt = encode_prompt(tokenizer, question, cfg, read[0].documents if read else ())
         for sample in range(samples):
             handle = (question.id, sample)
             trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)], [*read])
             episodes[handle] = _Episode(trajectory, tokenizer, cfg)
-            key = prng.row_key(stream, *identity, question.id, sample)
+            key = prng.row_key(*randomness, question.id, sample)
             budget = min(cfg.turn_tokens, cfg.response_tokens)
             policy.open(Request(handle, prompt, key, budget, group=question.id))
-
-    def carry_on(handle: Hashable, what: str, value):
-        episode = episodes[handle]
-        if what == 'search':
-            trajectory = episode.trajectory
-            turn, so_far = len(trajectory.searches), episode.written
-            search.submit(Query(handle, trajectory.question, trajectory.sample, turn, value, so_far))
-        elif what == 'close':
-            policy.extend(handle, (), 1)
-        elif what == 'observe' and episode.observe(value):
-            if written:
-                written(handle, Kind.OBSERVATION, value)
-            policy.extend(handle, value, min(cfg.turn_tokens, episode.room))
-        else:
-            policy.close(handle)
-            finished(episode.trajectory)
-
-    heard = written and (lambda handle, tokens: written(handle, Kind.ACTION, tokens))
-    while policy.active or search.active:
-        if policy.active >= search.active:
-            for stopped in policy.step(heard):
-                carry_on(stopped.handle, *episodes[stopped.handle].act(stopped))
-        else:
-            for result in search.step():
-                carry_on(result.query.handle, *episodes[result.query.handle].read(result))
-    return [episode.trajectory for episode in episodes.values()]
+    return episodes

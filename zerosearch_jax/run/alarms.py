@@ -89,7 +89,7 @@ ALARMS: dict[str, tuple[Callable[[dict, float, float], bool], str]] = {
 ADVICE = {name: advice for name, (_, advice) in ALARMS.items()} | {'not_finite': 'lower the learning rate'}
 
 
-def ringing(rows: Rows, cfg: AlarmConfig) -> list[str]:
+def fired_alarms(rows: Rows, cfg: AlarmConfig) -> list[str]:
     """Names of the alarms that the last rows set off; a pure function of all rows of the run so far.
 
     Args:
@@ -103,7 +103,7 @@ def ringing(rows: Rows, cfg: AlarmConfig) -> list[str]:
     return [name for name in ALARMS if all(name in over for over in last)]
 
 
-def suspicion_begins(rows: Rows, cfg: AlarmConfig) -> bool:
+def newly_over_limit(rows: Rows, cfg: AlarmConfig) -> bool:
     """Whether the last step is over a limit that the one before was not over; an older state may be worth keeping."""
     return bool(set(over_limits(rows, cfg)) - set(over_limits(rows[:-1], cfg)))
 

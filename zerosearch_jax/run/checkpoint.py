@@ -43,13 +43,15 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         self._manager.save(step, args=items)
 
-    def restore(self, step: int, abstract, places) -> tuple[Any, dict]:
+    def restore(self, step: int, abstract, shardings) -> tuple[Any, dict]:
         """Reads a step into the given shapes and shardings, on whatever mesh they name.
 
         Raises:
           ValueError: the checkpoint holds other weights than the configuration asks for.
         """
-        target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
+        target = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, shardings
+        )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=items)

@@ -38,30 +38,30 @@ _DEVICES = {
 }
 
 
-def hour(prices: PricesConfig, device: str) -> float:
+def hourly_price(prices: PricesConfig, device: str) -> float:
     """The price of an hour of one device, by its kind as jax names it; 0 where none is known."""
     kind = next((kind for kind, name in _DEVICES.items() if re.search(name, device)), None)
     return getattr(prices, f'{kind}_hour') if kind else 0.0
 
 
-def priced(counted: Mapping[str, float], device: str, prices: PricesConfig) -> dict[str, float]:
+def price(counted: Mapping[str, float], device: str, prices: PricesConfig) -> dict[str, float]:
     """Dollars of what was counted: 'device_seconds' (of all devices together) and 'queries' at a search API.
 
     Returns:
       'device_dollars', and 'api_dollars': what the same number of searches would cost there.
     """
     return {
-        'device_dollars': counted['device_seconds'] / 3600 * hour(prices, device),
+        'device_dollars': counted['device_seconds'] / 3600 * hourly_price(prices, device),
         'api_dollars': counted['queries'] * prices.search_query,
     }
 
 
-def told(counted: Mapping[str, float], device: str, prices: PricesConfig) -> str:
+def cost_line(counted: Mapping[str, float], device: str, prices: PricesConfig) -> str:
     """One line for people."""
-    dollars = priced(counted, device, prices)
+    dollars = price(counted, device, prices)
     time = f'{counted["device_seconds"] / 3600:.2f} device-hours ({device})'
-    price = f'${dollars["device_dollars"]:.2f}' if hour(prices, device) else 'no price set'
+    amount = f'${dollars["device_dollars"]:.2f}' if hourly_price(prices, device) else 'no price set'
     return (
-        f'cost: {counted["queries"]:.0f} searches, {counted["tokens"]:.0f} tokens generated, {time}: {price}; '
+        f'cost: {counted["queries"]:.0f} searches, {counted["tokens"]:.0f} tokens generated, {time}: {amount}; '
         f'so many searches at a search API: ${dollars["api_dollars"]:.2f}'
     )

@@ -32,6 +32,6 @@ class Watch:
     def _note(self, *_):
         self._asked = True
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether any process was told to stop; the same on all, who must ask together."""
         return sharding.any_process(self._asked)

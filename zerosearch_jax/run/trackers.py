@@ -86,7 +86,7 @@ class WeightsAndBiases:
                 f'Weights & Biases: {reason}; log in (wandb login), set WANDB_MODE=offline, or leave the project empty'
             ) from error
         mode = self._run.settings.mode
-        progress.say(f'Weights & Biases: {self._run.url if mode == "online" else f"{mode}, in {workdir}/wandb"}')
+        progress.log(f'Weights & Biases: {self._run.url if mode == "online" else f"{mode}, in {workdir}/wandb"}')
 
     def scalars(self, step: int, numbers: Mapping[str, float]):
         """Steps that the run has seen are not taken again: a resumed run repeats them with the same numbers."""

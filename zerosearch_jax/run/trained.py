@@ -22,21 +22,21 @@ class Trained:
     """Weights that were trained."""
 
     reference: str  # what config.policy.adapter or config.policy.model takes
-    whole: bool  # a model rather than an adapter
+    is_model: bool  # a model rather than an adapter
     base: str  # the model that they were trained from; '': they do not say
     run: dict  # the configuration of the run; {}: they do not say
     directory: pathlib.Path | None = None  # of the run, if they lie in it
 
-    def policy(self, policy: PolicyConfig) -> PolicyConfig:
+    def policy_config(self, policy: PolicyConfig) -> PolicyConfig:
         """`policy` with these weights, an adapter over its model."""
-        place = {'model': self.reference, 'adapter': ''} if self.whole else {'adapter': self.reference}
+        place = {'model': self.reference, 'adapter': ''} if self.is_model else {'adapter': self.reference}
         return dataclasses.replace(policy, **place)
 
-    def asked(self, size: RolloutConfig, *names: str) -> RolloutConfig:
+    def rollout_config(self, size: RolloutConfig, *names: str) -> RolloutConfig:
         """`size` with these fields as they were in training, where that is known."""
-        told = self.run.get('rollout', {})
-        taken = {name: told[name] for name in names if name in told}
-        return settings.section(RolloutConfig, dataclasses.asdict(size) | taken, f'{self.reference}: config.rollout')
+        trained = self.run.get('rollout', {})
+        kept = {name: trained[name] for name in names if name in trained}
+        return settings.section(RolloutConfig, dataclasses.asdict(size) | kept, f'{self.reference}: config.rollout')
 
     @property
     def documents(self) -> int:

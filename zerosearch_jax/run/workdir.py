@@ -13,9 +13,9 @@ from zerosearch_jax import settings
 
 def claim(
     workdir: Path,
-    resolved: str,
+    config_json: str,
     results: Sequence[str] = ('metrics.jsonl', 'evaluation'),
-    free: Sequence[str] = settings.FREE,
+    free: Sequence[str] = settings.MAY_CHANGE,
 ) -> None:
     """Makes `workdir` the place of the run with this configuration (JSON text), or checks that it is.
 
@@ -27,7 +27,7 @@ def claim(
     """
     path = workdir / 'config.json'
     begun = any((workdir / name).exists() for name in results)
-    if begun and path.exists() and (changed := settings.changed(path.read_text(), resolved, free)):
+    if begun and path.exists() and (changed := settings.changed_sections(path.read_text(), config_json, free)):
         raise ValueError(
             f'{workdir} holds a run with another configuration (it differs in {", ".join(changed)}); '
             'choose another --workdir, or delete it to start over'
@@ -35,5 +35,5 @@ def claim(
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         partial = path.with_name(f'.{path.name}.partial')
-        partial.write_text(resolved)
+        partial.write_text(config_json)
         os.replace(partial, path)

@@ -42,7 +42,7 @@ class BM25:
         if not tokens.vocab:
             raise ValueError(f'none of the {len(passages)} passages has a word to index; give a corpus with text')
         self._index, self._reading = bm25s.BM25(), threading.Lock()
-        self._index.index(tokens, show_progress=progress.shown() and len(passages) >= MANY)
+        self._index.index(tokens, show_progress=progress.enabled() and len(passages) >= MANY)
         self._index.corpus = [{'id': p.id, 'title': p.title, 'text': p.text} for p in passages]
 
     @classmethod
@@ -109,7 +109,7 @@ def _tokenize(texts: Sequence[str], return_ids: bool = True):
     import bm25s
 
     folded = [text if text.isascii() else _fold(text) for text in texts]
-    shown = progress.shown() and len(texts) >= MANY
+    shown = progress.enabled() and len(texts) >= MANY
     return bm25s.tokenize(folded, stopwords='en', return_ids=return_ids, show_progress=shown)
 
 

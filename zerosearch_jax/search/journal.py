@@ -1,7 +1,7 @@
 """Calls to the outside, a search API or a served model: made by one process, known to all, and never made twice.
 
-Process 0 calls; every result is appended to a log as soon as it is there, and then told to all processes. A run that
-was interrupted, or is run again, takes from the log what it asked before.
+Process 0 calls; every result is appended to a journal as soon as it is there, then sent to all processes. A run that
+was interrupted, or is run again, takes from the journal what it asked before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 from zerosearch_jax import sharding
 
 
-class Log:
+class Journal:
     """JSON values by key, the same on all processes, and in a file if one is given.
 
     Args:
@@ -49,11 +49,13 @@ class Log:
                     file.write(json.dumps({'key': key, 'value': value}) + '\n')
 
 
-def call(log: Log, keys: Sequence[str], ask: Callable[[list[int]], Iterator[tuple[int, Any, bool]]]) -> list[Any]:
-    """The value of every key, in order, on all processes; those that the log does not have are asked for on process 0.
+def call_once(
+    journal: Journal, keys: Sequence[str], ask: Callable[[list[int]], Iterator[tuple[int, Any, bool]]]
+) -> list[Any]:
+    """The value of every key, in order, on all processes; those that it lacks are asked for on process 0.
 
     Args:
-      log: what is known.
+      journal: what is known.
       keys: what identifies each result; equal keys get one result.
       ask: is given the positions of the keys that are not known; yields (position, JSON value, whether to keep it) in
         any order. A value that is not kept, a failure say, is asked for again the next time.
@@ -61,7 +63,7 @@ def call(log: Log, keys: Sequence[str], ask: Callable[[list[int]], Iterator[tupl
     Raises:
       what `ask` raises on process 0, and OSError with its message on all others; what came before is kept.
     """
-    positions = {key: i for i, key in reversed(list(enumerate(keys))) if log.get(key) is None}
+    positions = {key: i for i, key in reversed(list(enumerate(keys))) if journal.get(key) is None}
     fresh: dict[str, tuple[Any, bool]] = {}
     problem: Exception | None = None
     if positions and jax.process_index() == 0:
@@ -69,16 +71,16 @@ def call(log: Log, keys: Sequence[str], ask: Callable[[list[int]], Iterator[tupl
             for position, value, keep in ask(sorted(positions.values())):
                 fresh[keys[position]] = value, keep
                 if keep:
-                    log.put(keys[position], value)
+                    journal.put(keys[position], value)
         except Exception as error:  # the other processes wait for the results: they have to know
             problem = error
-    fresh, told = sharding.from_first_process((fresh, problem and f'process 0: {problem}'))
+    fresh, failed = sharding.from_first_process((fresh, problem and f'process 0: {problem}'))
     for key, (value, keep) in fresh.items():
-        if keep and log.get(key) is None:
-            log.put(key, value)
-    if told:
-        raise problem or OSError(told)
-    return [fresh[key][0] if key in fresh else log.get(key) for key in keys]
+        if keep and journal.get(key) is None:
+            journal.put(key, value)
+    if failed:
+        raise problem or OSError(failed)
+    return [fresh[key][0] if key in fresh else journal.get(key) for key in keys]
 
 
 def _read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:

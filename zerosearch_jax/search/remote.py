@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from zerosearch_jax import settings
-from zerosearch_jax.data.rows import Passage, titled
+from zerosearch_jax.data.rows import Passage, split_title
 from zerosearch_jax.search import journal
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.search import Document, SearchFailed
@@ -46,10 +46,10 @@ class EngineConfig:
     spending_cap: float = 0.0  # dollars that this log may reach; 0: no limit
 
     def __post_init__(self):
-        settings.positive(self, 'concurrency')
+        settings.require_positive(self, 'concurrency')
         if self.spending_cap and not self.query_price:
             raise ValueError('a spending_cap needs a query_price: what a request costs, in dollars')
-        if not callable(settings.named(self.kind, ENGINES, 'kind')) and self.kind not in ENGINES:
+        if not callable(settings.resolve_name(self.kind, ENGINES, 'kind')) and self.kind not in ENGINES:
             raise ValueError(f'kind = {self.kind!r} is not a function')
 
 
@@ -57,7 +57,7 @@ class SpendingCapReached(OSError):
     """The next request would cost more than is allowed."""
 
 
-class Failed(Exception):
+class RequestFailed(Exception):
     """A request failed; `kind` says how, `again` whether another attempt may help."""
 
     def __init__(self, kind: str, again: bool = False):
@@ -80,7 +80,7 @@ class RemoteSearch:
       log: of results and of what was spent.
     """
 
-    def __init__(self, fetch: Fetch, batch: int, name: str, cfg: EngineConfig, log: journal.Log):
+    def __init__(self, fetch: Fetch, batch: int, name: str, cfg: EngineConfig, log: journal.Journal):
         self._fetch, self._batch, self._name, self._cfg, self._log = fetch, batch, name, cfg, log
         self._clock, self._next_start = threading.Lock(), 0.0
 
@@ -130,7 +130,7 @@ class RemoteSearch:
                 if problem:
                     raise problem
 
-        return journal.call(self._log, keys, ask)
+        return journal.call_once(self._log, keys, ask)
 
     def _attempts(self, queries: list[str], k: int) -> list[dict]:
         """JSON results of one request, tried again where that may help."""
@@ -139,9 +139,9 @@ class RemoteSearch:
             try:
                 found = self._fetch(queries, k)
                 if len(found) != len(queries):
-                    raise Failed('invalid')
+                    raise RequestFailed('invalid')
                 return [{'documents': [dataclasses.asdict(d) for d in documents[:k]]} for documents in found]
-            except Failed as error:
+            except RequestFailed as error:
                 failure = error
                 if not error.again or attempt == self._cfg.retries:
                     break
@@ -173,7 +173,7 @@ def _result(value: dict) -> list[Document] | SearchFailed:
 
 
 def open_engine(
-    cfg: EngineConfig, passages: Callable[[], Sequence[Passage]] = list, log: journal.Log | None = None
+    cfg: EngineConfig, passages: Callable[[], Sequence[Passage]] = list, log: journal.Journal | None = None
 ) -> BM25 | RemoteSearch:
     """The configured engine.
 
@@ -187,15 +187,15 @@ def open_engine(
     """
     if cfg.kind == 'bm25':
         return BM25.open(passages(), cfg.index) if cfg.index else BM25(passages())
-    log = log or journal.Log()
+    log = log or journal.Journal()
     if cfg.kind == 'serpapi':
         return RemoteSearch(_serpapi(cfg), 1, 'serpapi', cfg, log)
-    fetch = settings.named(cfg.kind, ENGINES, 'kind')
+    fetch = settings.resolve_name(cfg.kind, ENGINES, 'kind')
     batch = 1 if fetch is _zerosearch_wiki else 64
     return RemoteSearch(lambda queries, k: fetch(cfg, queries, k), batch, f'{cfg.kind} {cfg.url}', cfg, log)
 
 
-def search_at(engine: BM25 | RemoteSearch, moment: str) -> Callable:
+def search_in_step(engine: BM25 | RemoteSearch, moment: str) -> Callable:
     """The engine's function of (queries, k), with the failures of a moment remembered (RemoteSearch.search)."""
     return engine.search if isinstance(engine, BM25) else functools.partial(engine.search, moment=moment)
 
@@ -210,21 +210,21 @@ def _post(cfg: EngineConfig, body: dict):
     try:
         reply = requests.post(cfg.url, json=body, timeout=cfg.timeout_s)
     except requests.Timeout as error:
-        raise Failed('timeout', again=True) from error
+        raise RequestFailed('timeout', again=True) from error
     except requests.RequestException as error:
-        raise Failed('connection', again=True) from error
+        raise RequestFailed('connection', again=True) from error
     _check_status(reply.status_code)
     try:
         return reply.json()
     except ValueError as error:
-        raise Failed('invalid', again=True) from error
+        raise RequestFailed('invalid', again=True) from error
 
 
 def _check_status(status: int):
     if status == 429:
-        raise Failed('rate_limit', again=True)
+        raise RequestFailed('rate_limit', again=True)
     if status != 200:
-        raise Failed(f'status_{status}', again=status >= 500)
+        raise RequestFailed(f'status_{status}', again=status >= 500)
 
 
 def _search_r1(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
@@ -233,14 +233,14 @@ def _search_r1(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[list[D
     try:
         return [[_search_r1_document(item) for item in found] for found in reply['result']]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Failed('invalid') from error
+        raise RequestFailed('invalid') from error
 
 
 def _search_r1_document(item: dict) -> Document:
     """With a score or without; `contents` is a quoted title, a line feed and the text."""
     document, score = (item['document'], float(item['score'])) if 'document' in item else (item, 0.0)
     if 'contents' in document:
-        title, text = titled(document['contents'])
+        title, text = split_title(document['contents'])
     else:
         title, text = document.get('title', ''), document['text']
     return Document(title, text.strip(), str(document.get('id', '')), score)
@@ -252,7 +252,7 @@ def _zerosearch_wiki(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[
     try:
         return [[Document('', item['text'].strip()) for item in reply]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise Failed('invalid') from error
+        raise RequestFailed('invalid') from error
 
 
 def _serpapi(cfg: EngineConfig) -> Fetch:
@@ -272,17 +272,17 @@ def _serpapi(cfg: EngineConfig) -> Fetch:
         try:
             reply = client.search({'engine': 'google', 'q': queries[0], 'num': k})
         except serpapi.TimeoutError:
-            raise Failed('timeout', again=True) from None  # the message holds the key
+            raise RequestFailed('timeout', again=True) from None  # the message holds the key
         except serpapi.HTTPConnectionError:
-            raise Failed('connection', again=True) from None
+            raise RequestFailed('connection', again=True) from None
         except serpapi.HTTPError as error:
             status = getattr(error, 'status_code', 0) or 0
             kind = {429: 'rate_limit'}.get(status, f'status_{status}')
-            raise Failed(kind, again=status == 429 or status >= 500) from None
+            raise RequestFailed(kind, again=status == 429 or status >= 500) from None
         except requests.RequestException:  # a body that breaks off, say
-            raise Failed('connection', again=True) from None
+            raise RequestFailed('connection', again=True) from None
         if isinstance(reply, str):  # what the client gives back where it is not JSON
-            raise Failed('invalid', again=True)
+            raise RequestFailed('invalid', again=True)
         found = [item for item in reply.get('organic_results', []) if item.get('snippet')]
         return [[Document(item.get('title', ''), item['snippet'], item.get('link', '')) for item in found]]
 

@@ -23,7 +23,7 @@ class Query:
     sample: int
     turn: int  # number of searches that the trajectory made before
     text: str
-    written: str = ''  # by the policy so far, this query included
+    policy_text: str = ''  # what the policy wrote so far, this query included
 
 
 @dataclasses.dataclass(frozen=True)

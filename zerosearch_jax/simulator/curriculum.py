@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from zerosearch_jax.data.rows import order
+from zerosearch_jax.data.rows import permutation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def noise_probability(
         return _adaptive(cfg, rewards[: max(step - 1, 0)])
     step = min(step, total_steps)
     if cfg.kind == 'shuffled':
-        return _exponential(cfg, 1 + int(order(total_steps, seed, 0)[max(step, 1) - 1]), total_steps)
+        return _exponential(cfg, 1 + int(permutation(total_steps, seed, 0)[max(step, 1) - 1]), total_steps)
     return _FIXED[cfg.kind](cfg, step, total_steps)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.simulator.writers import Writer
 from zerosearch_jax.text import protocol
 
@@ -44,7 +44,7 @@ def verdict(text: str) -> bool | None:
 def judge(
     searches: Sequence[tuple[str, Sequence[str]]],
     writer: Writer,
-    log: Log,
+    log: Journal,
     *,
     name: str,
     progress: Callable[[int], None] = lambda done: None,

@@ -14,8 +14,8 @@ from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.models import lora, quant
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.journal import Log
-from zerosearch_jax.search.remote import RemoteSearch, search_at
+from zerosearch_jax.search.journal import Journal
+from zerosearch_jax.search.remote import RemoteSearch, search_in_step
 from zerosearch_jax.search.search import DocumentSearch, engine_search
 from zerosearch_jax.simulator.oracle import Oracle, oracle_search
 from zerosearch_jax.simulator.simulator import SimulatedSearch, SimulatorConfig, draw_labels
@@ -54,7 +54,7 @@ class Simulator:
         self._writer: Writer | None = None
         self._oracle: Oracle | None = None
         self._real: BM25 | RemoteSearch | None = None
-        self._memory = Log(cfg.remember) if cfg.remember else None
+        self._memory = Journal(cfg.remember) if cfg.remember else None
         if cfg.kind == 'oracle':
             self._oracle = Oracle(*corpus())
         elif cfg.kind == 'engine':
@@ -66,7 +66,7 @@ class Simulator:
                 mesh=mesh,
                 decode_steps=decode_steps,
                 loaded=loaded,
-                log=Log(log),
+                log=Journal(log),
                 keep_failures=not cfg.remember,  # what is remembered has no step: its failures would be for ever
             )
             self.engine = getattr(self._writer, 'engine', None)
@@ -74,7 +74,7 @@ class Simulator:
     def search(self, *, seed: int, step: int, noise: float) -> SimulatedSearch | DocumentSearch:
         """The source of one step's results; `noise` is the curriculum's value, which a real engine does not heed."""
         if self._real:
-            return engine_search(search_at(self._real, f'seed {seed}, step {step}'), self.cfg.documents)
+            return engine_search(search_in_step(self._real, f'seed {seed}, step {step}'), self.cfg.documents)
         if self.cfg.kind == 'none':
             return DocumentSearch(lambda queries, labels: [])
         if self._oracle:
@@ -103,7 +103,7 @@ def open_writer(
     *,
     mesh: jax.sharding.Mesh,
     decode_steps: int,
-    log: Log,
+    log: Journal,
     keep_failures: bool = False,
     loaded: tuple[str, pretrained.Model] | None = None,
 ) -> Writer:
@@ -135,7 +135,7 @@ def open_writer(
         capacity=cfg.prompt_tokens + cfg.max_tokens,
         stop=stop.compile_table((), model.token_bytes),
         eos_ids=model.tokenizer.eos_ids,
-        steps=decode_steps,
+        decode_steps=decode_steps,
         dtype=cfg.dtype,
     )
     engine.load(params, temperature=cfg.temperature, owned=owned)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from zerosearch_jax import prng, settings
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.search.journal import Log
+from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Query, Result
 from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.curriculum import is_noisy
@@ -42,12 +42,12 @@ class SimulatorConfig:
     remember: str = ''  # a file of documents by (query, question, quality, seed), written once; '': written anew
 
     def __post_init__(self):
-        settings.positive(self, 'documents', 'words', 'prompt_tokens', 'max_tokens', 'attempts', 'slots')
+        settings.require_positive(self, 'documents', 'words', 'prompt_tokens', 'max_tokens', 'attempts', 'slots')
 
 
 # the fields that a text depends on
-WRITER = ('kind', 'model', 'adapter', 'dtype', 'weights', 'template', 'style', 'words', 'blind_noise')
-WRITER += ('prompt_tokens', 'max_tokens', 'temperature')
+WRITER_FIELDS = ('kind', 'model', 'adapter', 'dtype', 'weights', 'template', 'style', 'words', 'blind_noise')
+WRITER_FIELDS += ('prompt_tokens', 'max_tokens', 'temperature')
 
 
 def request(query: Query, cfg: SimulatorConfig, template: prompts.SimulatorTemplate, noisy: bool, count: int) -> str:
@@ -106,7 +106,7 @@ class SimulatedSearch:
     """
 
     def __init__(
-        self, writer: Writer, cfg: SimulatorConfig, *, seed: int, step: int, noise: float, memory: Log | None = None
+        self, writer: Writer, cfg: SimulatorConfig, *, seed: int, step: int, noise: float, memory: Journal | None = None
     ):
         self._writer, self._cfg, self._noise, self._memory = writer, cfg, noise, memory
         self._template = prompts.simulator_template(cfg.template)
@@ -169,7 +169,7 @@ class SimulatedSearch:
 
     def _key(self, search: _Search, noisy: bool) -> str:
         query, count = search.query, search.labels.count(noisy)
-        writer = tuple(getattr(self._cfg, name) for name in WRITER)
+        writer = tuple(getattr(self._cfg, name) for name in WRITER_FIELDS)
         who = (writer, self._identity[0], query.text, query.question.question, noisy, count)
         return hashlib.sha256(repr(who).encode()).hexdigest()
 

@@ -21,7 +21,7 @@ ENDPOINT_KEY = 'ZEROSEARCH_ENDPOINT_KEY'
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class Completion:
     """What came of a request: text, or the kind of failure.
 
     'too_long' prompt; of an endpoint 'timeout', 'connection', 'rate_limit', 'status_404', ... or 'invalid' reply.
@@ -41,7 +41,7 @@ class Writer(Protocol):
     @property
     def active(self) -> int: ...
 
-    def step(self) -> list[Written]: ...
+    def step(self) -> list[Completion]: ...
 
 
 class EngineWriter:
@@ -57,12 +57,12 @@ class EngineWriter:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, *, prompt_tokens: int, max_tokens: int):
         self.engine, self._tokenizer = engine, tokenizer
         self._prompt_tokens, self._max_tokens = prompt_tokens, max_tokens
-        self._ready: list[Written] = []
+        self._ready: list[Completion] = []
 
     def ask(self, handle: Hashable, message: str, identity: tuple[int | str, ...]):
         prompt = tuple(self._tokenizer.chat([{'role': 'user', 'content': message}]))
         if len(prompt) > self._prompt_tokens:
-            self._ready.append(Written(handle, failure='too_long'))
+            self._ready.append(Completion(handle, failure='too_long'))
             return
         self.engine.open(Request(handle, prompt, prng.row_key('simulator', *identity), self._max_tokens))
 
@@ -70,11 +70,11 @@ class EngineWriter:
     def active(self) -> int:
         return len(self._ready) + self.engine.active
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[Completion]:
         done, self._ready = self._ready, []
         for stopped in self.engine.step():
             self.engine.close(stopped.handle)
-            done.append(Written(stopped.handle, self._tokenizer.decode(stopped.tokens)))
+            done.append(Completion(stopped.handle, self._tokenizer.decode(stopped.tokens)))
         return done
 
 
@@ -113,7 +113,7 @@ class EndpointWriter:
         *,
         max_tokens: int,
         temperature: float,
-        log: journal.Log,
+        log: journal.Journal,
         keep_failures: bool = False,
     ):
         if not cfg.url:
@@ -139,7 +139,7 @@ class EndpointWriter:
     def active(self) -> int:
         return len(self._queue)
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[Completion]:
         queue, self._queue = self._queue, []
 
         def ask(positions: list[int]) -> Iterator[tuple[int, tuple[str, str], bool]]:
@@ -150,8 +150,8 @@ class EndpointWriter:
                     yield calls[call], (text, failure), not failure or self._keep_failures
 
         keys = [repr((self._options, message, identity)) for _, message, identity in queue]
-        values = journal.call(self._log, keys, ask)
-        return [Written(handle, *value) for (handle, _, _), value in zip(queue, values, strict=True)]
+        values = journal.call_once(self._log, keys, ask)
+        return [Completion(handle, *value) for (handle, _, _), value in zip(queue, values, strict=True)]
 
     def _complete(self, message: str, identity: tuple[int | str, ...]) -> tuple[str, str]:
         """(text, failure) of one call; the client repeats what may pass by itself."""

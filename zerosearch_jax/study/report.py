@@ -38,7 +38,7 @@ CURVES = {
 }
 
 
-def keep(run: pathlib.Path, kept: pathlib.Path, resolved: str):
+def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
     """Writes what the report needs of a finished run; its configuration last."""
     kept.mkdir(parents=True, exist_ok=True)
     (kept / 'config.json').unlink(missing_ok=True)
@@ -49,13 +49,13 @@ def keep(run: pathlib.Path, kept: pathlib.Path, resolved: str):
     answers = [{key: row.get(key) for key in ANSWER} | {'searches': len(row['searches'])} for row in rows]
     jsonl.write_jsonl(kept / 'answers.jsonl', answers)
     jsonl.write_jsonl(kept / 'examples.jsonl', rows[:EXAMPLES])
-    (kept / 'config.json').write_text(resolved)
+    (kept / 'config.json').write_text(config_json)
 
 
-def finished(kept: pathlib.Path, resolved: str) -> bool:
+def is_finished(kept: pathlib.Path, config_json: str) -> bool:
     """Whether the results of a run of this configuration are there, wherever and how fast it ran."""
     path = kept / 'config.json'
-    return path.exists() and not settings.changed(path.read_text(), resolved)
+    return path.exists() and not settings.changed_sections(path.read_text(), config_json)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Runs:
         return {seed: float(np.mean(one[-max(int(LAST * len(one)), 1) :])) for seed, one in rewards.items()}
 
 
-def read(places: Mapping[int, pathlib.Path]) -> Runs:
+def read_runs(places: Mapping[int, pathlib.Path]) -> Runs:
     """The results of one variant's runs.
 
     Args:

@@ -100,16 +100,16 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
     with preemption.Watch() as watch:
         for number, (variant, seed) in enumerate(runs, start=1):
             config, kept = study.config(variant, seed), study.place(results, variant, seed)
-            resolved = settings.to_json(config)
-            if sharding.agree(report.finished(kept, resolved)):
+            config_json = settings.to_json(config)
+            if sharding.agree(report.is_finished(kept, config_json)):
                 continue
-            progress.say(f'run {number}/{len(runs)}: {variant}, seed {config.seed}')
+            progress.log(f'run {number}/{len(runs)}: {variant}, seed {config.seed}')
             here = study.place(workdir, variant, seed)
-            done = rl.train(train_config.parse(config), here, resolved) is not None
+            done = rl.train(train_config.parse(config), here, config_json) is not None
             if done and jax.process_index() == 0:
-                report.keep(here, kept, resolved)
+                report.save_results(here, kept, config_json)
                 write_report(study, results)
-            if watch.asked():
+            if watch.stop_requested():
                 break
     return '' if jax.process_index() else write_report(study, results)
 
@@ -122,8 +122,8 @@ def write_report(study: Study, results: pathlib.Path) -> str:
         done = {
             seed: place
             for seed, place in places.items()
-            if report.finished(place, settings.to_json(study.config(variant, seed)))
+            if report.is_finished(place, settings.to_json(study.config(variant, seed)))
         }
         if done:
-            found[variant] = report.read(done)
+            found[variant] = report.read_runs(done)
     return report.write(results, tuple(study.variants), found, study.pairs)

@@ -16,7 +16,7 @@ from zerosearch_jax.evaluate import methods, sources
 from zerosearch_jax.evaluate.evaluation import Config
 from zerosearch_jax.policy import open_policy, policy_params
 from zerosearch_jax.rollout.prompts import PromptTooLong
-from zerosearch_jax.rollout.rollout import Trajectory, Written
+from zerosearch_jax.rollout.rollout import OnTokens, Trajectory
 from zerosearch_jax.run import trained
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
@@ -44,25 +44,25 @@ class Asker:
         policy, self._size, documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
         if checkpoint or cfg.policy.adapter:
             found = trained.find(checkpoint or cfg.policy.adapter)
-            told = PROTOCOL if documents else (*PROTOCOL, 'observation_tokens')
-            self._size, documents = found.asked(cfg.rollout, *told), documents or found.documents
+            names = PROTOCOL if documents else (*PROTOCOL, 'observation_tokens')
+            self._size, documents = found.rollout_config(cfg.rollout, *names), documents or found.documents
         if checkpoint:
-            policy = found.policy(dataclasses.replace(policy, model=base or found.base or policy.model))
+            policy = found.policy_config(dataclasses.replace(policy, model=base or found.base or policy.model))
         evaluation = dataclasses.replace(cfg.evaluation, documents=documents or DOCUMENTS)
         cfg = dataclasses.replace(cfg, evaluation=evaluation)
         self._cfg, mesh = cfg, sharding.make_mesh(cfg.mesh)
         self._method = methods.Method(self._size.prompt)
-        size = methods.budgets(self._method, self._size)
+        size = methods.episode_config(self._method, self._size)
         model = pretrained.load_model(policy.model, mesh)
         self.tokenizer: Tokenizer = model.tokenizer
         self._policy = open_policy(model, size, mesh, dtype=policy.dtype)
         self._policy.load(policy_params(model, policy, mesh), temperature=cfg.evaluation.temperature)
         self._source, _ = sources.open_source(cfg, mesh, None)
 
-    def ask(self, question: str, written: Written | None = None) -> Trajectory:
-        """One episode; `written` is called with its tokens as they come. A function of the seed and the question."""
+    def ask(self, question: str, on_tokens: OnTokens | None = None) -> Trajectory:
+        """One episode; `on_tokens` is called with its tokens as they come. A function of the seed and the question."""
         asked = [Question(question, question, ())]
-        (trajectory,) = methods.answer(
+        (trajectory,) = methods.answer_questions(
             self._method,
             asked,
             self._policy,
@@ -71,18 +71,18 @@ class Asker:
             self.tokenizer,
             self._size,
             seed=self._cfg.seed,
-            finished=lambda _: None,
-            written=written,
+            on_finished=lambda _: None,
+            on_tokens=on_tokens,
         )
         return trajectory
 
 
-def lines() -> Iterator[str]:
+def read_lines() -> Iterator[str]:
     """The lines of process 0's stdin on all processes, without empty ones."""
     prompt = sys.stdin.isatty()
     while True:
         if prompt:
-            progress.say('question (Ctrl-D ends):')
+            progress.log('question (Ctrl-D ends):')
         line = sharding.from_first_process('' if jax.process_index() else sys.stdin.readline())
         if not line:
             return
@@ -102,14 +102,14 @@ def answer_all(asker: Asker, questions: Iterable[str], *, as_json: bool):
         try:
             trajectory = asker.ask(question, screen and (lambda _, kind, tokens: screen.write(kind, tokens)))
         except PromptTooLong as error:
-            progress.say(str(error))
+            progress.log(str(error))
             if as_json and jax.process_index() == 0:
                 print(json.dumps({'question': question, 'answer': None, 'status': 'refused'}), file=out, flush=True)
             continue
         found = record(trajectory, asker.tokenizer) | {'seconds': round(time.perf_counter() - began, 3)}
         if screen:
             screen.end()
-            screen.put(f'{told(found)}\n\n')
+            screen.put(f'{result_line(found)}\n\n')
         elif jax.process_index() == 0:
             print(json.dumps(found), file=out, flush=True)
 
@@ -129,7 +129,7 @@ def record(trajectory: Trajectory, tokenizer: Tokenizer) -> dict:
     }
 
 
-def told(found: dict) -> str:
+def result_line(found: dict) -> str:
     """The last line about an episode."""
     failure = next((s['failure'] for s in found['searches'] if s['failure']), '')
     ends = {'turn_limit': 'no answer: out of turns', 'token_limit': 'no answer: out of tokens'}

@@ -18,8 +18,8 @@ _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 def is_simulator(run: dict) -> bool:
     """Whether a run of launch.sft made a simulator."""
     demos = run.get('demos', {})
-    taught = demos.get('source', '').partition(':')[2] or demos.get('role', '')
-    return bool(demos) and taught != 'policy'
+    role = demos.get('source', '').partition(':')[2] or demos.get('role', '')
+    return bool(demos) and role != 'policy'
 
 
 def card(found: Trained, name: str, base: str, whole: bool) -> str:
@@ -81,7 +81,7 @@ def _results(found: Trained) -> str:
         return 'Not run.'
     lines = ['| after step | EM | F1 | searches a question |', '|---|---|---|---|']
     for step, group in evaluated.items():
-        scores = report.scores(group)
+        scores = report.scores_with_intervals(group)
         cells = ['{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]'.format(**scores[name]) for name in ('em', 'f1')]
         searches = sum(len(row['searches']) for row in group) / len(group)
         lines.append(f'| {step} | {cells[0]} | {cells[1]} | {searches:.2f} |')
@@ -93,10 +93,10 @@ def _results(found: Trained) -> str:
 
 def _training(directory: pathlib.Path, rows: list[dict]) -> list[str]:
     rewards = [(row['step'], row['reward/mean']) for row in rows if 'reward/mean' in row]
-    told = [f'\nMean reward: {rewards[0][1]:.3f} at step 1, {rewards[-1][1]:.3f} at step {rewards[-1][0]}.']
+    lines = [f'\nMean reward: {rewards[0][1]:.3f} at step 1, {rewards[-1][1]:.3f} at step {rewards[-1][0]}.']
     summary = directory / 'summary.json'
     cost = json.loads(summary.read_text()).get('cost', {}).get('text') if summary.is_file() else None
-    return (told if rewards else []) + ([f'Training took {_line(cost.removeprefix("cost: "))}.'] if cost else [])
+    return (lines if rewards else []) + ([f'Training took {_line(cost.removeprefix("cost: "))}.'] if cost else [])
 
 
 def _use(run: dict) -> str:

@@ -33,13 +33,13 @@ def export(reference: str, directory: pathlib.Path, *, base: str = '', merge: bo
     """
     found, mesh = trained.find(reference), sharding.make_mesh()
     base = base or found.base
-    whole = found.whole or merge
+    whole = found.is_model or merge
     _check_free(directory, 'adapter_config.json' if whole else 'config.json')
-    if not found.whole and not base:
+    if not found.is_model and not base:
         raise ValueError(f'{reference} does not say which model it was trained on; give --base')
-    model = pretrained.load_model(found.reference if found.whole else base, mesh)
+    model = pretrained.load_model(found.reference if found.is_model else base, mesh)
     params = model.params
-    if not found.whole:
+    if not found.is_model:
         adapter = pretrained.load_adapter(found.reference, model.cfg, mesh)
         if not merge:
             peft.save(directory, adapter, base)

@@ -30,7 +30,7 @@ class ServeConfig:
     documents: int = 3  # where a request does not say how many
 
     def __post_init__(self):
-        settings.positive(self, 'documents')
+        settings.require_positive(self, 'documents')
         if self.port >= 2**16:
             raise ValueError(f'port must be below {2**16}, got {self.port}')
 

@@ -45,7 +45,7 @@ class RunConfig:
     wandb: str = ''  # project of Weights & Biases; '': not used
 
     def __post_init__(self):
-        settings.positive(self, 'checkpoint_every', 'trajectories_every')
+        settings.require_positive(self, 'checkpoint_every', 'trajectories_every')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class EvaluationConfig:
     whole_batches_of: int = 1  # questions beyond the last whole batch are left out, as there (of 64; defect D6)
 
     def __post_init__(self):
-        settings.positive(self, 'documents', 'whole_batches_of')
+        settings.require_positive(self, 'documents', 'whole_batches_of')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +92,10 @@ class Config:
             )
         if self.rollout.temperature <= 0:
             raise ValueError('config.rollout.temperature must be positive: log-probs are those of the sampling')
-        if self.rollout.group < self.rl.least_group:
+        if self.rollout.group < self.rl.min_group:
             raise ValueError(
                 f'config.rl.algorithm = {self.rl.algorithm!r} compares the samples of a question: '
-                f'config.rollout.group must be at least {self.rl.least_group}'
+                f'config.rollout.group must be at least {self.rl.min_group}'
             )
         if self.rollout.group < 2 and (self.rl.drop_zero_variance or self.rl.dynamic_sampling):
             raise ValueError(

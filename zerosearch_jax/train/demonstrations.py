@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from zerosearch_jax.data import pairs
-from zerosearch_jax.data.rows import Passage, Question, holds_answer, normalize_answer, order
+from zerosearch_jax.data.rows import Passage, Question, holds_answer, normalize_answer, permutation
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
 from zerosearch_jax.search.search import Document, Query
@@ -131,10 +131,10 @@ def balanced(items: Sequence[pairs.Pair | pairs.RecordedSearch], seed: int) -> l
     if unlabelled:
         raise ValueError(
             f'{len(unlabelled)} rows say neither useful nor noisy (the first is {unlabelled[0]}); give them a field '
-            '"label", or set demos.balance=False'
+            '"label", or set config.demos.balance=False'
         )
     parts = [[item for item in items if item.label == label] for label in pairs.LABELS]
-    shuffled = [[part[i] for i in order(len(part), seed, 0)] for part in parts]
+    shuffled = [[part[i] for i in permutation(len(part), seed, 0)] for part in parts]
     return [item for pair in zip(*shuffled, strict=False) for item in pair]
 
 
@@ -148,7 +148,7 @@ def policy_demos(
     """
 
     def made():
-        places = order(len(questions), seed, 0)
+        places = permutation(len(questions), seed, 0)
         for number, i in enumerate(places):
             yield policy_episode(questions[i], search, tokenizer, cfg, documents)
             for shift in range(1, guesses + 1):
@@ -162,7 +162,7 @@ def world_searches(questions, search, *, documents: int, count: int, seed: int) 
     """`count` searches (0: one a question), useful and noisy in turn, over all steps of decompositions."""
 
     def made():
-        for number, i in enumerate(order(len(questions), seed, 0)):
+        for number, i in enumerate(permutation(len(questions), seed, 0)):
             question, rng = questions[i], np.random.default_rng([seed, number])
             turn = int(rng.integers(len(question.metadata['decomposition'])))
             yield world_search(question, bool(number % 2), search, documents=documents, turn=turn, rng=rng)

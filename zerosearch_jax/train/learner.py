@@ -14,13 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zerosearch_jax import pretrained, progress, sharding
+from zerosearch_jax import progress, sharding
 from zerosearch_jax.models import attention, lora
 from zerosearch_jax.policy import PolicyConfig, Trainable, make_trainable
-from zerosearch_jax.rl import advantages as adv
-from zerosearch_jax.rl import algorithms, critic, losses, state, step
-from zerosearch_jax.rl.config import CriticConfig, RLConfig
+from zerosearch_jax.pretrained import Model
+from zerosearch_jax.rl import algorithms, critic, losses, state
+from zerosearch_jax.rl.advantages import gae, whiten, zero_variance
+from zerosearch_jax.rl.config import RLConfig
+from zerosearch_jax.rl.step import make_update, score
 from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatten, pack, padding_share
+from zerosearch_jax.train.config import Config
 
 MICRO = 64  # trajectories of the published system's micro-batch
 
@@ -35,73 +38,43 @@ class Learned(NamedTuple):
 
 
 class Learner:
-    """Owns the policy's training state, the reference and the critic.
+    """Owns the policy's training state, the reference and the critic, and the programs that update them.
 
     Args:
-      rl: algorithm and loss.
-      critic_cfg: used by ppo, and whatever else has no advantage of its own.
-      optimizer: of the policy.
+      cfg: of the run; the budgets of config.rollout say in which shapes trajectories are packed.
       model: the policy's model.
       trainable: its weights; taken over (donated).
       mesh: where they are.
-      dtype: compute dtype.
-      temperature: of the rollouts.
-      trajectories: of a step at most.
-      longest: tokens of one, prompt included, at most.
-      response_tokens: budget of one, for the aggregate 'budget'.
-      seed: of new weights.
     """
 
-    def __init__(
-        self,
-        rl: RLConfig,
-        critic_cfg: CriticConfig,
-        optimizer: state.OptimizerConfig,
-        model: pretrained.Model,
-        trainable: Trainable,
-        mesh: jax.sharding.Mesh,
-        *,
-        dtype: str,
-        temperature: float,
-        trajectories: int,
-        longest: int,
-        response_tokens: int,
-        seed: int,
-    ):
-        self.rl, self.critic_cfg, self.mesh = rl, critic_cfg, mesh
-        self.frozen, self._model_cfg, self._temperature = trainable.frozen, model.cfg, temperature
-        own = algorithms.find(rl.algorithm)
-        self._advantage = own.advantage
-        self.aggregate = rl.aggregate or own.aggregate
-        self._size = min(rl.minibatch or trajectories, trajectories)
-        self._trajectories, self._longest = trajectories, longest
-        self.form = attention.choose(model.cfg, dtype, mesh, rl.row_length)
-        self._compute = losses.Compute(dtype, rl.remat, rl.chunk, self.form.name)
+    def __init__(self, cfg: Config, model: Model, trainable: Trainable, mesh: jax.sharding.Mesh):
+        rl, rollout = cfg.rl, cfg.rollout
+        self.rl, self.critic_cfg, self.mesh = rl, cfg.critic, mesh
+        self.frozen, self._model_cfg, self._temperature = trainable.frozen, model.cfg, rollout.temperature
+        self._trajectories = rollout.questions * rollout.group
+        self._minibatch = min(rl.minibatch or self._trajectories, self._trajectories)
+        self._longest = rollout.prompt_tokens + rollout.response_tokens
+        algorithm = algorithms.find_algorithm(rl.algorithm)
+        self._advantage = algorithm.advantage
+        self.aggregate = rl.aggregate or algorithm.aggregate
+        self.attention = attention.choose(model.cfg, cfg.policy.dtype, mesh, rl.row_length)
+        self._compute = losses.Compute(cfg.policy.dtype, rl.remat, rl.chunk, self.attention.name)
         # the reference is the initial policy; a copy, because the state's buffers are donated, and in the dtype that
         # it is computed in
+        dtype = cfg.policy.dtype
         self._reference = jax.tree.map(lambda x: jnp.array(x, dtype), trainable.params) if rl.kl else None
-        loss = losses.LossConfig(
-            clip=rl.clip,
-            clip_high=rl.clip_high,
-            ratio=own.ratio,
-            importance_cap=rl.importance_cap,
-            kl=rl.kl if rl.kl_estimator != 'k1' else 0.0,
-            kl_estimator=rl.kl_estimator if rl.kl_estimator != 'k1' else 'k3',
-            entropy=rl.entropy,
-            denominator={'budget': float(self._size * response_tokens), 'micro': -(-self._size // MICRO)}.get(
-                self.aggregate, 0.0
-            ),
-        )
-        tx = state.optimizer(optimizer, rl.steps)
-        self.places = {'policy': state.state_shardings(trainable.layout, tx, mesh)}
-        self._update = step.make_update(
-            model.cfg, tx, self.places['policy'], loss, self._compute, temperature, own.loss
+        denominators = {'budget': self._minibatch * rollout.response_tokens, 'micro': -(-self._minibatch // MICRO)}
+        loss = _loss_config(rl, algorithm.ratio, float(denominators.get(self.aggregate, 0)))
+        tx = state.optimizer(cfg.optimizer, rl.steps)
+        self.shardings = {'policy': state.state_shardings(trainable.layout, tx, mesh)}
+        self._update = make_update(
+            model.cfg, tx, self.shardings['policy'], loss, self._compute, self._temperature, algorithm.loss
         )
         with jax.set_mesh(mesh):
-            critic_params = self._open_critic(trainable, seed) if rl.has_critic else None
-            self.state = {'policy': state.create(trainable.params, tx, self.places['policy'])}
+            critic_params = self._open_critic(trainable, cfg.seed) if rl.has_critic else None
+            self.state = {'policy': state.create(trainable.params, tx, self.shardings['policy'])}
             if critic_params is not None:
-                self.state['critic'] = state.create(critic_params, self._critic_tx, self.places['critic'])
+                self.state['critic'] = state.create(critic_params, self._critic_tx, self.shardings['critic'])
 
     def _open_critic(self, policy: Trainable, seed: int) -> dict:
         cfg, model_cfg = self.critic_cfg, self._model_cfg
@@ -111,16 +84,16 @@ class Learner:
         if cfg.trunk == 'own':
             # the initial policy, copied because the buffers of both states are donated
             initial = jax.jit(lora.merge)(lora.combine(policy.frozen, policy.params))
-            start = pretrained.Model(model_cfg, None, jax.tree.map(lambda x: x.copy(), initial))
-            split = make_trainable(start, PolicyConfig(lora_rank=cfg.lora_rank), self.mesh, seed + 1)
-            layout, params, self._critic_frozen = split.layout | layout, split.params | params, split.frozen
+            start = Model(model_cfg, None, jax.tree.map(lambda x: x.copy(), initial))
+            trunk = make_trainable(start, PolicyConfig(lora_rank=cfg.lora_rank), self.mesh, seed + 1)
+            layout, params, self._critic_frozen = trunk.layout | layout, trunk.params | params, trunk.frozen
         optimizer = state.OptimizerConfig(
             learning_rate=cfg.learning_rate, warmup_steps=cfg.warmup_steps, weight_decay=0.0
         )
         self._critic_tx = state.optimizer(optimizer, self.rl.steps)
-        self.places['critic'] = state.state_shardings(layout, self._critic_tx, self.mesh)
+        self.shardings['critic'] = state.state_shardings(layout, self._critic_tx, self.mesh)
         self._critic_update = critic.make_update(
-            model_cfg, self._critic_tx, self.places['critic'], cfg.clip, self._compute
+            model_cfg, self._critic_tx, self.shardings['critic'], cfg.clip, self._compute
         )
         return params
 
@@ -133,7 +106,7 @@ class Learner:
 
     def learn(
         self,
-        number: int,
+        step: int,
         episodes: Sequence[Sequence[Segment]],
         rewards: np.ndarray,
         groups: np.ndarray,
@@ -142,80 +115,61 @@ class Learner:
         """Updates on trajectories; where nothing is left to train on, nothing changes.
 
         Args:
-          number: of the step, from 1; schedules follow it.
+          step: from 1; schedules follow it.
           episodes: segments of each trajectory.
           rewards: float [N].
           groups: int [N], the question of each.
           valid: bool [N]; those that the outside failed are not trained on.
         """
         if self.rl.drop_zero_variance:
-            valid = valid & ~adv.zero_variance(rewards, groups, valid)
-        kept = np.flatnonzero(valid)
+            valid = valid & ~zero_variance(rewards, groups, valid)
+        trained = np.flatnonzero(valid)
         learned = Learned({}, np.zeros(len(rewards), np.float32), [None] * len(rewards))
-        if not len(kept):
+        if not len(trained):
             return learned
-        plain = [flatten(episodes[i], observations=self.rl.observations != 'masked') for i in kept]
+        sequences = [flatten(episodes[i], observations=self.rl.observations != 'masked') for i in trained]
         with jax.set_mesh(self.mesh):
-            reference = self._reference_logprobs(plain)
-            penalties, divergence = self._penalties(plain, reference)
+            reference = self._reference_logprobs(sequences)
+            penalties, divergence = _k1_penalties(self.rl, sequences, reference)
             targets = None
             if self._advantage is None:
-                sequences = [flatten(episodes[i], observations=self.critic_cfg.over_observations) for i in kept]
-                advantages, targets = self._critic_advantages(sequences, rewards[kept], penalties)
+                over = [flatten(episodes[i], observations=self.critic_cfg.over_observations) for i in trained]
+                advantages, targets = self._critic_advantages(over, rewards[trained], penalties)
             else:
                 shaped = rewards.astype(np.float64)
-                shaped[kept] -= [p.sum() for p in penalties]
-                advantages = self._advantage(shaped, groups, valid)[kept]
-            token_advantages = [self._spread(s, a) for s, a in zip(plain, advantages, strict=True)]
-            measured, logprobs = self._updates(number, plain, token_advantages, reference, targets)
+                shaped[trained] -= [p.sum() for p in penalties]
+                advantages = self._advantage(shaped, groups, valid)[trained]
+            token_advantages = [_per_token(self.rl, s, a) for s, a in zip(sequences, advantages, strict=True)]
+            measured, logprobs = self._updates(step, sequences, token_advantages, reference, targets)
         learned.metrics.update(measured | divergence)
-        learned.advantages[kept] = [a.mean() if len(a) else 0.0 for a in token_advantages]
-        for i, sequence, own in zip(kept, plain, logprobs, strict=False):
+        learned.advantages[trained] = [a.mean() if len(a) else 0.0 for a in token_advantages]
+        for i, sequence, own in zip(trained, sequences, logprobs, strict=False):
             learned.gaps[i] = (own - sequence.logprobs[sequence.weights > 0])[_sampled(sequence)]
         return learned
 
-    def _spread(self, sequence: TokenSequence, advantage: np.ndarray) -> np.ndarray:
-        """A trajectory's advantage, or one a sampled token, on all its weighted tokens."""
-        own = _sampled(sequence)
-        other = advantage if self.rl.observations == 'policy' else self.rl.likelihood_weight
-        placed = np.full(own.shape, other, np.float32)
-        placed[own] = advantage
-        return placed
-
-    def _pack(self, sequences: Sequence[TokenSequence], numbers: Sequence, trajectories: int) -> Batch:
-        """Packed in one shape for so many trajectories, whatever their number and lengths."""
-        rl = self.rl
+    def _pack(self, sequences: Sequence[TokenSequence], trajectories: int) -> tuple[Batch, algorithms.TokenMap]:
+        """Packed in one shape for so many trajectories, whatever their number and lengths; and where each token is."""
+        rl, token_map = self.rl, algorithms.TokenMap(sequences)
         rows = -(-trajectories // (rl.row_length // self._longest))
-        return pack(
+        batch = pack(
             sequences,
-            numbers,
+            token_map.numbers,
             row_length=rl.row_length,
             rows_per_micro=rl.rows_per_micro,
             micro_batches=-(-rows // rl.rows_per_micro),
         )
-
-    def _mapped(self, sequences: Sequence[TokenSequence], trajectories: int) -> tuple[Batch, algorithms.TokenMap]:
-        places = algorithms.TokenMap(sequences)
-        batch = self._pack(sequences, places.numbers, trajectories)
-        places.find(batch)
-        return batch, places
+        token_map.find(batch)
+        return batch, token_map
 
     def _reference_logprobs(self, sequences: list[TokenSequence]) -> list[np.ndarray] | None:
         """Of every weighted token, a sequence's in one array."""
         if self._reference is None:
             return None
-        batch, places = self._mapped(sequences, self._trajectories)
-        found = step.score(
+        batch, token_map = self._pack(sequences, self._trajectories)
+        logprobs = score(
             self._reference, self.frozen, batch, self._temperature, cfg=self._model_cfg, compute=self._compute
         )
-        return places.gather(sharding.to_host(found))
-
-    def _penalties(self, sequences: list[TokenSequence], reference: list[np.ndarray] | None):
-        """What k1 takes off the reward of every sampled token: kl (log pi - log ref); and the mean divergence."""
-        if reference is None or self.rl.kl_estimator != 'k1':
-            return [np.zeros(int(_sampled(s).sum()), np.float32) for s in sequences], {}
-        gaps = [(s.logprobs[s.weights > 0] - r)[_sampled(s)] for s, r in zip(sequences, reference, strict=True)]
-        return [self.rl.kl * gap for gap in gaps], {'kl': float(np.concatenate(gaps).mean())}
+        return token_map.gather(sharding.to_host(logprobs))
 
     def _critic_advantages(self, sequences: list[TokenSequence], rewards: np.ndarray, penalties: list[np.ndarray]):
         """Advantages of the sampled tokens; and what the critic learns from: sequences, returns and old values.
@@ -223,66 +177,98 @@ class Learner:
         The weighted tokens of `sequences` are those that advantages are estimated on.
         """
         cfg = self.critic_cfg
-        batch, places = self._mapped(sequences, self._trajectories)
-        found = critic.values(
+        batch, token_map = self._pack(sequences, self._trajectories)
+        packed = critic.values(
             self.state['critic'].params, self._trunk(), batch, cfg=self._model_cfg, compute=self._compute
         )
-        values = places.gather(sharding.to_host(found))
+        values = token_map.gather(sharding.to_host(packed))
         advantages, returns = [], []
         for sequence, value, reward, penalty in zip(sequences, values, rewards, penalties, strict=True):
             token_rewards = np.zeros(len(value))
             token_rewards[_sampled(sequence)] -= penalty
             token_rewards[-1:] += reward
-            one = adv.gae(token_rewards, value, discount=cfg.discount, trace=cfg.trace)
+            one = gae(token_rewards, value, discount=cfg.discount, trace=cfg.trace)
             advantages.append(one[0])
             returns.append(one[1])
-        own = [a[_sampled(s)] for a, s in zip(adv.whiten(advantages), sequences, strict=True)]
-        return own, (sequences, returns, values)
+        sampled = [a[_sampled(s)] for a, s in zip(whiten(advantages), sequences, strict=True)]
+        return sampled, (sequences, returns, values)
 
     def _trunk(self) -> dict:
         """The weights under the value head that the critic does not train."""
         return self._critic_frozen if self.critic_cfg.trunk == 'own' else self.policy_params
 
-    def _updates(self, number: int, plain, token_advantages, reference, targets):
+    def _updates(self, step: int, sequences, token_advantages, reference, targets):
         """Metrics of all updates, and the log-probs that the first one found, of the sequences that it was made on."""
-        weighed = algorithms.weigh(plain, self.aggregate, MICRO)
+        weighed = algorithms.weigh_tokens(sequences, self.aggregate, MICRO)
         measured: list[dict[str, float]] = []
         first: list[np.ndarray] = []
-        starts = [*range(0, len(weighed), self._size)] * self.rl.epochs
-        for start in progress.over(starts, f'step {number} updates', 'update'):
-            part = slice(start, start + self._size)
-            row = self._learn_values(number, *(x[part] for x in targets)) if targets else {}
-            if not targets or number > self.critic_cfg.alone_steps:
-                given = weighed[part], token_advantages[part], reference and reference[part]
-                learned, logprobs = self._learn_policy(number, *given)
+        starts = [*range(0, len(weighed), self._minibatch)] * self.rl.epochs
+        for start in progress.track(starts, f'step {step} updates', 'update'):
+            part = slice(start, start + self._minibatch)
+            row = self._learn_values(step, *(x[part] for x in targets)) if targets else {}
+            if not targets or step > self.critic_cfg.alone_steps:
+                references = reference and reference[part]
+                learned, logprobs = self._learn_policy(step, weighed[part], token_advantages[part], references)
                 row |= learned
                 first = first or logprobs
             measured.append(row)
         return {name: _summary(name, [row[name] for row in measured]) for name in measured[-1]}, first
 
-    def _at(self, role: str, number: int) -> state.TrainState:
-        """The state of a role before step `number`, of whose updates some may be done."""
-        step_done = jax.device_put(np.int32(number - 1), self.places[role].step)
-        return self.state[role].replace(step=step_done)
+    def _before(self, role: str, step: int) -> state.TrainState:
+        """The state of a role before a step, of whose updates some may be done."""
+        steps_done = jax.device_put(np.int32(step - 1), self.shardings[role].step)
+        return self.state[role].replace(step=steps_done)
 
-    def _learn_policy(self, number: int, sequences, token_advantages, reference):
+    def _learn_policy(self, step: int, sequences, token_advantages, reference):
         """One update: its metrics, and the weighted tokens' log-probs before it, a sequence's in one array."""
-        batch, places = self._mapped(sequences, self._size)
+        batch, token_map = self._pack(sequences, self._minibatch)
         padding = padding_share(batch)
-        batch = batch.replace(advantages=places.scatter(token_advantages))
+        batch = batch.replace(advantages=token_map.scatter(token_advantages))
         if reference is not None:
-            batch = batch.replace(ref_logprobs=places.scatter(reference))
-        self.state['policy'], measured = self._update(self._at('policy', number), self.frozen, batch)
-        logprobs = places.gather(sharding.to_host(measured.pop('logprobs')))
+            batch = batch.replace(ref_logprobs=token_map.scatter(reference))
+        self.state['policy'], measured = self._update(self._before('policy', step), self.frozen, batch)
+        logprobs = token_map.gather(sharding.to_host(measured.pop('logprobs')))
         return {name: float(value) for name, value in measured.items()} | {'padding': padding}, logprobs
 
-    def _learn_values(self, number: int, sequences, returns, values) -> dict[str, float]:
-        batch, places = self._mapped(sequences, self._size)
+    def _learn_values(self, step: int, sequences, returns, values) -> dict[str, float]:
+        batch, token_map = self._pack(sequences, self._minibatch)
         self.state['critic'], measured = self._critic_update(
-            self._at('critic', number), self._trunk(), batch, places.scatter(returns), places.scatter(values)
+            self._before('critic', step), self._trunk(), batch, token_map.scatter(returns), token_map.scatter(values)
         )
         explained = _explained(np.concatenate(returns), np.concatenate(values))
         return {f'value_{name}': float(value) for name, value in measured.items()} | {'value_explained': explained}
+
+
+def _loss_config(rl: RLConfig, ratio: str, denominator: float) -> losses.LossConfig:
+    """The policy loss of a run; the k1 estimator of the KL is taken off the reward, not added to the loss."""
+    in_reward = rl.kl_estimator == 'k1'
+    return losses.LossConfig(
+        clip=rl.clip,
+        clip_high=rl.clip_high,
+        ratio=ratio,
+        importance_cap=rl.importance_cap,
+        kl=0.0 if in_reward else rl.kl,
+        kl_estimator='k3' if in_reward else rl.kl_estimator,
+        entropy=rl.entropy,
+        denominator=denominator,
+    )
+
+
+def _k1_penalties(rl: RLConfig, sequences: list[TokenSequence], reference: list[np.ndarray] | None):
+    """What k1 takes off the reward of every sampled token: kl (log pi - log ref); and the mean divergence."""
+    if reference is None or rl.kl_estimator != 'k1':
+        return [np.zeros(int(_sampled(s).sum()), np.float32) for s in sequences], {}
+    gaps = [(s.logprobs[s.weights > 0] - r)[_sampled(s)] for s, r in zip(sequences, reference, strict=True)]
+    return [rl.kl * gap for gap in gaps], {'kl': float(np.concatenate(gaps).mean())}
+
+
+def _per_token(rl: RLConfig, sequence: TokenSequence, advantage: np.ndarray) -> np.ndarray:
+    """A trajectory's advantage, or one a sampled token, on all its weighted tokens."""
+    sampled = _sampled(sequence)
+    of_observations = advantage if rl.observations == 'policy' else rl.likelihood_weight
+    advantages = np.full(sampled.shape, of_observations, np.float32)
+    advantages[sampled] = advantage
+    return advantages
 
 
 def _sampled(sequence: TokenSequence) -> np.ndarray:

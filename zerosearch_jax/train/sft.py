@@ -22,7 +22,8 @@ from zerosearch_jax import pretrained, progress, settings, sharding
 from zerosearch_jax.data import pairs, rows, sources
 from zerosearch_jax.models import attention
 from zerosearch_jax.policy import PolicyConfig, Trainable, export_weights, make_trainable
-from zerosearch_jax.rl import losses, state, step
+from zerosearch_jax.rl import losses, state
+from zerosearch_jax.rl.step import make_update, score
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.run import metrics, preemption, trackers
 from zerosearch_jax.run.checkpoint import Checkpoints
@@ -67,7 +68,7 @@ class SFTConfig:
     chunk: int = 512
 
     def __post_init__(self):
-        settings.positive(self, 'steps', 'batch', 'evaluate_every', 'checkpoint_every')
+        settings.require_positive(self, 'steps', 'batch', 'evaluate_every', 'checkpoint_every')
 
 
 SCHEMA = {
@@ -107,22 +108,22 @@ def parse(config) -> Config:
 def load_demonstrations(cfg: Config, model: pretrained.Model) -> tuple[list[TokenSequence], list[TokenSequence]]:
     """Those that are trained on, and those kept for the evaluation loss."""
     if cfg.demos.source.partition(':')[0] in rows.BUILT_IN:
-        taught, held_out = _built_in(cfg, model)
+        examples, held_out = _built_in(cfg, model)
     else:
-        taught, held_out = (
+        examples, held_out = (
             [demonstrations.simulator_example(i, cfg.simulator, model.tokenizer) for i in part] for part in _read(cfg)
         )
-    taught, held_out = _that_fit(taught, cfg.sft.row_length), _that_fit(held_out, cfg.sft.row_length)
-    if not taught:
+    examples, held_out = _drop_long(examples, cfg.sft.row_length), _drop_long(held_out, cfg.sft.row_length)
+    if not examples:
         raise ValueError('no demonstration is left to train on; look at the fields of config.demos')
-    return taught, held_out
+    return examples, held_out
 
 
-def _that_fit(made: Sequence[list[Segment]], row_length: int) -> list[TokenSequence]:
+def _drop_long(made: Sequence[list[Segment]], row_length: int) -> list[TokenSequence]:
     sequences = [flatten(segments) for segments in made]
     kept = [sequence for sequence in sequences if len(sequence.tokens) <= row_length]
     if len(kept) < len(sequences):
-        progress.say(
+        progress.log(
             f'{len(sequences) - len(kept)} demonstrations longer than a row of {row_length} tokens are left out'
         )
     return kept
@@ -145,7 +146,7 @@ def _built_in(cfg: Config, model: pretrained.Model):
         made = [demonstrations.simulator_example(item, cfg.simulator, model.tokenizer) for item in found]
     else:
         raise ValueError(f'config.demos.source = {cfg.demos.source!r}: there are {name}:policy and {name}:simulator')
-    end = cfg.demos.count or _left(len(made), cfg)
+    end = cfg.demos.count or _train_count(len(made), cfg)
     return made[:end], made[end:]
 
 
@@ -166,18 +167,18 @@ def _read(cfg: Config) -> tuple[list, list]:
         kept = [item for item in cut if item is not None]
         if cfg.demos.balance:
             return demonstrations.balanced(kept, cfg.seed)
-        return [kept[i] for i in rows.order(len(kept), cfg.seed, 0)]
+        return [kept[i] for i in rows.permutation(len(kept), cfg.seed, 0)]
 
-    taught = load(cfg.demos.folds)
+    examples = load(cfg.demos.folds)
     if cfg.demos.held_out_folds:
         held_out = load(cfg.demos.held_out_folds)[: cfg.demos.held_out]
     else:
-        end = _left(len(taught), cfg)
-        taught, held_out = taught[:end], taught[end:]
-    return taught[: cfg.demos.count or None], held_out
+        end = _train_count(len(examples), cfg)
+        examples, held_out = examples[:end], examples[end:]
+    return examples[: cfg.demos.count or None], held_out
 
 
-def _left(count: int, cfg: Config) -> int:
+def _train_count(count: int, cfg: Config) -> int:
     """How many demonstrations are left to train on."""
     if 0 < count <= cfg.demos.held_out:
         raise ValueError(
@@ -189,29 +190,29 @@ def _left(count: int, cfg: Config) -> int:
 # ---------------------------------------------------------------- training
 
 
-def train(cfg: Config, workdir: pathlib.Path, resolved: str) -> pathlib.Path | None:
+def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path | None:
     """Runs, or resumes, fine-tuning in `workdir`; returns the file of the adapter, or the directory of the model.
 
     None where SIGTERM came: the run is saved, and the same call continues it.
     """
     trackers.check(cfg.sft.wandb)
-    claim(workdir, resolved)
+    claim(workdir, config_json)
     mesh = sharding.make_mesh(cfg.mesh)
     model = pretrained.load_model(cfg.model.model, mesh)
-    split = make_trainable(model, cfg.model, mesh, cfg.seed)
-    taught, held_out = load_demonstrations(cfg, model)
-    tokens = sum(int(s.weights.sum()) for s in taught)
-    progress.say(f'{len(taught)} demonstrations, {tokens} tokens with loss; {len(held_out)} held out')
+    trainable = make_trainable(model, cfg.model, mesh, cfg.seed)
+    examples, held_out = load_demonstrations(cfg, model)
+    tokens = sum(int(s.weights.sum()) for s in examples)
+    progress.log(f'{len(examples)} demonstrations, {tokens} tokens with loss; {len(held_out)} held out')
     with (
         jax.set_mesh(mesh),
         contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints,
         _writer(cfg, workdir, checkpoints.latest() or 0) as writer,
     ):
-        learner = _Learner(cfg, model, split, mesh, workdir, resolved)
+        learner = _Learner(cfg, model, trainable, mesh, workdir, config_json)
         learner.resume(checkpoints)
-        _loop(learner, taught, held_out, checkpoints, writer)
+        _loop(learner, examples, held_out, checkpoints, writer)
         if writer:
-            writer.draw(learner.number)
+            writer.draw(learner.step)
         return learner.export(final=True) if learner.finished else None
 
 
@@ -225,15 +226,21 @@ def _writer(cfg: Config, workdir: pathlib.Path, step: int):
 class _Learner:
     """State of one run: the weights being trained, and the lowest held-out loss so far."""
 
-    def __init__(self, cfg: Config, model: pretrained.Model, split: Trainable, mesh, workdir, resolved: str):
-        self.cfg, self._model, self._frozen, self._workdir, self._resolved = cfg, model, split.frozen, workdir, resolved
+    def __init__(self, cfg: Config, model: pretrained.Model, trainable: Trainable, mesh, workdir, config_json: str):
+        self.cfg, self._model, self._frozen, self._workdir, self._resolved = (
+            cfg,
+            model,
+            trainable.frozen,
+            workdir,
+            config_json,
+        )
         tx = state.optimizer(cfg.optimizer, cfg.sft.steps)
-        self._places = state.state_shardings(split.layout, tx, mesh)
+        self._shardings = state.state_shardings(trainable.layout, tx, mesh)
         form = attention.choose(model.cfg, cfg.model.dtype, mesh, cfg.sft.row_length).name
         self._compute = losses.Compute(cfg.model.dtype, cfg.sft.remat, cfg.sft.chunk, form)
-        self._update = step.make_update(model.cfg, tx, self._places, None, self._compute)
-        self._state = state.create(split.params, tx, self._places)
-        self.number = 0  # steps done
+        self._update = make_update(model.cfg, tx, self._shardings, None, self._compute)
+        self._state = state.create(trainable.params, tx, self._shardings)
+        self.step = 0  # steps done
         self.best, self.since = math.inf, 0  # the lowest held-out loss, and evaluations since
 
     def resume(self, checkpoints: Checkpoints):
@@ -241,25 +248,25 @@ class _Learner:
         if latest:
             abstract = jax.eval_shape(lambda: self._state)
             self._state = None  # memory is for one
-            self._state, host = checkpoints.restore(latest, abstract, self._places)
-            self.number, self.since = host['step'], host['since']
+            self._state, host = checkpoints.restore(latest, abstract, self._shardings)
+            self.step, self.since = host['step'], host['since']
             self.best = math.inf if host['best'] is None else host['best']
-            progress.say(f'resuming after step {self.number}')
+            progress.log(f'resuming after step {self.step}')
 
     def save(self, checkpoints: Checkpoints):
         best = self.best if math.isfinite(self.best) else None
-        checkpoints.save(self.number, self._state, {'step': self.number, 'best': best, 'since': self.since})
+        checkpoints.save(self.step, self._state, {'step': self.step, 'best': best, 'since': self.since})
 
     @property
     def finished(self) -> bool:
         patience = self.cfg.sft.patience
-        return self.number >= self.cfg.sft.steps or bool(patience and self.since >= patience)
+        return self.step >= self.cfg.sft.steps or bool(patience and self.since >= patience)
 
     def learn(self, sequences: list[TokenSequence]) -> dict[str, float]:
         began = time.perf_counter()
         batch = self._batch(sequences)
         self._state, measured = self._update(self._state, self._frozen, batch)
-        self.number += 1
+        self.step += 1
         row = {f'loss/{name}': float(value) for name, value in measured.items()}
         return row | {'speed/tokens_per_second': float((batch.segments > 0).sum()) / (time.perf_counter() - began)}
 
@@ -267,11 +274,9 @@ class _Learner:
         """Mean negative log-likelihood of a held-out token; with early stopping the best weights are written."""
         total, weight, size = 0.0, 0.0, self.cfg.sft.batch
         starts = range(0, len(held_out), size)
-        for start in progress.over(starts, 'held-out loss', 'batch'):
+        for start in progress.track(starts, 'held-out loss', 'batch'):
             batch = self._batch(held_out[start : start + size])
-            logprobs = step.score(
-                self._state.params, self._frozen, batch, 1.0, cfg=self._model.cfg, compute=self._compute
-            )
+            logprobs = score(self._state.params, self._frozen, batch, 1.0, cfg=self._model.cfg, compute=self._compute)
             total -= float(jnp.sum(logprobs * batch.weights))
             weight += float(batch.weights.sum())
         loss = total / weight
@@ -305,29 +310,29 @@ class _Learner:
 _SHOWN = ('loss/nll', 'loss/held_out', 'speed/tokens_per_second')
 
 
-def _loop(learner: _Learner, taught: list, held_out: list, checkpoints: Checkpoints, writer):
+def _loop(learner: _Learner, examples: list, held_out: list, checkpoints: Checkpoints, writer):
     cfg = learner.cfg.sft
-    bar = progress.bar(cfg.steps, 'fine-tuning', 'step', leave=True, initial=learner.number)
+    bar = progress.bar(cfg.steps, 'fine-tuning', 'step', leave=True, initial=learner.step)
     with preemption.Watch() as watch, bar:
         stopped = False
         while not learner.finished and not stopped:
-            row = learner.learn(_step_sequences(learner.cfg, taught, learner.number))
-            number = learner.number
-            if held_out and (number % cfg.evaluate_every == 0 or number == cfg.steps):
+            row = learner.learn(_step_sequences(learner.cfg, examples, learner.step))
+            step = learner.step
+            if held_out and (step % cfg.evaluate_every == 0 or step == cfg.steps):
                 row['loss/held_out'] = learner.evaluate(held_out)
             if writer:
-                writer.write(number, row)
-            stopped = watch.asked()
-            if number % cfg.checkpoint_every == 0 or learner.finished or stopped:
+                writer.write(step, row)
+            stopped = watch.stop_requested()
+            if step % cfg.checkpoint_every == 0 or learner.finished or stopped:
                 learner.save(checkpoints)
             line = '  '.join(f'{name.split("/")[1]} {row[name]:.3f}' for name in row if name in _SHOWN)
             bar.set_postfix_str(line)
             bar.update()
             if bar.disable:
-                progress.say(f'step {number}/{cfg.steps}  {line}')
+                progress.log(f'step {step}/{cfg.steps}  {line}')
 
 
-def _step_sequences(cfg: Config, taught: list[TokenSequence], done: int) -> list[TokenSequence]:
+def _step_sequences(cfg: Config, examples: list[TokenSequence], done: int) -> list[TokenSequence]:
     """The demonstrations of the step after `done` steps: a function of (seed, step) alone."""
-    items = rows.item_indices(len(taught), cfg.seed, done * cfg.sft.batch, cfg.sft.batch)
-    return [taught[index] for _, index in items]
+    items = rows.item_indices(len(examples), cfg.seed, done * cfg.sft.batch, cfg.sft.batch)
+    return [examples[index] for _, index in items]

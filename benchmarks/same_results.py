@@ -1,0 +1,86 @@
+"""Whether a run of the working tree leaves the same files as a run of another commit, bit for bit.
+
+  python -m benchmarks.same_results bead730
+  python -m benchmarks.same_results bead730 --config configs/quickstart.py --config.evaluation.questions=4
+
+For changes that move or rename code and must not change results. Both runs make two steps, one after the other, in the
+same Python environment. Times, and what is computed from them, are left out of the comparison.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).parents[1]
+TIMES = ('speed', 'seconds', 'device_dollars', 'text')  # what holds any of these words in its name
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('commit')
+    parser.add_argument('--config', default='configs/tiny.py')
+    args, overrides = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        other, runs = pathlib.Path(scratch) / 'other', [pathlib.Path(scratch) / name for name in ('before', 'now')]
+        subprocess.run(['git', 'worktree', 'add', '--detach', '-q', str(other), args.commit], cwd=ROOT, check=True)
+        try:
+            for tree, workdir in zip((other, ROOT), runs, strict=True):
+                run(tree, workdir, args.config, overrides)
+            found = [contents(workdir) for workdir in runs]
+        finally:
+            subprocess.run(['git', 'worktree', 'remove', '--force', str(other)], cwd=ROOT, check=True)
+    names = sorted(found[0].keys() | found[1].keys())
+    different = [name for name in names if not same(*(each.get(name) for each in found))]
+    for name in names:
+        print(f'{"DIFFERENT" if name in different else "the same"}  {name}')
+    sys.exit(1 if different or not names else 0)
+
+
+def run(tree: pathlib.Path, workdir: pathlib.Path, config: str, overrides: list[str]):
+    command = [sys.executable, '-m', 'launch.train', '--config', config, '--workdir', str(workdir)]
+    environment = os.environ | {'PYTHONPATH': str(tree)}
+    subprocess.run([*command, '--config.rl.steps=2', *overrides], cwd=tree, env=environment, check=True)
+
+
+def contents(workdir: pathlib.Path) -> dict:
+    """What a run left, by file: rows without times, and every array of the state and of the weights."""
+    import orbax.checkpoint as ocp
+
+    found = {path.name: timeless(json.loads(path.read_text())) for path in workdir.glob('*.json')}
+    for path in workdir.rglob('*.jsonl'):
+        found[path.name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    for path in workdir.rglob('*.safetensors'):
+        found[path.name] = load_file(path)
+    newest = max((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    with ocp.StandardCheckpointer() as checkpointer:
+        found['checkpoint, state'] = checkpointer.restore(newest.absolute() / 'state')
+    found['checkpoint, host'] = timeless(json.loads((newest / 'host' / 'metadata').read_text()))
+    return found
+
+
+def timeless(value):
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if not any(word in key for word in TIMES)}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def same(a, b) -> bool:
+    """Equal, arrays bit for bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if hasattr(a, 'shape') and hasattr(b, 'shape'):
+        return np.asarray(a).dtype == np.asarray(b).dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    return type(a) is type(b) and a == b
+
+
+if __name__ == '__main__':
+    main()
