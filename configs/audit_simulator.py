@@ -24,7 +24,7 @@ PRESETS = {
 def get_config(preset='tuned'):
     from zerosearch_jax.audit import audit
 
-    config = sections(audit.SCHEMA)
+    config = sections(audit.Config)
     config.audit.update(name=preset, source='sim/search_episodes.jsonl.gz', corpus='corpus/corpus.jsonl.gz')
     config.audit.update(label='label_docs', folds=(7, 8), queries=100)
     config.simulator.update(documents=3, words=30, prompt_tokens=512, max_tokens=256, slots=32)

@@ -18,7 +18,7 @@ def get_config(preset=''):
 
     if preset not in ('', 'judge'):
         raise KeyError(preset)
-    config = sections(collect.SCHEMA)
+    config = sections(collect.Config)
     config.collect.label = preset or 'answer'
     config.policy.adapter = 'smollm2_policy'
     config.simulator.update(documents=2, words=25)

@@ -1,6 +1,7 @@
 """Defaults of every experiment: the fields of the dataclasses that the sections become."""
 
 import dataclasses
+import typing
 
 from ml_collections import ConfigDict
 
@@ -9,15 +10,15 @@ def base() -> ConfigDict:
     """All sections with the defaults of train.config.Config; an experiment overrides what it is about."""
     from zerosearch_jax.train import config as train_config
 
-    return sections(train_config.SCHEMA)
+    return sections(train_config.Config)
 
 
-def sections(schema: dict) -> ConfigDict:
-    """The sections of a program with the defaults of their dataclasses, a seed and a mesh of one device."""
+def sections(cls: type) -> ConfigDict:
+    """The sections of a program's Config with the defaults of their dataclasses, a seed and a mesh of one device."""
     config = ConfigDict()
     config.seed = 0
     config.mesh = (1, 1, 1)  # sizes of data, fsdp, tensor; -1: the rest of the devices
-    for name, kind in schema.items():
+    for name, kind in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):
             config[name] = ConfigDict(dataclasses.asdict(kind()))
     return config

@@ -14,7 +14,7 @@ def get_config(preset=''):
     from zerosearch_jax.evaluate import evaluation
 
     no_preset(preset)
-    config = sections(evaluation.SCHEMA)
+    config = sections(evaluation.Config)
     config.evaluation.update(questions=64, documents=3)
     config.simulator.update(adapter='smollm2_simulator', documents=3, words=25, max_tokens=256, slots=16)
     config.rollout.update(max_turns=3, turn_tokens=80, observation_tokens=320)

@@ -15,7 +15,7 @@ from configs.common import sections
 def get_config(preset='policy'):
     from zerosearch_jax.train import sft
 
-    config = sections(sft.SCHEMA)
+    config = sections(sft.Config)
     config.model.lora_rank = 8
     config.demos.source = f'world:{preset}'
     config.simulator.update(documents=2, words=25)

@@ -28,7 +28,7 @@ def get_config(preset=''):
 
     if preset not in ('', 'published'):
         raise KeyError(preset)
-    config = sections(sft.SCHEMA)
+    config = sections(sft.Config)
     if preset:
         config.mesh = (1, 8, 1)
         config.model.update(model='Qwen/Qwen2.5-3B-Instruct', dtype='bfloat16')

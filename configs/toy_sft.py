@@ -10,7 +10,7 @@ def get_config(preset=''):
     from zerosearch_jax.train import sft
 
     no_preset(preset)
-    config = sections(sft.SCHEMA)
+    config = sections(sft.Config)
     config.model.model = 'tiny'
     config.demos.update(source='toy:policy', count=180, held_out=12, guesses=1)
     config.simulator.documents = 2

@@ -5,6 +5,7 @@ from zerosearch_jax.generate.engine import Stopped
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.search.search import Result
+from zerosearch_jax.simulator.writers import Completion
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import byte_tokenizer
 
@@ -140,3 +141,23 @@ def kinds(trajectory):
 
 def texts_of(trajectory, kind):
     return [BYTES.decode(s.tokens, skip_special_tokens=False) for s in trajectory.segments if s.kind is kind]
+
+
+class FakeWriter:
+    """A writer that answers every message with one text, and notes the messages."""
+
+    def __init__(self, text='Rome is in Italy.', failure=''):
+        self.asked, self.identities, self._queue, self._said = [], [], [], (text, failure)
+
+    def ask(self, handle, message, identity):
+        self.asked.append(message)
+        self.identities.append(identity)
+        self._queue.append(Completion(handle, *self._said))
+
+    @property
+    def active(self):
+        return len(self._queue)
+
+    def step(self):
+        done, self._queue = self._queue, []
+        return done

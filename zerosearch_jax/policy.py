@@ -1,7 +1,5 @@
 """The policy: what of a model is trained, the engine that samples from it, and its export."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Literal, Protocol
@@ -11,10 +9,9 @@ import jax.numpy as jnp
 
 from zerosearch_jax import sharding
 from zerosearch_jax.generate.engine import Engine
-from zerosearch_jax.generate.sampling import Truncation
 from zerosearch_jax.models import lora, transformer
-from zerosearch_jax.pretrained import Model, load_adapter
-from zerosearch_jax.text import protocol, stop
+from zerosearch_jax.pretrained import Model, load_adapter, open_engine
+from zerosearch_jax.text import protocol
 from zerosearch_jax.weights import huggingface, trees
 
 
@@ -104,17 +101,16 @@ def open_policy(model: Model, size: EngineSize, mesh: jax.sharding.Mesh, *, dtyp
       dtype: compute and cache dtype.
       capacity: tokens of a slot; 0: prompt and response of `size`.
     """
-    return Engine(
-        model.cfg,
+    return open_engine(
+        model,
         mesh,
         slots=size.slots,
-        cache_bytes=int(size.cache_gib * 2**30) or None,
+        cache_gib=size.cache_gib,
         capacity=capacity or size.prompt_tokens + size.response_tokens,
-        stop=stop.compile_table(protocol.STOP_STRINGS, model.token_bytes),
-        eos_ids=model.tokenizer.eos_ids,
         decode_steps=size.decode_steps,
         dtype=dtype,
-        truncation=Truncation(top_p=size.top_p),
+        stop_strings=protocol.STOP_STRINGS,
+        top_p=size.top_p,
     )
 
 

@@ -1,7 +1,5 @@
 """A pretrained model, loaded: weights on the mesh, tokenizer, LoRA adapter."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 
@@ -9,8 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from zerosearch_jax import sharding
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.sampling import Truncation
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, ModelConfig
+from zerosearch_jax.text import stop
 from zerosearch_jax.text.tokenizer import Tokenizer, byte_tokenizer
 from zerosearch_jax.weights import download, loading, peft, trees
 
@@ -87,3 +88,38 @@ def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> d
             )
     place = sharding.shardings(layout, mesh)
     return jax.tree.map(lambda w, s: jax.device_put(w.astype(jnp.float32), s), tree, place)
+
+
+def open_engine(
+    model: Model,
+    mesh: jax.sharding.Mesh,
+    *,
+    slots: int,
+    cache_gib: float,
+    capacity: int,
+    decode_steps: int,
+    dtype: str,
+    stop_strings: tuple[str, ...] = (),
+    top_p: float = 1.0,
+) -> Engine:
+    """An engine for a model's sizes and tokenizer, without weights; arguments as of Engine.
+
+    Args:
+      model: its weights are not looked at.
+      mesh: of the weights.
+      cache_gib: of each device's memory for the cache; 0: no limit.
+      stop_strings: what ends a generation besides the model's end-of-sequence tokens.
+      top_p: below 1 sampling is truncated, and log-probs stay those of the whole softmax.
+    """
+    return Engine(
+        model.cfg,
+        mesh,
+        slots=slots,
+        cache_bytes=int(cache_gib * 2**30) or None,
+        capacity=capacity,
+        stop=stop.compile_table(stop_strings, model.token_bytes),
+        eos_ids=model.tokenizer.eos_ids,
+        decode_steps=decode_steps,
+        dtype=dtype,
+        truncation=Truncation(top_p=top_p),
+    )

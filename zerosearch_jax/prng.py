@@ -4,8 +4,6 @@ A sampled token depends on (seed, step, question, sample, turn, stream) through 
 the sequence, so that slot numbers, batch sizes, mesh shapes and arrival order cannot change it.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import jax

@@ -1,7 +1,5 @@
 """Progress bars: tqdm on a terminal, nothing elsewhere (plain lines per step are printed instead)."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TypeVar

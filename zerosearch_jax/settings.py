@@ -6,8 +6,6 @@ Field types may be bool, int, float, str, None, `Literal`, unions, `tuple[X, ...
 accepted where a float is declared and a list where a tuple is; a bool is never an int.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib
@@ -76,6 +74,11 @@ def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
         else:
             raise ValueError(f'{where} is missing; it must be {type_name(kind)}')
     return resolved
+
+
+def build(cls: type[T], config: Mapping[str, Any]) -> T:
+    """The whole configuration as `cls`, a dataclass with one dataclass a section; raises as `resolve`."""
+    return cls(**resolve(config, typing.get_type_hints(cls)))
 
 
 def resolve_name(name: str, known: Mapping[str, Any], field: str) -> Any:

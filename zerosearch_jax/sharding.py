@@ -5,8 +5,6 @@ always ('data', 'fsdp', 'tensor'), Auto, and set with `jax.set_mesh`; a single d
 is a no-op on CPU: without a mesh `constrain` raises.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -161,11 +159,6 @@ def to_host(x: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-
-
-def agree(flag: bool) -> bool:
-    """Process 0's value on every process: decisions that depend on files are taken once."""
-    return from_first_process(flag)
 
 
 def any_process(flag: bool) -> bool:

@@ -12,7 +12,7 @@ from zerosearch_jax.run import jsonl
 
 
 def tiny_audit(**options):
-    made = sections(audit.SCHEMA)
+    made = sections(audit.Config)
     made.audit.update(queries=4, gpu_hour_price=2.0, **options)
     made.simulator.update(model='tiny', prompt_tokens=768, max_tokens=8, attempts=1, slots=4)
     made.reader.model = 'tiny'
@@ -126,7 +126,7 @@ def test_distinct_n():
 
 
 def tiny_collect(tmp_path, label='answer'):
-    made = sections(collect.SCHEMA)
+    made = sections(collect.Config)
     made.policy.model = made.judge.model = 'tiny'
     made.collect.update(questions=3, documents=2, label=label)
     made.simulator.documents = 2

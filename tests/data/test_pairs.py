@@ -12,7 +12,7 @@ from zerosearch_jax.data.rows import Passage, Question, holds_answer
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.search.search import Document
 from zerosearch_jax.simulator import prompts
-from zerosearch_jax.simulator.simulator import SimulatorConfig
+from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.text.tokenizer import byte_tokenizer
 from zerosearch_jax.text.trajectory import Kind, flatten
 from zerosearch_jax.train import demonstrations

@@ -35,7 +35,7 @@ def sources(tmp_path):
 
 
 def config(sources, methods='direct,rag', **options):
-    made = sections(evaluation.SCHEMA)
+    made = sections(evaluation.Config)
     made.policy.model = 'tiny'
     corpus, questions = str(sources / 'c.jsonl'), str(sources / 'q.jsonl')
     made.evaluation.update(methods=methods, datasets=questions, corpus=corpus, questions=3, refine_tokens=8, **options)

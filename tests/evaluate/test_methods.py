@@ -3,34 +3,13 @@
 import dataclasses
 
 import pytest
-from scripted import BYTES, CFG, EOS, OSLO, ROME, FakeEngine, kinds, texts_of
+from scripted import BYTES, CFG, EOS, OSLO, ROME, FakeEngine, FakeWriter, kinds, texts_of
 
 from zerosearch_jax.evaluate.methods import METHODS, answer_questions, episode_config
 from zerosearch_jax.search.search import Document, SearchFailed, engine_search
-from zerosearch_jax.simulator.writers import Completion
 from zerosearch_jax.text.trajectory import Kind
 
 SEARCH, ANSWER = '<think>a</think><search>city</search>', '<think>b</think><answer>Italy</answer>'
-
-
-class Refiner:
-    """A writer that answers every message with one text, and notes the messages."""
-
-    def __init__(self, text='Rome is in Italy.', failure=''):
-        self.asked, self.identities, self._queue, self._said = [], [], [], (text, failure)
-
-    def ask(self, handle, message, identity):
-        self.asked.append(message)
-        self.identities.append(identity)
-        self._queue.append(Completion(handle, *self._said))
-
-    @property
-    def active(self):
-        return len(self._queue)
-
-    def step(self):
-        done, self._queue = self._queue, []
-        return done
 
 
 def found(queries, k):
@@ -94,7 +73,7 @@ def test_an_agent_searches_as_the_policy_does():
 
 
 def test_search_o1_reads_what_a_model_made_of_the_documents():
-    refiner = Refiner('It is in <answer>Italy</answer>.')
+    refiner = FakeWriter('It is in <answer>Italy</answer>.')
     trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], refiner=refiner)
     (message,) = refiner.asked
     assert all(part in message for part in ('Where is Rome', '<think>a</think>', 'Query: city', 'about city'))
@@ -104,17 +83,17 @@ def test_search_o1_reads_what_a_model_made_of_the_documents():
 
 
 def test_refinements_of_another_seed_are_drawn_anew():
-    refiners = [Refiner() for _ in range(2)]
+    refiners = [FakeWriter() for _ in range(2)]
     for seed, refiner in enumerate(refiners):
         run('search_o1', [SEARCH, ANSWER, ''], refiner=refiner, seed=seed)
     assert refiners[0].asked == refiners[1].asked and refiners[0].identities != refiners[1].identities
 
 
 def test_a_refinement_that_fails_fails_the_search_and_nothing_found_is_not_refined():
-    assert run('search_o1', [SEARCH], refiner=Refiner(failure='timeout'))[0].status == 'search_failed'
-    trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], refiner=Refiner(failure='too_long'))
+    assert run('search_o1', [SEARCH], refiner=FakeWriter(failure='timeout'))[0].status == 'search_failed'
+    trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], refiner=FakeWriter(failure='too_long'))
     assert 'about city' in texts_of(trajectory, Kind.OBSERVATION)[0]  # then the policy reads them as they are
-    refiner = Refiner()
+    refiner = FakeWriter()
     trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], lambda queries, k: [[] for _ in queries], refiner)
     assert not refiner.asked and trajectory.answer == 'Italy'
     assert 'No results' in texts_of(trajectory, Kind.OBSERVATION)[0]

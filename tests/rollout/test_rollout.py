@@ -24,8 +24,9 @@ from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
 from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.search.search import Document, Query, Result, engine_search
+from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.prompts import parse_documents
-from zerosearch_jax.simulator.simulator import SimulatedSearch, SimulatorConfig
+from zerosearch_jax.simulator.simulator import SimulatedSearch
 from zerosearch_jax.simulator.writers import EngineWriter
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.stop import compile_table

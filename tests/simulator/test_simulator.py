@@ -19,9 +19,10 @@ from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Document, Query
 from zerosearch_jax.simulator import prompts
-from zerosearch_jax.simulator.load import Simulator
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.oracle import Oracle, gold_ids, oracle_search
-from zerosearch_jax.simulator.simulator import SimulatedSearch, SimulatorConfig, draw_labels
+from zerosearch_jax.simulator.simulator import SimulatedSearch, draw_labels
 from zerosearch_jax.simulator.writers import Completion, EndpointConfig
 
 ROME = Question('rome', 'Where is Rome', ('Italy',))
@@ -130,8 +131,8 @@ def test_a_remembered_search_is_answered_once_per_query_question_quality_and_see
 
 
 def message(template, noisy, **options):
-    how = {'question': 'Who?', 'golds': ('Ann', 'A.'), 'blind': False, 'count': 3, 'words': 30, 'style': 'documents'}
-    return prompts.simulator_prompt('the query', template, noisy=noisy, **how | options)
+    query = Query('h', Question('who', 'Who?', ('Ann', 'A.')), 0, 0, 'the query')
+    return prompts.request(query, SimulatorConfig(**options), template, noisy, 3)
 
 
 @pytest.mark.parametrize('name', prompts.SIMULATOR_TEMPLATES)
@@ -149,8 +150,10 @@ def test_a_request_carries_all_that_it_should(name):
 
 def test_a_blind_request_for_noise_tells_neither_question_nor_answer():
     template = prompts.simulator_template('tuned')
-    assert 'Who?' not in message(template, True, blind=True) and 'Ann' not in message(template, True, blind=True)
-    assert message(template, False, blind=True) == message(template, False)
+    assert 'Who?' not in message(template, True, blind_noise=True) and 'Ann' not in message(
+        template, True, blind_noise=True
+    )
+    assert message(template, False, blind_noise=True) == message(template, False)
 
 
 def test_a_template_from_a_file(tmp_path):
@@ -210,7 +213,7 @@ def test_without_names_an_answer_makes_a_passage_gold():
 
 def test_a_real_engine_in_the_place_of_the_simulator_knows_no_noise(mesh):
     cfg = SimulatorConfig(kind='engine', documents=2)
-    made = Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=lambda: BM25(PASSAGES))
+    made = open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=lambda: BM25(PASSAGES))
     search = made.search(seed=0, step=1, noise=1.0)
     search.submit(Query('h', ROME, 0, 0, 'Rome capital'))
     (result,) = search.step()
@@ -267,7 +270,7 @@ def test_weights_of_a_simulator_alone_are_taken_over(mesh, monkeypatch, weights)
     models, load = [], pretrained.load_model
     monkeypatch.setattr(pretrained, 'load_model', lambda *args: models.append(load(*args)) or models[-1])
     cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2, weights=weights)
-    made = Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None)
+    made = open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None)
     assert weights == 'int8' or all(w.is_deleted() for w in models[0].params['layers'].values())
     expected = load('tiny', mesh).params
     with jax.set_mesh(mesh):
@@ -303,7 +306,7 @@ def test_a_simulator_of_the_policys_model_is_not_loaded_again(mesh, monkeypatch)
     )
     monkeypatch.setattr('zerosearch_jax.pretrained.load_model', lambda *_: pytest.fail('loaded again'))
     cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2)
-    Simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None, loaded=('tiny', model))
+    open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None, loaded=('tiny', model))
     trainable = make_trainable(model, PolicyConfig(model='tiny', lora_rank=2), mesh, 0)
     policy = lora.combine(trainable.frozen, trainable.params)
     shared = [name for name in loaded[0]['layers'] if loaded[0]['layers'][name] is policy['layers'][name]]

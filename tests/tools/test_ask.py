@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 from helpers import ENVIRONMENT, ROOT
 from hypothesis import strategies as st
-from scripted import BYTES, EOS, FakeEngine
+from scripted import BYTES, EOS, FakeEngine, FakeWriter
 
 from configs import ask as ask_config
 from zerosearch_jax import pretrained, sharding
@@ -20,7 +20,7 @@ from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.policy import PolicyConfig, export_weights, make_trainable
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.simulator.load import Simulator
+from zerosearch_jax.simulator import load
 from zerosearch_jax.text.trajectory import Kind
 from zerosearch_jax.tools import ask, serve_search
 from zerosearch_jax.tools.screen import Screen, harmless
@@ -179,29 +179,16 @@ def test_a_server_of_another_protocol_answers_and_its_failure_is_told(config, sc
 
 
 def test_a_simulator_is_asked_without_an_answer_that_nobody_knows(config, scripted, capsys, monkeypatch):
-    messages = []
-    monkeypatch.setattr(Simulator, 'search', _noting(messages))
+    writer = FakeWriter('Doc 1: Rome is in Italy\nDoc 2: so it is\nDoc 3: yes')
+    monkeypatch.setattr(load, 'open_writer', lambda *_, **__: writer)
     config.evaluation.simulated = True
     config.simulator.update(kind='endpoint', attempts=1)
     config.endpoint.url = 'http://127.0.0.1:1/v1'
     assert 'Doc 1: Rome is in Italy' in asked(config, capsys, False)
-    assert 'Query: Rome' in messages[0] and 'right answer' not in messages[0]
+    assert 'Query: Rome' in writer.asked[0] and 'right answer' not in writer.asked[0]
     config.simulator.kind = 'oracle'
     with pytest.raises(ValueError, match='needs the answers'):
         ask.Asker(evaluation.parse(config))
-
-
-def _noting(messages):
-    from test_methods import Refiner
-
-    from zerosearch_jax.simulator.simulator import SimulatedSearch
-
-    def search(self, **kwargs):
-        writer = Refiner('Doc 1: Rome is in Italy\nDoc 2: so it is\nDoc 3: yes')
-        writer.asked = messages
-        return SimulatedSearch(writer, self.cfg, **kwargs)
-
-    return search
 
 
 def command(*arguments, **kwargs):

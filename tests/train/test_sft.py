@@ -29,7 +29,7 @@ def rows(tmp_path_factory):
 
 
 def config(rows, **changes):
-    made = sections(sft.SCHEMA)
+    made = sections(sft.Config)
     made.model.update(model='tiny', lora_rank=4)
     made.demos.update(source=rows, count=0, held_out=6, folds=(0, 1, 2), held_out_folds=(3,))
     made.optimizer.update(learning_rate=3e-2, weight_decay=0.0)

@@ -85,7 +85,7 @@ def test_a_study_builds_and_all_its_variants_parse(path, preset):
 
 @pytest.mark.parametrize(('path', 'preset'), EXPERIMENTS, ids=NAMES)
 def test_an_experiment_changes_what_can_be_overlooked_at_a_glance(path, preset):
-    defaults, built = common.sections(program(path).SCHEMA), build(path, preset)
+    defaults, built = common.sections(program(path).Config), build(path, preset)
     changed = [
         name
         for section, values in built.items()

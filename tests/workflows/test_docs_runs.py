@@ -89,7 +89,7 @@ def test_the_metrics_of_fine_tuning(tmp_path):
 
 
 def test_the_results_of_an_evaluation(tmp_path):
-    made = sections(evaluation.SCHEMA)
+    made = sections(evaluation.Config)
     made.policy.model = 'tiny'
     made.evaluation.update(methods='direct', datasets='toy', corpus='toy', questions=2)
     made.rollout.update(prompt_tokens=768, response_tokens=32, turn_tokens=16, slots=2)

@@ -64,7 +64,7 @@ def work(checkpoints: pathlib.Path) -> dict:
     questions = {'x': [Question(name, 'why?', ('b',)) for name in ('q0', 'q1')]}
     left = evaluation._missing({'rag': 'w'}, checkpoints.parent / 'results.jsonl', questions)
 
-    made = sections(audit.SCHEMA)
+    made = sections(audit.Config)
     made.mesh = (2, 2, 2)
     made.audit.update(name='oracle', queries=3)
     made.simulator.kind = 'oracle'

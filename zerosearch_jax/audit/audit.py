@@ -6,9 +6,8 @@ The number that matters is the gap: how much more often useful documents hold th
     WORKDIR/audit.{json,md,png}   all audits of the directory side by side
 """
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -30,8 +29,8 @@ from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.search import Query
-from zerosearch_jax.simulator.load import Simulator
-from zerosearch_jax.simulator.simulator import SimulatorConfig
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.load import Simulator, open_simulator
 from zerosearch_jax.simulator.writers import EndpointConfig
 from zerosearch_jax.text import protocol
 
@@ -48,17 +47,6 @@ class AuditConfig:
     queries: int = 200
     read: bool = False  # whether config.reader answers from the documents
     gpu_hour_price: float = 0.0  # dollars; 0: no cost is reported
-
-
-SCHEMA = {
-    'seed': int,
-    'mesh': tuple[int, int, int],
-    'simulator': SimulatorConfig,
-    'endpoint': EndpointConfig,
-    'audit': AuditConfig,
-    'reader': PolicyConfig,
-    'rollout': RolloutConfig,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +66,7 @@ class Config:
             raise ValueError(f'config.audit.name = {self.audit.name!r} may hold letters, digits, ".", "_" and "-"')
 
 
-def parse(config) -> Config:
-    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
-    return Config(**settings.resolve(config, SCHEMA))
+parse = functools.partial(settings.build, Config)
 
 
 def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
@@ -127,7 +113,7 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
     missing = {n: [q for q in asked if (q.question.id, n) not in done] for n in (False, True)}
     if not any(missing.values()):
         return
-    simulator = open_simulator(cfg, mesh)
+    simulator = _simulator(cfg, mesh)
     began = time.perf_counter()
     with progress.bar(sum(map(len, missing.values())), f'audit of {cfg.audit.name}', 'query') as bar:
         for noisy, part in missing.items():
@@ -146,12 +132,12 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
         (here / 'speed.json').write_text(json.dumps(speed) + '\n')
 
 
-def open_simulator(cfg: Config, mesh) -> Simulator:
+def _simulator(cfg: Config, mesh: jax.sharding.Mesh) -> Simulator:
     def corpus():
         passages = sources.load_passages(cfg.audit.corpus)
         return BM25(passages).search, passages
 
-    return Simulator(
+    return open_simulator(
         cfg.simulator,
         cfg.endpoint,
         mesh=mesh,

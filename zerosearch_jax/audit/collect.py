@@ -5,10 +5,9 @@ verdicts.log         of a judge
 pairs.jsonl          prompt, completion and label of every search that has one: what launch.sft reads
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
+import functools
 import pathlib
 from typing import Literal
 
@@ -27,9 +26,10 @@ from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Query, engine_search
 from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.judge import JudgeConfig, judge
 from zerosearch_jax.simulator.load import open_writer
-from zerosearch_jax.simulator.simulator import SimulatorConfig, request
+from zerosearch_jax.simulator.prompts import request
 from zerosearch_jax.simulator.writers import EndpointConfig
 from zerosearch_jax.text import protocol
 from zerosearch_jax.train import demonstrations
@@ -46,18 +46,6 @@ class CollectConfig:
     label: Literal['answer', 'judge'] = 'answer'  # the trajectory's answer was right (v1), or config.judge says so (v2)
 
 
-SCHEMA = {
-    'seed': int,
-    'mesh': tuple[int, int, int],
-    'policy': PolicyConfig,
-    'collect': CollectConfig,
-    'rollout': RolloutConfig,
-    'simulator': SimulatorConfig,
-    'judge': JudgeConfig,
-    'endpoint': EndpointConfig,
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The whole configuration, one frozen dataclass a section."""
@@ -72,9 +60,7 @@ class Config:
     endpoint: EndpointConfig
 
 
-def parse(config) -> Config:
-    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
-    return Config(**settings.resolve(config, SCHEMA))
+parse = functools.partial(settings.build, Config)
 
 
 def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:

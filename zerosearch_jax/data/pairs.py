@@ -10,8 +10,6 @@ A pair's label is its field `label`; without one, the first word of the request'
 published requests have it. `fold` is optional, and keeps questions for training and for reports apart.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 

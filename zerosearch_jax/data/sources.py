@@ -1,7 +1,5 @@
 """Questions and passages by reference: built in, a file, a data set of the Hugging Face hub, a folder of TFDS."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from zerosearch_jax.data import benchmarks, tfds, toy, world

@@ -4,8 +4,6 @@ Names are two syllables, so that 144 things can be told apart by what they are m
 of the things is held out.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from typing import NamedTuple

@@ -6,14 +6,12 @@
 The same command goes on where it was; other methods, data sets or trained weights are added to what is there.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import time
-import typing
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,7 +23,6 @@ from zerosearch_jax.evaluate import refine, tables
 from zerosearch_jax.evaluate.methods import METHODS, answer_questions, episode_config
 from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.evaluate.sources import open_source
-from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_prompt
@@ -33,9 +30,8 @@ from zerosearch_jax.rollout.rollout import Trajectory
 from zerosearch_jax.run import cost, jsonl, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.remote import EngineConfig
-from zerosearch_jax.simulator.simulator import SimulatorConfig
+from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.writers import EndpointConfig, EngineWriter
-from zerosearch_jax.text import stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +98,10 @@ class Config:
         return ' + '.join(_marked(path) for path in own if path)
 
 
-SCHEMA = typing.get_type_hints(Config)
 FREE = (*settings.MAY_CHANGE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table
 
 
-def parse(config) -> Config:
-    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
-    return Config(**settings.resolve(config, SCHEMA))
+parse = functools.partial(settings.build, Config)
 
 
 def _marked(reference: str) -> str:
@@ -272,14 +265,12 @@ class Evaluator:
         """The same weights, writing freely."""
         cfg, size = self._cfg, self._cfg.rollout
         most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * refine.TOKENS
-        engine = Engine(
-            self._model.cfg,
+        engine = pretrained.open_engine(
+            self._model,
             self._mesh,
             slots=size.slots,
-            cache_bytes=int(size.cache_gib * 2**30) or None,
+            cache_gib=size.cache_gib,
             capacity=most + cfg.evaluation.refine_tokens,
-            stop=stop.compile_table((), self._model.token_bytes),
-            eos_ids=self._model.tokenizer.eos_ids,
             decode_steps=size.decode_steps,
             dtype=cfg.policy.dtype,
         )

@@ -1,7 +1,5 @@
 """Intervals and p-values of means: bootstrap over questions and runs, sign-flip test."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,6 +23,19 @@ def bootstrap_interval(values: Sequence, *, seed: int = 0, level: float = 0.95) 
     means = values[questions[:, :, None], runs[:, None, :]].mean((1, 2))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def with_interval(values: Sequence) -> dict:
+    """{'mean', 'interval'} of values as bootstrap_interval takes them."""
+    return {'mean': float(np.mean(values)), 'interval': bootstrap_interval(values)}
+
+
+def shown(found: dict | None, sign: str = '', digits: int = 3, scale: float = 1) -> str:
+    """'0.438 [0.312, 0.562]', what a mean with its interval looks like everywhere; '' for None. `sign` '+' shows it."""
+    if found is None:
+        return ''
+    mean, low, high = (f'{scale * x:{sign}.{digits}f}' for x in (found['mean'], *found['interval']))
+    return f'{mean} [{low}, {high}]'
 
 
 def stratified_means(strata: Sequence[Sequence[float]], seed: int = 0) -> np.ndarray:

@@ -3,8 +3,6 @@
 All decode alike, on the same engine, with the same budget of written tokens.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal

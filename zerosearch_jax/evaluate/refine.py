@@ -5,8 +5,6 @@
 Li et al., arXiv 2501.05366, §3.3 (reason in documents); the wording is prompts.REFINE_PROMPT.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Hashable
 

@@ -1,7 +1,5 @@
 """What a run tells people: the headline of a step, its evaluations, the summary at its end, and several runs pooled."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Sequence
@@ -60,7 +58,7 @@ def summarize(workdir: pathlib.Path) -> dict:
     if 0 in evaluated and len(evaluated) > 1:
         first, last = evaluated[0], evaluated[max(evaluated)]
         gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
-        summary['em_gain'] = {'mean': float(np.mean(gains)), 'interval': intervals.bootstrap_interval(gains)}
+        summary['em_gain'] = intervals.with_interval(gains)
     (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
     return summary
 
@@ -88,13 +86,7 @@ def _step_of(path: pathlib.Path) -> int:
 def scores_with_intervals(group: list[dict]) -> dict:
     return {
         'questions': len(group),
-        **{
-            name: {
-                'mean': float(np.mean([row[name] for row in group])),
-                'interval': intervals.bootstrap_interval([row[name] for row in group]),
-            }
-            for name in METRICS
-        },
+        **{name: intervals.with_interval([row[name] for row in group]) for name in METRICS},
     }
 
 
@@ -102,16 +94,12 @@ def summary_text(summary: dict, workdir: pathlib.Path) -> str:
     """The summary as a few lines for people."""
     lines = [f'{summary["steps"]} steps; written to {workdir}']
     for number, scored in summary['evaluations'].items():
-        parts = [
-            f'{name} {scored[name]["mean"]:.3f} [{scored[name]["interval"][0]:.3f}, {scored[name]["interval"][1]:.3f}]'
-            for name in METRICS
-        ]
+        parts = [f'{name} {intervals.shown(scored[name])}' for name in METRICS]
         lines.append(f'  after step {number}: {"  ".join(parts)}  ({scored["questions"]} questions, 95 % intervals)')
     if 'cost' in summary:
         lines.append(f'  {summary["cost"]["text"]}')
     if 'em_gain' in summary:
-        low, high = summary['em_gain']['interval']
-        lines.append(f'  EM gain {summary["em_gain"]["mean"]:+.3f} [{low:+.3f}, {high:+.3f}], paired bootstrap')
+        lines.append(f'  EM gain {intervals.shown(summary["em_gain"], "+")}, paired bootstrap')
     return '\n'.join(lines)
 
 
@@ -147,10 +135,7 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
     for name in ('em', 'f1'):
         before, after = (np.array([[row[name] for row in pair[i]] for pair in pairs]).T for i in (0, 1))
         parts = {'before': before, 'after': after, 'gain': after - before}
-        pooled[name] = {
-            part: {'mean': float(values.mean()), 'interval': intervals.bootstrap_interval(values)}
-            for part, values in parts.items()
-        }
+        pooled[name] = {part: intervals.with_interval(values) for part, values in parts.items()}
         pooled[name]['runs'] = {
             config['seed']: float(gain) for config, gain in zip(configs, parts['gain'].mean(0), strict=True)
         }

@@ -1,7 +1,5 @@
 """The scores of trajectories, their means, and a trajectory as one JSON row."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Where the search results of evaluations and questions come from: a real engine, or a simulator without noise."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import open_engine
 from zerosearch_jax.search.search import engine_search
-from zerosearch_jax.simulator.load import Simulator
+from zerosearch_jax.simulator.load import open_simulator
 
 
 def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple[Callable, Engine | None]:
@@ -33,7 +31,7 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
     if not cfg.evaluation.simulated:
         engine = open_real()
         return lambda: engine_search(engine.search, cfg.evaluation.documents), None
-    simulator = Simulator(
+    simulator = open_simulator(
         cfg.simulator,
         cfg.endpoint,
         mesh=mesh,

@@ -4,15 +4,13 @@ Averages are over data sets, each counting the same; their intervals, and those 
 each set anew (stratified bootstrap). Differences are paired by question; p is of a sign-flip test.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zerosearch_jax.evaluate.intervals import sign_flip_p, stratified_means
+from zerosearch_jax.evaluate.intervals import shown, sign_flip_p, stratified_means
 from zerosearch_jax.run import cost, jsonl
 
 SCORES = {'em': 'EM', 'cover_em': 'cover-EM', 'f1': 'F1'}
@@ -127,20 +125,19 @@ def _intervals_table(order, datasets, summary) -> str:
         for name in datasets:
             found = summary[method]['datasets'].get(name)
             if found:
-                scores = ' | '.join(_shown(found[score]) for score in SCORES)
+                scores = ' | '.join(_percent(found[score]) for score in SCORES)
                 lines.append(
                     f'| {method} | {name} | {found["questions"]} | {found["failed"]} | {scores} | '
                     f'{found["searches"]:.2f} | {found["tokens"]:.0f} |'
                 )
         if summary[method]['average']:
-            scores = ' | '.join(_shown(summary[method]['average'][score]) for score in SCORES)
+            scores = ' | '.join(_percent(summary[method]['average'][score]) for score in SCORES)
             lines.append(f'| {method} | average | | | {scores} | | |')
     return '\n'.join(lines)
 
 
-def _shown(value: dict, sign: str = '') -> str:
-    low, high = value['interval']
-    return f'{100 * value["mean"]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]'
+def _percent(found: dict, sign: str = '') -> str:
+    return shown(found, sign, digits=1, scale=100)
 
 
 def _p(strata: Sequence[Sequence[float]]) -> str:
@@ -162,7 +159,7 @@ def _differences_table(order, results: Results) -> str:
         cells = []
         for name in SCORES:
             strata = differences(results[method], results[first], name)
-            cells += [_shown(_with_interval(strata), '+'), _p(strata)] if strata else ['', '']
+            cells += [_percent(_with_interval(strata), '+'), _p(strata)] if strata else ['', '']
         lines.append(f'| {method} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -262,7 +259,7 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> str:
             theirs, mine = (_average_over(x, y, name) for x, y in ((a[method], b[method]), (b[method], a[method])))
             lines.append(
                 f'| {method} | {title} | {sum(map(len, strata))} | {100 * theirs:.1f} | {100 * mine:.1f} | '
-                f'{_shown(_with_interval(strata), "+")} | {_p(strata)} |'
+                f'{_percent(_with_interval(strata), "+")} | {_p(strata)} |'
             )
     if len(lines) == 4:
         raise ValueError(f'{first} and {second} have no method with common questions')

@@ -1,7 +1,5 @@
 """How large a cache is made: slots that fit in memory, and the few shapes that programs are compiled for."""
 
-from __future__ import annotations
-
 import jax
 
 from zerosearch_jax import sharding

@@ -8,8 +8,6 @@ keeps its slot and cache until it is extended (an observation, then more tokens)
                                          '----close----> slot free
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence

@@ -14,8 +14,6 @@ split over fsdp along the embedding, as the kernels are (two-dimensional weight-
     x [B, T, D/fsdp] --q, k, v--> [B/fsdp, T, heads] --attention--> [B, T, heads] --o--> x [B, T, D/fsdp] --mlp--> x
 """
 
-from __future__ import annotations
-
 import functools
 
 import flax.struct

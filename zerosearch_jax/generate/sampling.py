@@ -3,8 +3,6 @@
 One uniform instead of V Gumbel variates, and two short cumulative sums instead of one over the vocabulary.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -4,8 +4,6 @@
 Shape letters as in models/layers.py; C is a chunk of queries, M = G x C.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -10,8 +10,6 @@ step multiplies rows of both by a vector, along their last, contiguous axis (on 
 at 16 slots of 512 tokens, benchmarks/decode_attention.py).
 """
 
-from __future__ import annotations
-
 import flax.struct
 import jax
 import jax.numpy as jnp

@@ -3,8 +3,6 @@
 Sources: the `config.json` of each model on the Hugging Face hub.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

@@ -4,8 +4,6 @@ B rows   T tokens   S cache or key positions   D hidden   F mlp   V vocabulary  
 H query heads   K key-value heads   G = H / K query heads a key-value head   E head size
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -5,8 +5,6 @@ x W + (x A) B. There is no alpha: its effect equals a learning rate's, so adapte
 arXiv 2106.09685, with alpha / rank = 1).
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

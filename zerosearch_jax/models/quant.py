@@ -4,8 +4,6 @@ x W is computed as (x Q) * s, where Q = round(W / s) is int8 and s [out] = max |
 head and norms stay as they are.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

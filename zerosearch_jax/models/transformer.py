@@ -5,8 +5,6 @@
 The cached forms (prefill, decode) live in generate/programs.py; they run the same `block`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

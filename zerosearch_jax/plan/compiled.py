@@ -1,7 +1,5 @@
 """What a compiler says of a program, kept by its hash: memory of each device, and what moves between devices."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import hashlib

@@ -6,8 +6,6 @@ parse('v5e:8x8')       a TPU slice by its topology
 A new chip is a row of CHIPS, and of GPUS where it is a GPU whose own compiler is to be asked.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from typing import NamedTuple

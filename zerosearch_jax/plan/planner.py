@@ -6,8 +6,6 @@ meanwhile. Times are limits, which no program reaches: arithmetic at the chip's 
 bandwidths, whichever takes longest.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
@@ -39,7 +37,7 @@ class Workload:
             raise ValueError('searches, sampled and written tokens must not be negative')
 
     @classmethod
-    def of(cls, cfg: Config, **given) -> Workload:
+    def of(cls, cfg: Config, **given) -> 'Workload':
         work = cls(**{name: value for name, value in given.items() if value is not None})
         return dataclasses.replace(work, written=work.written or float(cfg.simulator.max_tokens))
 

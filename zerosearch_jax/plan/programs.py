@@ -3,8 +3,6 @@
 Nothing is loaded and nothing runs. A program knows what it is called with; what lies in memory beside that follows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """The published experiments, planned: policies x simulators on some hardware, as rows of Markdown (docs/plans.md)."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

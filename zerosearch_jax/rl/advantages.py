@@ -4,8 +4,6 @@ Those of a trajectory (`ByTrajectory`) take rewards float [N], group ids int [N]
 excluded from every statistic, with advantage 0) and return float32 [N]. algorithms.ALGORITHMS names them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ config.rl.algorithm is a name of `ALGORITHMS`, or the dotted name of an `Algorit
 averaged and what belongs to the loss can also be set by themselves, so that an ablation changes one of them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The configuration of the algorithm, of its loss and of the critic."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

@@ -3,21 +3,17 @@
 A value at index t is of the state before token t, as a log-prob at index t is of token t given those before it.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from zerosearch_jax.models import lora
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.rl import losses
 from zerosearch_jax.rl.state import TrainState
-from zerosearch_jax.rl.step import accumulate, shard_rows
+from zerosearch_jax.rl.step import accumulate, apply_gradients, jit_update, map_micro, shard_rows
 from zerosearch_jax.sharding import Param, constrain
 from zerosearch_jax.text.trajectory import Batch
 
@@ -38,15 +34,7 @@ def token_values(params: dict, cfg: ModelConfig, batch: Batch, compute: losses.C
 def values(params: dict, frozen: dict, batch: Batch, *, cfg: ModelConfig, compute: losses.Compute) -> jax.Array:
     """Values [M, R, T] of a batch of micro-batches; empty micro-batches are skipped."""
     combined = lora.combine(frozen, params)
-
-    def one(_, micro: Batch):
-        return None, jax.lax.cond(
-            jnp.any(micro.segments > 0),
-            lambda: token_values(combined, cfg, micro, compute),
-            lambda: jnp.zeros(micro.tokens.shape, jnp.float32),
-        )
-
-    return jax.lax.scan(one, None, shard_rows(batch))[1]
+    return map_micro(lambda micro: token_values(combined, cfg, micro, compute), batch)
 
 
 def value_loss(
@@ -82,9 +70,7 @@ def make_update(
         (loss, _), grads, _ = accumulate(gradient, state.params, shard_rows(batch), returns, old_values)
         total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
         grads = jax.tree.map(lambda g: g / total, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
         metrics = {'loss': loss / total, 'grad_norm': optax.tree.norm(grads)}
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        return apply_gradients(tx, state, grads), metrics
 
-    everywhere = NamedSharding(shardings.step.mesh, P())
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere))
+    return jit_update(update, shardings)

@@ -1,7 +1,5 @@
 """Token log-probs without the [B, T, V] tensor, and the policy-gradient loss as sums with one global denominator."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The training state and its optimizer."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

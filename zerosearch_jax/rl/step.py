@@ -4,8 +4,6 @@ Gradients are sums over tokens, added over micro-batches by a scan and divided o
 so that neither the split into micro-batches nor the mesh changes them.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 
@@ -34,15 +32,15 @@ def score(
 ) -> jax.Array:
     """Log-probs [M, R, T] of a batch of micro-batches; empty micro-batches are skipped."""
     combined = lora.combine(frozen, params)
+    return map_micro(lambda micro: losses.token_logprobs(combined, cfg, micro, temperature, compute)[0], batch)
+
+
+def map_micro(function: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
+    """A function [R, T] of every micro-batch, stacked [M, R, T]; 0 for empty ones, which are skipped."""
 
     def one(_, micro: Batch):
-        def run():
-            return losses.token_logprobs(combined, cfg, micro, temperature, compute)[0]
-
-        def skip():
-            return jnp.zeros(micro.tokens.shape, jnp.float32)
-
-        return None, jax.lax.cond(jnp.any(micro.segments > 0), run, skip)
+        zeros = lambda: jnp.zeros(micro.tokens.shape, jnp.float32)  # noqa: E731
+        return None, jax.lax.cond(jnp.any(micro.segments > 0), lambda: function(micro), zeros)
 
     return jax.lax.scan(one, None, shard_rows(batch))[1]
 
@@ -89,12 +87,21 @@ def make_update(
         total = jnp.maximum(jnp.sum(batch.weights), 1e-6)
         denominator = (loss_cfg.denominator if loss_cfg else 0.0) or total
         grads = jax.tree.map(lambda g: g / denominator, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
         metrics = {name: value if name.endswith('_max') else value / total for name, value in sums.items()}
         metrics |= {'loss': loss / denominator, 'grad_norm': optax.tree.norm(grads), 'tokens': total}
         metrics |= each
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        return apply_gradients(tx, state, grads), metrics
 
+    return jit_update(update, shardings)
+
+
+def apply_gradients(tx: optax.GradientTransformationExtraArgs, state: TrainState, grads: dict) -> TrainState:
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+
+
+def jit_update(update: Callable, shardings: TrainState) -> Callable:
+    """Jits `update(state, ...) -> (state, metrics)`: the state is donated and keeps its shardings."""
     everywhere = NamedSharding(shardings.step.mesh, P())
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere))
 

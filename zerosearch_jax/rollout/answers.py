@@ -5,8 +5,6 @@ there is no prediction. Sources: the SQuAD v1.1 evaluation script (normalisation
 arXiv:2505.04588, section 3.5 (F1 as the training reward).
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The configuration of an episode."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """What the policy reads: its prompt, the documents of a search between their tags; all as tokens, cut to budgets."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from zerosearch_jax.data.rows import Question

@@ -6,8 +6,6 @@ Only what the policy wrote is parsed. `answer` may be a function of the user's o
 takes (trajectory, golden answers) and returns a number.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Sequence

@@ -7,8 +7,6 @@ The loop always advances the model with more rows to decode, so that neither wai
 batches stay full. All decisions depend on tokens alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 

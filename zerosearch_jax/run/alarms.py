@@ -1,20 +1,4 @@
-"""Alarms: signs that a run collapses, each with a threshold and what to try, told once.
-
-| alarm | fires where, over `window` steps in a row, | what to try |
-|---|---|---|
-| entropy | loss/entropy < entropy | a lower learning rate, an entropy bonus, or clip_high above clip |
-| kl | loss/kl > kl | a larger rl.kl or a lower learning rate |
-| length_low, length_high | a response's tokens < or > so many times those of the first `window` steps | see them |
-| answered | rollout/answered < answered | a format reward, a longer warm start |
-| searches | rollout/searches < searches | fewer documents that give the answer away; look at the trajectories |
-| failed | rollout/failed > failed | see calls.log: a server, or a simulator that does not follow its template |
-| zero_variance | rollout/zero_variance_groups > zero_variance | larger groups, harder or easier questions |
-| grad_norm | loss/grad_norm > grad_norm | a lower learning rate |
-| logprob_gap | loss/logprob_gap_max > logprob_gap | float32 for the rollouts, or importance_cap |
-| not_finite | any metric is not a number | a lower learning rate; float32 |
-"""
-
-from __future__ import annotations
+"""Alarms: signs that a run collapses, each with a threshold and what to try, reported once (docs/metrics.md)."""
 
 import dataclasses
 import math

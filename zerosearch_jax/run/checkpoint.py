@@ -4,8 +4,6 @@ A step is visible only once it is complete (Orbax renames it into place), so a r
 the last complete one.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import shutil

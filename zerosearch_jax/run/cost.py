@@ -3,8 +3,6 @@
 The question behind it is the published one: 64,000 searches cost $586.70 of a search API and $70.80 of GPU time.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

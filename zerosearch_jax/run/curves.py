@@ -1,7 +1,5 @@
 """The figure of a run: curves.png from metrics.jsonl."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import fnmatch

@@ -1,7 +1,5 @@
 """JSON lines on disk: read, written at once, appended, cut back; a line that a crash tore is left out."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """What a run writes while it trains: metrics as JSON lines, and the same to its trackers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +81,7 @@ class MetricWriter:
             tracker.close()
         self._trackers = []
 
-    def __enter__(self) -> MetricWriter:
+    def __enter__(self) -> 'MetricWriter':
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -1,7 +1,5 @@
 """SIGTERM, which a cluster sends before it takes a machine away: a run saves after the step at hand and ends well."""
 
-from __future__ import annotations
-
 import signal
 import threading
 
@@ -17,7 +15,7 @@ class Watch:
     def __init__(self):
         self._asked = False
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> 'Watch':
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             self._before = signal.signal(signal.SIGTERM, self._note)

@@ -3,8 +3,6 @@
 Both have `scalars`, `text`, `image` and `close`; one process of a run holds them.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import logging

@@ -5,8 +5,6 @@ runs/x/adapter.safetensors   what it exported, as also the name of a shipped ada
 exported                     what launch.export wrote, or any other model or adapter in peft's format
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

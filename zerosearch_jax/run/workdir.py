@@ -1,7 +1,5 @@
 """The directory of a run: whose it is."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -53,10 +53,10 @@ class BM25:
           ValueError: it holds the index of other passages.
         """
         mark = Path(directory) / _MARK
-        if not sharding.agree(mark.exists()):
+        if not sharding.from_first_process(mark.exists()):
             if jax.process_index() == 0:
                 cls(passages).save(directory)
-            sharding.agree(True)  # the others wait until it is there
+            sharding.from_first_process(None)  # the others wait until it is there
         elif json.loads(mark.read_text()) != _fingerprint(passages):
             raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
         return cls.load(directory)

@@ -4,8 +4,6 @@ Process 0 calls; every result is appended to a journal as soon as it is there, t
 was interrupted, or is run again, takes from the journal what it asked before.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -8,8 +8,6 @@ a log, so that a query is asked, and paid, once. What fails is a typed result. K
 never shown: messages of the libraries, which may hold them, are not passed on.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import functools

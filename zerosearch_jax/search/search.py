@@ -5,8 +5,6 @@ that fails is a typed result, never a text. Sources: a real engine or an oracle 
 the engine (simulator/simulator.py), and what stands between (evaluate/refine.py).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 
@@ -40,6 +38,28 @@ class Result:
     def noisy(self) -> bool:
         """Whether any of its documents was asked to be noisy."""
         return any(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A search result."""
+
+    title: str
+    text: str
+    id: str = ''
+    score: float = dataclasses.field(default=0.0, compare=False)
+
+    @property
+    def as_text(self) -> str:
+        """Title and text as a model reads them."""
+        return f'{self.title}. {self.text}' if self.title else self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchFailed:
+    """Takes the place of a query's documents where the engine could not answer; `kind` says why."""
+
+    kind: str
 
 
 class DocumentSearch:
@@ -88,25 +108,3 @@ def engine_search(search: Callable, documents: int) -> DocumentSearch:
         ]
 
     return DocumentSearch(find)
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A search result."""
-
-    title: str
-    text: str
-    id: str = ''
-    score: float = dataclasses.field(default=0.0, compare=False)
-
-    @property
-    def as_text(self) -> str:
-        """Title and text as a model reads them."""
-        return f'{self.title}. {self.text}' if self.title else self.text
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchFailed:
-    """Takes the place of a query's documents where the engine could not answer; `kind` says why."""
-
-    kind: str

@@ -12,8 +12,6 @@ All kinds are pure functions of (configuration, step, total steps, rewards of th
     adaptive      p_s, moved by `increment` towards p_e whenever the mean reward of `window` steps reaches `threshold`
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

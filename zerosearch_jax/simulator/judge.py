@@ -1,7 +1,5 @@
 """A judge of search results: do these documents suffice to answer this query? The labelling rule of ZeroSearch's v2."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,11 +1,10 @@
 """Opening the configured simulator: a model of ours, a served one, or an oracle; loaded once, frozen for the run."""
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import jax
 
@@ -17,88 +16,65 @@ from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import RemoteSearch, search_in_step
 from zerosearch_jax.search.search import DocumentSearch, engine_search
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.judge import JudgeConfig
 from zerosearch_jax.simulator.oracle import Oracle, oracle_search
-from zerosearch_jax.simulator.simulator import SimulatedSearch, SimulatorConfig, draw_labels
+from zerosearch_jax.simulator.simulator import SimulatedSearch, draw_labels
 from zerosearch_jax.simulator.writers import EndpointConfig, EndpointWriter, EngineWriter, Writer
-from zerosearch_jax.text import stop
 
 
-class Simulator:
-    """The source of simulated search results of a run.
+class Simulator(NamedTuple):
+    """A source of simulated search results, frozen for a run."""
+
+    search: Callable  # of (seed, step, noise), all named: the source of one step's results; noise is the curriculum's
+    engine: Engine | None = None  # of a model of ours
+
+
+def open_simulator(
+    cfg: SimulatorConfig,
+    endpoint: EndpointConfig,
+    *,
+    mesh: jax.sharding.Mesh,
+    decode_steps: int,
+    corpus: Callable[[], tuple[Callable, Sequence[Passage]]],
+    engine: Callable[[], BM25 | RemoteSearch],
+    loaded: tuple[str, pretrained.Model] | None = None,
+    log: pathlib.Path | None = None,
+) -> Simulator:
+    """Opens the configured simulator.
 
     Args:
       cfg: which one.
       endpoint: where a served model is.
       mesh: of our models.
       decode_steps: tokens decoded between two looks of the host.
-      loaded: a model that is there already, used if it is the one that `cfg` names: it is not loaded again.
       corpus: opens what an oracle knows: (a search in it, its passages).
       engine: opens the real engine, where that is what searches.
+      loaded: a model that is there already, used if it is the one that `cfg` names: it is not loaded again.
       log: file of the calls to a served model, from which a resumed run replays them; None: not written.
     """
-
-    def __init__(
-        self,
-        cfg: SimulatorConfig,
-        endpoint: EndpointConfig,
-        *,
-        mesh: jax.sharding.Mesh,
-        decode_steps: int,
-        corpus: Callable[[], tuple[Callable, Sequence[Passage]]],
-        engine: Callable[[], BM25 | RemoteSearch],
-        loaded: tuple[str, pretrained.Model] | None = None,
-        log: pathlib.Path | None = None,
-    ):
-        self.cfg = cfg
-        self.engine: Engine | None = None
-        self._writer: Writer | None = None
-        self._oracle: Oracle | None = None
-        self._real: BM25 | RemoteSearch | None = None
-        self._memory = Journal(cfg.remember) if cfg.remember else None
-        if cfg.kind == 'oracle':
-            self._oracle = Oracle(*corpus())
-        elif cfg.kind == 'engine':
-            self._real = engine()
-        elif cfg.kind != 'none':
-            self._writer = open_writer(
-                cfg,
-                endpoint,
-                mesh=mesh,
-                decode_steps=decode_steps,
-                loaded=loaded,
-                log=Journal(log),
-                keep_failures=not cfg.remember,  # what is remembered has no step: its failures would be for ever
-            )
-            self.engine = getattr(self._writer, 'engine', None)
-
-    def search(self, *, seed: int, step: int, noise: float) -> SimulatedSearch | DocumentSearch:
-        """The source of one step's results; `noise` is the curriculum's value, which a real engine does not heed."""
-        if self._real:
-            return engine_search(search_in_step(self._real, f'seed {seed}, step {step}'), self.cfg.documents)
-        if self.cfg.kind == 'none':
-            return DocumentSearch(lambda queries, labels: [])
-        if self._oracle:
-            return oracle_search(self._oracle, lambda query: draw_labels(query, self.cfg, (seed, step), noise))
-        return SimulatedSearch(self._writer, self.cfg, seed=seed, step=step, noise=noise, memory=self._memory)
-
-
-class WriterConfig(Protocol):
-    """What SimulatorConfig and JudgeConfig have in common."""
-
-    kind: str
-    model: str
-    adapter: str
-    dtype: str
-    weights: str
-    prompt_tokens: int
-    max_tokens: int
-    temperature: float
-    slots: int
-    cache_gib: float
+    if cfg.kind == 'none':
+        return Simulator(lambda **_: DocumentSearch(lambda queries, labels: []))
+    if cfg.kind == 'engine':
+        real = engine()  # it does not heed the noise
+        return Simulator(
+            lambda *, seed, step, noise: engine_search(search_in_step(real, f'seed {seed}, step {step}'), cfg.documents)
+        )
+    if cfg.kind == 'oracle':
+        oracle = Oracle(*corpus())
+        return Simulator(
+            lambda *, seed, step, noise: oracle_search(oracle, lambda q: draw_labels(q, cfg, (seed, step), noise))
+        )
+    # what is remembered has no step: its failures would be for ever
+    options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'keep_failures': not cfg.remember}
+    writer = open_writer(cfg, endpoint, log=Journal(log), **options)
+    memory = Journal(cfg.remember) if cfg.remember else None
+    search = functools.partial(SimulatedSearch, writer, cfg, memory=memory)
+    return Simulator(search, getattr(writer, 'engine', None))
 
 
 def open_writer(
-    cfg: WriterConfig,
+    cfg: SimulatorConfig | JudgeConfig,
     endpoint: EndpointConfig,
     *,
     mesh: jax.sharding.Mesh,
@@ -127,14 +103,12 @@ def open_writer(
     if cfg.weights == 'int8':
         with jax.set_mesh(mesh):
             params = quant.quantize(params)
-    engine = Engine(
-        model.cfg,
+    engine = pretrained.open_engine(
+        model,
         mesh,
         slots=cfg.slots,
-        cache_bytes=int(cfg.cache_gib * 2**30) or None,
+        cache_gib=cfg.cache_gib,
         capacity=cfg.prompt_tokens + cfg.max_tokens,
-        stop=stop.compile_table((), model.token_bytes),
-        eos_ids=model.tokenizer.eos_ids,
         decode_steps=decode_steps,
         dtype=cfg.dtype,
     )

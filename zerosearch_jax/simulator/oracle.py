@@ -5,8 +5,6 @@ or the passages of its `decomposition`); where it does not, or names none of thi
 finds and that hold an answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from zerosearch_jax.data.rows import Passage, Question, holds_answer

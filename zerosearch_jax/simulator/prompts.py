@@ -3,14 +3,14 @@
 Somebody who holds other checkpoints supplies another template; nothing else in the code knows the wording.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Sequence
 
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.search.search import Query
+from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.text.protocol import TAG, fill, neutralize
 
 
@@ -85,41 +85,31 @@ def simulator_template(name: str) -> SimulatorTemplate:
         raise FileNotFoundError(f'template {name!r} is no file, and none of {known}')
     try:
         template = SimulatorTemplate(**json.loads(path.read_text('utf-8')))
+        example = Query(None, Question('q', 'q', ('a',)), 0, 0, 'q')
         for noisy in (False, True):  # refuses unknown placeholders now rather than at the first search
-            simulator_prompt(
-                'q', template, question='q', golds=('a',), noisy=noisy, blind=False, count=1, words=1, style='s'
-            )
+            request(example, SimulatorConfig(), template, noisy, 1)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{path}: {error}; expected an object with the texts useful, noisy and knowledge') from error
     return template
 
 
-def simulator_prompt(
-    query: str,
-    template: SimulatorTemplate,
-    *,
-    question: str,
-    golds: Sequence[str],
-    noisy: bool,
-    blind: bool,
-    count: int,
-    words: int,
-    style: str,
-) -> str:
-    """The simulator's user message for one query, which carries its own question and gold answers.
+def request(query: Query, cfg: SimulatorConfig, template: SimulatorTemplate, noisy: bool, count: int) -> str:
+    """The message that asks a simulator for `count` documents of one quality.
 
-    Where `blind`, a request for noisy documents tells neither of them; without gold answers none does.
+    It holds the query's own question and first gold answer; a request for noise does not where `cfg.blind_noise`, and
+    none does without gold answers.
     """
-    knowledge = (
-        '' if not golds or (noisy and blind) else fill(template.knowledge, question=question.strip(), answer=golds[0])
-    )
+    question, knowledge = query.question, ''
+    if question.golden_answers and not (noisy and cfg.blind_noise):
+        answer = question.golden_answers[0]
+        knowledge = fill(template.knowledge, question=question.question.strip(), answer=answer)
     return fill(
         template.noisy if noisy else template.useful,
         knowledge=knowledge,
-        query=query,
+        query=query.text,
         count=str(count),
-        words=str(words),
-        style=style,
+        words=str(cfg.words),
+        style=cfg.style,
     )
 
 

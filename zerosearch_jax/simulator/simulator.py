@@ -1,68 +1,17 @@
 """The simulator: a model that plays the search engine, and writes useful or noisy documents on demand."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Hashable, Sequence
-from typing import Literal
 
-from zerosearch_jax import prng, settings
+from zerosearch_jax import prng
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Query, Result
 from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator.config import WRITER_FIELDS, SimulatorConfig
 from zerosearch_jax.simulator.curriculum import is_noisy
 from zerosearch_jax.simulator.writers import Writer
-
-
-@dataclasses.dataclass(frozen=True)
-class SimulatorConfig:
-    """Who plays the search engine, how it is asked, and how it is read."""
-
-    # a model of ours, config.endpoint's, gold passages of the corpus, config.engine itself, or no search at all
-    kind: Literal['model', 'endpoint', 'oracle', 'engine', 'none'] = 'model'
-    model: str = 'smollm2-135m-instruct'  # as config.policy.model; of an endpoint the served model's name
-    adapter: str = ''  # as config.policy.adapter
-    dtype: Literal['float32', 'bfloat16'] = 'float32'
-    weights: Literal['as_loaded', 'int8'] = 'as_loaded'  # int8: a quarter of float32's memory
-    template: str = 'tuned'  # wording: 'tuned', 'prompted', or a JSON file (prompts.SimulatorTemplate)
-    style: str = 'documents'  # what they are called in the request, e.g. 'web snippets', 'encyclopedia passages'
-    documents: int = 3  # documents a search
-    words: int = 30  # words a document, as asked for
-    blind_noise: bool = False  # whether requests for noisy documents tell neither question nor answer
-    questions: Literal['own', 'compacted'] = 'own'  # whose question a query carries: CompactedQuestions (defect D1)
-    noise_per: Literal['search', 'document'] = 'search'  # what is useful or noisy as a whole
-    prompt_tokens: int = 320  # tokens of one request: template, question, answer and query
-    max_tokens: int = 160  # tokens of one output
-    temperature: float = 0.8
-    attempts: int = 3  # generations at most before the search counts as failed
-    slots: int = 16
-    cache_gib: float = 0.0  # as config.rollout.cache_gib
-    remember: str = ''  # a file of documents by (query, question, quality, seed), written once; '': written anew
-
-    def __post_init__(self):
-        settings.require_positive(self, 'documents', 'words', 'prompt_tokens', 'max_tokens', 'attempts', 'slots')
-
-
-# the fields that a text depends on
-WRITER_FIELDS = ('kind', 'model', 'adapter', 'dtype', 'weights', 'template', 'style', 'words', 'blind_noise')
-WRITER_FIELDS += ('prompt_tokens', 'max_tokens', 'temperature')
-
-
-def request(query: Query, cfg: SimulatorConfig, template: prompts.SimulatorTemplate, noisy: bool, count: int) -> str:
-    """The message that asks a simulator for `count` documents of one quality."""
-    return prompts.simulator_prompt(
-        query.text,
-        template,
-        question=query.question.question,
-        golds=query.question.golden_answers,
-        noisy=noisy,
-        blind=cfg.blind_noise,
-        count=count,
-        words=cfg.words,
-        style=cfg.style,
-    )
 
 
 def draw_labels(query: Query, cfg: SimulatorConfig, identity: tuple[int, int], noise: float) -> tuple[bool, ...]:
@@ -158,7 +107,7 @@ class SimulatedSearch:
 
     def _ask(self, search: _Search, noisy: bool, attempt: int):
         query, search.attempts = search.query, max(search.attempts, attempt)
-        message = request(query, self._cfg, self._template, noisy, search.labels.count(noisy))
+        message = prompts.request(query, self._cfg, self._template, noisy, search.labels.count(noisy))
         if self._memory:
             identity = (self._key(search, noisy), attempt)
         else:

@@ -4,8 +4,6 @@
 way. A request that fails says how, as a word, never as text.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import os

@@ -7,8 +7,6 @@ VARIANT/seed_N/examples.jsonl   the first questions of that evaluation, whole
 VARIANT/seed_N/config.json      written last: the run is done
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -19,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zerosearch_jax import settings
-from zerosearch_jax.evaluate.intervals import bootstrap_interval, sign_flip_p
+from zerosearch_jax.evaluate.intervals import shown, sign_flip_p, with_interval
 from zerosearch_jax.evaluate.report import evaluations
 from zerosearch_jax.evaluate.tables import SCORES
 from zerosearch_jax.run import jsonl
@@ -137,7 +135,7 @@ def _measured(runs: Runs) -> dict:
     figures: dict = {'seeds': runs.seeds, 'runs': runs.made}
     for name in SCORES:
         if scores := runs.scores(name, runs.seeds):
-            figures[name] = _with_interval([*scores.values()]) | {'questions': len(scores)}
+            figures[name] = with_interval([*scores.values()]) | {'questions': len(scores)}
     if hops := {row.get('hops') for answers in runs.answers.values() for row in answers.values()} - {None}:
         figures['em_by_hops'] = {n: _of_hops(runs, n) for n in sorted(hops)}
     if runs.late:
@@ -150,7 +148,7 @@ def _of_hops(runs: Runs, hops: int) -> dict:
     of = {i for answers in runs.answers.values() for i, row in answers.items() if row.get('hops') == hops}
     em = [scores for i, scores in runs.scores('em', runs.seeds).items() if i in of]
     searches = [np.mean(counts) for i, counts in runs.scores('searches', runs.seeds).items() if i in of]
-    return _with_interval(em) | {'questions': len(em), 'searches': float(np.mean(searches))}
+    return with_interval(em) | {'questions': len(em), 'searches': float(np.mean(searches))}
 
 
 def difference(first: Runs, second: Runs) -> dict:
@@ -162,16 +160,12 @@ def difference(first: Runs, second: Runs) -> dict:
         mine, theirs = second.scores(name, seeds), first.scores(name, seeds)
         gaps = np.array([np.subtract(mine[i], theirs[i]) for i in mine if i in theirs])
         if gaps.size:
-            found[name] = _with_interval(gaps)
+            found[name] = with_interval(gaps)
             low, high = found[name]['interval']
             found[name] |= {'p': sign_flip_p([gaps.mean(1)]), 'detectable': POWER * (high - low) / (2 * 1.96)}
     if shared := [seed for seed in seeds if seed in first.late and seed in second.late]:
-        found['reward'] = _with_interval([second.late[seed] - first.late[seed] for seed in shared])
+        found['reward'] = with_interval([second.late[seed] - first.late[seed] for seed in shared])
     return found
-
-
-def _with_interval(values: Sequence) -> dict:
-    return {'mean': float(np.mean(values)), 'interval': bootstrap_interval(values)}
 
 
 # ---------------------------------------------------------------- for people
@@ -190,7 +184,7 @@ def _scores_table(names: Sequence[str], facts: dict) -> str:
         if 'reward' in figures:
             each = ', '.join(f'{value:.3f}' for value in figures['reward']['seeds'])
             reward = f'{figures["reward"]["mean"]:.3f} ({each})'
-        lines.append([name, made, *(_shown(figures.get(score)) for score in SCORES), reward])
+        lines.append([name, made, *(shown(figures.get(score)) for score in SCORES), reward])
     counts = {figures['em']['questions'] for figures in facts['variants'].values() if 'em' in figures}
     asked = f'Scores of {" or ".join(map(str, sorted(counts)))} held-out questions' if counts else 'No evaluation'
     note = f'{asked}; 95 % bootstrap intervals over questions and seeds.'
@@ -205,7 +199,7 @@ def _hops_table(facts: dict) -> str:
     if len(hops) < 2:
         return ''
     lines = [
-        [name, *(f'{_shown(of[n])}; {of[n]["searches"]:.2f}' if n in of else '' for n in hops)]
+        [name, *(f'{shown(of[n])}; {of[n]["searches"]:.2f}' if n in of else '' for n in hops)]
         for name, of in split.items()
     ]
     asked = {n: max(of[n]['questions'] for of in split.values() if n in of) for n in hops}
@@ -218,8 +212,8 @@ def _differences_table(facts: dict) -> str:
         return ''
     lines = []
     for pair, figures in facts['differences'].items():
-        cells = [cell for name in SCORES for cell in (_signed(figures.get(name)), _number(figures.get(name), 'p'))]
-        lines.append([pair, *cells, _number(figures.get('em'), 'detectable'), _signed(figures.get('reward'))])
+        cells = [cell for name in SCORES for cell in (shown(figures.get(name), '+'), _number(figures.get(name), 'p'))]
+        lines.append([pair, *cells, _number(figures.get('em'), 'detectable'), shown(figures.get('reward'), '+')])
     titles = [title for name in SCORES.values() for title in (f'Δ {name}', 'p')]
     note = (
         'Paired by question and seed; intervals as above (of rewards: over seeds). p: sign-flip test over questions. '
@@ -272,14 +266,6 @@ def _number(value: dict | None, key: str) -> str:
     if value is None:
         return ''
     return f'{value[key]:.3f}' if value[key] >= 0.001 else '<0.001'
-
-
-def _shown(value: dict | None) -> str:
-    return '' if value is None else f'{value["mean"]:.3f} [{value["interval"][0]:.3f}, {value["interval"][1]:.3f}]'
-
-
-def _signed(value: dict | None) -> str:
-    return '' if value is None else f'{value["mean"]:+.3f} [{value["interval"][0]:+.3f}, {value["interval"][1]:+.3f}]'
 
 
 def plot(found: Mapping[str, Runs], facts: dict, path: pathlib.Path):

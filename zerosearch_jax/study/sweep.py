@@ -7,8 +7,6 @@
 A run whose results are there is not made again, wherever its working directory has gone.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import pathlib
@@ -101,7 +99,7 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
         for number, (variant, seed) in enumerate(runs, start=1):
             config, kept = study.config(variant, seed), study.place(results, variant, seed)
             config_json = settings.to_json(config)
-            if sharding.agree(report.is_finished(kept, config_json)):
+            if sharding.from_first_process(report.is_finished(kept, config_json)):
                 continue
             progress.log(f'run {number}/{len(runs)}: {variant}, seed {config.seed}')
             here = study.place(workdir, variant, seed)

@@ -3,8 +3,6 @@
 Placeholders of templates are filled without `str.format`, so braces in data are just text.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

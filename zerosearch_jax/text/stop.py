@@ -10,8 +10,6 @@ past it. Matching bytes instead of token ids makes all of them stop at the same 
 Shapes: S states, V vocabulary, B rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

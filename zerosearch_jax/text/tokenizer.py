@@ -5,8 +5,6 @@ chat templates go through it. The plain one does not know them, and encodes ever
 never turn into a control token, whatever it spells (contract C11).
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import pathlib
@@ -70,7 +68,7 @@ class Tokenizer:
         self._plain = _plain_backend(spec)
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> Tokenizer:
+    def load(cls, path: str | pathlib.Path) -> 'Tokenizer':
         """The tokenizer of a Hugging Face directory or a GGUF file.
 
         Raises:

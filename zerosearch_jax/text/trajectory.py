@@ -15,8 +15,6 @@ sample keeps: its first action token is predicted from there.
     positions     0 1 2 3 4   5 6 7 8 ...       5 6 7 8 9   0 0 0
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Questions to a policy, one at a time, with any search engine: shown as it answers, or one JSON object each."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

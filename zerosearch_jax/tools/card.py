@@ -1,7 +1,5 @@
 """The model card of exported weights: what they are, what was measured, how they are asked, how they were trained."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import re

@@ -3,8 +3,6 @@
 python -m zerosearch_jax.tools.config_reference > docs/configuration.md
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import inspect
@@ -69,7 +67,7 @@ def sections() -> list[Section]:
     found: dict[type, Section] = {}
     for program, module in PROGRAMS.items():
         said = comments(module.Config)
-        for name, kind in module.SCHEMA.items():
+        for name, kind in typing.get_type_hints(module.Config).items():
             if dataclasses.is_dataclass(kind):
                 found.setdefault(kind, Section(kind, [])).uses.append((program, name, said[name]))
     return list(found.values())

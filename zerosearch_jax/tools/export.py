@@ -5,8 +5,6 @@ adapter_config.json, adapter_model.safetensors       an adapter
 tokenizer*.json, chat_template.jinja, generation_config.json, README.md
 """
 
-from __future__ import annotations
-
 import pathlib
 
 from zerosearch_jax import pretrained, sharding

@@ -1,7 +1,5 @@
 """An episode on a terminal, or in a file: its text as it comes, coloured by block, and nothing in it that acts."""
 
-from __future__ import annotations
-
 import codecs
 import os
 import re

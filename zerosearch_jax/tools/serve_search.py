@@ -6,9 +6,8 @@
 Without scores the inner list holds the documents themselves.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 import http.server
 import json
 from collections.abc import Callable, Sequence
@@ -35,9 +34,6 @@ class ServeConfig:
             raise ValueError(f'port must be below {2**16}, got {self.port}')
 
 
-SCHEMA = {'serve': ServeConfig}
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The whole configuration."""
@@ -45,9 +41,7 @@ class Config:
     serve: ServeConfig
 
 
-def parse(config) -> Config:
-    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
-    return Config(**settings.resolve(config, SCHEMA))
+parse = functools.partial(settings.build, Config)
 
 
 class Server(http.server.ThreadingHTTPServer):

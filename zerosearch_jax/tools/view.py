@@ -9,8 +9,6 @@ packed some dozens together, which the browser unpacks when one of them is opene
 and its content security policy admits its own script alone; all text is set as text.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib

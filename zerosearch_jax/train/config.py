@@ -1,9 +1,6 @@
 """The configuration of reinforcement learning: one frozen dataclass a section, checked before anything is loaded."""
 
-from __future__ import annotations
-
 import dataclasses
-import typing
 
 from zerosearch_jax import settings
 from zerosearch_jax.data import rows
@@ -15,8 +12,8 @@ from zerosearch_jax.rollout.rewards import RewardConfig
 from zerosearch_jax.run.alarms import AlarmConfig
 from zerosearch_jax.run.cost import PricesConfig
 from zerosearch_jax.search.remote import EngineConfig
+from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.curriculum import Curriculum
-from zerosearch_jax.simulator.simulator import SimulatorConfig
 from zerosearch_jax.simulator.writers import EndpointConfig
 
 
@@ -112,11 +109,8 @@ class Config:
             )
 
 
-SCHEMA = typing.get_type_hints(Config)
-
-
 def parse(config) -> Config:
     """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
     if 'base' in config and 'variants' in config:
         raise ValueError('this configuration is a study: give it to launch.sweep')
-    return Config(**settings.resolve(config, SCHEMA))
+    return settings.build(Config, config)

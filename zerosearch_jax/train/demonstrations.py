@@ -5,8 +5,6 @@ example is a request for useful or noisy documents and the documents: those that
 without, the right passage among them, or those of a search that was recorded (data/pairs.py).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -19,7 +17,8 @@ from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
 from zerosearch_jax.search.search import Document, Query
 from zerosearch_jax.simulator import prompts
-from zerosearch_jax.simulator.simulator import SimulatorConfig, request
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.prompts import request
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind, Segment

@@ -5,8 +5,6 @@
 Everything is computed once for all trajectories; mini-batches then take their part of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ Everything of step k is a function of the configuration, the seed, k and the sta
 killed continues from its last checkpoint to the same end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import pathlib
@@ -225,7 +223,7 @@ def _evaluate_at(trainer: Trainer, workdir: pathlib.Path, writer, step: int):
     if not trainer.test_questions:
         return
     path = report.evaluation_file(workdir, step)
-    if not sharding.agree(path.exists()):
+    if not sharding.from_first_process(path.exists()):
         trajectories = trainer.evaluate()
         if writer is not None:
             jsonl.write_jsonl(path, [as_row(t, trainer.model.tokenizer, step=step) for t in trajectories])

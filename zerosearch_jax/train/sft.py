@@ -4,10 +4,9 @@ Loss is on what the model is to write (actions, documents), never on prompts and
 adapter, or a whole model, beside the checkpoints from which an interrupted run continues.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -29,7 +28,7 @@ from zerosearch_jax.run import metrics, preemption, trackers
 from zerosearch_jax.run.checkpoint import Checkpoints
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.simulator.simulator import SimulatorConfig
+from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatten, pack
 from zerosearch_jax.train import demonstrations
 
@@ -71,18 +70,6 @@ class SFTConfig:
         settings.require_positive(self, 'steps', 'batch', 'evaluate_every', 'checkpoint_every')
 
 
-SCHEMA = {
-    'seed': int,
-    'mesh': tuple[int, int, int],
-    'model': PolicyConfig,
-    'demos': DemosConfig,
-    'simulator': SimulatorConfig,
-    'rollout': RolloutConfig,
-    'sft': SFTConfig,
-    'optimizer': state.OptimizerConfig,
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The whole configuration, one frozen dataclass a section."""
@@ -97,9 +84,7 @@ class Config:
     optimizer: state.OptimizerConfig
 
 
-def parse(config) -> Config:
-    """Checks a ConfigDict; raises ValueError with one line on a misspelt, missing or mistyped field."""
-    return Config(**settings.resolve(config, SCHEMA))
+parse = functools.partial(settings.build, Config)
 
 
 # ---------------------------------------------------------------- demonstrations

@@ -1,7 +1,5 @@
 """What one run of reinforcement learning works with: questions, the policy, the source of search results, rewards."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib
@@ -23,7 +21,7 @@ from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import RemoteSearch, open_engine
 from zerosearch_jax.search.search import engine_search
-from zerosearch_jax.simulator.load import Simulator
+from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.simulator import CompactedQuestions
 from zerosearch_jax.train.config import Config
 from zerosearch_jax.train.learner import Learner
@@ -90,7 +88,7 @@ class Trainer:
     def load_simulator(self):
         """Opens the simulator; frozen for the whole run, so this is done once."""
         cfg = self.cfg
-        self.simulator = Simulator(
+        self.simulator = open_simulator(
             cfg.simulator,
             cfg.endpoint,
             mesh=self.mesh,

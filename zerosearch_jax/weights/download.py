@@ -3,8 +3,6 @@
 The default is SmolLM2-135M-Instruct out of a wheel on PyPI, so that whoever can `pip install` also has a real model.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

@@ -1,7 +1,5 @@
 """GGUF files: configuration, metadata, and tensors dequantized a slice of rows at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

@@ -1,7 +1,5 @@
 """Hugging Face directories: reading their safetensors, and writing what transformers loads."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

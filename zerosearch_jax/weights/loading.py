@@ -4,8 +4,6 @@ Loading streams: every shard of every array asks the file for exactly the slice 
 model, nor a stacked weight that it owns only a part of.
 """
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 

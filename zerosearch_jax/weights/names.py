@@ -1,7 +1,5 @@
 """The one table of names: where files keep each weight of `transformer.layout`, and in which shape."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ There a kernel's pair is lora_A [rank, in] and lora_B [out, rank], one tensor a 
 alpha / rank; ours are stacked, transposed and unscaled (models/lora.py), so alpha = rank is written.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from typing import Any

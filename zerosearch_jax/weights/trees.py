@@ -1,7 +1,5 @@
 """Small trees of arrays (adapters) as flat safetensors files."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 
