@@ -2,18 +2,8 @@
 
 import dataclasses
 
-from zerosearch_jax.data import benchmarks, tfds, toy, world
-from zerosearch_jax.data.rows import (
-    BUILT_IN,
-    Passage,
-    Question,
-    as_passage,
-    as_question,
-    check_unique,
-    find_file,
-    numbered_rows,
-    open_rows,
-)
+from zerosearch_jax.data import benchmarks, rows, tfds, toy, world
+from zerosearch_jax.data.rows import Passage, Question
 
 
 def load_questions(source: str, split: str = 'train', skip_unscorable: bool = False) -> list[Question]:
@@ -38,21 +28,21 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
       FileNotFoundError: no such file or directory.
       ValueError: an unknown source or split, or a bad row; the message starts with `file:line:`.
     """
-    if source in BUILT_IN:
+    if source in rows.BUILT_IN:
         if split not in ('train', 'test'):
             raise ValueError(f"the built-in {source} has no split {split!r}; use 'train' or 'test'")
         return list(getattr(_built_in(source), split))
     if source.startswith('tfds:'):
-        return tfds.load(str(find_file(source.removeprefix('tfds:'))), split)
+        return tfds.load(str(rows.find_file(source.removeprefix('tfds:'))), split)
     if source in benchmarks.DATASETS:
         found = load_questions(*benchmarks.locate(source, split), skip_unscorable=True)
         return [dataclasses.replace(q, dataset=q.dataset or source) for q in found]
-    name, stem, rows = open_rows(source, split)
+    name, stem, found = rows.open_rows(source, split)
     read = (
-        (where, as_question(row, where, f'{stem}-{line}', skip_unscorable))
-        for where, line, row in numbered_rows(name, rows)
+        (where, rows.as_question(row, where, f'{stem}-{line}', skip_unscorable))
+        for where, line, row in rows.numbered_rows(name, found)
     )
-    return [question for question in check_unique(read) if question.golden_answers]
+    return [question for question in rows.check_unique(read) if question.golden_answers]
 
 
 def _built_in(name: str):
@@ -65,8 +55,10 @@ def load_passages(source: str) -> list[Passage]:
     Rows have `text` and optionally `id` and `title`, or Search-R1's `contents` ('"Title"\\ntext').
     Raises as `load_questions` does.
     """
-    if source in BUILT_IN:
+    if source in rows.BUILT_IN:
         return list(_built_in(source).passages)
-    name, stem, rows = open_rows(source, 'train')
-    read = ((where, as_passage(row, where, f'{stem}-{line}')) for where, line, row in numbered_rows(name, rows))
-    return check_unique(read)
+    name, stem, found = rows.open_rows(source, 'train')
+    read = (
+        (where, rows.as_passage(row, where, f'{stem}-{line}')) for where, line, row in rows.numbered_rows(name, found)
+    )
+    return rows.check_unique(read)

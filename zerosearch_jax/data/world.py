@@ -19,17 +19,8 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
-from zerosearch_jax.data.geography import (
-    City,
-    Country,
-    city_passage,
-    country_passage,
-    facts,
-    name_key,
-    pick,
-    stable_hash,
-    with_article,
-)
+from zerosearch_jax.data import geography as geo
+from zerosearch_jax.data.geography import City, Country
 from zerosearch_jax.data.rows import Passage, Question, normalize_answer
 
 TEST_FRACTION = 0.3
@@ -84,11 +75,11 @@ def build(min_population: int = 15000) -> World:
 
     Raises ValueError for fewer than 500, which the facts do not cover.
     """
-    countries, cities, states = facts(min_population)
-    named = collections.Counter(name_key(city.name) for city in cities)
-    named.update(name_key(name) for name in (*(c.name for c in countries.values()), *states))
-    passages = [country_passage(c, countries) for c in countries.values()]
-    passages += [city_passage(c, countries[c.iso], named[name_key(c.name)] > 1) for c in cities]
+    countries, cities, states = geo.facts(min_population)
+    named = collections.Counter(geo.name_key(city.name) for city in cities)
+    named.update(geo.name_key(name) for name in (*(c.name for c in countries.values()), *states))
+    passages = [geo.country_passage(c, countries) for c in countries.values()]
+    passages += [geo.city_passage(c, countries[c.iso], named[geo.name_key(c.name)] > 1) for c in cities]
 
     texts = {passage.id: f'{passage.title} {passage.text}' for passage in passages}
     by_type: dict[tuple[str, str], list[Question]] = collections.defaultdict(list)
@@ -105,12 +96,12 @@ def build(min_population: int = 15000) -> World:
         chosen[split] += _spread(questions, MOST_PER_TYPE[split, questions[0].metadata['hops']])
     trained = {normalize_answer(answer) for q in chosen['train'] for answer in q.golden_answers}
     chosen['test'] = [q for q in chosen['test'] if trained.isdisjoint(map(normalize_answer, q.golden_answers))]
-    train, test = (tuple(sorted(chosen[split], key=lambda q: stable_hash(q.id))) for split in ('train', 'test'))
+    train, test = (tuple(sorted(chosen[split], key=lambda q: geo.stable_hash(q.id))) for split in ('train', 'test'))
     return World(tuple(passages), train, test)
 
 
 def _split(iso: str) -> str:
-    return 'test' if stable_hash(f'split {iso}') < TEST_FRACTION * 2**64 else 'train'
+    return 'test' if geo.stable_hash(f'split {iso}') < TEST_FRACTION * 2**64 else 'train'
 
 
 # --- questions ---------------------------------------------------------------------------------------------------
@@ -161,7 +152,7 @@ def _step(need: str, query: str, passage: str, answer: str) -> dict:
 
 
 def _question(kind: str, key, answers: Iterable[str], steps: list[dict], isos: Iterable[str], **words) -> Question:
-    text = pick(_WORDINGS[kind], f'{kind} {key}').format(**words)
+    text = geo.pick(_WORDINGS[kind], f'{kind} {key}').format(**words)
     return Question(
         id=f'{kind}-{key}',
         question=text[0].upper() + text[1:],
@@ -192,12 +183,12 @@ def _currency(country: Country) -> tuple[str, ...]:
 
 def _capital_step(country: Country) -> dict:
     query = f'What is the capital of the country {country.name}?'
-    return _step(f'the capital of {with_article(country.name)}', query, country.passage, country.capital)
+    return _step(f'the capital of {geo.with_article(country.name)}', query, country.passage, country.capital)
 
 
 def _currency_step(country: Country) -> dict:
     query = f'What is the currency of the country {country.name}?'
-    return _step(f'the currency of {with_article(country.name)}', query, country.passage, country.currency)
+    return _step(f'the currency of {geo.with_article(country.name)}', query, country.passage, country.currency)
 
 
 def _population_step(name: str, query: str, place: City | Country) -> dict:
@@ -207,26 +198,26 @@ def _population_step(name: str, query: str, place: City | Country) -> dict:
 def _capital_cities(countries: dict[str, Country], cities: list[City]) -> dict[str, City]:
     """The passage-bearing city of each country's capital, where exactly one city of the country has its name."""
     found = collections.defaultdict(list)
-    keys = {iso: name_key(country.capital) for iso, country in countries.items()}
+    keys = {iso: geo.name_key(country.capital) for iso, country in countries.items()}
     for city in cities:
-        if name_key(city.name) == keys[city.iso]:
+        if geo.name_key(city.name) == keys[city.iso]:
             found[city.iso].append(city)
     return {iso: same[0] for iso, same in found.items() if len(same) == 1}
 
 
 def _about_countries(countries: dict[str, Country], cities: list[City]) -> Iterator[Question]:
     capital_city = _capital_cities(countries, cities)
-    capitals = collections.Counter(name_key(country.capital) for country in countries.values())
+    capitals = collections.Counter(geo.name_key(country.capital) for country in countries.values())
     for iso, c in countries.items():
-        the = with_article(c.name)
+        the = geo.with_article(c.name)
         # 'Mexico City' or 'Monaco' could be guessed from the country's name, and the other way round.
-        telling = name_key(c.name) in name_key(c.capital)
+        telling = geo.name_key(c.name) in geo.name_key(c.capital)
         if c.currency:
             yield _question('country_currency', iso, _currency(c), [_currency_step(c)], [iso], the=the)
         if telling:
             continue
         yield _question('country_capital', iso, _capital(c, capital_city), [_capital_step(c)], [iso], the=the)
-        if c.currency and capitals[name_key(c.capital)] == 1:
+        if c.currency and capitals[geo.name_key(c.capital)] == 1:
             need = f'the currency of the country with the capital {c.capital}'
             steps = [_step(need, f'country capital {c.capital} currency', c.passage, c.currency)]
             yield _question('currency_by_capital', iso, _currency(c), steps, [iso], capital=c.capital)
@@ -245,10 +236,10 @@ def _about_countries(countries: dict[str, Country], cities: list[City]) -> Itera
 
 def _about_cities(countries: dict[str, Country], cities: list[City], named: collections.Counter) -> Iterator[Question]:
     capital_city = _capital_cities(countries, cities)
-    counted = collections.Counter((name_key(city.name), city.population) for city in cities)
-    local = collections.Counter((name_key(city.name), city.iso, city.state) for city in cities)
+    counted = collections.Counter((geo.name_key(city.name), city.population) for city in cities)
+    local = collections.Counter((geo.name_key(city.name), city.iso, city.state) for city in cities)
     for city in _sample(cities):
-        c, key = countries[city.iso], name_key(city.name)
+        c, key = countries[city.iso], geo.name_key(city.name)
         if counted[key, city.population] > 1:
             continue  # Nothing that a question can say tells them apart.
         unique = named[key] == 1
@@ -267,18 +258,18 @@ def _about_cities(countries: dict[str, Country], cities: list[City], named: coll
             steps = [find, _population_step(c.name, query, c)]
             yield _question('city_country_population', city.id, _number(c.population), steps, [c.iso], city=name)
         if unique or local[key, city.iso, city.state] == 1:
-            place = city.name if unique else f'{city.name} in {city.state or with_article(c.name)}'
+            place = city.name if unique else f'{city.name} in {city.state or geo.with_article(c.name)}'
             steps = [_population_step(place, f'How many inhabitants does the city of {place} have?', city)]
             yield _question('city_population', city.id, _number(city.population), steps, [c.iso], place=place)
 
 
 def _comparisons(countries: dict[str, Country], cities: list[City], named: collections.Counter) -> Iterator[Question]:
-    unique = [city for city in _sample(cities) if named[name_key(city.name)] == 1]
+    unique = [city for city in _sample(cities) if named[geo.name_key(city.name)] == 1]
     for a, b in _pairs(unique):
         steps = [_population_step(x.name, f'How many inhabitants does the city of {x.name} have?', x) for x in (a, b)]
         yield from _comparison('larger_city', a, b, lambda x: x.population, steps, [a.iso, b.iso], (a.name, b.name))
     for a, b in _pairs(list(countries.values())):
-        names = (with_article(a.name), with_article(b.name))
+        names = (geo.with_article(a.name), geo.with_article(b.name))
         isos = [a.iso, b.iso]
         steps = [
             _step(f'the area of {name}', f'What is the area of the country {x.name}?', x.passage, f'{x.area_km2:,}')
@@ -286,7 +277,7 @@ def _comparisons(countries: dict[str, Country], cities: list[City], named: colle
         ]
         yield from _comparison('larger_area', a, b, lambda x: x.area_km2, steps, isos, names)
         steps = [
-            _population_step(with_article(x.name), f'What is the population of the country {x.name}?', x)
+            _population_step(geo.with_article(x.name), f'What is the population of the country {x.name}?', x)
             for x in (a, b)
         ]
         yield from _comparison('more_populous', a, b, lambda x: x.population, steps, isos, names)
@@ -294,7 +285,7 @@ def _comparisons(countries: dict[str, Country], cities: list[City], named: colle
 
 def _comparison(kind, a, b, value, steps, isos, names) -> Iterator[Question]:
     """At most one question: none for ties, unknown values, or names that share a word ('Guinea', 'Guinea-Bissau')."""
-    shared = set(name_key(a.name).split()) & set(name_key(b.name).split())
+    shared = set(geo.name_key(a.name).split()) & set(geo.name_key(b.name).split())
     if min(value(a), value(b)) > 0 and value(a) != value(b) and not shared:
         larger = max(a, b, key=value)
         answers = (larger.name, *(_COUNTRY_ALIASES.get(larger.iso, ()) if isinstance(larger, Country) else ()))
@@ -308,7 +299,9 @@ def _sample(cities: list[City]) -> list[City]:
     for city in cities:
         if _PLAIN.fullmatch(city.name):
             by_country[city.iso].append(city)
-    chosen = (sorted(same, key=lambda city: stable_hash(city.passage))[:_MOST_CITIES] for same in by_country.values())
+    chosen = (
+        sorted(same, key=lambda city: geo.stable_hash(city.passage))[:_MOST_CITIES] for same in by_country.values()
+    )
     return list(itertools.chain.from_iterable(chosen))
 
 
@@ -316,7 +309,7 @@ def _pairs(items: list) -> Iterator[tuple]:
     """Pairs of different countries within a split: each item with its next in hash order."""
     for split in ('train', 'test'):
         mixed = [item for item in items if _split(item.iso) == split]
-        mixed.sort(key=lambda item: stable_hash(f'pair {item.passage}'))
+        mixed.sort(key=lambda item: geo.stable_hash(f'pair {item.passage}'))
         yield from ((a, b) for a, b in itertools.pairwise(mixed) if a.iso != b.iso)
 
 
@@ -327,14 +320,14 @@ def _tells(question: Question, texts: dict[str, str]) -> bool:
     seen = question.question
     if question.metadata['hops'] > 1:
         seen += ' ' + texts[question.metadata['supporting'][0]]
-    words = f' {name_key(seen)} '
-    return any(f' {name_key(answer)} ' in words for answer in question.golden_answers)
+    words = f' {geo.name_key(seen)} '
+    return any(f' {geo.name_key(answer)} ' in words for answer in question.golden_answers)
 
 
 def _spread(questions: list[Question], most: int) -> list[Question]:
     """At most `most` questions, taken from every country in turn, so that large countries do not crowd out small."""
     by_country = collections.defaultdict(list)
-    for question in sorted(questions, key=lambda q: stable_hash(q.id)):
+    for question in sorted(questions, key=lambda q: geo.stable_hash(q.id)):
         by_country[question.metadata['countries'][0]].append(question)
-    turns = [(turn, stable_hash(q.id), q) for same in by_country.values() for turn, q in enumerate(same)]
+    turns = [(turn, geo.stable_hash(q.id), q) for same in by_country.values() for turn, q in enumerate(same)]
     return [q for _, _, q in sorted(turns, key=lambda item: item[:2])[:most]]
