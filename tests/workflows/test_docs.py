@@ -54,7 +54,9 @@ def write_examples(directory):
     return directory
 
 
-EXAMPLES = dict(re.findall(r'^`(\w+\.py)`:\n\n```python\n(.*?)^```$', (DOCS / 'extending.md').read_text(), re.S | re.M))
+EXAMPLES = dict(
+    re.findall(r'^`(\w+\.\w+)`:\n\n```\w+\n(.*?)^```$', (DOCS / 'extending.md').read_text(), re.DOTALL | re.MULTILINE)
+)
 
 
 # ---------------------------------------------------------------- links
@@ -238,7 +240,28 @@ def test_the_request_to_a_simulator_is_the_template_of_the_code():
 
 def test_files_that_the_pages_name_exist():
     for page in PAGES:
-        for name in re.findall(r'`((?:\w+/)+\w+\.\w{2,4})`', page.read_text()):
+        text = page.read_text().partition('## Old paths')[0]
+        for name in re.findall(r'`((?:\w+/)+\w+\.\w{2,4})`', text):
             where = [ROOT / name, ROOT / 'zerosearch_jax' / name, DOCS / name]
             if name.split('/')[0] not in ('runs', 'verl', 'llm_agent', 'evaluation', 'corpus', 'questions'):
                 assert any(path.exists() for path in where), f'{page.name}: {name}'
+
+
+# ---------------------------------------------------------------- the map
+
+
+def test_the_architecture_names_every_module_and_the_code_what_it_names():
+    text = (DOCS / 'architecture.md').read_text()
+    rooms = text.split('```')[1]
+    for path in (ROOT / 'zerosearch_jax').rglob('*.py'):
+        if path.stem != '__init__':
+            room = path.parent.name
+            lines = [line for line in rooms.splitlines() if f'{room}/' in line] if room != 'zerosearch_jax' else [rooms]
+            assert any(re.search(rf'\b{path.stem}\b', line) for line in lines), path
+    doors = section('architecture.md', 'One question, from its row to the weight update')
+    named = re.findall(r'`(\w+/\w+\.py)`((?: `[\w.]+(?:\(\w*\))?`,?)*)', doors)
+    assert len(named) >= 15
+    for path, symbols in named:
+        code = (ROOT / 'zerosearch_jax' / path).read_text()
+        for symbol in re.findall(r'`([\w.]+)', symbols):
+            assert re.search(rf'\b(def|class) {symbol.split(".")[-1]}\b', code), (path, symbol)

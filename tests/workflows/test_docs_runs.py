@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import re
 import sys
 from types import SimpleNamespace
 
@@ -22,7 +23,9 @@ from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.run import alarms, jsonl
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import EngineConfig, open_engine
-from zerosearch_jax.search.search import SearchFailed, engine_search
+from zerosearch_jax.search.search import Query, SearchFailed, engine_search
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.prompts import request, simulator_template
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train import rl, sft
 from zerosearch_jax.train.learner import Learned
@@ -186,6 +189,19 @@ def test_an_engine_of_ones_own_answers_an_episode(mine, monkeypatch):
     assert (play().status, play().searches[0].failure) == ('search_failed', 'no_index')
 
 
+def test_a_tool_answers_behind_the_search_tag(mine):
+    search = open_engine(EngineConfig('my_tool.search_or_sum', retries=0), log=Journal()).search
+    (total,), (first, *_) = search(['sum 12 30', 'number bade'], 2)
+    assert total.text == '42' and first == mine('my_tool').corpus().search(['number bade'], 1)[0][0]
+    assert search(['sum up'], 2) == [[]]
+
+
+def test_a_template_of_ones_own_asks_a_simulator(tmp_path):
+    template = simulator_template(str(write_examples(tmp_path) / 'my_template.json'))
+    useful, noisy = (request(Query('', ROME, 0, 0, 'q'), SimulatorConfig(), template, n, 2) for n in (False, True))
+    assert 'Answer: Italy' in useful and 'Italy' not in noisy and 'Query: q\n' in noisy
+
+
 @pytest.fixture
 def mistral(mine, tmp_path):
     """A saved model of the family, its configuration and weights, and the logits that it has as a Llama."""
@@ -223,5 +239,5 @@ def test_transformers_reads_what_the_family_saves(mistral):
 
 def test_every_example_of_the_page_is_run():
     code = (DOCS / 'extending.md').read_text()
-    assert len(EXAMPLES) == code.count('```python') == 4
-    assert all(name.removesuffix('.py') in pathlib.Path(__file__).read_text() for name in EXAMPLES)
+    assert len(EXAMPLES) == len(re.findall('```(python|json)', code)) == 6
+    assert all(name.split('.')[0] in pathlib.Path(__file__).read_text() for name in EXAMPLES)

@@ -22,17 +22,17 @@ class Algorithm(NamedTuple):
     aggregate: str = 'token'  # see `weigh`
     ratio: str = 'token'  # see losses.LossConfig
     loss: Callable = losses.policy_loss  # of its arguments and with its results
-    group: int = 1  # samples of a question that it needs: where they are compared, one alone has the advantage 0
+    min_group: int = 1  # samples of a question that it needs: where they are compared, one alone has the advantage 0
 
 
 ALGORITHMS = {
     'reinforce': Algorithm(advantages.reinforce),
     'reinforce_baseline': Algorithm(advantages.reinforce_baseline),
     'reinforce_plus_plus': Algorithm(advantages.reinforce_plus_plus),
-    'rloo': Algorithm(advantages.leave_one_out, group=2),
-    'grpo': Algorithm(advantages.grpo, aggregate='sequence', group=2),  # arXiv 2402.03300, eq. 3
-    'dr_grpo': Algorithm(advantages.dr_grpo, aggregate='budget', group=2),  # arXiv 2503.20783, §3.2
-    'gspo': Algorithm(advantages.grpo, aggregate='sequence', ratio='sequence', group=2),  # arXiv 2507.18071, eq. 5
+    'rloo': Algorithm(advantages.leave_one_out, min_group=2),
+    'grpo': Algorithm(advantages.grpo, aggregate='sequence', min_group=2),  # arXiv 2402.03300, eq. 3
+    'dr_grpo': Algorithm(advantages.dr_grpo, aggregate='budget', min_group=2),  # arXiv 2503.20783, §3.2
+    'gspo': Algorithm(advantages.grpo, aggregate='sequence', ratio='sequence', min_group=2),  # arXiv 2507.18071, eq. 5
     'ppo': Algorithm(None),
 }
 

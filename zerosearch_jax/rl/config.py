@@ -57,7 +57,7 @@ class RLConfig:
     @property
     def min_group(self) -> int:
         """Samples of a question that the algorithm needs."""
-        return algorithms.find_algorithm(self.algorithm).group
+        return algorithms.find_algorithm(self.algorithm).min_group
 
 
 @dataclasses.dataclass(frozen=True)
