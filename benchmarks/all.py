@@ -3,7 +3,8 @@
   python -m benchmarks.all --out benchmarks/results/cpu.jsonl
   python -m benchmarks.table benchmarks/results/*.jsonl
 
-Nothing else should run on the machine meanwhile: every line carries the load that it was measured under.
+Nothing else should run on the machine meanwhile: every line carries the load that it was measured under. Other
+flags go to every program: `--only decode --model tiny`.
 """
 
 import argparse
@@ -22,10 +23,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=pathlib.Path, required=True, help='JSON lines; appended to')
     parser.add_argument('--only', nargs='+', default=PROGRAMS, choices=PROGRAMS)
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for program in args.only:
-        run(args.out, program)
+        run(args.out, program, *flags)
 
 
 def run(out: pathlib.Path, program: str, *flags: str):

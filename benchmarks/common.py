@@ -99,9 +99,14 @@ def spread(values: list[float]) -> dict[str, float]:
     return {'median': statistics.median(values), 'low': min(values), 'high': max(values)}
 
 
+def peak_gib() -> float:
+    """The most memory that was in use: of the accelerator, else of this process."""
+    memory = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    return (memory or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**30
+
+
 def emit(name: str, **figures):
     """One JSON line: the figure's name, its values, and on what it was measured."""
-    memory = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
     where = {
         'device': cpu() if jax.default_backend() == 'cpu' else jax.devices()[0].device_kind,
         'cores': os.cpu_count(),
@@ -109,7 +114,7 @@ def emit(name: str, **figures):
         'compiled': len(COMPILED),
         'compile_seconds': sum(COMPILED),
         'load': round(os.getloadavg()[0], 2),
-        'peak_gib': (memory or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**30,
+        'peak_gib': peak_gib(),
     }
     print(json.dumps({'name': name, **{k: _short(v) for k, v in {**figures, **where}.items()}}), flush=True)
 

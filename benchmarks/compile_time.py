@@ -31,8 +31,8 @@ def compilation(cfg, args) -> float:
     """Seconds, the cache of compiled programs aside."""
     mesh, tx = sharding.make_mesh(), state.optimizer(state.OptimizerConfig(), 100)
     layout = transformer.layout(cfg)
-    places = state.state_shardings(layout, tx, mesh)
-    update = step.make_update(cfg, tx, places, losses.LossConfig(kl=0.0), losses.Compute(args.dtype))
+    shardings = state.state_shardings(layout, tx, mesh)
+    update = step.make_update(cfg, tx, shardings, losses.LossConfig(kl=0.0), losses.Compute(args.dtype))
     params = sharding.abstract(layout, mesh)
     current = state.TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, params))
     with jax.set_mesh(mesh):

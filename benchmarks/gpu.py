@@ -11,22 +11,21 @@ import pathlib
 
 from benchmarks.all import run
 
-BF16 = ('--dtype', 'bfloat16', '--repeats', '2')
-RUNS = (
-    ('decode', '--model', 'qwen2.5-1.5b', '--batches', '1', '16', '64', '256', *BF16),
-    ('update', '--model', 'qwen2.5-1.5b', '--length', '4096', '--row', '4096', '--remat', 'full', *BF16),
-    ('decode', '--model', 'qwen2.5-3b', '--batches', '64', *BF16),
-    ('update', '--model', 'qwen2.5-3b', '--length', '4096', '--row', '4096', '--remat', 'full', *BF16),
-)
+MODELS = {'qwen2.5-1.5b': (1, 16, 64, 256), 'qwen2.5-3b': (64,)}  # the batches that each decodes
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=pathlib.Path, required=True, help='JSON lines; appended to')
+    parser.add_argument('--models', nargs='+', default=MODELS, help='names of presets')
+    parser.add_argument('--batches', nargs='+', help='of decoding; without it those of this file')
+    parser.add_argument('--length', default='4096', help='tokens of a row of the update')
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for program, *flags in RUNS:
-        run(args.out, program, *flags)
+    for model in args.models:
+        flags = ('--model', model, '--dtype', 'bfloat16', '--repeats', '2')
+        run(args.out, 'decode', '--batches', *map(str, args.batches or MODELS[model]), *flags)
+        run(args.out, 'update', '--length', args.length, '--row', args.length, '--remat', 'full', *flags)
 
 
 if __name__ == '__main__':

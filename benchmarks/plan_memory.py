@@ -21,6 +21,7 @@ import tempfile
 import jax
 
 from benchmarks.machine import cpu
+from configs import quickstart, tiny
 
 SHARED = {
     'rollout': {'questions': 2, 'slots': 8},
@@ -29,7 +30,8 @@ SHARED = {
     'evaluation': {'questions': 0},
     'run': {'tensorboard': False},
 }
-CONFIGS = {  # preset of configs/quickstart.py, and what is changed
+EXPERIMENTS = {'quickstart': quickstart, 'tiny': tiny}
+CONFIGS = {  # preset of the experiment, and what is changed
     'an adapter is trained': ('', {}),
     'all weights are trained': ('', {'policy': {'adapter': '', 'lora_rank': 0}}),
     'no search, two rows of 1,024 at once': (
@@ -41,31 +43,32 @@ CONFIGS = {  # preset of configs/quickstart.py, and what is changed
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--run', choices=CONFIGS, help=argparse.SUPPRESS)
-    if name := parser.parse_args().run:
-        print(json.dumps(took(name)))
+    parser.add_argument('--only', nargs='+', choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument('--experiment', choices=EXPERIMENTS, default='quickstart', help='of configs/')
+    parser.add_argument('--run', action='store_true', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        print(json.dumps(took(config(args.experiment, *args.only))))
         return
-    for name in CONFIGS:
+    for name in args.only:
         for _ in ('compiles', 'measures'):
-            command = [sys.executable, '-m', 'benchmarks.plan_memory', '--run', name]
-            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        real, (planned, program) = json.loads(told.splitlines()[-1]), foretold(name)
+            command = [sys.executable, '-m', 'benchmarks.plan_memory', '--experiment', args.experiment, '--only', name]
+            printed = subprocess.run([*command, '--run'], check=True, stdout=subprocess.PIPE, text=True).stdout
+        real, (planned, program) = json.loads(printed.splitlines()[-1]), foretold(config(args.experiment, name))
         sizes = {'foretold_gib': planned / 2**30, 'took_gib': real / 2**30, 'ratio': planned / real}
         rounded = {key: round(value, 3) for key, value in sizes.items()}
         print(json.dumps({'name': name, **rounded, 'peak': program, 'device': cpu(), 'cores': os.cpu_count()}))
 
 
-def config(name: str):
-    from configs import quickstart
-
+def config(experiment: str, name: str):
     preset, changed = CONFIGS[name]
-    made = quickstart.get_config(preset)
+    made = EXPERIMENTS[experiment].get_config(preset)
     made.update(SHARED)
     made.update(changed)
     return made
 
 
-def took(name: str) -> int:
+def took(made) -> int:
     """Bytes that one step of training took of this process."""
     from zerosearch_jax import settings
     from zerosearch_jax.train import config as train_config
@@ -73,7 +76,6 @@ def took(name: str) -> int:
     from zerosearch_jax.weights import download
 
     jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))
-    made = config(name)
     with tempfile.TemporaryDirectory() as directory:
         rl.train(train_config.parse(made), pathlib.Path(directory), settings.to_json(made))
     gc.collect()
@@ -83,14 +85,14 @@ def took(name: str) -> int:
     return (peak - still) * 1024
 
 
-def foretold(name: str) -> tuple[int, str]:
+def foretold(made) -> tuple[int, str]:
     """Bytes of the plan, and the program that needs the most."""
     from zerosearch_jax.plan import hardware, planner
     from zerosearch_jax.train import config as train_config
 
-    cfg = train_config.parse(config(name))
-    made = planner.plan(cfg, hardware.parse('a100-80gb:1'), jax.devices()[:1], 'XLA:CPU')
-    return made.peak, max(made.needs, key=made.peak_of).name
+    cfg = train_config.parse(made)
+    plan = planner.plan(cfg, hardware.parse('a100-80gb:1'), jax.devices()[:1], 'XLA:CPU')
+    return plan.peak, max(plan.needs, key=plan.peak_of).name
 
 
 if __name__ == '__main__':

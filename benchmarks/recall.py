@@ -46,7 +46,7 @@ def main():
 
 
 class Direct:
-    """bm25s by its own interface, with the tokens that engines.BM25 uses."""
+    """bm25s by its own interface, with the tokens that search/bm25.py uses."""
 
     def __init__(self, passages: Sequence[rows.Passage]):
         import bm25s

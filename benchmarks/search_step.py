@@ -2,8 +2,9 @@
 
 python -m benchmarks.search_step
 
-The quickstart's configuration and adapters, with `--questions` x `--group` trajectories of real length. `--record`
-writes what the last step did, for benchmarks.peers.transformers_search to do the same work.
+The quickstart's configuration and adapters, with `--questions` x `--group` trajectories of real length; those of
+configs/tiny.py with `--model tiny`. `--record` writes what the last step did, for benchmarks.peers.transformers_search
+to do the same work.
 """
 
 import collections
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from configs import quickstart
+from configs import quickstart, tiny
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.trajectory import Kind, flatten
 from zerosearch_jax.train import config as train_config
@@ -29,16 +30,16 @@ def main():
     parser.add_argument('--questions', type=int, default=8)
     parser.add_argument('--group', type=int, default=8)
     parser.add_argument('--slots', type=int, default=32, help='of each engine')
-    parser.add_argument('--row', type=int, default=768, help='tokens of a row of the update')
+    parser.add_argument('--row', type=int, help="tokens of a row of the update; without it the configuration's")
     parser.add_argument('--lora-rank', type=int, default=8, help='of the policy; 0: all weights are trained')
     parser.add_argument('--kl', type=float, default=0.001, help='0: no reference policy')
     parser.add_argument('--record', type=pathlib.Path, help='JSON file')
     args = parser.parse_args()
-    config = quickstart.get_config()
+    config = (tiny if args.model == 'tiny' else quickstart).get_config()
     config.evaluation.questions = 0
     config.rollout.update(questions=args.questions, group=args.group, slots=args.slots)
     config.simulator.slots = args.slots
-    config.rl.update(row_length=args.row, kl=args.kl)
+    config.rl.update(row_length=args.row or config.rl.row_length, kl=args.kl)
     config.policy.lora_rank = args.lora_rank
     trainer = Trainer(train_config.parse(config), None)
     trainer.load_simulator()
@@ -84,9 +85,9 @@ def clock(engine):
     """The engine, and a list that receives the seconds of each of its steps."""
     seconds, run = [], engine.step
 
-    def step():
+    def step(*on_tokens):
         began = time.perf_counter()
-        stopped = run()
+        stopped = run(*on_tokens)
         jax.block_until_ready(engine._cache)
         seconds.append(time.perf_counter() - began)
         return stopped
@@ -103,8 +104,8 @@ def listen(engine) -> dict[tuple, list]:
         seen[request.handle[0]].append([request.prompt, 0])
         open_(request)
 
-    def step():
-        stopped = run()
+    def step(*on_tokens):
+        stopped = run(*on_tokens)
         for generation in stopped:
             seen[generation.handle[0]][-1][1] = len(generation.tokens)
         return stopped

@@ -79,13 +79,13 @@ def invented(cfg, args) -> list[TokenSequence]:
 
 def measure(name: str, model, mesh, args, batch):
     layout, tx = transformer.layout(model.cfg), state.optimizer(state.OptimizerConfig(learning_rate=1e-6), 100)
-    places = state.state_shardings(layout, tx, mesh)
+    shardings = state.state_shardings(layout, tx, mesh)
     compute = losses.Compute(
         args.dtype, args.remat, attention=attention.choose(model.cfg, args.dtype, mesh, batch.tokens.shape[-1]).name
     )
-    update = step.make_update(model.cfg, tx, places, losses.LossConfig(kl=0.0), compute)
+    update = step.make_update(model.cfg, tx, shardings, losses.LossConfig(kl=0.0), compute)
     with jax.set_mesh(mesh):
-        current = state.create(jax.tree.map(lambda x: x.copy(), model.params), tx, places)
+        current = state.create(jax.tree.map(lambda x: x.copy(), model.params), tx, shardings)
 
         def once():
             nonlocal current

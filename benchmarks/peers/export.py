@@ -13,9 +13,10 @@ from zerosearch_jax.weights import huggingface
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default=MODEL)
     parser.add_argument('--out', type=pathlib.Path, required=True)
     args = parser.parse_args()
-    model = pretrained.load_model(MODEL, sharding.make_mesh())
+    model = pretrained.load_model(args.model, sharding.make_mesh())
     args.out.mkdir(parents=True, exist_ok=True)
     model.tokenizer.save(args.out)
     huggingface.save(model.params, model.cfg, args.out)

@@ -33,11 +33,11 @@ def main():
         dtype=args.dtype,
     )
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-6), 100)
-    places = state.state_shardings(transformer.layout(model.cfg), tx, mesh)
-    update = step.make_update(model.cfg, tx, places, losses.LossConfig(kl=0.0), losses.Compute(args.dtype))
+    shardings = state.state_shardings(transformer.layout(model.cfg), tx, mesh)
+    update = step.make_update(model.cfg, tx, shardings, losses.LossConfig(kl=0.0), losses.Compute(args.dtype))
     prompt = tuple(common.random_tokens(model.cfg, args.prompt).tolist())
     with jax.set_mesh(mesh):
-        current, steps = state.create(model.params, tx, places), 0
+        current, steps = state.create(model.params, tx, shardings), 0
 
         def once():
             nonlocal current, steps

@@ -5,6 +5,7 @@ python -m benchmarks.peers.run --out benchmarks/results/peers.jsonl
 Makes what is missing under `--venvs` first: an environment for PyTorch, transformers and TRL, one for tunix, and the
 model as a Hugging Face directory. A ratio above 1 says that ours is faster, or needs less memory; its `low` and `high`
 are the extremes over the rounds, in each of which every program ran once. Nothing else should run meanwhile.
+`--ours` runs our own programs alone, and writes their lines.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from benchmarks.all import HUGE_PAGES
+from benchmarks.common import MODEL
 from benchmarks.machine import cpu
 from benchmarks.peers.common import spread
 
@@ -56,6 +58,8 @@ def main():
     parser.add_argument('--out', type=pathlib.Path, required=True, help='JSON lines; appended to')
     parser.add_argument('--only', nargs='+', default=names, choices=names)
     parser.add_argument('--rounds', type=int, default=2, help='of all comparisons but search, which has one')
+    parser.add_argument('--model', default=MODEL, help='of our programs')
+    parser.add_argument('--ours', action='store_true', help='our programs alone')
     parser.add_argument('--venvs', type=pathlib.Path, default='.venv-peers')
     parser.add_argument('--batches', type=int, nargs='+', default=[16, 64], help='of decode')
     parser.add_argument('--new', type=int, default=128, help='tokens of decode and step')
@@ -63,12 +67,14 @@ def main():
     parser.add_argument('--questions', type=int, default=4, help=f'of search, with {GROUP} samples each')
     args = parser.parse_args()
     args.venvs, args.out = args.venvs.absolute(), args.out.absolute()
-    prepare(args.venvs)
+    args.venvs.mkdir(parents=True, exist_ok=True)
+    if not args.ours:
+        prepare(args.venvs)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name in args.only:
             for comparison in COMPARISONS[name](args):
-                for line in compare(comparison):
+                for line in own_lines(comparison) if args.ours else compare(comparison):
                     with args.out.open('a') as file:
                         file.write(json.dumps(line) + '\n')
 
@@ -113,7 +119,7 @@ def decode(args) -> Iterator[Comparison]:
     for batch in args.batches:
         flags, line = ('--batch', batch, '--new', args.new), f'decode, batch {batch}'
         programs = {
-            'ours': [ours('decode', '--repeats', 1, '--batches', batch, '--new', args.new)],
+            'ours': [ours('decode', '--model', args.model, '--repeats', 1, '--batches', batch, '--new', args.new)],
             'transformers': [peer(args, 'torch', 'transformers_decode', *flags)],
         }
         if batch <= TUNIX_BATCH:
@@ -130,11 +136,12 @@ def update(args) -> Iterator[Comparison]:
     if not record.exists():
         run(search_step(args))
     trajectories.write_text(json.dumps(json.loads(record.read_text())['trajectories']))
+    packed = ('--trajectories', trajectories)
     programs = {
-        'ours': [ours('update', '--repeats', 1, '--length', args.length, '--trajectories', trajectories)],
+        'ours': [ours('update', '--model', args.model, '--repeats', 1, '--length', args.length, *packed)],
         'torch': [
             peer(args, 'torch', 'torch_update', '--length', args.length),
-            peer(args, 'torch', 'torch_update', '--trajectories', trajectories),
+            peer(args, 'torch', 'torch_update', *packed),
         ],
     }
     figures = []
@@ -146,7 +153,7 @@ def update(args) -> Iterator[Comparison]:
 def step(args) -> Iterator[Comparison]:
     flags, line = ('--group', GROUP, '--new', args.new), 'GRPO step'
     programs = {
-        'ours': [ours('peers.grpo_step', '--repeats', 1, *flags)],
+        'ours': [ours('peers.grpo_step', '--model', args.model, '--repeats', 1, *flags)],
         'TRL': [peer(args, 'torch', 'trl_step', *flags)],
         'tunix': [peer(args, 'tunix', 'tunix_step', *flags)],
     }
@@ -165,7 +172,20 @@ def search(args) -> Iterator[Comparison]:
 
 def search_step(args) -> list[str]:
     # all weights and no reference, as the peer has it
-    flags = ('--repeats', 1, '--questions', args.questions, '--group', GROUP, '--lora-rank', 0, '--kl', 0)
+    flags = (
+        '--model',
+        args.model,
+        '--repeats',
+        1,
+        '--questions',
+        args.questions,
+        '--group',
+        GROUP,
+        '--lora-rank',
+        0,
+        '--kl',
+        0,
+    )
     return ours('search_step', *flags, '--record', args.venvs / 'record.json')
 
 
@@ -173,6 +193,12 @@ COMPARISONS = {'decode': decode, 'step': step, 'search': search, 'update': updat
 
 
 # ---------------------------------------------------------------- running
+
+
+def own_lines(comparison: Comparison) -> Iterator[dict]:
+    """What our programs print."""
+    for command in comparison.programs['ours']:
+        yield from run(command)
 
 
 def compare(comparison: Comparison) -> Iterator[dict]:

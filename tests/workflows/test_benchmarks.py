@@ -1,10 +1,14 @@
-"""The benchmarks run, and the tables of their README are those of the committed results."""
+"""The benchmarks run by their own flags, and the tables of their README are those of the committed results."""
 
 import json
+import math
 import pathlib
+import shlex
+import subprocess
 import sys
 
 import pytest
+from helpers import ENVIRONMENT, ROOT
 
 pytest.importorskip(
     'benchmarks.common', reason='benchmarks are not installed with the package; run from the repository'
@@ -12,7 +16,8 @@ pytest.importorskip(
 
 from benchmarks import common, decode, table, update
 
-RESULTS = sorted((pathlib.Path(table.__file__).parent / 'results').glob('*.jsonl'))
+HOME = pathlib.Path(table.__file__).parent
+RESULTS = sorted((HOME / 'results').glob('*.jsonl'))
 
 
 def test_the_tables_are_those_of_the_committed_results():
@@ -38,3 +43,125 @@ def test_a_program_prints_a_line_a_figure(monkeypatch, capsys, program, flags, n
         assert line['tokens_per_second']['low'] > 0
         assert line['share']['median'] > 0
         assert line['device'] and line['compiled'] > 0
+
+
+# ---------------------------------------------------------------- every program, by its command line
+
+TINY = '--model tiny --repeats 1'
+SMALL = f'{TINY} --questions 1 --group 4 --slots 4'
+# {program and flags: the names of its lines}; `{tmp}` is a directory
+PROGRAMS = {
+    f'decode {TINY} --batches 1 2 --new 8': [
+        'decode, batch 1',
+        'prefill, batch 1',
+        'decode, batch 2',
+        'prefill, batch 2',
+    ],
+    f'update {TINY} --length 256': ['update, full rows', 'update, packed trajectories'],
+    f'compile_time {TINY}': ['compilation of the update, 28 layers'],
+    'decode_attention': ['decode_attention'] * 3,
+    'train_attention': ['train_attention_gradient'] * 2,
+    'linear_gradient': ['linear_gradient'],
+    'startup --config configs/tiny.py': ['start-up, cold cache', 'start-up, warm cache'],
+    f'search_step {SMALL} --record {{tmp}}/record.json': ['search step, 1 x 4'],
+    f'peers.grpo_step {TINY} --new 8': ['GRPO step'],
+    "plan_memory --experiment tiny --only 'an adapter is trained'": ['an adapter is trained'],
+    "gpu_run --model tiny --questions 1 --only '1.5B, an adapter is trained'": ['1.5B, an adapter is trained'],
+}
+WRITTEN = {  # what writes its lines to a file
+    f'all --only decode {TINY} --batches 2 --new 8 --out {{out}}': ['decode, batch 2', 'prefill, batch 2'],
+    'gpu --models tiny --batches 2 --length 256 --out {out}': [
+        *('decode, batch 2', 'prefill, batch 2', 'update, full rows', 'update, packed trajectories'),
+    ],
+    'peers.run --ours --model tiny --batches 2 --new 8 --questions 1 --venvs {tmp}/venvs --out {out}': [
+        *('decode, batch 2', 'prefill, batch 2', 'GRPO step', 'search step, 1 x 8'),
+        *('update, full rows', 'update, packed trajectories'),
+    ],
+}
+ELSEWHERE = ('table', 'recall', 'same_results', 'peers.export')  # tests of their own, here
+
+
+def run(command, **places):
+    """What a program prints, by its command line."""
+    words = [part.format(**places) for part in shlex.split(command)]
+    done = subprocess.run(
+        [sys.executable, '-m', f'benchmarks.{words[0]}', *words[1:]],
+        cwd=ROOT,
+        env=ENVIRONMENT | {'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def lines_of(text):
+    return [json.loads(line) for line in text.splitlines() if line.startswith('{')]
+
+
+def numbers(value):
+    """Every number of a line."""
+    if isinstance(value, dict | list):
+        return [n for item in (value.values() if isinstance(value, dict) else value) for n in numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def check(found, names):
+    assert [line['name'] for line in found] == names
+    for line in found:
+        figures = [n for key, item in line.items() if key != 'load' for n in numbers(item)]
+        assert figures and all(math.isfinite(n) and n >= 0 for n in figures), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', PROGRAMS)
+def test_a_program_runs_by_its_command_line(command, tmp_path):
+    check(lines_of(run(command, tmp=tmp_path)), PROGRAMS[command])
+    if '--record' in command:
+        record = json.loads((tmp_path / 'record.json').read_text())
+        assert record.keys() == {'turn_tokens', 'prompts', 'turns', 'trajectories'}
+        assert len(record['prompts']) == len(record['turns']) == len(record['trajectories']) == 4
+        assert all(turn['action'] > 0 for turns in record['turns'] for turn in turns)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', WRITTEN)
+def test_a_program_writes_its_lines(command, tmp_path):
+    out = tmp_path / 'out.jsonl'
+    run(command, tmp=tmp_path, out=out)
+    check(lines_of(out.read_text()), WRITTEN[command])
+
+
+@pytest.mark.slow
+def test_recall_is_that_of_bm25s_itself(tmp_path):
+    corpus, questions = tmp_path / 'corpus.jsonl', tmp_path / 'cities.jsonl'
+    texts = ['Rome lies in Italy', 'Oslo lies in Norway', 'nothing of note']
+    corpus.write_text('\n'.join(json.dumps({'id': str(i), 'text': text}) for i, text in enumerate(texts)))
+    asked = {'where is Rome': ['Italy'], 'where is Oslo': ['Sweden'], 'is Oslo large': ['yes']}
+    rows = [{'question': question, 'golden_answers': golds} for question, golds in asked.items()]
+    questions.write_text('\n'.join(map(json.dumps, rows)))
+    (line,) = lines_of(run(f'recall --k 2 --corpus {corpus} --questions {questions}'))
+    assert line == {'set': 'cities', 'questions': 2, 'recall@2': 0.5, 'recall@2 of bm25s': 0.5, 'same documents': 1.0}
+
+
+@pytest.mark.slow
+def test_a_commit_has_the_results_of_itself():
+    found = run('same_results HEAD --config.evaluation.questions=2 --config.rollout.questions=1').splitlines()
+    assert len(found) >= 8 and all(line.startswith('the same  ') for line in found)
+
+
+@pytest.mark.slow
+def test_the_model_is_written_for_the_peers(tmp_path):
+    run(f'peers.export --model tiny --out {tmp_path}')
+    assert {'model.safetensors', 'config.json', 'tokenizer.json'} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_every_program_is_run_here():
+    """The programs of the peers themselves need packages of theirs, and run in environments of benchmarks.peers.run."""
+    peers = ('transformers_', 'tunix_', 'trl_', 'torch_')
+    programs = {
+        '.'.join(path.relative_to(HOME).with_suffix('').parts)
+        for path in HOME.rglob('*.py')
+        if '__main__' in path.read_text() and not path.name.startswith(peers)
+    }
+    assert programs == {command.split()[0] for command in (*PROGRAMS, *WRITTEN)} | set(ELSEWHERE)

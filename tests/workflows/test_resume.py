@@ -11,8 +11,11 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import ENVIRONMENT, ROOT
+from helpers import ENVIRONMENT, FIXTURES, ROOT
 from test_two_process import free_port
+
+from zerosearch_jax.run import jsonl, trained
+from zerosearch_jax.weights import trees
 
 STEPS = 6  # epochs of four steps
 DATA = {}
@@ -224,3 +227,25 @@ def test_a_run_of_four_devices_continues_on_two_processes_of_one(tmp_path):
         assert mine.keys() == theirs.keys()
         for name, value in theirs.items():
             assert mine[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+# ---------------------------------------------------------------- a run of an earlier version
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_its_adapter_loads(tmp_path):
+    """tests/fixtures/run_bead730: two steps of configs/tiny.py by that commit, stopped after the first; its adapter is
+    of the second."""
+    workdir = shutil.copytree(FIXTURES / 'run_bead730', tmp_path / 'run')
+    (workdir / 'adapter.safetensors').unlink()
+    flags = ['--config', 'configs/tiny.py', '--config.rl.steps=2', '--workdir', str(workdir)]
+    done = subprocess.run(
+        [sys.executable, '-m', 'launch.train', *flags], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and 'resuming after step 1' in done.stderr, done.stderr[-3000:]
+    assert [row['step'] for row in jsonl.read_jsonl(workdir / 'metrics.jsonl') if 'reward/mean' in row] == [1, 2]
+    found, then = (trained.find(str(path)) for path in (workdir, FIXTURES / 'run_bead730'))
+    assert (found.base, then.base, found.documents) == ('tiny', 'tiny', then.documents)
+    new, old = (trees.load_tree(each.reference)[0]['layers'] for each in (found, then))
+    assert new.keys() == old.keys()
+    for name in new:  # another processor rounds otherwise; a step moves a weight by up to the learning rate, 1e-3
+        np.testing.assert_allclose(np.float32(new[name]), np.float32(old[name]), atol=5e-4)
