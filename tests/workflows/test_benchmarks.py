@@ -57,7 +57,7 @@ PROGRAMS = {
         'decode, batch 2',
         'prefill, batch 2',
     ],
-    f'update {TINY} --length 256': ['update, full rows', 'update, packed trajectories'],
+    f'update {TINY} --length 512': ['update, full rows', 'update, packed trajectories'],
     f'compile_time {TINY}': ['compilation of the update, 28 layers'],
     'decode_attention': ['decode_attention'] * 3,
     'train_attention': ['train_attention_gradient'] * 2,
@@ -70,7 +70,7 @@ PROGRAMS = {
 }
 WRITTEN = {  # what writes its lines to a file
     f'all --only decode {TINY} --batches 2 --new 8 --out {{out}}': ['decode, batch 2', 'prefill, batch 2'],
-    'gpu --models tiny --batches 2 --length 256 --out {out}': [
+    'gpu --models tiny --batches 2 --length 1024 --out {out}': [
         *('decode, batch 2', 'prefill, batch 2', 'update, full rows', 'update, packed trajectories'),
     ],
     'peers.run --ours --model tiny --batches 2 --new 8 --questions 1 --venvs {tmp}/venvs --out {out}': [
