@@ -14,8 +14,8 @@ CODE = """
 import sys
 from zerosearch_jax import progress
 if 'mute' in sys.argv: progress.mute()
-print(progress.shown())
-for i in progress.over(range(3), 'counting', 'sheep'): progress.say(f'line {i}')
+print(progress.enabled())
+for i in progress.track(range(3), 'counting', 'sheep'): progress.log(f'line {i}')
 """
 
 

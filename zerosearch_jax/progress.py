@@ -10,13 +10,13 @@ _muted = False
 
 
 def mute():
-    """Says nothing from now on: of several processes one alone talks to people."""
+    """Prints nothing from now on: of several processes only the first one prints."""
     global _muted
     _muted = True
 
 
 def enabled() -> bool:
-    """Whether bars are."""
+    """Whether bars are shown."""
     return sys.stderr.isatty() and not _muted
 
 
@@ -44,7 +44,7 @@ def track(items: Sequence[T], description: str, unit: str = 'it') -> Iterator[T]
 
 
 def log(line: str):
-    """One line for people, kept apart from a running bar."""
+    """Prints one line on stderr, apart from a running bar."""
     from tqdm import tqdm
 
     if not _muted:

@@ -127,10 +127,7 @@ def _sharding(mesh: Mesh, path, param: Param) -> NamedSharding:
 def abstract(layout: Mapping, mesh: Mesh, dtype=jnp.float32) -> dict:
     """ShapeDtypeStructs with shardings: the target of loading, restoring and ahead-of-time compilation."""
     return jax.tree.map(
-        lambda p, s: jax.ShapeDtypeStruct(p.shape, dtype, sharding=s),
-        layout,
-        shardings(layout, mesh),
-        is_leaf=is_param,
+        lambda p, s: jax.ShapeDtypeStruct(p.shape, dtype, sharding=s), layout, shardings(layout, mesh), is_leaf=is_param
     )
 
 
@@ -145,8 +142,7 @@ def init(layout: Mapping, key: jax.Array, mesh: Mesh, dtype=jnp.float32) -> dict
         return (scale * jax.random.normal(leaf_key, p.shape)).astype(dtype)
 
     make = jax.jit(
-        lambda: jax.tree_util.tree_map_with_path(one, layout, is_leaf=is_param),
-        out_shardings=shardings(layout, mesh),
+        lambda: jax.tree_util.tree_map_with_path(one, layout, is_leaf=is_param), out_shardings=shardings(layout, mesh)
     )
     with jax.set_mesh(mesh):
         return make()

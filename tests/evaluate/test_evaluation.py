@@ -169,7 +169,7 @@ def test_questions_that_the_engine_failed_are_asked_again(sources, tmp_path, mon
         def search(self, queries, k):
             return [SearchFailed('timeout') if broken else [] for _ in queries]
 
-    monkeypatch.setattr(result_sources, 'open_engine', lambda *_: Engine())
+    monkeypatch.setattr(result_sources, 'open_search_engine', lambda *_: Engine())
     broken.append(1)
     table = run(config(sources, 'rag'), tmp_path / 'out')
     assert '| rag | x | 3 | 3 |' in table

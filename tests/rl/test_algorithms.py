@@ -52,7 +52,7 @@ def packed_loss(sequences, parts, token_advantages, cfg, aggregate, micro=64):
     weighed = algorithms.weigh_tokens(sequences, aggregate, micro)
     token_map = algorithms.TokenMap(weighed)
     batch = pack(weighed, token_map.numbers, row_length=48, rows_per_micro=4)
-    token_map.find(batch)
+    token_map.locate(batch)
     scatter = lambda name: token_map.scatter([p[name] for p in parts])  # noqa: E731
     batch = batch.replace(advantages=token_map.scatter(token_advantages), ref_logprobs=scatter('ref'))
     flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)

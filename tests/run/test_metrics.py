@@ -18,11 +18,12 @@ from zerosearch_jax.run import curves, trackers
 from zerosearch_jax.run.curves import plot_curves
 from zerosearch_jax.run.jsonl import read_jsonl
 from zerosearch_jax.run.metrics import MetricWriter
+from zerosearch_jax.run.trackers import TrackersConfig
 from zerosearch_jax.run.workdir import claim
 
 
 def open_writer(workdir, resume_step=0):
-    return MetricWriter(workdir, resume_step=resume_step, tensorboard=False)
+    return MetricWriter(workdir, resume_step=resume_step, trackers=TrackersConfig(tensorboard=False))
 
 
 def test_rows_are_plain_json(tmp_path):
@@ -109,7 +110,8 @@ def test_foreign_rows_are_an_error(tmp_path):
 def test_sigkill_loses_no_written_row(tmp_path):
     code = (
         'import os, signal, sys; from zerosearch_jax.run.metrics import MetricWriter;'
-        'w = MetricWriter(sys.argv[1], tensorboard=False);'
+        'from zerosearch_jax.run.trackers import TrackersConfig;'
+        'w = MetricWriter(sys.argv[1], trackers=TrackersConfig(tensorboard=False));'
         'w.write(1, {"x": 1.0}); w.write(2, {"x": 2.0}); os.kill(os.getpid(), signal.SIGKILL)'
     )
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], cwd=os.getcwd(), check=False)
@@ -230,7 +232,8 @@ def test_a_resumed_run_continues_its_run_of_weights_and_biases(tmp_path, monkeyp
     monkeypatch.setenv('WANDB_MODE', 'offline')
     (tmp_path / 'config.json').write_text('{"seed": 5}')
     for step in (1, 2):
-        with MetricWriter(tmp_path, resume_step=step - 1, tensorboard=False, wandb='zerosearch-test') as writer:
+        cfg = TrackersConfig(tensorboard=False, wandb='zerosearch-test')
+        with MetricWriter(tmp_path, resume_step=step - 1, trackers=cfg) as writer:
             writer.write(step, {'reward/mean': 0.25 * step, 'loss/kl': math.nan})
             writer.show(step, 'trajectories', ['<b>bold</b>'])
             writer.draw(step)
@@ -252,7 +255,7 @@ def test_a_project_without_the_package_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"project 'x', but its package is missing: pip install -e '.\[wandb\]'"):
         trackers.check('x')
     with pytest.raises(ValueError, match='its package is missing'):
-        MetricWriter(tmp_path, wandb='x')
+        MetricWriter(tmp_path, trackers=TrackersConfig(wandb='x'))
 
 
 def test_only_the_first_process_writes_the_configuration(tmp_path, monkeypatch):

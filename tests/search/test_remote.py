@@ -14,7 +14,7 @@ from zerosearch_jax.data.rows import Passage, Question
 from zerosearch_jax.search import remote
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
-from zerosearch_jax.search.remote import EngineConfig, RemoteSearch, SpendingCapReached, open_engine
+from zerosearch_jax.search.remote import EngineConfig, RemoteSearch, SpendingCapReached, open_search_engine
 from zerosearch_jax.search.search import Document, Query, SearchFailed, engine_search
 from zerosearch_jax.tools.serve_search import ServeConfig, Server
 
@@ -98,7 +98,7 @@ def test_an_index_on_disk_is_read_by_many_threads_and_belongs_to_its_corpus(tmp_
 
 
 def test_our_client_reads_our_server(server):
-    client = open_engine(EngineConfig('search_r1', url=server.url), log=Journal())
+    client = open_search_engine(EngineConfig('search_r1', url=server.url), log=Journal())
     queries = [f'word{i}' for i in range(30)] + ['absent']
     assert client.search(queries, 2) == BM25(PASSAGES).search(queries, 2)
 
@@ -116,7 +116,9 @@ def reading(answers, log=None, kind='search_r1', queries=('q',), **cfg):
     replies = iter(answers)
     server = ChatServer(lambda _: next(replies))
     limits = {'timeout_s': 0.5, 'retries': 0, 'pause_s': 0.01, 'concurrency': 1} | cfg
-    found = open_engine(EngineConfig(kind, url=server.url, **limits), log=log or Journal()).search(list(queries), 2)
+    found = open_search_engine(EngineConfig(kind, url=server.url, **limits), log=log or Journal()).search(
+        list(queries), 2
+    )
     return found, server.requests
 
 
@@ -287,7 +289,7 @@ def test_serpapi_goes_through_its_client_and_never_shows_the_key(monkeypatch, ca
     serpapi = pytest.importorskip('serpapi')
     monkeypatch.delenv(remote.SERPAPI_KEY, raising=False)
     with pytest.raises(ValueError, match=remote.SERPAPI_KEY):
-        open_engine(EngineConfig('serpapi'))
+        open_search_engine(EngineConfig('serpapi'))
     monkeypatch.setenv(remote.SERPAPI_KEY, 'a-secret')
     seen, replies = [], []
 
@@ -305,7 +307,7 @@ def test_serpapi_goes_through_its_client_and_never_shows_the_key(monkeypatch, ca
     monkeypatch.setattr(requests.Session, 'request', get)
     results = [{'title': 'A', 'snippet': 'b', 'link': 'c'}, {'title': 'no snippet'}, {'snippet': 'd'}]
     replies[:] = [(200, json.dumps({'organic_results': results}).encode())]
-    client = open_engine(EngineConfig('serpapi', retries=0))
+    client = open_search_engine(EngineConfig('serpapi', retries=0))
     assert client.search(['hamlet'], 5) == [[Document('A', 'b', 'c'), Document('', 'd', '')]]
     assert {'engine': 'google', 'q': 'hamlet', 'num': 5}.items() <= seen[0].items()
     for reply, kind in (

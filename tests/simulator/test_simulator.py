@@ -29,7 +29,7 @@ ROME = Question('rome', 'Where is Rome', ('Italy',))
 
 
 class Scripted:
-    """Answers every message by `script(handle, message)`, a text or Written."""
+    """Answers every message by `script(handle, message)`, a text or Completion."""
 
     def __init__(self, script):
         self.asked, self._script, self._queue = [], script, []
@@ -213,8 +213,10 @@ def test_without_names_an_answer_makes_a_passage_gold():
 
 def test_a_real_engine_in_the_place_of_the_simulator_knows_no_noise(mesh):
     cfg = SimulatorConfig(kind='engine', documents=2)
-    made = open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=lambda: BM25(PASSAGES))
-    search = made.search(seed=0, step=1, noise=1.0)
+    made = open_simulator(
+        cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, search_engine=lambda: BM25(PASSAGES)
+    )
+    search = made.source(seed=0, step=1, noise=1.0)
     search.submit(Query('h', ROME, 0, 0, 'Rome capital'))
     (result,) = search.step()
     assert result.documents == tuple(d.as_text for d in BM25(PASSAGES).search(['Rome capital'], 2)[0])
@@ -270,7 +272,7 @@ def test_weights_of_a_simulator_alone_are_taken_over(mesh, monkeypatch, weights)
     models, load = [], pretrained.load_model
     monkeypatch.setattr(pretrained, 'load_model', lambda *args: models.append(load(*args)) or models[-1])
     cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2, weights=weights)
-    made = open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None)
+    made = open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, search_engine=None)
     assert weights == 'int8' or all(w.is_deleted() for w in models[0].params['layers'].values())
     expected = load('tiny', mesh).params
     with jax.set_mesh(mesh):
@@ -306,7 +308,9 @@ def test_a_simulator_of_the_policys_model_is_not_loaded_again(mesh, monkeypatch)
     )
     monkeypatch.setattr('zerosearch_jax.pretrained.load_model', lambda *_: pytest.fail('loaded again'))
     cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2)
-    open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, engine=None, loaded=('tiny', model))
+    open_simulator(
+        cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, search_engine=None, loaded=('tiny', model)
+    )
     trainable = make_trainable(model, PolicyConfig(model='tiny', lora_rank=2), mesh, 0)
     policy = lora.combine(trainable.frozen, trainable.params)
     shared = [name for name in loaded[0]['layers'] if loaded[0]['layers'][name] is policy['layers'][name]]

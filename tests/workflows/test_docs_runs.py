@@ -22,7 +22,7 @@ from zerosearch_jax.models import config
 from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.run import alarms, jsonl
 from zerosearch_jax.search.journal import Journal
-from zerosearch_jax.search.remote import EngineConfig, open_engine
+from zerosearch_jax.search.remote import EngineConfig, open_search_engine
 from zerosearch_jax.search.search import Query, SearchFailed, engine_search
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.prompts import request, simulator_template
@@ -178,7 +178,7 @@ def test_an_engine_of_ones_own_answers_an_episode(mine, monkeypatch):
         return [*BYTES.encode('<answer>Italy</answer>' if number else '<search>where is Rome</search>'), 2**9]
 
     def play():
-        engine = open_engine(EngineConfig('my_engine.titles', pause_s=0.0), log=Journal())
+        engine = open_search_engine(EngineConfig('my_engine.titles', pause_s=0.0), log=Journal())
         search = engine_search(engine.search, 2)
         return rollout((ROME,), 1, FakeEngine(script), search, BYTES, CFG, identity=(0, 1))[0]
 
@@ -190,7 +190,7 @@ def test_an_engine_of_ones_own_answers_an_episode(mine, monkeypatch):
 
 
 def test_a_tool_answers_behind_the_search_tag(mine):
-    search = open_engine(EngineConfig('my_tool.search_or_sum', retries=0), log=Journal()).search
+    search = open_search_engine(EngineConfig('my_tool.search_or_sum', retries=0), log=Journal()).search
     (total,), (first, *_) = search(['sum 12 30', 'number bade'], 2)
     assert total.text == '42' and first == mine('my_tool').corpus().search(['number bade'], 1)[0][0]
     assert search(['sum up'], 2) == [[]]

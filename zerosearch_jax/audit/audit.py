@@ -117,7 +117,7 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
     began = time.perf_counter()
     with progress.bar(sum(map(len, missing.values())), f'audit of {cfg.audit.name}', 'query') as bar:
         for noisy, part in missing.items():
-            search = simulator.search(seed=cfg.seed, step=int(noisy), noise=float(noisy))
+            search = simulator.source(seed=cfg.seed, step=int(noisy), noise=float(noisy))
             for query in part:
                 search.submit(query)
             while search.active:
@@ -143,7 +143,7 @@ def _simulator(cfg: Config, mesh: jax.sharding.Mesh) -> Simulator:
         mesh=mesh,
         decode_steps=cfg.rollout.decode_steps,
         corpus=corpus,
-        engine=lambda: BM25(sources.load_passages(cfg.audit.corpus)),
+        search_engine=lambda: BM25(sources.load_passages(cfg.audit.corpus)),
     )
 
 

@@ -169,6 +169,7 @@ def numbered_rows(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
 
 
 def check_unique(items: Iterable[tuple]) -> list:
+    """The items of (place, item) pairs; raises ValueError where two have one id."""
     first: dict[str, str] = {}
     found = []
     for where, item in items:
@@ -229,6 +230,7 @@ def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:
 
 
 def as_question(row: dict, where: str, default_id: str, skip_unscorable: bool) -> Question:
+    """A row as a question; without answers where none can be scored and `skip_unscorable`."""
     extra = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
     nested = row.get('metadata')
     if isinstance(nested, dict):
@@ -251,6 +253,7 @@ def split_title(contents: str) -> tuple[str, str]:
 
 
 def as_passage(row: dict, where: str, default_id: str) -> Passage:
+    """A row as a passage."""
     title, text = row.get('title') or '', row.get('text')
     if text is None and 'contents' in row:
         title, text = split_title(require_text(row['contents'], 'contents', where))

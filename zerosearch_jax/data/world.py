@@ -140,10 +140,7 @@ _WORDINGS = {
         'Is {a} or {b} the city with the larger population?',
     ),
     'larger_area': ('Which country is larger by area, {a} or {b}?', 'Which one has the larger area, {a} or {b}?'),
-    'more_populous': (
-        'Which country has more inhabitants, {a} or {b}?',
-        'Do more people live in {a} or in {b}?',
-    ),
+    'more_populous': ('Which country has more inhabitants, {a} or {b}?', 'Do more people live in {a} or in {b}?'),
 }
 
 

@@ -22,7 +22,7 @@ from zerosearch_jax.text.trajectory import Kind
 class Method:
     """One way to answer a question (Sun et al., arXiv 2505.04588, §4.1, has all of them)."""
 
-    prompt: Literal['direct', 'reason', 'documents', 'search']  # key of prompts.POLICY_PROMPTS
+    prompt: Literal['direct', 'reason', 'documents', 'search']  # key of POLICY_PROMPTS (rollout/prompts.py)
     refine: bool = False  # whether documents pass through evaluate/refine.py
     trained: bool = False  # whether it is about weights of its own, not a prompt
 

@@ -2,7 +2,7 @@
 
     query --> engine --> documents --> "what helps?" --> a sentence or two --> the policy
 
-Li et al., arXiv 2501.05366, §3.3 (reason in documents); the wording is prompts.REFINE_PROMPT.
+Li et al., arXiv 2501.05366, §3.3 (reason in documents); the wording is REFINE_PROMPT.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ def headline(measured: dict[str, float]) -> str:
 
 
 def trajectory_text(row: dict) -> str:
-    """A trajectory's row (evaluate.row) as text: what was asked, what came of it, and all that followed the prompt."""
+    """A trajectory's row (scores.as_row) as text: what was asked, what came of it, and all that followed the prompt."""
     golds, reward = ' / '.join(row['golden_answers']), row['reward']
     head = f'{row["question"]}\ngold: {golds}\nanswer: {row["answer"]}  reward {reward:.3f}  {row["status"]}\n\n'
     return head + ''.join(s['text'] for s in row['segments'] if s['kind'] != 'prompt')

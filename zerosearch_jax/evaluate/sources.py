@@ -10,7 +10,7 @@ from zerosearch_jax.data import sources
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
-from zerosearch_jax.search.remote import open_engine
+from zerosearch_jax.search.remote import open_search_engine
 from zerosearch_jax.search.search import engine_search
 from zerosearch_jax.simulator.load import open_simulator
 
@@ -27,7 +27,7 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
       what makes a source for one rollout; and the simulator's engine, if that is a model of ours.
     """
     passages = functools.partial(sources.load_passages, cfg.evaluation.corpus)
-    open_real = functools.partial(open_engine, cfg.engine, passages, Journal(log))
+    open_real = functools.partial(open_search_engine, cfg.engine, passages, Journal(log))
     if not cfg.evaluation.simulated:
         engine = open_real()
         return lambda: engine_search(engine.search, cfg.evaluation.documents), None
@@ -37,6 +37,6 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
         mesh=mesh,
         decode_steps=cfg.rollout.decode_steps,
         corpus=lambda: (BM25(passages()).search, passages()),
-        engine=open_real,
+        search_engine=open_real,
     )
-    return lambda: simulator.search(seed=cfg.seed, step=0, noise=0.0), simulator.engine
+    return lambda: simulator.source(seed=cfg.seed, step=0, noise=0.0), simulator.engine

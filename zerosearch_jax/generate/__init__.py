@@ -1,1 +1,1 @@
-"""Generation: sampling, the jitted prefill and decode steps, the slot engine."""
+"""Generation: sampling, the jitted programs (extend, fork, decode), the slot engine."""

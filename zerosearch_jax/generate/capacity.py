@@ -9,7 +9,7 @@ from zerosearch_jax.models.config import ModelConfig
 # slots on each part of the mesh that one call of `extend` writes: a few sizes bound the number of compiled programs
 EXTEND_ROWS = (1, 2, 4, 8)
 EXTEND_WIDTH = 128  # tokens a slot in one call
-SPAN_STEP = 128  # decode reads the cache up to this many positions, or twice as many, four times, ...: see `span_of`
+SPAN_STEP = 128  # decode reads the cache up to this many positions, or twice as many, four times: see `decode_span`
 # where no more than slots / 4, or / 2, decode, only so many rows are computed; not half of them on accelerators, whose
 # steps take nearly as long and whose programs take long to compile
 SHARES = {'cpu': (4, 2), 'accelerator': (4,)}

@@ -175,19 +175,7 @@ def _qwen3(hidden, mlp, layers, heads, *, tied):
 def _llama32(hidden, mlp, layers, heads, head_dim):
     scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
     return ModelConfig(
-        'llama',
-        128256,
-        hidden,
-        mlp,
-        layers,
-        heads,
-        8,
-        head_dim,
-        5e5,
-        1e-5,
-        True,
-        scaling,
-        max_position=131072,
+        'llama', 128256, hidden, mlp, layers, heads, 8, head_dim, 5e5, 1e-5, True, scaling, max_position=131072
     )
 
 

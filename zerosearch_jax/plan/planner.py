@@ -78,6 +78,7 @@ class Plan:
         return max(sum(self.resident.values()) + self.copy * generates - (need.arguments - need.small), 0)
 
     def peak_of(self, need: ProgramCost) -> int:
+        """Bytes of a device while a program runs."""
         return self.beside(need) + need.arguments + need.own
 
     @property

@@ -19,7 +19,7 @@ class Algorithm(NamedTuple):
     """An algorithm's own choices."""
 
     advantage: advantages.ByTrajectory | None  # None: a critic's, by generalized advantage estimation
-    aggregate: str = 'token'  # see `weigh`
+    aggregate: str = 'token'  # see `weigh_tokens`
     ratio: str = 'token'  # see losses.LossConfig
     loss: Callable = losses.policy_loss  # of its arguments and with its results
     min_group: int = 1  # samples of a question that it needs: where they are compared, one alone has the advantage 0
@@ -81,7 +81,7 @@ class TokenMap:
             numbers[sequence.weights > 0] = start + np.arange((sequence.weights > 0).sum())
             self.numbers.append(numbers)
 
-    def find(self, numbered: Batch):
+    def locate(self, numbered: Batch):
         """Takes the batch that was packed with `numbers` as its advantages."""
         self._active = np.asarray(numbered.weights) > 0
         self._index = np.asarray(numbered.advantages)[self._active].astype(np.int64)

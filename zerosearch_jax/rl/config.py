@@ -15,7 +15,7 @@ class RLConfig:
     # name of an algorithms.Algorithm
     algorithm: str = 'grpo'
     # how tokens are averaged: over all, over sequences of equal weight, by what the budget of a step allows, or as the
-    # published system does (algorithms.weigh); '': as the algorithm does
+    # published system does (algorithms.weigh_tokens); '': as the algorithm does
     aggregate: Literal['', 'token', 'sequence', 'budget', 'micro'] = ''
     clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip]
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: clip

@@ -89,11 +89,7 @@ def state_shardings(layout: dict, tx: optax.GradientTransformation, mesh: jax.sh
     weights = sharding.shardings(layout, mesh)
     everywhere = sharding.named(mesh)
     opt_state = optax.tree_utils.tree_map_params(
-        tx,
-        lambda _, place: place,
-        jax.eval_shape(tx.init, params),
-        weights,
-        transform_non_params=lambda _: everywhere,
+        tx, lambda _, place: place, jax.eval_shape(tx.init, params), weights, transform_non_params=lambda _: everywhere
     )
     return TrainState(step=everywhere, params=weights, opt_state=opt_state)
 

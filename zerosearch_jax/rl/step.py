@@ -96,6 +96,7 @@ def make_update(
 
 
 def apply_gradients(tx: optax.GradientTransformationExtraArgs, state: TrainState, grads: dict) -> TrainState:
+    """The state after one optimizer step."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 

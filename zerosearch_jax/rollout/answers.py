@@ -1,7 +1,8 @@
 """Rewards and metrics of an answer: token F1, exact match and cover exact match over normalised text.
 
 All take `(prediction | None, golds)`, return the best score over the golds in [0, 1], and give 0 where
-there is no prediction. Sources: the SQuAD v1.1 evaluation script (normalisation, F1, EM) and ZeroSearch,
+there is no prediction. Normalisation is `normalize_answer` of data/rows.py. Sources:
+the SQuAD v1.1 evaluation script (normalisation, F1, EM) and ZeroSearch,
 arXiv:2505.04588, section 3.5 (F1 as the training reward).
 """
 

@@ -17,7 +17,7 @@ class RolloutConfig:
     observation_tokens: int = 160  # tokens of one observation, tags included
     response_tokens: int = 512  # everything after the prompt
     prompt_tokens: int = 256  # a longer prompt is an error
-    prompt: Literal['search', 'reason', 'direct', 'documents'] = 'search'  # wording: key of prompts.POLICY_PROMPTS
+    prompt: Literal['search', 'reason', 'direct', 'documents'] = 'search'  # key of POLICY_PROMPTS, rollout/prompts.py
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were never shown a chat template
     temperature: float = 1.0  # of sampling, and of the log-probs that are trained
     top_p: float = 1.0  # log-probs stay those of the whole softmax, below 1 not what was sampled (defect D10)

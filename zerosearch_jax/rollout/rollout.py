@@ -15,7 +15,7 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine, Request, Stopped
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
-from zerosearch_jax.search.search import Query, Result
+from zerosearch_jax.search.search import Query, Result, SearchSource
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind, Segment
@@ -68,23 +68,23 @@ class _Episode:
     def act(self, stopped: Stopped) -> tuple[str, object]:
         """Appends an action; returns what comes next and with what.
 
-        That is ('search', query text), ('observe', tokens), ('close', None): sample the end, or ('end', None).
+        That is ('search', query text), ('observe', tokens), ('sample_end', None), or ('finish', None).
         """
         trajectory = self.trajectory
         trajectory.segments.append(Segment(Kind.ACTION, stopped.tokens, stopped.logprobs))
         if self.closing:
-            return 'end', None
+            return 'finish', None
         text = self._tokenizer.decode_bytes(stopped.tokens).decode('utf-8', 'replace')
         answer = protocol.extract_answer(text) if stopped.reason == protocol.ANSWER_STOP else None
         if answer is not None:
             trajectory.answer, trajectory.status, self.closing = answer, 'answered', True
-            return ('close' if self.tokens_left else 'end'), None
+            return ('sample_end' if self.tokens_left else 'finish'), None
         if self.tokens_left <= 0:
             trajectory.status = 'token_limit'
-            return 'end', None
+            return 'finish', None
         if self.turns == self._cfg.max_turns:
             trajectory.status = 'turn_limit'
-            return 'end', None
+            return 'finish', None
         query = protocol.parse_query(text) if stopped.reason == protocol.SEARCH_STOP else None
         if query is not None:
             return 'search', query
@@ -96,7 +96,7 @@ class _Episode:
         self.trajectory.searches.append(result)
         if result.failure:
             self.trajectory.status = 'search_failed'
-            return 'end', None
+            return 'finish', None
         return 'observe', encode_observation(self._tokenizer, result.documents, self._cfg.observation_tokens)
 
     def observe(self, tokens: tuple[int, ...]) -> bool:
@@ -117,7 +117,7 @@ def rollout(
     questions: Sequence[Question],
     samples: int,
     policy: Engine,
-    search,
+    search: SearchSource,
     tokenizer: Tokenizer,
     cfg: RolloutConfig,
     *,
@@ -133,7 +133,7 @@ def rollout(
       questions: distinct ids.
       samples: group size.
       policy: loaded engine whose stop strings are protocol.STOP_STRINGS.
-      search: SimulatedSearch or DocumentSearch.
+      search: the source of results.
       tokenizer: the policy's.
       cfg: budgets.
       identity: what else the randomness depends on, (seed, step).
@@ -153,7 +153,7 @@ def rollout(
             trajectory = episode.trajectory
             turn, so_far = len(trajectory.searches), episode.policy_text
             search.submit(Query(handle, trajectory.question, trajectory.sample, turn, value, so_far))
-        elif what == 'close':
+        elif what == 'sample_end':
             policy.extend(handle, (), 1)
         elif what == 'observe' and episode.observe(value):
             if on_tokens:

@@ -92,12 +92,7 @@ def _draw(axes: Any, panel: Panel, series: dict[str, list[tuple[int, float]]]) -
 
 
 def _line(
-    axes: Any,
-    key: str,
-    points: list[tuple[int, float]],
-    suffix: str = '',
-    color: str = 'C0',
-    linestyle: str = '-',
+    axes: Any, key: str, points: list[tuple[int, float]], suffix: str = '', color: str = 'C0', linestyle: str = '-'
 ) -> Any:
     steps, values = zip(*points, strict=True)
     marker = 'o' if sum(map(math.isfinite, values)) <= 25 else ''  # one point makes no line

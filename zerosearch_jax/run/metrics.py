@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from zerosearch_jax.run.curves import plot_curves
 from zerosearch_jax.run.jsonl import as_json, truncate_jsonl
-from zerosearch_jax.run.trackers import open_trackers
+from zerosearch_jax.run.trackers import TrackersConfig, open_trackers
 
 
 class MetricWriter:
@@ -20,21 +20,20 @@ class MetricWriter:
     Args:
       workdir: created if missing.
       resume_step: the last finished step that the run continues from.
-      tensorboard: also write event files to `workdir/tensorboard`, if tensorboardX is installed.
-      wandb: project of Weights & Biases; '': not used.
+      trackers: which of them.
 
     Raises:
       ValueError: an existing file holds a line, not its last, that is not a JSON object with a `step`; or as
         trackers.WeightsAndBiases.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int = 0, tensorboard: bool = True, wandb: str = '') -> None:
+    def __init__(self, workdir: Path, *, resume_step: int = 0, trackers: TrackersConfig = TrackersConfig()):  # noqa: B008
         self._workdir = Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._workdir.glob('*.jsonl')):
             truncate_jsonl(path, resume_step)
         self._files: dict[str, IO[str]] = {}
-        self._trackers = open_trackers(self._workdir, resume_step, tensorboard, wandb)
+        self._trackers = open_trackers(self._workdir, resume_step, trackers)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row to `metrics.jsonl`. Scalars of NumPy and JAX are taken; NaN and infinity become null."""

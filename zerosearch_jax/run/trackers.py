@@ -3,6 +3,7 @@
 Both have `scalars`, `text`, `image` and `close`; one process of a run holds them.
 """
 
+import dataclasses
 import html
 import json
 import logging
@@ -13,6 +14,14 @@ from collections.abc import Mapping
 from zerosearch_jax import progress
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackersConfig:
+    """Which trackers a run has."""
+
+    tensorboard: bool = True  # event files in tensorboard/
+    wandb: str = ''  # project of Weights & Biases; '': not used
 
 
 class TensorBoard:
@@ -114,10 +123,10 @@ def check(project: str):
         ) from error
 
 
-def open_trackers(workdir: pathlib.Path, resume_step: int, tensorboard: bool, wandb: str) -> list:
+def open_trackers(workdir: pathlib.Path, resume_step: int, cfg: TrackersConfig) -> list:
     """The trackers that are asked for; without its package TensorBoard is left out, with a warning."""
-    trackers: list = [WeightsAndBiases(workdir, wandb)] if wandb else []
-    if tensorboard:
+    trackers: list = [WeightsAndBiases(workdir, cfg.wandb)] if cfg.wandb else []
+    if cfg.tensorboard:
         try:
             trackers.append(TensorBoard(workdir / 'tensorboard', resume_step))
         except ImportError:

@@ -1,6 +1,6 @@
-"""Search engines by configuration: BM25 here, the retrievers of Search-R1 and ZeroSearch, Google, or the user's own.
+"""Search engines by configuration: BM25 (bm25.py), retrievers of Search-R1 and ZeroSearch, Google, or the user's own.
 
-    engine = open_engine(EngineConfig('search_r1', url='http://127.0.0.1:8000/retrieve'), log=Log('searches.log'))
+    engine = open_search_engine(EngineConfig('search_r1', url='http://127.0.0.1:8000/retrieve'))
     engine.search(['who wrote hamlet'], 3)
 
 Requests are made by one process, at most so many at once and a second, with time-outs and retries; every result goes to
@@ -56,14 +56,14 @@ class SpendingCapReached(OSError):
 
 
 class RequestFailed(Exception):
-    """A request failed; `kind` says how, `again` whether another attempt may help."""
+    """A request failed; `kind` says how, `retryable` whether another attempt may help."""
 
-    def __init__(self, kind: str, again: bool = False):
+    def __init__(self, kind: str, retryable: bool = False):
         super().__init__(kind)
-        self.kind, self.again = kind, again
+        self.kind, self.retryable = kind, retryable
 
 
-# a function of (queries, k) to documents of each, that may raise Failed; requests are made by several threads
+# a function of (queries, k) to documents of each, that may raise RequestFailed; requests are made by several threads
 Fetch = Callable[[Sequence[str], int], list[list[Document]]]
 
 
@@ -141,7 +141,7 @@ class RemoteSearch:
                 return [{'documents': [dataclasses.asdict(d) for d in documents[:k]]} for documents in found]
             except RequestFailed as error:
                 failure = error
-                if not error.again or attempt == self._cfg.retries:
+                if not error.retryable or attempt == self._cfg.retries:
                     break
                 time.sleep(self._cfg.pause_s * 2**attempt)
         return [{'failure': failure.kind} for _ in queries]
@@ -170,7 +170,7 @@ def _result(value: dict) -> list[Document] | SearchFailed:
     return [Document(**document) for document in value['documents']]
 
 
-def open_engine(
+def open_search_engine(
     cfg: EngineConfig, passages: Callable[[], Sequence[Passage]] = list, log: journal.Journal | None = None
 ) -> BM25 | RemoteSearch:
     """The configured engine.
@@ -208,21 +208,21 @@ def _post(cfg: EngineConfig, body: dict):
     try:
         reply = requests.post(cfg.url, json=body, timeout=cfg.timeout_s)
     except requests.Timeout as error:
-        raise RequestFailed('timeout', again=True) from error
+        raise RequestFailed('timeout', retryable=True) from error
     except requests.RequestException as error:
-        raise RequestFailed('connection', again=True) from error
+        raise RequestFailed('connection', retryable=True) from error
     _check_status(reply.status_code)
     try:
         return reply.json()
     except ValueError as error:
-        raise RequestFailed('invalid', again=True) from error
+        raise RequestFailed('invalid', retryable=True) from error
 
 
 def _check_status(status: int):
     if status == 429:
-        raise RequestFailed('rate_limit', again=True)
+        raise RequestFailed('rate_limit', retryable=True)
     if status != 200:
-        raise RequestFailed(f'status_{status}', again=status >= 500)
+        raise RequestFailed(f'status_{status}', retryable=status >= 500)
 
 
 def _search_r1(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
@@ -270,17 +270,17 @@ def _serpapi(cfg: EngineConfig) -> Fetch:
         try:
             reply = client.search({'engine': 'google', 'q': queries[0], 'num': k})
         except serpapi.TimeoutError:
-            raise RequestFailed('timeout', again=True) from None  # the message holds the key
+            raise RequestFailed('timeout', retryable=True) from None  # the message holds the key
         except serpapi.HTTPConnectionError:
-            raise RequestFailed('connection', again=True) from None
+            raise RequestFailed('connection', retryable=True) from None
         except serpapi.HTTPError as error:
             status = getattr(error, 'status_code', 0) or 0
             kind = {429: 'rate_limit'}.get(status, f'status_{status}')
-            raise RequestFailed(kind, again=status == 429 or status >= 500) from None
+            raise RequestFailed(kind, retryable=status == 429 or status >= 500) from None
         except requests.RequestException:  # a body that breaks off, say
-            raise RequestFailed('connection', again=True) from None
+            raise RequestFailed('connection', retryable=True) from None
         if isinstance(reply, str):  # what the client gives back where it is not JSON
-            raise RequestFailed('invalid', again=True)
+            raise RequestFailed('invalid', retryable=True)
         found = [item for item in reply.get('organic_results', []) if item.get('snippet')]
         return [[Document(item.get('title', ''), item['snippet'], item.get('link', '')) for item in found]]
 

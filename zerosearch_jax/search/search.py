@@ -7,6 +7,7 @@ the engine (simulator/simulator.py), and what stands between (evaluate/refine.py
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.text import protocol
@@ -26,7 +27,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came back: documents, or the kind of failure (of writers.Written, or of prompts.parse_documents)."""
+    """What came back: documents, or the kind of failure (of writers.Completion, or of prompts.parse_documents)."""
 
     query: Query
     documents: tuple[str, ...] = ()
@@ -60,6 +61,19 @@ class SearchFailed:
     """Takes the place of a query's documents where the engine could not answer; `kind` says why."""
 
     kind: str
+
+
+class SearchSource(Protocol):
+    """The one interface."""
+
+    def submit(self, query: Query): ...
+
+    @property
+    def active(self) -> int:
+        """Queries under way, and results that are ready."""
+
+    def step(self) -> list[Result]:
+        """Advances the work; returns what has been answered since."""
 
 
 class DocumentSearch:

@@ -22,7 +22,7 @@ from zerosearch_jax.data.rows import permutation
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Noise probabilities at the start and the end of training, and the way between them (see the module)."""
+    """Noise probabilities at the start and the end of training, and the way between them."""
 
     # p_i = p_s + (b^(i/m) - 1) / (b - 1) (p_e - p_s) at step i of m, or as docs/simulator.md says
     kind: Literal['exponential', 'linear', 'constant', 'step', 'reversed', 'shuffled', 'matched', 'adaptive'] = (

@@ -26,7 +26,7 @@ from zerosearch_jax.simulator.writers import EndpointConfig, EndpointWriter, Eng
 class Simulator(NamedTuple):
     """A source of simulated search results, frozen for a run."""
 
-    search: Callable  # of (seed, step, noise), all named: the source of one step's results; noise is the curriculum's
+    source: Callable  # of (seed, step, noise), all named: the source of one step's results; noise is the curriculum's
     engine: Engine | None = None  # of a model of ours
 
 
@@ -37,7 +37,7 @@ def open_simulator(
     mesh: jax.sharding.Mesh,
     decode_steps: int,
     corpus: Callable[[], tuple[Callable, Sequence[Passage]]],
-    engine: Callable[[], BM25 | RemoteSearch],
+    search_engine: Callable[[], BM25 | RemoteSearch],
     loaded: tuple[str, pretrained.Model] | None = None,
     log: pathlib.Path | None = None,
 ) -> Simulator:
@@ -49,14 +49,14 @@ def open_simulator(
       mesh: of our models.
       decode_steps: tokens decoded between two looks of the host.
       corpus: opens what an oracle knows: (a search in it, its passages).
-      engine: opens the real engine, where that is what searches.
+      search_engine: opens the real engine, where that is what searches.
       loaded: a model that is there already, used if it is the one that `cfg` names: it is not loaded again.
       log: file of the calls to a served model, from which a resumed run replays them; None: not written.
     """
     if cfg.kind == 'none':
         return Simulator(lambda **_: DocumentSearch(lambda queries, labels: []))
     if cfg.kind == 'engine':
-        real = engine()  # it does not heed the noise
+        real = search_engine()  # it does not heed the noise
         return Simulator(
             lambda *, seed, step, noise: engine_search(search_in_step(real, f'seed {seed}, step {step}'), cfg.documents)
         )
@@ -69,8 +69,8 @@ def open_simulator(
     options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'keep_failures': not cfg.remember}
     writer = open_writer(cfg, endpoint, log=Journal(log), **options)
     memory = Journal(cfg.remember) if cfg.remember else None
-    search = functools.partial(SimulatedSearch, writer, cfg, memory=memory)
-    return Simulator(search, getattr(writer, 'engine', None))
+    source = functools.partial(SimulatedSearch, writer, cfg, memory=memory)
+    return Simulator(source, getattr(writer, 'engine', None))
 
 
 def open_writer(

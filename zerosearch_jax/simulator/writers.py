@@ -97,7 +97,7 @@ class EndpointWriter:
       model: the served model's name.
       max_tokens: of what is written.
       temperature: of the sampling.
-      log: of the calls made, see journal.call.
+      log: of the calls made, see journal.call_once.
       keep_failures: whether a failed call is remembered too, as a run does that is to resume as it was.
 
     Raises:

@@ -75,11 +75,12 @@ def sections() -> list[Section]:
 
 def comments(cls: type) -> dict[str, str]:
     """What the comments say of each field of a dataclass: those on the lines above it and beside it; '' where none."""
+    inherited = [comments(base) for base in cls.__bases__ if dataclasses.is_dataclass(base)]
+    found = {name: text for base in inherited for name, text in base.items()}
     source = textwrap.dedent(inspect.getsource(cls))
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     texts = {t.start[0]: t.string.lstrip('#').strip() for t in tokens if t.type == tokenize.COMMENT}
     alone = {number for number in texts if source.splitlines()[number - 1].lstrip().startswith('#')}
-    found = {}
     for node in ast.parse(source).body[0].body:
         if isinstance(node, ast.AnnAssign):
             first = node.lineno

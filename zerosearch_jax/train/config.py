@@ -11,6 +11,7 @@ from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.rewards import RewardConfig
 from zerosearch_jax.run.alarms import AlarmConfig
 from zerosearch_jax.run.cost import PricesConfig
+from zerosearch_jax.run.trackers import TrackersConfig
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.curriculum import Curriculum
@@ -32,14 +33,12 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(TrackersConfig):
     """What is written, and how often, in steps."""
 
     checkpoint_every: int = 1
     trajectories_every: int = 1
     trajectories: int = 8  # written each time
-    tensorboard: bool = True  # event files in tensorboard/
-    wandb: str = ''  # project of Weights & Biases; '': not used
 
     def __post_init__(self):
         settings.require_positive(self, 'checkpoint_every', 'trajectories_every')

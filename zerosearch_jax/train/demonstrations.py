@@ -38,10 +38,7 @@ def policy_episode(
             return None
         action = f'<think>{learned}I need {step["need"]}.</think>\n<search>{step["query"]}</search>'
         observation = encode_observation(tokenizer, [d.as_text for d in found], cfg.observation_tokens)
-        segments += [
-            Segment(Kind.ACTION, tuple(tokenizer.encode(action))),
-            Segment(Kind.OBSERVATION, observation),
-        ]
+        segments += [Segment(Kind.ACTION, tuple(tokenizer.encode(action))), Segment(Kind.OBSERVATION, observation)]
         learned = f'{step["need"][0].upper()}{step["need"][1:]} is {step["answer"]}. '
     answer = question.golden_answers[0]
     final = f'<think>{learned}So the answer is {answer}.</think>\n<answer>{answer}</answer>'
@@ -114,10 +111,7 @@ def simulator_example(
         texts = [Document(p.title, p.text).as_text for p in item.passages]
         completion = protocol.render_documents([protocol.neutralize(text) for text in texts])
     prompt = tuple(tokenizer.chat([{'role': 'user', 'content': message}]))
-    return [
-        Segment(Kind.PROMPT, prompt),
-        Segment(Kind.ACTION, (*tokenizer.encode(completion), tokenizer.eos_ids[0])),
-    ]
+    return [Segment(Kind.PROMPT, prompt), Segment(Kind.ACTION, (*tokenizer.encode(completion), tokenizer.eos_ids[0]))]
 
 
 def balanced(items: Sequence[pairs.Pair | pairs.RecordedSearch], seed: int) -> list[pairs.Pair | pairs.RecordedSearch]:

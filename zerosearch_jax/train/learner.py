@@ -156,7 +156,7 @@ class Learner:
             rows_per_micro=rl.rows_per_micro,
             micro_batches=-(-rows // rl.rows_per_micro),
         )
-        token_map.find(batch)
+        token_map.locate(batch)
         return batch, token_map
 
     def _reference_logprobs(self, sequences: list[TokenSequence]) -> list[np.ndarray] | None:

@@ -38,7 +38,7 @@ class Past:
     fired: list[str] = dataclasses.field(default_factory=list)  # alarms that were reported
 
     def host_item(self, step: int, seed: int) -> dict:
-        """The JSON item of a checkpoint."""
+        """The JSON item of a checkpoint; 'rung' is what checkpoints have always called the fired alarms."""
         return {'step': step, 'seed': seed, 'history': [*self.history], 'rung': [*self.fired]}
 
     def noise(self, cfg: Config, step: int) -> float:
@@ -107,7 +107,7 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:
 
 def _writer(cfg: Config, workdir: pathlib.Path, step: int) -> metrics.MetricWriter:
     report.forget_evaluations_after(workdir, step)
-    return metrics.MetricWriter(workdir, resume_step=step, tensorboard=cfg.run.tensorboard, wandb=cfg.run.wandb)
+    return metrics.MetricWriter(workdir, resume_step=step, trackers=cfg.run)
 
 
 def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoints, start: int) -> tuple[int, bool]:

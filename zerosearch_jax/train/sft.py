@@ -205,7 +205,7 @@ def _writer(cfg: Config, workdir: pathlib.Path, step: int):
     """Of several processes the first one writes; the others have None."""
     if jax.process_index():
         return contextlib.nullcontext()
-    return metrics.MetricWriter(workdir, resume_step=step, wandb=cfg.sft.wandb)
+    return metrics.MetricWriter(workdir, resume_step=step, trackers=trackers.TrackersConfig(wandb=cfg.sft.wandb))
 
 
 class _Learner:

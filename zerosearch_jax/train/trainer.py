@@ -19,7 +19,7 @@ from zerosearch_jax.rollout.rewards import Scorer
 from zerosearch_jax.rollout.rollout import Trajectory, rollout
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
-from zerosearch_jax.search.remote import RemoteSearch, open_engine
+from zerosearch_jax.search.remote import RemoteSearch, open_search_engine
 from zerosearch_jax.search.search import engine_search
 from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.simulator import CompactedQuestions
@@ -94,7 +94,7 @@ class Trainer:
             mesh=self.mesh,
             decode_steps=cfg.rollout.decode_steps,
             corpus=self._corpus,
-            engine=lambda: self.engine,
+            search_engine=lambda: self.search_engine,
             loaded=(cfg.policy.model, self.model),
             log=self._workdir / 'calls.log' if self._workdir else None,
         )
@@ -102,14 +102,14 @@ class Trainer:
             self.model = dataclasses.replace(self.model, params={})  # the simulator has a copy, the learner its own
 
     @functools.cached_property
-    def engine(self) -> BM25 | RemoteSearch:
+    def search_engine(self) -> BM25 | RemoteSearch:
         """The real search engine, of evaluations and of training where that is not simulated."""
         journal = Journal(self._workdir / 'searches.log' if self._workdir else None)
-        return open_engine(self.cfg.engine, lambda: sources.load_passages(self.cfg.data.corpus), journal)
+        return open_search_engine(self.cfg.engine, lambda: sources.load_passages(self.cfg.data.corpus), journal)
 
     def _corpus(self):
         passages = sources.load_passages(self.cfg.data.corpus)
-        local = self.engine if isinstance(self.engine, BM25) else BM25(passages)
+        local = self.search_engine if isinstance(self.search_engine, BM25) else BM25(passages)
         return local.search, passages
 
     @property
@@ -145,7 +145,7 @@ class Trainer:
         """
         cfg = self.cfg
         questions = questions or self.questions_of(step)
-        search = self.simulator.search(seed=cfg.seed, step=step, noise=noise)
+        search = self.simulator.source(seed=cfg.seed, step=step, noise=noise)
         if cfg.simulator.questions == 'compacted':
             search = CompactedQuestions(search, self.policy_engine, questions, cfg.rollout.group)
         return self._rollout(
@@ -196,7 +196,7 @@ class Trainer:
         return self._rollout(
             self.test_questions,
             1,
-            engine_search(self.engine.search, cfg.documents),
+            engine_search(self.search_engine.search, cfg.documents),
             'evaluation',
             temperature=cfg.temperature,
             identity=(self.cfg.seed, 0),

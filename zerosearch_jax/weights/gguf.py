@@ -27,8 +27,8 @@ class GgufFile:
             }
 
     @staticmethod
-    def name(path: str) -> str:
-        return NAMES[path].gguf
+    def name_in_file(key: str) -> str:
+        return NAMES[key].gguf
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Dequantizes one slice of one tensor; blocks run along the last dimension, so only its rows are cut before."""

@@ -48,8 +48,8 @@ class SafetensorsFiles:
         self.shapes = {name: tuple(s.get_shape()) for name, s in self._slices.items()}
 
     @staticmethod
-    def name(path: str) -> str:
-        return NAMES[path].hf
+    def name_in_file(key: str) -> str:
+        return NAMES[key].hf
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Reads one slice of one tensor, in the file's dtype."""

@@ -67,7 +67,7 @@ def load(path: str | pathlib.Path, cfg: ModelConfig, mesh, dtype=jnp.float32, pr
 
 def _array(source, key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
     """One weight as a sharded array, its callback filling a shard layer by layer."""
-    name, transpose = source.name(key), NAMES[key].transpose
+    name, transpose = source.name_in_file(key), NAMES[key].transpose
     shards: dict[tuple, np.ndarray] = {}  # replicas ask for the same index
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
@@ -93,7 +93,7 @@ def _check(path: pathlib.Path, source, shapes: Mapping[str, tuple[int, ...]]) ->
     """Raises ValueError unless the file has exactly the tensors of the layout, in its shapes."""
     expected = {}
     for key, shape in shapes.items():
-        for name, _ in tensors_of(key, source.name(key), shape):
+        for name, _ in tensors_of(key, source.name_in_file(key), shape):
             expected[name] = shape_in_file(key, shape)
     if missing := [name for name in expected if name not in source.shapes]:
         raise ValueError(f'{path}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} are)')
@@ -101,7 +101,7 @@ def _check(path: pathlib.Path, source, shapes: Mapping[str, tuple[int, ...]]) ->
         if source.shapes[name] != shape:
             raise ValueError(f'{path}: tensor {name} has shape {source.shapes[name]}, the configuration says {shape}')
     # a tied checkpoint may repeat its embedding as the head; transformers ignores that copy, and so do we
-    allowed = {*expected, source.name('head')}
+    allowed = {*expected, source.name_in_file('head')}
     extra = sorted(n for n in source.shapes if n not in allowed and not n.endswith(DERIVED))
     if extra:
         raise ValueError(f'{path}: tensor {extra[0]} has no place in this model ({len(extra)} such tensors)')

@@ -48,9 +48,11 @@ def tensors_of(key: str, name: str, shape: tuple[int, ...]) -> Iterator[tuple[st
 
 
 def shape_in_file(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of one of the tensors that make up a weight of this shape."""
     shape = shape[1:] if key.startswith('layers.') else shape
     return shape[::-1] if NAMES[key].transpose else shape
 
 
 def flat_tree(tree: dict) -> dict:
+    """{'layers.q': array, ...}."""
     return traverse_util.flatten_dict(tree, sep='.')

@@ -21,7 +21,7 @@ _PLAIN = {'use_dora': False, 'bias': 'none', 'fan_in_fan_out': False, 'rank_patt
 
 
 def save(directory: pathlib.Path, adapter: dict, base: str) -> None:
-    """Writes an adapter, as `weights.load_tree` gives it, for a base model by name."""
+    """Writes an adapter, as `trees.load_tree` gives it, for a base model by name."""
     layers = adapter['layers']
     targets = [name for name in lora.TARGETS if f'{name}_lora_a' in layers]
     rank = layers[f'{targets[0]}_lora_a'].shape[-1]

@@ -1,4 +1,4 @@
-"""Small trees of arrays (adapters) as flat safetensors files."""
+"""Safetensors files: small trees of arrays (adapters) in and out, and the writing of any arrays."""
 
 import os
 import pathlib
