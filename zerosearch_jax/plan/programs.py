@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zerosearch_jax import sharding
-from zerosearch_jax.generate import capacity as engines
 from zerosearch_jax.generate import programs as generation
+from zerosearch_jax.generate.capacity import EXTEND_WIDTH, decode_span, extend_rows, rounded_capacity, slots_that_fit
 from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
 from zerosearch_jax.models import attention, lora, transformer
 from zerosearch_jax.models import cache as kv
@@ -91,7 +91,7 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             programs += _generation(role, cache, cfg, mesh)
             parts = sharding.shard_count('batch', mesh)
             slots[role.name] = role.slots
-            tokens[role.name] = parts * engines.extend_rows(parts)[-1] * engines.EXTEND_WIDTH
+            tokens[role.name] = parts * extend_rows(parts)[-1] * EXTEND_WIDTH
         learner = _Learner(cfg, policy, trained, frozen, train_state, mesh)
         if cfg.rl.kl:
             reference = cast(trained, cfg.policy.dtype)
@@ -156,11 +156,11 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
 def _slots(wanted, model: ModelConfig, mesh, longest: int, dtype: str) -> int:
     if not wanted.cache_gib:
         return wanted.slots
-    return min(wanted.slots, engines.slots_that_fit(int(wanted.cache_gib * 2**30), model, mesh, longest, dtype))
+    return min(wanted.slots, slots_that_fit(int(wanted.cache_gib * 2**30), model, mesh, longest, dtype))
 
 
 def abstract_cache(model: ModelConfig, mesh, slots: int, tokens: int, dtype: str) -> kv.KVCache:
-    capacity = engines.rounded_capacity(tokens)
+    capacity = rounded_capacity(tokens)
     place = sharding.named(mesh, *kv.axes(model, mesh))
 
     def layers(*shape):
@@ -192,8 +192,8 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
         return jax.ShapeDtypeStruct(shape, kind, sharding=sharding.named(mesh))
 
     parts, common = sharding.shard_count('batch', mesh), {'cfg': role.model, 'dtype': role.dtype}
-    rows = parts, engines.extend_rows(parts)[-1]
-    each, tokens = array(rows), array((*rows, engines.EXTEND_WIDTH))
+    rows = parts, extend_rows(parts)[-1]
+    each, tokens = array(rows), array((*rows, EXTEND_WIDTH))
     arguments, weights = size(role.params) + size(cache), size({**role.params, 'embed': ()})
     traced = generation.extend.trace(role.params, cache, each, tokens, each, each, **common)
     written = size(cache) * rows[0] * rows[1] / role.slots
@@ -219,7 +219,7 @@ def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[P
 
 
 def _spans(capacity: int) -> set[int]:
-    return {engines.decode_span(length, capacity) for length in range(1, capacity + 1)}
+    return {decode_span(length, capacity) for length in range(1, capacity + 1)}
 
 
 # ---------------------------------------------------------------- learning

@@ -5,8 +5,7 @@ import itertools
 
 import jax
 
-from zerosearch_jax.plan import hardware as chips
-from zerosearch_jax.plan import planner
+from zerosearch_jax.plan import hardware, planner
 from zerosearch_jax.plan.hardware import Hardware
 from zerosearch_jax.train.config import Config
 
@@ -17,11 +16,11 @@ SEARCHES, GPUS, HOURS, PRICE = 64_000, 4, 12, 70.80  # of the 14B simulator: arX
 
 def table(cfg: Config, target: Hardware, work: planner.Workload) -> str:
     """A row for every policy and simulator, weights split over all devices; on A100s the published cost beside ours."""
-    found, compiler = chips.devices(target)
+    found, compiler = hardware.devices(target)
     made = plans(cfg, target, found, compiler, work)
     lines = [f'## {target}', '', f'By {compiler}, jax {jax.__version__}.', '', HEAD]
     lines += [_row(each, target, experiment(cfg, *models, target.count)) for models, each in made.items()]
-    if target == chips.parse(f'a100-80gb:{GPUS}'):
+    if target == hardware.parse(f'a100-80gb:{GPUS}'):
         models = POLICIES[-1], SIMULATORS[-1]
         lines += ['', _searches(made[models], target, experiment(cfg, *models, GPUS), work)]
     return '\n'.join(lines)
