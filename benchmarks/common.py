@@ -9,7 +9,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,10 @@ def _count_compilations(event: str, seconds: float, **_):
         COMPILED.append(seconds)
 
 
-def parser(doc: str, *, repeats: int = 3) -> argparse.ArgumentParser:
+def parser(doc: str, *, repeats: int = 3, models: Iterable[str] = (MODEL, *PRESETS)) -> argparse.ArgumentParser:
     """Flags of every benchmark."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument('--model', default=MODEL, help=f'{MODEL} (real weights), or random ones of: {", ".join(PRESETS)}')
+    made.add_argument('--model', default=MODEL, choices=models, help=f'{MODEL}: real weights; others: random ones')
     made.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
     made.add_argument('--repeats', type=int, default=repeats, help='timed repeats after one that compiles')
     return made

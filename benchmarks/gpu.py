@@ -17,7 +17,7 @@ MODELS = {'qwen2.5-1.5b': (1, 16, 64, 256), 'qwen2.5-3b': (64,)}  # the batches 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=pathlib.Path, required=True, help='JSON lines; appended to')
-    parser.add_argument('--models', nargs='+', default=MODELS, help='names of presets')
+    parser.add_argument('--models', nargs='+', default=MODELS, help='presets; other ones need --batches')
     parser.add_argument('--batches', nargs='+', help='of decoding; without it those of this file')
     parser.add_argument('--length', default='4096', help='tokens of a row of the update')
     args = parser.parse_args()

@@ -24,9 +24,11 @@ from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train.rl import Past
 from zerosearch_jax.train.trainer import Trainer
 
+EXPERIMENTS = {common.MODEL: quickstart, 'tiny': tiny}  # by --model
+
 
 def main():
-    parser = common.parser(__doc__, repeats=1)
+    parser = common.parser(__doc__, repeats=1, models=EXPERIMENTS)
     parser.add_argument('--questions', type=int, default=8)
     parser.add_argument('--group', type=int, default=8)
     parser.add_argument('--slots', type=int, default=32, help='of each engine')
@@ -35,12 +37,13 @@ def main():
     parser.add_argument('--kl', type=float, default=0.001, help='0: no reference policy')
     parser.add_argument('--record', type=pathlib.Path, help='JSON file')
     args = parser.parse_args()
-    config = (tiny if args.model == 'tiny' else quickstart).get_config()
+    config = EXPERIMENTS[args.model].get_config()
     config.evaluation.questions = 0
     config.rollout.update(questions=args.questions, group=args.group, slots=args.slots)
     config.simulator.slots = args.slots
     config.rl.update(row_length=args.row or config.rl.row_length, kl=args.kl)
     config.policy.lora_rank = args.lora_rank
+    config.policy.dtype = config.simulator.dtype = args.dtype
     trainer = Trainer(train_config.parse(config), None)
     trainer.load_simulator()
     clocks = {'policy': clock(trainer.policy_engine), 'simulator': clock(trainer.simulator.engine)}

@@ -19,12 +19,13 @@ PEERS = '| figure | ours | peer | ratio (extremes) | device |\n|---|---|---|---|
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('results', type=pathlib.Path, nargs='+')
+    parser.add_argument('--page', type=pathlib.Path, default=README, help='whose tables are written')
     args = parser.parse_args()
-    README.write_text(filled(README.read_text(), args.results))
+    args.page.write_text(filled(args.page.read_text(), args.results))
 
 
 def filled(text: str, results: list[pathlib.Path]) -> str:
-    """The README with the tables of these results."""
+    """The page with the tables of these results."""
     lines = [json.loads(line) for path in results for line in path.read_text().splitlines()]
     rows = list({(row['name'], row.get('model'), row.get('device')): row for row in lines}.values())
     text = replaced(text, 'table', OWN, [own(row) for row in rows if 'ratio' not in row])

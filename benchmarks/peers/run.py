@@ -58,7 +58,7 @@ def main():
     parser.add_argument('--out', type=pathlib.Path, required=True, help='JSON lines; appended to')
     parser.add_argument('--only', nargs='+', default=names, choices=names)
     parser.add_argument('--rounds', type=int, default=2, help='of all comparisons but search, which has one')
-    parser.add_argument('--model', default=MODEL, help='of our programs')
+    parser.add_argument('--model', default=MODEL, help='of our programs; the peers have only this one')
     parser.add_argument('--ours', action='store_true', help='our programs alone')
     parser.add_argument('--venvs', type=pathlib.Path, default='.venv-peers')
     parser.add_argument('--batches', type=int, nargs='+', default=[16, 64], help='of decode')
@@ -66,6 +66,8 @@ def main():
     parser.add_argument('--length', type=int, default=512, help='tokens of a full row of update')
     parser.add_argument('--questions', type=int, default=4, help=f'of search, with {GROUP} samples each')
     args = parser.parse_args()
+    if args.model != MODEL and not args.ours:
+        parser.error(f'the peers have only {MODEL}: --model needs --ours')
     args.venvs, args.out = args.venvs.absolute(), args.out.absolute()
     args.venvs.mkdir(parents=True, exist_ok=True)
     if not args.ours:

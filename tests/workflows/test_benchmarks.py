@@ -3,18 +3,24 @@
 import json
 import math
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import ENVIRONMENT, ROOT
+from scripted import BYTES, CFG, EOS, FakeEngine, play
 
 pytest.importorskip(
     'benchmarks.common', reason='benchmarks are not installed with the package; run from the repository'
 )
 
-from benchmarks import common, decode, table, update
+from benchmarks import common, decode, search_step, table, update
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.simulator import SimulatedSearch
+from zerosearch_jax.simulator.writers import EngineWriter
 
 HOME = pathlib.Path(table.__file__).parent
 RESULTS = sorted((HOME / 'results').glob('*.jsonl'))
@@ -43,6 +49,39 @@ def test_a_program_prints_a_line_a_figure(monkeypatch, capsys, program, flags, n
         assert line['tokens_per_second']['low'] > 0
         assert line['share']['median'] > 0
         assert line['device'] and line['compiled'] > 0
+
+
+WRITTEN_OF_ROME = BYTES.encode('Doc 1: Rome lies in Italy.')
+
+
+def searched():
+    """The record of a rollout with a search, whose documents the simulator writes at the second attempt."""
+    simulator = FakeEngine(lambda handle, *_: [*(WRITTEN_OF_ROME if handle[2] == 2 else ()), EOS], stops=())
+    simulated = search_step.listen(simulator)
+    writer = EngineWriter(simulator, BYTES, prompt_tokens=10**4, max_tokens=200)
+    search = SimulatedSearch(writer, SimulatorConfig(documents=1, attempts=2), seed=0, step=1, noise=0.0)
+    trajectory, *_ = play(['nothing', '<search>Rome</search>', '<answer>Italy</answer>', ''], search)
+    trainer = SimpleNamespace(model=SimpleNamespace(tokenizer=BYTES), cfg=SimpleNamespace(rollout=CFG))
+    return search_step.recorded([trajectory], simulated, trainer), simulator.requests
+
+
+def check_record(record, trajectories):
+    """It has what peers/transformers_search.py reads, and the turns are those of the trajectories."""
+    assert record.keys() == {'turn_tokens', 'prompts', 'turns', 'trajectories'} and record['turn_tokens'] > 0
+    assert len(record['prompts']) == len(record['turns']) == len(record['trajectories']) == trajectories
+    for prompt, turns, flat in zip(record['prompts'], record['turns'], record['trajectories'], strict=True):
+        assert all(t.keys() == {'action', 'observation', 'simulator_prompt', 'simulator_tokens'} for t in turns)
+        assert len(flat['tokens']) == len(prompt) + sum(t['action'] + len(t['observation']) for t in turns)
+        assert sum(flat['weights']) == sum(t['action'] for t in turns) > 0
+
+
+def test_a_record_has_what_the_simulator_was_asked_at_last():
+    record, requests = searched()
+    check_record(json.loads(json.dumps(record)), 1)
+    before, asking, answer = record['turns'][0]
+    assert len(requests) == 2 and tuple(asking['simulator_prompt']) == requests[1].prompt
+    assert asking['simulator_tokens'] == len(WRITTEN_OF_ROME) + 1
+    assert before['observation'] and not before['simulator_prompt'] and not answer['simulator_prompt']
 
 
 # ---------------------------------------------------------------- every program, by its command line
@@ -78,7 +117,18 @@ WRITTEN = {  # what writes its lines to a file
         *('update, full rows', 'update, packed trajectories'),
     ],
 }
-ELSEWHERE = ('table', 'recall', 'same_results', 'peers.export')  # tests of their own, here
+# {a peer's program and flags: the package that it needs, a model that it can load, the names of its lines}
+PEERS = {
+    'peers.torch_update --rows 2 --length 64': ('torch', 'tiny', ['update, full rows']),
+    'peers.torch_update --trajectories {tmp}/trajectories.json': ('torch', 'tiny', ['update, packed trajectories']),
+    'peers.transformers_decode --batch 2 --prompt 16 --new 8': ('torch', 'tiny', ['decode, batch 2']),
+    'peers.transformers_search --record {tmp}/record.json --kind --update': (
+        *('torch', 'tiny', ['search step, to the limit', 'search step, stops known']),
+    ),
+    'peers.trl_step --group 2 --prompt 16 --new 4': ('trl', common.MODEL, ['GRPO step']),
+    'peers.tunix_decode --batch 2 --prompt 16 --new 4': ('tunix', common.MODEL, ['decode, batch 2']),
+    'peers.tunix_step --group 2 --prompt 16 --new 4': ('tunix', common.MODEL, ['GRPO step']),
+}
 
 
 def run(command, **places):
@@ -96,7 +146,7 @@ def run(command, **places):
 
 
 def lines_of(text):
-    return [json.loads(line) for line in text.splitlines() if line.startswith('{')]
+    return [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
 
 
 def numbers(value):
@@ -118,10 +168,7 @@ def check(found, names):
 def test_a_program_runs_by_its_command_line(command, tmp_path):
     check(lines_of(run(command, tmp=tmp_path)), PROGRAMS[command])
     if '--record' in command:
-        record = json.loads((tmp_path / 'record.json').read_text())
-        assert record.keys() == {'turn_tokens', 'prompts', 'turns', 'trajectories'}
-        assert len(record['prompts']) == len(record['turns']) == len(record['trajectories']) == 4
-        assert all(turn['action'] > 0 for turns in record['turns'] for turn in turns)
+        check_record(json.loads((tmp_path / 'record.json').read_text()), 4)
 
 
 @pytest.mark.slow
@@ -130,6 +177,27 @@ def test_a_program_writes_its_lines(command, tmp_path):
     out = tmp_path / 'out.jsonl'
     run(command, tmp=tmp_path, out=out)
     check(lines_of(out.read_text()), WRITTEN[command])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', PEERS)
+def test_a_program_of_the_peers_runs(command, tmp_path):
+    """In the environment of the tests, where it has the package; benchmarks.peers.run makes environments of theirs."""
+    package, model, names = PEERS[command]
+    pytest.importorskip(package, reason=f'needs {package}')
+    record, _ = searched()
+    (tmp_path / 'record.json').write_text(json.dumps(record))
+    (tmp_path / 'trajectories.json').write_text(json.dumps(record['trajectories']))
+    run(f'peers.export --model {model} --out {tmp_path}')
+    check(lines_of(run(f'{command} --weights {tmp_path} --repeats 1', tmp=tmp_path)), names)
+
+
+@pytest.mark.slow
+def test_the_tables_are_written(tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text(table.filled(table.README.read_text(), []))
+    run(f'table --page {page} {shlex.join(map(str, RESULTS))}')
+    assert page.read_text() == table.README.read_text()
 
 
 @pytest.mark.slow
@@ -146,6 +214,9 @@ def test_recall_is_that_of_bm25s_itself(tmp_path):
 
 @pytest.mark.slow
 def test_a_commit_has_the_results_of_itself():
+    changes = ['git', 'diff', '--quiet', 'HEAD', '--', 'zerosearch_jax', 'configs', 'launch']
+    if subprocess.run(changes, cwd=ROOT, check=False).returncode:
+        pytest.skip('needs a git checkout without changes: what they change may be results')
     found = run('same_results HEAD --config.evaluation.questions=2 --config.rollout.questions=1').splitlines()
     assert len(found) >= 8 and all(line.startswith('the same  ') for line in found)
 
@@ -157,11 +228,10 @@ def test_the_model_is_written_for_the_peers(tmp_path):
 
 
 def test_every_program_is_run_here():
-    """The programs of the peers themselves need packages of theirs, and run in environments of benchmarks.peers.run."""
-    peers = ('transformers_', 'tunix_', 'trl_', 'torch_')
     programs = {
         '.'.join(path.relative_to(HOME).with_suffix('').parts)
         for path in HOME.rglob('*.py')
-        if '__main__' in path.read_text() and not path.name.startswith(peers)
+        if re.search(r'^def main\(', path.read_text(), re.MULTILINE)
     }
-    assert programs == {command.split()[0] for command in (*PROGRAMS, *WRITTEN)} | set(ELSEWHERE)
+    by_themselves = re.findall(r"\brun\(f?'([\w.]+) ", pathlib.Path(__file__).read_text())
+    assert programs == {command.split()[0] for command in (*PROGRAMS, *WRITTEN, *PEERS)} | set(by_themselves)
