@@ -56,10 +56,11 @@ def contents(workdir: pathlib.Path) -> dict:
     found = {path.name: timeless(json.loads(path.read_text())) for path in workdir.glob('*.json')}
     found['summary.json'].get('cost', {}).pop('text', None)  # tells the time too
     for path in workdir.rglob('*.jsonl'):
-        found[path.name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        found[str(path.relative_to(workdir))] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
     for path in workdir.rglob('*.safetensors'):
         with safe_open(path, framework='np') as file:  # the order of its header differs from time to time
-            found[path.name] = {name: file.get_tensor(name) for name in file.keys()} | {'': file.metadata()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found[str(path.relative_to(workdir))] = tensors | {'': file.metadata()}
     newest = max((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
     with ocp.StandardCheckpointer() as checkpointer:
         found['checkpoint, state'] = checkpointer.restore(newest.absolute() / 'state')

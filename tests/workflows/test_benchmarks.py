@@ -1,5 +1,6 @@
 """The benchmarks run by their own flags, and the tables of their README are those of the committed results."""
 
+import copy
 import json
 import math
 import pathlib
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers import ENVIRONMENT, ROOT
 from scripted import BYTES, CFG, EOS, FakeEngine, play
@@ -17,7 +19,7 @@ pytest.importorskip(
     'benchmarks.common', reason='benchmarks are not installed with the package; run from the repository'
 )
 
-from benchmarks import common, decode, search_step, table, update
+from benchmarks import common, decode, same_results, search_step, table, update
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.simulator import SimulatedSearch
 from zerosearch_jax.simulator.writers import EngineWriter
@@ -210,6 +212,27 @@ def test_recall_is_that_of_bm25s_itself(tmp_path):
     questions.write_text('\n'.join(map(json.dumps, rows)))
     (line,) = lines_of(run(f'recall --k 2 --corpus {corpus} --questions {questions}'))
     assert line == {'set': 'cities', 'questions': 2, 'recall@2': 0.5, 'recall@2 of bm25s': 0.5, 'same documents': 1.0}
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        {'rows': [{'reward': 0.5}], 'state': {'w': np.array([0.0, 1.0], np.float32)}},
+        {'rows': [{'reward': 0.25}], 'state': {'w': np.array([-0.0, 1.0], np.float32)}},
+        {'rows': [{'reward': 0.25}], 'state': {'w': np.array([0.0, 1.0], np.float64)}},
+        {'rows': [{'reward': 0.25}, {}], 'state': {'w': np.array([0.0, 1.0], np.float32)}},
+        {'rows': [{'reward': 0.25}], 'state': {'v': np.array([0.0, 1.0], np.float32)}},
+        {'rows': [{'reward': 0.25}], 'state': None},
+    ],
+)
+def test_results_that_differ_are_not_the_same(other):
+    made = {'rows': [{'reward': 0.25}], 'state': {'w': np.array([0.0, 1.0], np.float32)}}
+    assert same_results.same(made, copy.deepcopy(made)) and not same_results.same(made, other)
+
+
+def test_only_times_are_left_out_of_a_comparison():
+    row = {'step': 1, 'loss/policy': 0.5, 'speed/tokens': 9.0, 'cost': [{'seconds': 2.0, 'dollars': 1.0}]}
+    assert same_results.timeless(row) == {'step': 1, 'loss/policy': 0.5, 'cost': [{'dollars': 1.0}]}
 
 
 @pytest.mark.slow

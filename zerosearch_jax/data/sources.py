@@ -50,7 +50,7 @@ def _built_in(name: str):
 
 
 def load_passages(source: str) -> list[Passage]:
-    """Reads a corpus, in its order: the doors of `load_questions` except `tfds:`.
+    """Reads a corpus, in its order, from any source of `load_questions` but `tfds:`.
 
     Rows have `text` and optionally `id` and `title`, or Search-R1's `contents` ('"Title"\\ntext').
     Raises as `load_questions` does.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.text import protocol
-from zerosearch_jax.text.protocol import fill
 from zerosearch_jax.text.tokenizer import Tokenizer
 
 POLICY_PROMPTS = {
@@ -34,7 +33,7 @@ def policy_prompt(question: str, wording: str = 'search', documents: str = '') -
     """The user message that states the question and how to answer it, `wording` a key of POLICY_PROMPTS."""
     question = question.strip()
     asked = question if question.endswith('?') else question + '?'
-    return fill(POLICY_PROMPTS[wording], question=asked, documents=documents)
+    return protocol.fill(POLICY_PROMPTS[wording], question=asked, documents=documents)
 
 
 class PromptTooLong(ValueError):
