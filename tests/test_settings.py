@@ -163,3 +163,22 @@ def test_only_the_declared_type_passes(value, kind):
             assert not expected
         else:
             assert expected and (out is None or type(out) is kind) and out == (kind(value) if fits else value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [('', 'is not JSON'), ('{"a": ', 'is not JSON'), ('<!DOCTYPE html>', 'is not JSON'), ('[1]', 'not a list')],
+)
+def test_a_file_that_holds_no_json_object_is_named(text, says, tmp_path):
+    path = tmp_path / 'config.json'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f'config.json.*{says}'):
+        settings.read_json(path)
+
+
+def test_json_nested_too_deep_is_a_value_error(tmp_path):
+    with pytest.raises(ValueError, match='nested too deep'):
+        settings.parse_json('[' * 100_000)
+    (tmp_path / 'deep.json').write_text('[' * 100_000)
+    with pytest.raises(ValueError, match=r'deep.json.*nested too deep'):
+        settings.read_json(tmp_path / 'deep.json')

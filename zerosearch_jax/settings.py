@@ -13,6 +13,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar('T')
@@ -95,6 +96,30 @@ def resolve_name(name: str, known: Mapping[str, Any], field: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         ours = ', '.join(map(repr, known))
         raise ValueError(f'{field} = {name!r} is none of {ours}, and cannot be imported ({error})') from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON that somebody else wrote; whatever is wrong with it is a ValueError, too deep a nesting included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError('nested too deep') from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file of somebody else's holds.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is empty, cut, no JSON, or no object; the message names the file.
+    """
+    try:
+        value = parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f'{path} is not JSON ({error}); it may be cut, or another file in its place') from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{path} must hold a JSON object, not a {type(value).__name__}')
+    return value
 
 
 def to_json(config: Any) -> str:

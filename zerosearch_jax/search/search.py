@@ -33,6 +33,7 @@ class Result:
     documents: tuple[str, ...] = ()
     labels: tuple[bool, ...] = ()  # of a simulated search: which of the documents were asked to be noisy
     failure: str = ''
+    detail: str = ''  # of a failure: what the other side said, redacted and short; for people, never for a model
     attempts: int = 1
 
     @property
@@ -58,9 +59,14 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class SearchFailed:
-    """Takes the place of a query's documents where the engine could not answer; `kind` says why."""
+    """Takes the place of a query's documents where the engine could not answer: `kind`, and `detail` in its words."""
 
     kind: str
+    detail: str = ''
+
+
+class OutsideFailed(OSError):
+    """A service of the outside cannot be used; the message says which, and what it said."""
 
 
 class SearchSource(Protocol):
@@ -105,7 +111,7 @@ class DocumentSearch:
         labels = [self._labels(query) for query in queue]
         found = self._find(queue, labels) if queue else []
         return [
-            Result(query, labels=label, failure=texts.kind)
+            Result(query, labels=label, failure=texts.kind, detail=texts.detail)
             if isinstance(texts, SearchFailed)
             else Result(query, tuple(map(protocol.neutralize, texts)), label)
             for query, texts, label in zip(queue, found, labels, strict=True)
