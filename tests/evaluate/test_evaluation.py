@@ -21,7 +21,7 @@ from zerosearch_jax.models import lora
 from zerosearch_jax.policy import PolicyConfig, export_weights, make_trainable
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.cost import PricesConfig
-from zerosearch_jax.search.search import SearchFailed
+from zerosearch_jax.search.search import OutsideFailed, SearchFailed
 from zerosearch_jax.weights import peft
 
 
@@ -143,11 +143,11 @@ def test_weights_that_are_not_there_are_told_before_anything_runs(sources, tmp_p
 def test_the_simulator_can_answer_the_searches(sources, tmp_path):
     made = config(sources, 'rag,agent', simulated=True)
     made.simulator.update(model='tiny', prompt_tokens=768, max_tokens=8, attempts=2, slots=2)
-    run(made, tmp_path / 'out')
+    with pytest.raises(OutsideFailed, match=r'rag, x: the search of 3 of 3 .* \(3 count\)'):
+        run(made, tmp_path / 'out')  # random weights write no documents
     found, _ = results(tmp_path / 'out')
-    rag = [row for key, row in found.items() if key[0] == 'rag']
-    assert len(found) == 12 and {row['status'] for row in rag} == {'search_failed'}  # random weights write no documents
-    assert {row['searches'][0]['attempts'] for row in rag} == {2}
+    assert {row['status'] for row in found.values()} == {'search_failed'}
+    assert {row['searches'][0]['attempts'] for row in found.values()} == {2}
 
 
 def test_limits_may_change_and_two_sources_of_one_name_may_not_meet(sources, tmp_path):
@@ -167,17 +167,31 @@ def test_questions_that_the_engine_failed_are_asked_again(sources, tmp_path, mon
 
     class Engine:
         def search(self, queries, k):
-            return [SearchFailed('timeout') if broken else [] for _ in queries]
+            return [SearchFailed('timeout', 'in its words') if q in broken else [] for q in queries]
 
     monkeypatch.setattr(result_sources, 'open_search_engine', lambda *_: Engine())
-    broken.append(1)
+    broken.append('why 0?')
     table = run(config(sources, 'rag'), tmp_path / 'out')
-    assert '| rag | x | 3 | 3 |' in table
-    assert '| rag | x | 3 | 3 |' in run(config(sources, 'direct'), tmp_path / 'out')  # not what this one asks
+    assert '| rag | x | 2 | 1 |' in table and '0.0 / 0.0 / 0.0 (1 failed)' in table
+    assert '| rag | x | 2 | 1 |' in run(config(sources, 'direct'), tmp_path / 'out')  # not what this one asks
     broken.clear()
     table = run(config(sources, 'rag'), tmp_path / 'out')
     found, count = results(tmp_path / 'out')
-    assert '| rag | x | 3 | 0 |' in table and count == len(found) == 12
+    assert '| rag | x | 3 | 0 |' in table and 'failed)' not in table and count == len(found) == 12
+
+
+def test_an_engine_that_fails_every_search_ends_an_evaluation_in_its_words(sources, tmp_path, monkeypatch):
+    class Engine:
+        def search(self, queries, k):
+            return [SearchFailed('status_404', 'no such model') for _ in queries]
+
+    monkeypatch.setattr(result_sources, 'open_search_engine', lambda *_: Engine())
+    with pytest.raises(OutsideFailed, match=r'rag, x: .*3 of 3.*3 status_404\); the other side says: no such model'):
+        run(config(sources, 'direct,rag'), tmp_path / 'out')
+    monkeypatch.undo()
+    run(config(sources, 'direct,rag'), tmp_path / 'out')
+    found, count = results(tmp_path / 'out')
+    assert count == len(found) == 12 and 'search_failed' not in {row['status'] for row in found.values()}
 
 
 class BadServer(http.server.ThreadingHTTPServer):

@@ -17,7 +17,8 @@ def make_run(directory, seed, evaluations, **config):
     directory.mkdir()
     (directory / 'config.json').write_text(json.dumps({'seed': seed, **config}))
     for step, scores in evaluations.items():
-        rows = [{'em': float(s), 'f1': float(s) / 2, 'searches': ['q'] * (1 + (step > 0))} for s in scores]
+        about = {'status': 'answered', 'searches': ['q'] * (1 + (step > 0))}
+        rows = [{'id': i, 'em': float(s), 'f1': float(s) / 2, **about} for i, s in enumerate(scores)]
         jsonl.write_jsonl(report.evaluation_file(directory, step), rows)
     return directory
 

@@ -154,7 +154,7 @@ def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(t
     assert len(held) == 3 + same  # its copy instead
     trainer.collect(1, 0.0)
     assert trainer.policy_engine._params is None
-    trainer.evaluate()
+    trainer.evaluate(trainer.test_questions)
     assert trainer.policy_engine._params is None
 
 

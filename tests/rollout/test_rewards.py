@@ -145,11 +145,10 @@ def test_d5_an_evaluation_samples_at_its_own_temperature():
             policy_engine=engine,
             learner=SimpleNamespace(policy_params={}),
             search_engine=SimpleNamespace(search=None),
-            test_questions=[],
             model=SimpleNamespace(tokenizer=BYTES),
         )
         trainer._rollout = functools.partial(Trainer._rollout, trainer)
-        assert Trainer.evaluate(trainer) == [] and loaded == [temperature, None]
+        assert Trainer.evaluate(trainer, []) == [] and loaded == [temperature, None]
 
 
 def test_d6_the_last_incomplete_batch_is_not_evaluated():

@@ -26,7 +26,7 @@ from zerosearch_jax.evaluate.sources import open_source
 from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_prompt
-from zerosearch_jax.rollout.rollout import Trajectory
+from zerosearch_jax.rollout.rollout import Trajectory, refuse_outage
 from zerosearch_jax.run import cost, jsonl, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.remote import EngineConfig
@@ -138,7 +138,8 @@ def evaluate(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
             for method, parts in missing.items():
                 for dataset, asked in parts.items():
                     bar.set_postfix_str(f'{method}, {dataset}')
-                    evaluator.run(method, dataset, asked, bar.update)
+                    made = evaluator.run(method, dataset, asked, bar.update)
+                    refuse_outage(made, f'{method}, {dataset}', len(questions[dataset]) - len(asked))
                     if bar.disable:
                         progress.log(f'{method}, {dataset}: {len(asked)} questions')
     if jax.process_index():
@@ -206,7 +207,9 @@ class Evaluator:
             for question in progress.track(questions, f'checking prompts of {method}', 'question'):
                 encode_prompt(self._model.tokenizer, question, size)
 
-    def run(self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]):
+    def run(
+        self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]
+    ) -> list[Trajectory]:
         """Asks questions of one data set; every episode is on disk as soon as it ends."""
         cfg, kind = self._cfg, METHODS[method]
         self._use(getattr(cfg.trained, method) if kind.trained else '')
@@ -227,7 +230,7 @@ class Evaluator:
                 jsonl.append_jsonl(self._workdir / 'results.jsonl', [about | row | device])
             update(1)
 
-        answer_questions(
+        return answer_questions(
             kind,
             questions,
             self._policy,

@@ -8,16 +8,18 @@ import jax
 import numpy as np
 
 from zerosearch_jax.evaluate import intervals
-from zerosearch_jax.evaluate.scores import METRICS
+from zerosearch_jax.evaluate.scores import METRICS, counted
 from zerosearch_jax.run import cost, curves, jsonl
 
 
 def headline(measured: dict[str, float]) -> str:
     """The few numbers people watch."""
+    failed = measured['rollout/search_failed']
     return (
         f'reward {measured["reward/mean"]:.3f}  length {measured["rollout/response_tokens"]:.0f}  '
         f'searches {measured["rollout/searches"]:.2f}  noise {measured["rollout/noise"]:.2f}  '
-        f'{measured["speed/tokens_per_second"]:.0f} tok/s'
+        + (f'{failed:.0%} OF SEARCHES FAILED  ' if failed else '')
+        + f'{measured["speed/tokens_per_second"]:.0f} tok/s'
     )
 
 
@@ -31,6 +33,25 @@ def trajectory_text(row: dict) -> str:
 def has_evaluation(workdir: pathlib.Path, number: int) -> bool:
     path = workdir / 'metrics.jsonl'
     return path.exists() and any(row['step'] == number and 'eval/em' in row for row in jsonl.read_jsonl(path))
+
+
+def evaluation_means(rows: Sequence[dict]) -> dict[str, float]:
+    """An evaluation's row of metrics.jsonl: means of the episodes that the outside did not fail, and how many it did.
+
+    'eval/failed' is there where it failed some: the evaluation is incomplete.
+    """
+    valid = counted(rows)
+    means = {f'eval/{name}': float(np.mean([row[name] for row in valid])) for name in METRICS}
+    means['eval/searches'] = float(np.mean([len(row['searches']) for row in rows]))
+    return means | ({'eval/failed': len(rows) - len(valid)} if len(valid) < len(rows) else {})
+
+
+def evaluation_text(means: dict[str, float]) -> str:
+    """An evaluation's row of metrics.jsonl in a line."""
+    failed = means.get('eval/failed')
+    return f'EM {means["eval/em"]:.3f}  F1 {means["eval/f1"]:.3f}  searches {means["eval/searches"]:.2f}' + (
+        f'  INCOMPLETE: {failed} questions failed, run the same command again' if failed else ''
+    )
 
 
 def evaluation_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
@@ -53,12 +74,13 @@ def summarize(workdir: pathlib.Path) -> dict:
     if steps:
         summary['last_reward'] = steps[-1]['reward/mean']
         summary['cost'] = _cost(workdir, steps)
+        summary['failed_searches'] = sum(row.get('cost/failed_queries', 0) for row in steps)
     evaluated = evaluations(workdir)
     summary['evaluations'] = {str(number): scores_with_intervals(found) for number, found in evaluated.items()}
     if 0 in evaluated and len(evaluated) > 1:
-        first, last = evaluated[0], evaluated[max(evaluated)]
-        gains = [b['em'] - a['em'] for a, b in zip(first, last, strict=True)]
-        summary['em_gain'] = intervals.with_interval(gains)
+        pairs = paired(evaluated[0], evaluated[max(evaluated)])
+        summary['em_gain'] = intervals.with_interval([b['em'] - a['em'] for a, b in pairs])
+        summary['em_gain']['failed'] = len(evaluated[0]) - len(pairs)
     (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
     return summary
 
@@ -84,10 +106,19 @@ def _step_of(path: pathlib.Path) -> int:
 
 
 def scores_with_intervals(group: list[dict]) -> dict:
+    """Of the questions that the outside did not fail, and how many it failed."""
+    valid = counted(group)
     return {
-        'questions': len(group),
-        **{name: intervals.with_interval([row[name] for row in group]) for name in METRICS},
+        'questions': len(valid),
+        'failed': len(group) - len(valid),
+        **{name: intervals.with_interval([row[name] for row in valid]) for name in METRICS},
     }
+
+
+def paired(before: list[dict], after: list[dict]) -> list[tuple[dict, dict]]:
+    """The rows of each question in two evaluations that both count."""
+    later = {row['id']: row for row in counted(after)}
+    return [(row, later[row['id']]) for row in counted(before) if row['id'] in later]
 
 
 def summary_text(summary: dict, workdir: pathlib.Path) -> str:
@@ -95,12 +126,21 @@ def summary_text(summary: dict, workdir: pathlib.Path) -> str:
     lines = [f'{summary["steps"]} steps; written to {workdir}']
     for number, scored in summary['evaluations'].items():
         parts = [f'{name} {intervals.shown(scored[name])}' for name in METRICS]
-        lines.append(f'  after step {number}: {"  ".join(parts)}  ({scored["questions"]} questions, 95 % intervals)')
+        lines.append(f'  after step {number}: {"  ".join(parts)}  ({_asked(scored)}, 95 % intervals)')
     if 'cost' in summary:
         lines.append(f'  {summary["cost"]["text"]}')
     if 'em_gain' in summary:
         lines.append(f'  EM gain {intervals.shown(summary["em_gain"], "+")}, paired bootstrap')
+    if failed := summary.get('failed_searches'):
+        lines.append(
+            f'  {failed} of {summary["cost"]["queries"]} searches of the training failed; their episodes do not count'
+        )
     return '\n'.join(lines)
+
+
+def _asked(scored: dict) -> str:
+    failed = scored.get('failed')
+    return f'{scored["questions"]} questions' + (f'; INCOMPLETE: {failed} more failed' if failed else '')
 
 
 def pool(workdirs: Sequence[pathlib.Path]) -> dict:

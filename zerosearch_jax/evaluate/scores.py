@@ -19,6 +19,11 @@ def answer_scores(trajectory: Trajectory) -> dict[str, float]:
     return {name: answers.REWARDS[name](trajectory.answer, golds) for name in METRICS}
 
 
+def counted(rows: Sequence[dict]) -> list[dict]:
+    """Of rows of trajectories those that the outside did not fail: the others say nothing of the policy."""
+    return [row for row in rows if row['status'] != 'search_failed']
+
+
 def mean_scores(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Means over trajectories: the three scores, searches, tokens, answers and invalid actions."""
     rows = [answer_scores(t) for t in trajectories]
@@ -57,6 +62,7 @@ def as_row(trajectory: Trajectory, tokenizer: Tokenizer, gaps: Sequence[float] |
                 'labels': list(s.labels),  # of the documents of a simulated search, whether each was to be noisy
                 'documents': list(s.documents),
                 'failure': s.failure,
+                **({'detail': s.detail} if s.detail else {}),
                 'attempts': s.attempts,
             }
             for s in trajectory.searches

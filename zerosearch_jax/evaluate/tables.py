@@ -1,7 +1,8 @@
 """The tables and the figure of an evaluation, made from its results.jsonl alone.
 
 Averages are over data sets, each counting the same; their intervals, and those of differences, draw the questions of
-each set anew (stratified bootstrap). Differences are paired by question; p is of a sign-flip test.
+each set anew (stratified bootstrap). Differences are paired by question; p is of a sign-flip test. A question that the
+outside failed is in the costs alone: it is counted, said beside every score, and asked again by the next evaluation.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zerosearch_jax.evaluate.intervals import shown, sign_flip_p, stratified_means
+from zerosearch_jax.evaluate.scores import counted
 from zerosearch_jax.run import cost, jsonl
 
 SCORES = {'em': 'EM', 'cover_em': 'cover-EM', 'f1': 'F1'}
@@ -58,17 +60,19 @@ def report(workdir: pathlib.Path, methods: Sequence[str], weights: Mapping[str, 
 def summarize(sets: dict[str, dict[str, dict]]) -> dict:
     """Of one method: scores with intervals by data set and on average, and what an episode takes."""
     found: dict = {'datasets': {}}
+    valid = {dataset: counted([*rows.values()]) for dataset, rows in sets.items()}
     for dataset, rows in sets.items():
-        each = list(rows.values())
+        each = valid[dataset]
         found['datasets'][dataset] = {
             'questions': len(each),
-            'failed': sum(row['status'] == 'search_failed' for row in each),
-            'searches': float(np.mean([len(row['searches']) for row in each])),
-            'tokens': float(np.mean([row['tokens'] for row in each])),
-            **{name: _with_interval([[row[name] for row in each]]) for name in SCORES},
+            'failed': len(rows) - len(each),
+            'searches': float(np.mean([len(row['searches']) for row in rows.values()])),
+            'tokens': float(np.mean([row['tokens'] for row in rows.values()])),
+            **{name: _with_interval([[row[name] for row in each]]) if each else None for name in SCORES},
         }
-    values = {name: [[row[name] for row in rows.values()] for rows in sets.values()] for name in SCORES}
-    found['average'] = {name: _with_interval(each) for name, each in values.items()}
+    found['failed'] = sum(one['failed'] for one in found['datasets'].values())
+    values = {name: [[row[name] for row in each] for each in valid.values()] for name in SCORES}
+    found['average'] = {name: _with_interval(each) for name, each in values.items()} if all(valid.values()) else None
     return found
 
 
@@ -82,10 +86,15 @@ def differences(mine: dict[str, dict[str, dict]], theirs: dict[str, dict[str, di
     """Of a score, question by question, for every data set that both have."""
     strata = []
     for dataset in mine:
-        common = sorted(mine[dataset].keys() & theirs.get(dataset, {}).keys())
-        if common:
-            strata.append([mine[dataset][i][name] - theirs[dataset][i][name] for i in common])
+        own, other = _scored(mine, dataset, name), _scored(theirs, dataset, name)
+        if common := sorted(own.keys() & other.keys()):
+            strata.append([own[i] - other[i] for i in common])
     return strata
+
+
+def _scored(sets: dict[str, dict[str, dict]], dataset: str, name: str) -> dict[str, float]:
+    """A score by question id, of the questions that the outside did not fail."""
+    return {row['id']: row[name] for row in counted([*sets.get(dataset, {}).values()])}
 
 
 # ---------------------------------------------------------------- Markdown
@@ -93,23 +102,29 @@ def differences(mine: dict[str, dict[str, dict]], theirs: dict[str, dict[str, di
 
 def _scores_table(order, datasets, summary) -> str:
     lines = [
-        'EM / cover-EM / F1, in percent; the average counts every set the same',
+        'EM / cover-EM / F1, in percent; the average counts every set the same; failed questions do not count',
         '',
         f'| method | {" | ".join(datasets)} | average |',
         f'|---|{"---|" * len(datasets)}---|',
     ]
     for method in order:
-        cells = [_three(summary.get(method, {}).get('datasets', {}).get(name)) for name in datasets]
-        lines.append(f'| {method} | {" | ".join(cells)} | {_average(summary, method)} |')
+        lines.append(f'| {method} | {" | ".join(_cells(summary.get(method, {}), datasets))} |')
     return '\n'.join(lines)
 
 
-def _three(found: dict | None, missing: str = 'not run') -> str:
-    return ' / '.join(f'{100 * found[name]["mean"]:.1f}' for name in SCORES) if found else missing
+def _three(found: dict | None, missing: str = 'not run', failed: int = 0) -> str:
+    if found is None:
+        return missing
+    lost = f' ({failed} failed)' if failed else ''
+    scores = [f'{100 * found[name]["mean"]:.1f}' for name in SCORES if found[name]]
+    return (' / '.join(scores) or 'no result') + lost
 
 
-def _average(summary: dict, method: str) -> str:
-    return _three(summary[method]['average'], 'incomplete') if method in summary else 'not run'
+def _cells(found: dict, datasets: Sequence[str]) -> list[str]:
+    """The scores of one method: of every set, and on average."""
+    sets = [found.get('datasets', {}).get(name) for name in datasets]
+    average = _three(found['average'], 'incomplete', found['failed']) if found else 'not run'
+    return [*(_three(one, failed=one['failed'] if one else 0) for one in sets), average]
 
 
 def _intervals_table(order, datasets, summary) -> str:
@@ -136,7 +151,7 @@ def _intervals_table(order, datasets, summary) -> str:
     return '\n'.join(lines)
 
 
-def _percent(found: dict, sign: str = '') -> str:
+def _percent(found: dict | None, sign: str = '') -> str:
     return shown(found, sign, digits=1, scale=100)
 
 
@@ -148,7 +163,7 @@ def _p(strata: Sequence[Sequence[float]]) -> str:
 def _differences_table(order, results: Results) -> str:
     first = next((method for method in order if method in results), '')
     lines = [
-        f'Differences to {first}, paired by question, over the questions that both were asked',
+        f'Differences to {first}, paired by question, over the questions that both answered',
         '',
         f'| method | {" | ".join(f"Δ {title} | p" for title in SCORES.values())} |',
         f'|---|{"---|---|" * len(SCORES)}',
@@ -200,9 +215,7 @@ def _latex(order, datasets, summary) -> str:
         r'\midrule',
     ]
     for method in order:
-        found = summary.get(method, {})
-        cells = [_three(found.get('datasets', {}).get(name)) for name in datasets] + [_average(summary, method)]
-        lines.append(' & '.join([_escaped(method), *cells]) + r' \\')
+        lines.append(' & '.join([_escaped(method), *_cells(summary.get(method, {}), datasets)]) + r' \\')
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
 
 
@@ -246,7 +259,7 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> str:
     a, b = read_results(first), read_results(second)
     common = [method for method in a if method in b]
     lines = [
-        f'a: {first}, b: {second}; averages over the questions that both were asked',
+        f'a: {first}, b: {second}; averages over the questions that both answered',
         '',
         '| method | score | questions | a | b | b − a | p |',
         '|---|---|---|---|---|---|---|',
@@ -269,8 +282,9 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> str:
 def _average_over(of: dict, other: dict, name: str) -> float:
     """The average of a score over the questions that another has too."""
     means = []
-    for dataset, rows in of.items():
-        own = [row[name] for i, row in rows.items() if i in other.get(dataset, {})]
+    for dataset in of:
+        common = _scored(other, dataset, name).keys()
+        own = [score for i, score in _scored(of, dataset, name).items() if i in common]
         if own:
             means.append(np.mean(own))
     return float(np.mean(means))

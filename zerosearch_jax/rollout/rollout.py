@@ -7,6 +7,7 @@ The loop always advances the model with more rows to decode, so that neither wai
 batches stay full. All decisions depend on tokens alone.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
@@ -15,7 +16,7 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine, Request, Stopped
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
-from zerosearch_jax.search.search import Query, Result, SearchSource
+from zerosearch_jax.search.search import OutsideFailed, Query, Result, SearchSource
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind, Segment
@@ -45,6 +46,27 @@ class Trajectory:
     @property
     def action_tokens(self) -> int:
         return sum(len(s.tokens) for s in self.segments if s.kind is Kind.ACTION)
+
+
+OUTAGE = 0.9  # share of the episodes that search: where so many fail, nothing can be learned or measured
+FEWEST = 4  # that make an outage, or half of all episodes: a query or two may be at fault themselves
+
+
+def refuse_outage(trajectories: Sequence[Trajectory], what: str, before: int = 0):
+    """Raises OutsideFailed, with the words of the other side, where (nearly) all episodes of `what` that search fail.
+
+    `before` counts further episodes of it, which did not fail.
+    """
+    searched = before + sum(bool(t.searches) for t in trajectories)
+    failures = [s for t in trajectories if t.failed for s in t.searches if s.failure]
+    if len(failures) < max(OUTAGE * searched, min(FEWEST, (before + len(trajectories)) / 2), 1):
+        return
+    kinds = collections.Counter(s.failure for s in failures).most_common()
+    said = next((f'; the other side says: {s.detail}' for s in failures if s.detail), '')
+    raise OutsideFailed(
+        f'{what}: the search of {len(failures)} of {searched} episodes that searched failed '
+        f'({", ".join(f"{count} {kind}" for kind, count in kinds)}){said}'
+    )
 
 
 class _Episode:

@@ -104,13 +104,13 @@ def _line(
 
 
 def series_of(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
-    """{key: [(step, value)]} of the numbers in the rows by rising step; null is NaN, a gap in the curve."""
-    series = collections.defaultdict(list)
+    """{key: [(step, value)]} of the numbers in the rows by rising step, the last of a step; null is NaN, a gap."""
+    series = collections.defaultdict(dict)
     for row in sorted(rows, key=lambda row: row['step']):
         for key, value in row.items():
             if value is None or isinstance(value, int | float):
-                series[key].append((row['step'], math.nan if value is None else float(value)))
-    return {key: points for key, points in series.items() if any(math.isfinite(v) for _, v in points)}
+                series[key][row['step']] = math.nan if value is None else float(value)
+    return {key: [*points.items()] for key, points in series.items() if any(map(math.isfinite, points.values()))}
 
 
 def matching(patterns: tuple[str, ...], series: Mapping[str, Any]) -> list[str]:

@@ -33,8 +33,8 @@ class Result:
     documents: tuple[str, ...] = ()
     labels: tuple[bool, ...] = ()  # of a simulated search: which of the documents were asked to be noisy
     failure: str = ''
-    detail: str = ''  # of a failure: what the other side said, redacted and short; for people, never for a model
     attempts: int = 1
+    detail: str = ''  # of a failure: what the other side said, redacted and short; for people, never for a model
 
     @property
     def noisy(self) -> bool:

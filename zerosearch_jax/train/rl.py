@@ -14,14 +14,16 @@ import time
 import jax
 import numpy as np
 
-from zerosearch_jax import progress, sharding
+from zerosearch_jax import progress
 from zerosearch_jax.evaluate import report
-from zerosearch_jax.evaluate.scores import METRICS, as_row, mean_scores
+from zerosearch_jax.evaluate.scores import METRICS, as_row, counted, mean_scores
 from zerosearch_jax.policy import export_weights
 from zerosearch_jax.rl import advantages
+from zerosearch_jax.rollout.rollout import refuse_outage
 from zerosearch_jax.run import alarms, jsonl, metrics, preemption, trackers
 from zerosearch_jax.run.checkpoint import Checkpoints
 from zerosearch_jax.run.workdir import claim
+from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.curriculum import noise_probability
 from zerosearch_jax.train.config import Config
 from zerosearch_jax.train.trainer import Trainer
@@ -82,8 +84,9 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
                 _evaluate_at(trainer, workdir, writer, last)
                 if writer is not None:
                     writer.draw(last)
-        except KeyboardInterrupt:
-            progress.log('interrupted; run the same command again to continue from the last checkpoint')
+        except (KeyboardInterrupt, OutsideFailed) as error:
+            why = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'the outside failed'
+            progress.log(f'{why}; run the same command again to continue from the last checkpoint')
             raise
         finally:
             if writer is not None:
@@ -186,14 +189,14 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     valid = np.array([not t.failed for t in trajectories])
     learned = trainer.learner.learn(step, [t.segments for t in trajectories], reward, groups, valid)
     ended = time.perf_counter()
-    counted = valid if valid.any() else ~valid  # what the outside failed says nothing of the policy
-    means = mean_scores([t for t, counts in zip(trajectories, counted, strict=True) if counts])
+    means = mean_scores([t for t in trajectories if not t.failed])  # what the outside failed says nothing of the policy
     searches = [s for t in trajectories for s in t.searches]
+    means['searches'] = len(searches) / len(trajectories)  # but that it searched
     noisy = [label for s in searches for label in s.labels]
     tokens = sum(t.response_tokens for t in trajectories)
     measured = {
-        'reward/mean': float(reward[counted].mean()),
-        'reward/std': float(reward[counted].std()),
+        'reward/mean': float(reward[valid].mean()),
+        'reward/std': float(reward[valid].std()),
         **{f'reward/{name}': means.pop(name) for name in METRICS},
         **{f'rollout/{name}': value for name, value in means.items()},
         'rollout/noise': noise,
@@ -207,6 +210,7 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
         'speed/update_seconds': ended - collected,
         'speed/device_seconds': (ended - began) * trainer.mesh.size,
         'cost/queries': queries,
+        'cost/failed_queries': sum(bool(s.failure) for s in searches),
         'cost/tokens': trainer.generated_tokens - tokens_before,
     }
     if cfg.rollout.group > 1:
@@ -219,22 +223,21 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
 
 
 def _evaluate_at(trainer: Trainer, workdir: pathlib.Path, writer, step: int):
-    """Evaluates after a step; a result that is already on disk is not made again."""
+    """Evaluates after a step; what is on disk is not asked again, unless the outside failed it."""
     if not trainer.test_questions:
         return
     path = report.evaluation_file(workdir, step)
-    if not sharding.from_first_process(path.exists()):
-        trajectories = trainer.evaluate()
+    found = {row['id']: row for row in counted(jsonl.shared_jsonl(path))}
+    missing = [question for question in trainer.test_questions if question.id not in found]
+    if missing:
+        made = trainer.evaluate(missing)
+        refuse_outage(made, f'evaluation after step {step}', len(found))
+        found |= {t.question.id: as_row(t, trainer.model.tokenizer, step=step) for t in made}
         if writer is not None:
-            jsonl.write_jsonl(path, [as_row(t, trainer.model.tokenizer, step=step) for t in trajectories])
+            jsonl.write_jsonl(path, [found[question.id] for question in trainer.test_questions])
     if writer is None:
         return
-    found = jsonl.read_jsonl(path)
-    means = {f'eval/{name}': float(np.mean([row[name] for row in found])) for name in METRICS}
-    means['eval/searches'] = float(np.mean([len(row['searches']) for row in found]))
-    if not report.has_evaluation(workdir, step):
+    means = report.evaluation_means([*found.values()])
+    if missing or not report.has_evaluation(workdir, step):
         writer.write(step, means)
-    progress.log(
-        f'evaluation after step {step}: EM {means["eval/em"]:.3f}  F1 {means["eval/f1"]:.3f}  '
-        f'searches {means["eval/searches"]:.2f}  ({len(found)} questions, {trainer.cfg.engine.kind})'
-    )
+    progress.log(f'evaluation after step {step}: {report.evaluation_text(means)}, {trainer.cfg.engine.kind}')

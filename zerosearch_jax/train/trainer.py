@@ -16,7 +16,7 @@ from zerosearch_jax.policy import make_trainable, open_policy
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.prompts import encode_prompt
 from zerosearch_jax.rollout.rewards import Scorer
-from zerosearch_jax.rollout.rollout import Trajectory, rollout
+from zerosearch_jax.rollout.rollout import Trajectory, refuse_outage, rollout
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import RemoteSearch, open_search_engine
@@ -148,14 +148,17 @@ class Trainer:
         search = self.simulator.source(seed=cfg.seed, step=step, noise=noise)
         if cfg.simulator.questions == 'compacted':
             search = CompactedQuestions(search, self.policy_engine, questions, cfg.rollout.group)
-        return self._rollout(
+        title = f'step {step} rollouts'
+        found = self._rollout(
             questions,
             cfg.rollout.group,
             search,
-            f'step {step} rollouts',
+            title,
             temperature=cfg.rollout.temperature,
             identity=(cfg.seed, step),
         )
+        refuse_outage(found, title)
+        return found
 
     def collect_dynamic(self, step: int, noise: float) -> tuple[list[Trajectory], int, int]:
         """The step's trajectories, groups of equal rewards replaced by new questions for some rounds.
@@ -190,11 +193,11 @@ class Trainer:
         valid = np.array([not t.failed for t in group])
         return bool(advantages.zero_variance(rewards, np.zeros(len(group), int), valid).all())
 
-    def evaluate(self) -> list[Trajectory]:
-        """Greedy episodes on the held-out questions with the real engine."""
+    def evaluate(self, questions: Sequence[Question]) -> list[Trajectory]:
+        """Greedy episodes on held-out questions with the real engine."""
         cfg = self.cfg.evaluation
         return self._rollout(
-            self.test_questions,
+            questions,
             1,
             engine_search(self.search_engine.search, cfg.documents),
             'evaluation',
