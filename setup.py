@@ -43,9 +43,7 @@ setuptools.setup(
         'transformers>=5.0,<6',
     ],
     extras_require={
-        'test': [*TEST, 'openai>=2', 'serpapi>=1'],
-        'endpoint': ['openai>=2'],
-        'serpapi': ['serpapi>=1'],
+        'test': TEST,
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
         'wandb': ['wandb>=0.20'],

@@ -1,4 +1,4 @@
-"""A server of chat completions that does what a test says."""
+"""A server that does what a test says."""
 
 import http.server
 import json
@@ -7,7 +7,11 @@ import time
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Speaks the chat-completions protocol; `behave(message)` returns a text, or an int status, or None to hang."""
+    """Answers a POST by `behave` of its chat message, or of its whole body, and a GET by `behave` of its path.
+
+    `behave` returns a text, a status, (status, text), (status, text, headers), None to hang, or an iterator of bytes
+    that are sent as they are.
+    """
 
     daemon_threads = True
 
@@ -20,23 +24,46 @@ class Server(http.server.ThreadingHTTPServer):
     def url(self):
         return f'http://127.0.0.1:{self.server_port}/v1'
 
+    def handle_error(self, *_):
+        """Clients of these tests hang up."""
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-        message = body['messages'][-1]['content']
+        text = self.rfile.read(int(self.headers['Content-Length']))
+        body = json.loads(text)
         self.server.requests.append(body)
+        self._answer(body['messages'][-1]['content'] if isinstance(body, dict) and 'messages' in body else text)
+
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        self._answer(self.path)
+
+    def _answer(self, message):
         self.server.keys.append(self.headers['Authorization'])
         reply = self.server.behave(message)
         if reply is None:
             time.sleep(3)
             return
-        status, text = (reply, '{"error": {"message": "no"}}') if isinstance(reply, int) else (200, reply)
+        if hasattr(reply, '__next__'):
+            for piece in reply:
+                self.wfile.write(piece)
+            return
+        reply = (reply, '{"error": {"message": "no"}}') if isinstance(reply, int) else reply
+        status, text, headers = (*((200, reply) if isinstance(reply, str) else reply), {})[:3]
         self.send_response(status)
-        self.send_header('Content-Type', 'application/json')
-        self.send_header('Retry-After', '0')
+        for name, value in {'Content-Type': 'application/json', 'Retry-After': '0', **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(text.encode())
 
     def log_message(self, *_):
         pass
+
+
+def trickle(seconds=0.05, head=b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n'):
+    """A reply that never ends, a byte at a time."""
+    yield head
+    for _ in range(200):
+        time.sleep(seconds)
+        yield b' '

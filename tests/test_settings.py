@@ -182,3 +182,28 @@ def test_json_nested_too_deep_is_a_value_error(tmp_path):
     (tmp_path / 'deep.json').write_text('[' * 100_000)
     with pytest.raises(ValueError, match=r'deep.json.*nested too deep'):
         settings.read_json(tmp_path / 'deep.json')
+
+
+@pytest.mark.parametrize(
+    ('text', 'shown'),
+    [
+        ('http://h/x?api_key=abc&k=3', 'http://h/x?api_key=***&k=3'),
+        ('http://h/?q=1&access_token=a%20b', 'http://h/?q=1&access_token=***'),
+        ('https://me:pa@ss@h:80/x', 'https://***@h:80/x'),
+        ('{"u": "http://h?key=abc", "v": "KEY=1"}', '{"u": "http://h?key=***", "v": "KEY=1"}'),
+        ('?X-Amz-Signature=1&secret=2&apikey=3&token=4', '?X-Amz-Signature=***&secret=***&apikey=***&token=***'),
+        ('http://h/?keyword=cat&monkey=1', 'http://h/?keyword=cat&monkey=1'),
+        ('Authorization: Bearer abc.def', 'Authorization: Bearer ***'),
+        ('mail me@h.org about https://h/a', 'mail me@h.org about https://h/a'),
+    ],
+)
+def test_keys_in_addresses_are_redacted(text, shown):
+    assert settings.redacted(text) == shown
+
+
+def test_a_key_in_engine_url_is_not_in_config_json_and_may_change_on_resume():
+    old, new = ({'engine': {'url': f'http://h/?api_key={key}'}} for key in ('one', 'two'))
+    assert 'one' not in settings.to_json(old)
+    assert settings.changed_sections(settings.to_json(old), settings.to_json(new)) == []
+    assert settings.changed_sections(json.dumps(old), settings.to_json(new)) == []  # one that was written before
+    assert settings.changed_sections(settings.to_json(old), settings.to_json({'engine': {'url': 'x'}})) == ['engine']

@@ -10,8 +10,10 @@ import dataclasses
 import difflib
 import importlib
 import json
+import re
 import types
 import typing
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -122,12 +124,32 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+# what stands for a key in an address: whom it belongs to, and parameters of these names
+_USER = re.compile(r'(?<=://)[^/\s"\'?#]+@')
+_SECRET = re.compile(
+    r'([?&;](?:[\w.-]*[_.-])?(?:api_?key|key|token|secret|password|auth|sig|signature)=)([^&;\s"\'#<>)]+)',
+    re.IGNORECASE,
+)
+_BEARER = re.compile(r'(\bBearer\s+)[^\s"\']+', re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """A text without the keys that its addresses and headers hold: what is written, shown or sent on."""
+    return _BEARER.sub(r'\1***', _SECRET.sub(r'\1***', _USER.sub('***@', text)))
+
+
+def secrets(address: str) -> list[str]:
+    """The keys that an address holds as parameters, as they are written and as they are meant."""
+    found = [match[2] for match in _SECRET.finditer(address)]
+    return [*found, *map(urllib.parse.unquote, found)]
+
+
 def to_json(config: Any) -> str:
-    """The config (ConfigDict, mapping or `resolve`'s result) as sorted JSON with its references resolved."""
-    return json.dumps(_plain(config), indent=2, sort_keys=True)
+    """The config (ConfigDict, mapping or `resolve`'s result) as sorted JSON, references resolved, without keys."""
+    return redacted(json.dumps(_plain(config), indent=2, sort_keys=True))
 
 
-# what changes no result, or only its rounding: where it is computed, limits of what is asked of the outside, prices
+# what changes no result, or only its rounding: where it is computed, how the outside is asked, prices
 MAY_CHANGE = (
     'prices',
     'mesh',
@@ -137,7 +159,7 @@ MAY_CHANGE = (
     *(f'rl.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
     *(f'sft.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
     *(f'engine.{name}' for name in ('timeout_s', 'retries', 'pause_s', 'concurrency', 'per_second')),
-    *(f'engine.{name}' for name in ('query_price', 'spending_cap')),
+    *(f'engine.{name}' for name in ('query_price', 'spending_cap', 'fields')),
     *(f'endpoint.{name}' for name in ('timeout_s', 'retries', 'concurrency')),
 )
 
@@ -163,7 +185,7 @@ def require_positive(section: Any, *names: str) -> None:
 
 def changed_sections(old: str, new: str, free: Iterable[str] = MAY_CHANGE) -> list[str]:
     """The sections in which two configurations, as JSON text, differ in more than the fields in `free`."""
-    before, after = (drop_fields(json.loads(text), free) for text in (old, new))
+    before, after = (drop_fields(json.loads(redacted(text)), free) for text in (old, new))
     return [key for key in after if before.get(key) != after[key]]
 
 
@@ -237,7 +259,7 @@ def type_name(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f'{value!r} ({type(value).__name__})'
+    return f'{redacted(repr(value))} ({type(value).__name__})'
 
 
 def _plain(value: Any) -> Any:

@@ -7,8 +7,7 @@ import time
 
 import pytest
 import requests
-from servers import Handler
-from servers import Server as ChatServer
+from servers import Server as ScriptedServer
 
 from zerosearch_jax.data.rows import Passage, Question
 from zerosearch_jax.search import remote
@@ -107,14 +106,14 @@ def test_our_client_reads_our_server(server):
 
 
 def test_a_title_keeps_the_quotation_marks_of_its_own():
-    found = remote._search_r1_document({'contents': '""Heroes" (song)"\nby David Bowie'})
+    (found,) = reading(['{"result": [[{"contents": "\\"\\"Heroes\\" (song)\\"\\nby David Bowie"}]]}'])[0][0]
     assert (found.title, found.text) == ('"Heroes" (song)', 'by David Bowie')
 
 
 def reading(answers, log=None, kind='search_r1', queries=('q',), **cfg):
     """Results of a client whose server gives these replies in turn, and the requests it saw."""
     replies = iter(answers)
-    server = ChatServer(lambda _: next(replies))
+    server = ScriptedServer(lambda _: next(replies))
     limits = {'timeout_s': 0.5, 'retries': 0, 'pause_s': 0.01, 'concurrency': 1} | cfg
     found = open_search_engine(EngineConfig(kind, url=server.url, **limits), log=log or Journal()).search(
         list(queries), 2
@@ -122,27 +121,18 @@ def reading(answers, log=None, kind='search_r1', queries=('q',), **cfg):
     return found, server.requests
 
 
-@pytest.fixture(autouse=True)
-def bodies_of_any_protocol(monkeypatch):
-    """The scripted server of test_outside looks for chat messages; here it hands over the whole body."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers['Content-Length']))
-        self.server.requests.append(json.loads(body))
-        reply = self.server.behave(body)
-        if reply is None:
-            time.sleep(2)
-            return
-        status, text = (reply, '{}') if isinstance(reply, int) else (200, reply)
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    monkeypatch.setattr(Handler, 'do_POST', do_POST)
-
-
 SCORED = '{"result": [[{"document": {"id": "7", "contents": "\\"A B\\"\\nThe text.\\nMore."}, "score": 1.5}]]}'
 PLAIN = '{"result": [[{"id": 7, "contents": "\\"A B\\"\\nThe text.\\nMore."}]]}'
+
+
+def test_a_key_in_the_address_is_not_in_searches_log(tmp_path):
+    server = ScriptedServer(lambda _: SCORED)
+    path = tmp_path / 'searches.log'
+    for key in ('one', 'two'):  # another key is the same engine
+        cfg = EngineConfig('search_r1', url=f'{server.url}?api_key={key}')
+        open_search_engine(cfg, log=Journal(path)).search(['q'], 1)
+    assert len(server.requests) == 1
+    assert 'one' not in path.read_text() and 'api_key=***' in path.read_text()
 
 
 def test_recorded_replies_of_a_stock_retriever_are_read():
@@ -174,14 +164,67 @@ def test_recorded_replies_of_a_stock_retriever_are_read():
     ],
 )
 def test_every_failure_has_its_name(reply, kind):
-    assert reading([reply])[0] == [SearchFailed(kind)]
+    (found,), _ = reading([reply])
+    assert isinstance(found, SearchFailed) and found.kind == kind
+
+
+@pytest.mark.parametrize(
+    ('reply', 'documents', 'texts'),
+    [
+        ('{"result": [[{"document": {"contents": "\\"A\\"\\nb"}}]]}', [Document('A', 'b')], ['A. b']),
+        ('{"result": [[{"document": {"contents": "\\"A\\"\\nb"}, "score": null}]]}', [Document('A', 'b')], ['A. b']),
+        ('{"result": [[{"document": "one\\ntwo"}, "three"]]}', [Document('', 'one\ntwo'), Document('', 'three')], None),
+        ('{"result": [[{"document": {"contents": "one line"}}]]}', [Document('', 'one line')], ['one line']),
+        ('{"result": [[{"document": {"title": null, "text": "x"}}]]}', [Document('', 'x')], ['x']),
+        ('{"result": [[{"document": {"title": "A", "text": ""}}]]}', [Document('A', '')], ['A']),
+        ('{"result": [[{"document": {"title": "A", "contents": "b"}}]]}', [Document('A', 'b')], ['A. b']),
+        ('{"result": [null]}', [], []),
+    ],
+    ids=['no score', 'score null', 'bare string', 'no title', 'title null', 'no text', 'title beside', 'result null'],
+)
+def test_a_search_r1_style_reply_is_accepted_without_stray_dots(reply, documents, texts):
+    (found,), _ = reading([reply])
+    assert found == documents
+    assert texts is None or [document.as_text for document in found] == texts
+
+
+def test_fields_map_another_json_schema():
+    elastic = '{"hits": {"hits": [{"_source": {"headline": "A", "body": "b"}, "_score": 2.5}]}}'
+    names = {'query': 'q', 'topk': 'size', 'scores': '', 'results': 'hits.hits', 'document': '_source'}
+    names |= {'title': 'headline', 'text': 'body', 'score': '_score'}
+    (found,), seen = reading([elastic], fields=tuple(names.items()))
+    assert found == [Document('A', 'b')] and found[0].score == 2.5
+    assert seen == [{'q': 'q', 'size': 2}]
+    with pytest.raises(ValueError, match=r"fields has no 'headline'; it has query, .*, contents, score"):
+        EngineConfig('search_r1', fields=(('headline', 'title'),))
+    with pytest.raises(ValueError, match=r"fields are of a server, .*; got 'bm25'"):
+        EngineConfig(fields=(('title', 'headline'),))
+
+
+@pytest.mark.parametrize(
+    ('returned', 'kinds'),
+    [
+        ([[{'title': 'A', 'text': 'b'}]], 'list of list of dict'),
+        ([Document('A', 'b')], 'list of Document'),
+        (['b'], 'list of str'),
+        (None, 'NoneType'),
+    ],
+)
+def test_an_own_engine_that_returns_dicts_is_told_what_is_wanted_in_one_line(returned, kinds, monkeypatch):
+    monkeypatch.setattr(time, 'own_engine', lambda cfg, queries, k: returned, raising=False)
+    cfg = EngineConfig('time.own_engine')
+    line = rf'time.own_engine must return for each query a list of search.Document\(title, text\); it returned {kinds}$'
+    with pytest.raises(ValueError, match=line):
+        open_search_engine(cfg).search(['q'], 2)
+    with pytest.raises(ValueError, match=line):
+        remote.probe(cfg)
 
 
 def test_what_may_pass_is_tried_again_and_what_will_not_is_not():
     (found,), seen = reading([500, 429, SCORED], retries=2)
     assert found[0].id == '7' and len(seen) == 3
     (found,), seen = reading([404, SCORED], retries=2)
-    assert found == SearchFailed('status_404') and len(seen) == 1
+    assert found == SearchFailed('status_404', 'no') and len(seen) == 1
 
 
 def recording(broken=()):
@@ -285,44 +328,57 @@ def test_a_failed_search_of_a_real_engine_is_a_typed_result():
 # ---------------------------------------------------------------- SerpAPI
 
 
-def test_serpapi_goes_through_its_client_and_never_shows_the_key(monkeypatch, capsys):
-    serpapi = pytest.importorskip('serpapi')
+@pytest.fixture
+def google(monkeypatch):
+    """SerpAPI in this process: (a client of it, the replies that it gives next, the requests that it saw)."""
+    monkeypatch.setenv(remote.SERPAPI_KEY, 'a-secret')
+    replies = []
+    server = ScriptedServer(lambda path: replies.pop(0))
+    monkeypatch.setattr(remote, 'SERPAPI', server.url)
+    return open_search_engine(EngineConfig('serpapi', retries=0, timeout_s=0.5)), replies, server.requests
+
+
+def test_serpapi_is_asked_for_organic_results(google):
+    client, replies, seen = google
+    results = [{'title': 'A', 'snippet': 'b', 'link': 'c'}, {'title': 'no snippet'}, {'title': None, 'snippet': 'd'}]
+    replies[:] = [json.dumps({'organic_results': results})]
+    assert client.search(['hamlet & co'], 5) == [[Document('A', 'b', 'c'), Document('', 'd', '')]]
+    assert seen == ['/v1/search.json?q=hamlet+%26+co&num=5&engine=google&api_key=a-secret']
+
+
+def test_serpapi_needs_a_key(monkeypatch):
     monkeypatch.delenv(remote.SERPAPI_KEY, raising=False)
     with pytest.raises(ValueError, match=remote.SERPAPI_KEY):
         open_search_engine(EngineConfig('serpapi'))
-    monkeypatch.setenv(remote.SERPAPI_KEY, 'a-secret')
-    seen, replies = [], []
 
-    def get(self, method, url, params, **_):
-        seen.append(params)
-        reply = replies.pop(0)
-        if isinstance(reply, Exception):
-            raise reply
-        response = requests.Response()
-        response.status_code, response._content = reply
-        response.url = f'{url}?api_key={params["api_key"]}'
-        response.headers['Content-Type'] = 'application/json'
-        return response
 
-    monkeypatch.setattr(requests.Session, 'request', get)
-    results = [{'title': 'A', 'snippet': 'b', 'link': 'c'}, {'title': 'no snippet'}, {'snippet': 'd'}]
-    replies[:] = [(200, json.dumps({'organic_results': results}).encode())]
-    client = open_search_engine(EngineConfig('serpapi', retries=0))
-    assert client.search(['hamlet'], 5) == [[Document('A', 'b', 'c'), Document('', 'd', '')]]
-    assert {'engine': 'google', 'q': 'hamlet', 'num': 5}.items() <= seen[0].items()
-    for reply, kind in (
-        ((429, b'{}'), 'rate_limit'),
-        ((500, b'{}'), 'status_500'),
-        ((401, b'{"error": "a-secret"}'), 'status_401'),
-        (requests.ConnectionError('https://x?api_key=a-secret'), 'connection'),
-        (requests.Timeout('a-secret'), 'timeout'),
-        (requests.exceptions.ChunkedEncodingError('a-secret'), 'connection'),
-        ((200, b'{"organic'), 'invalid'),
-    ):
-        replies[:] = [reply]
-        assert client.search([str(reply)], 5) == [SearchFailed(kind)]
-    assert 'a-secret' not in ''.join(capsys.readouterr())
-    assert serpapi
+@pytest.mark.parametrize(
+    ('reply', 'expected'),
+    [
+        ('{"error": "Your account has run out of searches."}', ('refused', 'Your account has run out of searches.')),
+        ('{"error": "Google hasn\'t returned any results for this query."}', []),
+        ('{"organic_results": null}', []),
+        ('{"search_metadata": {"status": "Success"}}', []),
+        ('{"organic_results": {"a": 1}}', ('invalid', 'the reply is an object of results')),
+        ('[]', ('invalid', 'the reply is a list')),
+        ('{"organic', ('invalid', '{"organic')),
+        (429, ('rate_limit', 'no')),
+        (500, ('status_500', 'no')),
+        ((401, '{"error": "Invalid API key a-secret, see https://x?api_key=a-secret"}'), ('status_401', '***')),
+        ((302, '', {'Location': 'http://elsewhere/?api_key=a-secret'}), ('redirect', '***')),
+        (None, ('timeout', 'no whole reply within 0.5 seconds')),
+    ],
+    ids=str,
+)
+def test_serpapi_has_failures_under_status_200_and_never_shows_the_key(google, reply, expected, capsys, caplog):
+    client, replies, _ = google
+    replies[:] = [reply]
+    (found,) = client.search(['hamlet'], 5)
+    if isinstance(expected, list):
+        assert found == expected
+    else:
+        assert found.kind == expected[0] and expected[1] in found.detail
+    assert 'a-secret' not in repr(found) + ''.join(capsys.readouterr()) + caplog.text
 
 
 def test_an_engine_that_there_is_not_is_refused_at_once():

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from zerosearch_jax import sharding
+from zerosearch_jax import settings, sharding
 
 
 class Journal:
@@ -81,12 +81,21 @@ def call_once(
     return [fresh[key][0] if key in fresh else journal.get(key) for key in keys]
 
 
+def on_first_process(call: Callable[[], Any]) -> Any:
+    """What `call` returns, anything that JSON holds, on all processes; process 0 makes the call, the others wait.
+
+    Raises:
+      what `call` raises on process 0, and OSError with its message on all others.
+    """
+    return call_once(Journal(), [''], lambda _: iter([(0, call(), False)]))[0]
+
+
 def _read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     """(key, value) of every line; a last line that a crash tore is cut off, so that the next one begins anew."""
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = settings.parse_json(line)
             yield row['key'], row['value']
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines):

@@ -3,27 +3,29 @@
     engine = open_search_engine(EngineConfig('search_r1', url='http://127.0.0.1:8000/retrieve'))
     engine.search(['who wrote hamlet'], 3)
 
-Requests are made by one process, at most so many at once and a second, with time-outs and retries; every result goes to
-a log, so that a query is asked, and paid, once. What fails is a typed result. Keys come from the environment and are
-never shown: messages of the libraries, which may hold them, are not passed on.
+Requests are made by one process (outside.py), at most so many at once and a second; every result goes to a log, so that
+a query is asked, and paid, once. What fails is a typed result. Keys come from the environment and are never shown.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import json
+import operator
 import os
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from zerosearch_jax import settings
+from zerosearch_jax import progress, settings
 from zerosearch_jax.data.rows import Passage, split_title
-from zerosearch_jax.search import journal
+from zerosearch_jax.search import journal, outside
 from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.search.outside import RequestFailed
 from zerosearch_jax.search.search import Document, SearchFailed
 
-SERPAPI_KEY = 'SERPAPI_API_KEY'
+SERPAPI, SERPAPI_KEY = 'https://serpapi.com', 'SERPAPI_API_KEY'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,9 @@ class EngineConfig:
     kind: str = 'bm25'
     index: str = ''  # of bm25: directory where the index of the corpus is kept; '': made in memory
     url: str = 'http://127.0.0.1:8000/retrieve'  # of a server
-    timeout_s: float = 30.0  # of one attempt
+    # of a server with other names than its protocol's: pairs of our name (remote.SERVERS, remote.DOCUMENT) and its own
+    fields: tuple[tuple[str, str], ...] = ()
+    timeout_s: float = 30.0  # of one attempt, from its start to the last byte
     retries: int = 3  # after the first attempt, where it may help
     pause_s: float = 1.0  # before the first of them; doubled each time
     concurrency: int = 8  # requests at once
@@ -44,23 +48,19 @@ class EngineConfig:
     spending_cap: float = 0.0  # dollars that this log may reach; 0: no limit
 
     def __post_init__(self):
-        settings.require_positive(self, 'concurrency')
+        outside.check_limits(self, self.url)
         if self.spending_cap and not self.query_price:
             raise ValueError('a spending_cap needs a query_price: what a request costs, in dollars')
         if not callable(settings.resolve_name(self.kind, ENGINES, 'kind')) and self.kind not in ENGINES:
             raise ValueError(f'kind = {self.kind!r} is not a function')
+        if self.fields and self.kind not in SERVERS:
+            raise ValueError(f'fields are of a server, kind = {" or ".join(map(repr, SERVERS))}; got {self.kind!r}')
+        if unknown := dict(self.fields).keys() - (known := SERVERS['search_r1'] | DOCUMENT).keys():
+            raise ValueError(f'fields has no {min(unknown)!r}; it has {", ".join(known)}')
 
 
 class SpendingCapReached(OSError):
     """The next request would cost more than is allowed."""
-
-
-class RequestFailed(Exception):
-    """A request failed; `kind` says how, `retryable` whether another attempt may help."""
-
-    def __init__(self, kind: str, retryable: bool = False):
-        super().__init__(kind)
-        self.kind, self.retryable = kind, retryable
 
 
 # a function of (queries, k) to documents of each, that may raise RequestFailed; requests are made by several threads
@@ -113,38 +113,42 @@ class RemoteSearch:
         keys = [json.dumps([self._name, query, k]) for query in queries]
 
         def ask(positions: list[int]) -> Iterator[tuple[int, dict, bool]]:
-            parts = [positions[i : i + self._batch] for i in range(0, len(positions), self._batch)]
-            with concurrent.futures.ThreadPoolExecutor(self._cfg.concurrency) as pool:
-                calls = {pool.submit(self._attempts, [queries[i] for i in part], k): part for part in parts}
-                problem: Exception | None = None
-                for call in concurrent.futures.as_completed(calls):
-                    try:
-                        found = call.result()
-                    except Exception as error:  # the other requests are made, and paid, all the same
-                        problem = problem or error
-                        continue
-                    for position, value in zip(calls[call], found, strict=True):
-                        yield position, value, 'failure' not in value
-                if problem:
-                    raise problem
+            parts = [tuple(positions[i : i + self._batch]) for i in range(0, len(positions), self._batch)]
+            call = lambda part: self._attempts([queries[i] for i in part], k)  # noqa: E731
+            for part, found in outside.at_once(call, parts, self._cfg.concurrency):
+                for position, value in zip(part, found, strict=True):
+                    yield position, value, 'failure' not in value
 
         return journal.call_once(self._log, keys, ask)
 
     def _attempts(self, queries: list[str], k: int) -> list[dict]:
         """JSON results of one request, tried again where that may help."""
-        for attempt in range(self._cfg.retries + 1):
-            self._start()
-            try:
-                found = self._fetch(queries, k)
-                if len(found) != len(queries):
-                    raise RequestFailed('invalid')
-                return [{'documents': [dataclasses.asdict(d) for d in documents[:k]]} for documents in found]
-            except RequestFailed as error:
-                failure = error
-                if not error.retryable or attempt == self._cfg.retries:
-                    break
-                time.sleep(self._cfg.pause_s * 2**attempt)
-        return [{'failure': failure.kind} for _ in queries]
+        try:
+            found = self.request(queries, k)
+        except RequestFailed as error:
+            return [{'failure': error.kind, 'detail': error.detail} for _ in queries]
+        return [{'documents': [dataclasses.asdict(d) for d in documents]} for documents in found]
+
+    def request(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """Up to k documents of each of at most a batch of queries, past the log.
+
+        Raises:
+          RequestFailed: also after further attempts.
+          ValueError: a function of the user's own returns something else.
+        """
+
+        def ask() -> list[list[Document]]:
+            found = self._fetch(queries, k)
+            if not _each(found, lambda documents: _each(documents, lambda d: isinstance(d, Document))):
+                raise ValueError(
+                    f'{self._cfg.kind} must return for each query a list of search.Document(title, text); '
+                    f'it returned {_kinds(found)}'
+                )
+            if len(found) != len(queries):
+                raise RequestFailed('invalid', detail=f'results of {len(found)} queries; {len(queries)} were asked')
+            return [list(documents[:k]) for documents in found]
+
+        return outside.ask_again(ask, self._cfg.retries, self._cfg.pause_s, self._start)
 
     def _start(self):
         """Waits for the next free start, and pays for it."""
@@ -166,8 +170,18 @@ class RemoteSearch:
 
 def _result(value: dict) -> list[Document] | SearchFailed:
     if 'failure' in value:
-        return SearchFailed(value['failure'])
+        return SearchFailed(value['failure'], value.get('detail', ''))
     return [Document(**document) for document in value['documents']]
+
+
+def _each(things: Any, good: Callable[[Any], bool]) -> bool:
+    return isinstance(things, list | tuple) and all(map(good, things))
+
+
+def _kinds(found: Any) -> str:
+    """The types of nested lists down to the first thing that is none: 'list of list of dict'."""
+    inside = f' of {_kinds(found[0])}' if isinstance(found, list | tuple) and found else ''
+    return type(found).__name__ + inside
 
 
 def open_search_engine(
@@ -181,16 +195,45 @@ def open_search_engine(
       log: of a remote engine's results.
 
     Raises:
-      ValueError: a key or a package is missing.
+      ValueError: a key is missing.
     """
     if cfg.kind == 'bm25':
         return BM25.open(passages(), cfg.index) if cfg.index else BM25(passages())
     log = log or journal.Journal()
+    if cfg.kind in SERVERS:
+        fetch, batch = _server(cfg)
+    else:
+        fetch, batch = functools.partial(settings.resolve_name(cfg.kind, ENGINES, 'kind'), cfg), BATCH
+    name = cfg.kind if cfg.kind == 'serpapi' else f'{cfg.kind} {settings.redacted(cfg.url)}'
+    return RemoteSearch(fetch, batch, name + (f' {dict(cfg.fields)}' if cfg.fields else ''), cfg, log)
+
+
+def probe(cfg: EngineConfig):
+    """Asks the configured engine something small, so that one that cannot be used is told before anything long.
+
+    An engine in this process is not asked. Of one whose requests cost money no request is paid: SerpAPI is asked what
+    is left of the account, another is left alone, which is said.
+
+    Raises:
+      OutsideFailed: it cannot be used; in one line which engine, where, what it said and what to look at.
+      ValueError: a key is missing, or a function of the user's own returns something else.
+    """
+    if cfg.kind != 'bm25':
+        journal.on_first_process(lambda: _probe(cfg))
+
+
+def _probe(cfg: EngineConfig):
     if cfg.kind == 'serpapi':
-        return RemoteSearch(_serpapi(cfg), 1, 'serpapi', cfg, log)
-    fetch = settings.resolve_name(cfg.kind, ENGINES, 'kind')
-    batch = 1 if fetch is _zerosearch_wiki else 64
-    return RemoteSearch(lambda queries, k: fetch(cfg, queries, k), batch, f'{cfg.kind} {cfg.url}', cfg, log)
+        return _probe_serpapi(cfg)
+    if cfg.query_price:
+        progress.log(f'engine {cfg.kind} is not tried beforehand: engine.query_price says that a request costs money')
+        return None
+    try:
+        open_search_engine(cfg).request(['Rome'], 1)
+    except RequestFailed as error:
+        other = f'does it speak engine.kind = {cfg.kind!r}? engine.fields maps other names'
+        hint = other if error.kind == 'invalid' else ''
+        raise outside.unusable(f'engine {cfg.kind}', cfg.url, error, hint) from None
 
 
 def search_in_step(engine: BM25 | RemoteSearch, moment: str) -> Callable:
@@ -201,96 +244,103 @@ def search_in_step(engine: BM25 | RemoteSearch, moment: str) -> Callable:
 # ---------------------------------------------------------------- protocols
 
 
-def _post(cfg: EngineConfig, body: dict):
-    """The JSON reply to a request."""
-    import requests
-
-    try:
-        reply = requests.post(cfg.url, json=body, timeout=cfg.timeout_s)
-    except requests.Timeout as error:
-        raise RequestFailed('timeout', retryable=True) from error
-    except requests.RequestException as error:
-        raise RequestFailed('connection', retryable=True) from error
-    _check_status(reply.status_code)
-    try:
-        return reply.json()
-    except ValueError as error:
-        raise RequestFailed('invalid', retryable=True) from error
-
-
-def _check_status(status: int):
-    if status == 429:
-        raise RequestFailed('rate_limit', retryable=True)
-    if status != 200:
-        raise RequestFailed(f'status_{status}', retryable=status >= 500)
-
-
-def _search_r1(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
-    """Search-R1's retriever: {"queries", "topk", "return_scores"} to {"result": [[{"document", "score"}, ...]]}."""
-    reply = _post(cfg, {'queries': list(queries), 'topk': k, 'return_scores': True})
-    try:
-        return [[_search_r1_document(item) for item in found] for found in reply['result']]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RequestFailed('invalid') from error
-
-
-def _search_r1_document(item: dict) -> Document:
-    """With a score or without; `contents` is a quoted title, a line feed and the text."""
-    document, score = (item['document'], float(item['score'])) if 'document' in item else (item, 0.0)
-    if 'contents' in document:
-        title, text = split_title(document['contents'])
+def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
+    """How a server of SERVERS is asked, and for how many queries at a time."""
+    names = DOCUMENT | SERVERS[cfg.kind] | dict(cfg.fields)
+    if cfg.kind == 'serpapi':
+        _serpapi_key()
+        ask = functools.partial(_google, cfg)
     else:
-        title, text = document.get('title', ''), document['text']
-    return Document(title, text.strip(), str(document.get('id', '')), score)
-
-
-def _zerosearch_wiki(cfg: EngineConfig, queries: Sequence[str], k: int) -> list[list[Document]]:
-    """ZeroSearch's wiki server: {"query", "top_k"} to [{"text"}, ...]."""
-    reply = _post(cfg, {'query': queries[0], 'top_k': k})
-    try:
-        return [[Document('', item['text'].strip()) for item in reply]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RequestFailed('invalid') from error
-
-
-def _serpapi(cfg: EngineConfig) -> Fetch:
-    """Google's organic results through SerpAPI's client: titles and snippets."""
-    import requests
-
-    try:
-        import serpapi
-    except ImportError as error:
-        raise ValueError("SerpAPI needs its package: pip install -e '.[serpapi]'") from error
-    key = os.environ.get(SERPAPI_KEY)
-    if not key:
-        raise ValueError(f'SerpAPI needs a key in the environment variable {SERPAPI_KEY}')
-    client = serpapi.Client(api_key=key, timeout=cfg.timeout_s)
+        ask = functools.partial(outside.request_json, cfg.url, timeout_s=cfg.timeout_s)
 
     def fetch(queries: Sequence[str], k: int) -> list[list[Document]]:
+        asked = {'query': queries[0]} if names['query'] else {'queries': list(queries)}
+        values = {**asked, 'topk': k, 'scores': True}
+        reply = ask({names[name]: value for name, value in values.items() if names[name]})
         try:
-            reply = client.search({'engine': 'google', 'q': queries[0], 'num': k})
-        except serpapi.TimeoutError:
-            raise RequestFailed('timeout', retryable=True) from None  # the message holds the key
-        except serpapi.HTTPConnectionError:
-            raise RequestFailed('connection', retryable=True) from None
-        except serpapi.HTTPError as error:
-            status = getattr(error, 'status_code', 0) or 0
-            kind = {429: 'rate_limit'}.get(status, f'status_{status}')
-            raise RequestFailed(kind, retryable=status == 429 or status >= 500) from None
-        except requests.RequestException:  # a body that breaks off, say
-            raise RequestFailed('connection', retryable=True) from None
-        if isinstance(reply, str):  # what the client gives back where it is not JSON
-            raise RequestFailed('invalid', retryable=True)
-        found = [item for item in reply.get('organic_results', []) if item.get('snippet')]
-        return [[Document(item.get('title', ''), item['snippet'], item.get('link', '')) for item in found]]
+            found = _list(functools.reduce(operator.getitem, filter(None, names['results'].split('.')), reply))
+            return [[_document(item, names) for item in _list(each)] for each in ([found] if names['query'] else found)]
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
+            raise RequestFailed('invalid', detail=_about(reply)) from None
 
-    return fetch
+    return fetch, 1 if names['query'] else BATCH
 
 
-# functions of (config, queries, k) to the documents of each query; the two without are opened by themselves
-ENGINES: dict[str, Callable | None] = {
-    'bm25': None,
-    'search_r1': _search_r1,
-    'zerosearch_wiki': _zerosearch_wiki,
-    'serpapi': None,
+def _list(value: Any) -> list:
+    """A list; null is an empty one."""
+    if value is not None and not isinstance(value, list):
+        raise TypeError
+    return value or []
+
+
+def _about(reply: Any) -> str:
+    """What a reply of another schema is, in a few words."""
+    what = f'an object of {", ".join(reply)}' if isinstance(reply, dict) else f'a {type(reply).__name__}'
+    return outside.words(f'the reply is {what}')
+
+
+def _document(item: Any, names: dict[str, str]) -> Document:
+    """With a score or without, or a bare text; `contents` is a quoted title, a line feed and the text."""
+    fields = item if isinstance(item, dict) else {}
+    inner = fields.get(names['document'], item)
+    if isinstance(inner, str):
+        inner = {names['text']: inner}
+    title, contents, name = (inner.get(names[field]) for field in ('title', 'contents', 'id'))
+    text = inner[names['text']] if contents is None else contents
+    if contents and '\n' in contents:
+        title, text = split_title(contents)
+    known = isinstance(name, str | int)
+    return Document(str(title or ''), text.strip(), str(name) if known else '', float(fields.get(names['score']) or 0))
+
+
+def _serpapi_key() -> str:
+    if key := os.environ.get(SERPAPI_KEY, '').strip():
+        return key
+    raise ValueError(f'SerpAPI needs a key in the environment variable {SERPAPI_KEY}')
+
+
+def _serpapi(cfg: EngineConfig, path: str, parameters: dict) -> dict:
+    """A reply of SerpAPI, which has failures of its own under status 200."""
+    query = urllib.parse.urlencode(parameters | {'api_key': _serpapi_key()})
+    reply = outside.request_json(f'{SERPAPI}/{path}?{query}', timeout_s=cfg.timeout_s)
+    if not isinstance(reply, dict):
+        raise RequestFailed('invalid', detail=_about(reply))
+    error = str(reply.get('error') or '')
+    if error and "hasn't returned any results" not in error:
+        raise RequestFailed('refused', detail=outside.words(error, _serpapi_key()))
+    return reply
+
+
+def _google(cfg: EngineConfig, parameters: dict) -> dict:
+    """Google's organic results through SerpAPI, those with a snippet."""
+    found = _serpapi(cfg, 'search.json', parameters | {'engine': 'google'}).get('organic_results') or []
+    if isinstance(found, list):
+        found = [item for item in found if not isinstance(item, dict) or item.get('snippet')]
+    return {'results': found}
+
+
+def _probe_serpapi(cfg: EngineConfig):
+    """Asks for the account, which costs nothing."""
+    try:
+        account = outside.ask_again(lambda: _serpapi(cfg, 'account.json', {}), cfg.retries, cfg.pause_s)
+        if account.get('total_searches_left') == 0:
+            raise RequestFailed('refused', detail='no searches are left in this account')
+    except RequestFailed as error:
+        raise outside.unusable('engine serpapi', SERPAPI, error, f'is the key in {SERPAPI_KEY} right?') from None
+
+
+BATCH = 64  # queries of one request at most
+# our names of a document's fields; 'contents' is title and text in one, 'document' holds all but the score
+DOCUMENT = {name: name for name in ('document', 'id', 'title', 'text', 'contents', 'score')}
+# what the servers call what is asked and answered, dots between levels of 'results', '' where there is none;
+# where there is a 'query', a request has one, and its results are one list
+SERVERS = {
+    # Search-R1's retriever
+    'search_r1': {'query': '', 'queries': 'queries', 'topk': 'topk', 'scores': 'return_scores', 'results': 'result'},
+    # ZeroSearch's wiki server
+    'zerosearch_wiki': {'query': 'query', 'queries': '', 'topk': 'top_k', 'scores': '', 'results': ''},
+    # Google through SerpAPI
+    'serpapi': {'query': 'q', 'queries': '', 'topk': 'num', 'scores': '', 'results': 'results'}
+    | {'text': 'snippet', 'id': 'link'},
 }
+ENGINES = {'bm25': None, **SERVERS}  # what config.engine.kind may be besides a function's name

@@ -54,7 +54,7 @@ class Document:
     @property
     def as_text(self) -> str:
         """Title and text as a model reads them."""
-        return f'{self.title}. {self.text}' if self.title else self.text
+        return '. '.join(filter(None, (self.title, self.text)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,24 @@ from zerosearch_jax import pretrained
 from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.models import lora, quant
+from zerosearch_jax.search import outside
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.journal import Journal
+from zerosearch_jax.search.journal import Journal, on_first_process
+from zerosearch_jax.search.outside import RequestFailed
 from zerosearch_jax.search.remote import RemoteSearch, search_in_step
 from zerosearch_jax.search.search import DocumentSearch, engine_search
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.judge import JudgeConfig
 from zerosearch_jax.simulator.oracle import Oracle, oracle_search
 from zerosearch_jax.simulator.simulator import SimulatedSearch, draw_labels
-from zerosearch_jax.simulator.writers import EndpointConfig, EndpointWriter, EngineWriter, Writer
+from zerosearch_jax.simulator.writers import (
+    ENDPOINT_KEY,
+    EndpointConfig,
+    EndpointWriter,
+    EngineWriter,
+    Writer,
+    require_address,
+)
 
 
 class Simulator(NamedTuple):
@@ -71,6 +80,44 @@ def open_simulator(
     memory = Journal(cfg.remember) if cfg.remember else None
     source = functools.partial(SimulatedSearch, writer, cfg, memory=memory)
     return Simulator(source, getattr(writer, 'engine', None))
+
+
+def probe(cfg: SimulatorConfig | JudgeConfig, endpoint: EndpointConfig):
+    """Asks a served model for a few tokens, so that one that cannot be used is told before anything long.
+
+    Of another kind nothing is asked: of kind 'engine' that is search.remote.probe's.
+
+    Raises:
+      OutsideFailed: in one line which server, where, what it said and what to look at.
+      ValueError: no address is configured.
+    """
+    if cfg.kind == 'endpoint':
+        require_address(endpoint)
+        on_first_process(lambda: _probe(cfg.model, endpoint))
+
+
+def _probe(model: str, endpoint: EndpointConfig):
+    try:
+        endpoint.chat('Say Yes.', {'model': model, 'max_tokens': 16, 'temperature': 0.0})
+    except RequestFailed as error:
+        hint = ''
+        if error.kind in ('status_400', 'status_404', 'invalid'):
+            served = _served(endpoint)
+            if served and model not in served:
+                hint = f'it serves {", ".join(map(repr, served[:5]))}: is the model {model!r} one of them?'
+            elif not served and not endpoint.url.rstrip('/').endswith('/v1'):
+                hint = 'does the address lack /v1?'
+        elif error.kind in ('status_401', 'status_403'):
+            hint = f'is the key in {ENDPOINT_KEY} right?'
+        raise outside.unusable(f'served model {model!r}', endpoint.url, error, hint) from None
+
+
+def _served(endpoint: EndpointConfig) -> list[str]:
+    """Names of the models that a server has; [] where it does not say."""
+    try:
+        return [outside.words(model['id']) for model in endpoint.ask('models')['data']]
+    except (RequestFailed, LookupError, TypeError, AttributeError):
+        return []
 
 
 def open_writer(

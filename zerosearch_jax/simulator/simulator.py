@@ -31,6 +31,7 @@ class _Search:
     found: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     attempts: int = 1
     failure: str = ''
+    detail: str = ''
 
     @property
     def complete(self) -> bool:
@@ -39,7 +40,7 @@ class _Search:
     def result(self) -> Result:
         parts = {noisy: iter(documents) for noisy, documents in self.found.items()}
         documents = tuple(next(parts[noisy]) for noisy in self.labels) if self.complete and not self.failure else ()
-        return Result(self.query, documents, self.labels, self.failure, self.attempts)
+        return Result(self.query, documents, self.labels, self.failure, self.detail, self.attempts)
 
 
 class SimulatedSearch:
@@ -84,7 +85,7 @@ class SimulatedSearch:
         """Advances the simulator by one engine step; returns the finished searches."""
         for written in self._writer.step() if self._writer.active else ():
             handle, noisy, attempt = written.handle
-            search, failure = self._searches[handle], written.failure
+            search, failure, detail = self._searches[handle], written.failure, written.detail
             if not failure:
                 count = search.labels.count(noisy)
                 documents, failure = prompts.parse_documents(written.text, count, self._cfg.words)
@@ -92,8 +93,8 @@ class SimulatedSearch:
                 search.found[noisy] = documents
                 if self._memory:
                     self._memory.put(self._key(search, noisy), list(documents))
-            elif written.failure or attempt >= self._cfg.attempts:
-                search.failure = failure
+            elif written.failure not in ('', 'empty') or attempt >= self._cfg.attempts:
+                search.failure, search.detail = failure, detail
                 search.found.setdefault(noisy, ())
             else:
                 self._ask(search, noisy, attempt + 1)

@@ -4,15 +4,16 @@
 way. A request that fails says how, as a word, never as text.
 """
 
-import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Hashable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from zerosearch_jax import prng
 from zerosearch_jax.generate.engine import Engine, Request
-from zerosearch_jax.search import journal
+from zerosearch_jax.search import journal, outside
+from zerosearch_jax.search.outside import RequestFailed
+from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer
 
 ENDPOINT_KEY = 'ZEROSEARCH_ENDPOINT_KEY'
@@ -20,14 +21,23 @@ ENDPOINT_KEY = 'ZEROSEARCH_ENDPOINT_KEY'
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What came of a request: text, or the kind of failure.
+    """What came of a request: text without thoughts, or the kind of failure.
 
-    'too_long' prompt; of an endpoint 'timeout', 'connection', 'rate_limit', 'status_404', ... or 'invalid' reply.
+    'too_long' prompt; 'empty', where nothing or only thoughts were written; of an endpoint those of RequestFailed.
     """
 
     handle: Hashable
     text: str = ''
     failure: str = ''
+    detail: str = ''  # of a failure: what the other side said
+
+
+def completion(handle: Hashable, text: str, failure: str = '', detail: str = '') -> Completion:
+    """What came of a request, of all that was written: thoughts are dropped, and nothing is a failure."""
+    said = protocol.without_thoughts(text)
+    if not (said or failure):
+        failure, detail = 'empty', 'nothing but thoughts' if text.strip() else 'nothing'
+    return Completion(handle, said, failure, detail)
 
 
 class Writer(Protocol):
@@ -72,7 +82,7 @@ class EngineWriter:
         done, self._ready = self._ready, []
         for stopped in self.engine.step():
             self.engine.close(stopped.handle)
-            done.append(Completion(stopped.handle, self._tokenizer.decode(stopped.tokens)))
+            done.append(completion(stopped.handle, self._tokenizer.decode(stopped.tokens)))
         return done
 
 
@@ -84,9 +94,36 @@ class EndpointConfig:
     """
 
     url: str = ''  # e.g. http://localhost:8000/v1
-    timeout_s: float = 60.0  # of one attempt
+    timeout_s: float = 60.0  # of one attempt, from its start to the last byte
     retries: int = 4  # after the first attempt, with growing pauses
     concurrency: int = 16  # requests at once
+
+    def __post_init__(self):
+        outside.check_limits(self, self.url)
+
+    def ask(self, path: str, body: dict | None = None) -> Any:
+        """The JSON reply of the server's `path`; raises RequestFailed."""
+        url, key = f'{self.url.rstrip("/")}/{path}', os.environ.get(ENDPOINT_KEY, '').strip()
+        return outside.ask_again(
+            lambda: outside.request_json(url, body, timeout_s=self.timeout_s, key=key), self.retries
+        )
+
+    def chat(self, message: str, options: dict) -> str:
+        """What the served model writes after a message, '' included; raises RequestFailed."""
+        reply = self.ask('chat/completions', {'messages': [{'role': 'user', 'content': message}], **options})
+        try:
+            text = reply['choices'][0]['message']['content'] or ''
+        except (LookupError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise RequestFailed('invalid', detail='the reply holds no choices[0].message.content of text')
+        return text
+
+
+def require_address(cfg: EndpointConfig):
+    """Raises ValueError where no address is configured."""
+    if not cfg.url:
+        raise ValueError('no address of the served model: set config.endpoint.url, e.g. http://localhost:8000/v1')
 
 
 class EndpointWriter:
@@ -101,7 +138,7 @@ class EndpointWriter:
       keep_failures: whether a failed call is remembered too, as a run does that is to resume as it was.
 
     Raises:
-      ValueError: no address, or the package `openai` is missing.
+      ValueError: no address.
     """
 
     def __init__(
@@ -114,20 +151,9 @@ class EndpointWriter:
         log: journal.Journal,
         keep_failures: bool = False,
     ):
-        if not cfg.url:
-            raise ValueError('no address of the served model: set config.endpoint.url, e.g. http://localhost:8000/v1')
-        try:
-            import openai
-        except ImportError as error:
-            raise ValueError("a served model needs the package openai: pip install -e '.[endpoint]'") from error
-        self._openai, self._cfg, self._log, self._keep_failures = openai, cfg, log, keep_failures
+        require_address(cfg)
+        self._cfg, self._log, self._keep_failures = cfg, log, keep_failures
         self._options = {'model': model, 'max_tokens': max_tokens, 'temperature': temperature}
-        self._client = openai.OpenAI(
-            base_url=cfg.url,
-            api_key=os.environ.get(ENDPOINT_KEY, 'none'),
-            timeout=cfg.timeout_s,
-            max_retries=cfg.retries,
-        )
         self._queue: list[tuple[Hashable, str, tuple[int | str, ...]]] = []
 
     def ask(self, handle: Hashable, message: str, identity: tuple[int | str, ...]):
@@ -140,34 +166,19 @@ class EndpointWriter:
     def step(self) -> list[Completion]:
         queue, self._queue = self._queue, []
 
-        def ask(positions: list[int]) -> Iterator[tuple[int, tuple[str, str], bool]]:
-            with concurrent.futures.ThreadPoolExecutor(self._cfg.concurrency) as pool:
-                calls = {pool.submit(self._complete, *queue[i][1:]): i for i in positions}
-                for call in concurrent.futures.as_completed(calls):
-                    text, failure = call.result()
-                    yield calls[call], (text, failure), not failure or self._keep_failures
+        def ask(positions: list[int]) -> Iterator[tuple[int, tuple[str, str, str], bool]]:
+            call = lambda i: self._complete(*queue[i][1:])  # noqa: E731
+            for position, value in outside.at_once(call, positions, self._cfg.concurrency):
+                yield position, value, bool(value[0]) or self._keep_failures
 
         keys = [repr((self._options, message, identity)) for _, message, identity in queue]
         values = journal.call_once(self._log, keys, ask)
-        return [Completion(handle, *value) for (handle, _, _), value in zip(queue, values, strict=True)]
+        return [completion(handle, *value) for (handle, _, _), value in zip(queue, values, strict=True)]
 
-    def _complete(self, message: str, identity: tuple[int | str, ...]) -> tuple[str, str]:
-        """(text, failure) of one call; the client repeats what may pass by itself."""
-        openai = self._openai
+    def _complete(self, message: str, identity: tuple[int | str, ...]) -> tuple[str, str, str]:
+        """(text, failure, detail) of one call."""
         seed = int.from_bytes(prng.row_key('simulator', *identity).tobytes()[:4], 'little') >> 1
         try:
-            reply = self._client.chat.completions.create(
-                messages=[{'role': 'user', 'content': message}], seed=seed, **self._options
-            )
-            text = reply.choices[0].message.content or ''
-            return (text, '') if isinstance(text, str) else ('', 'invalid')
-        except openai.APITimeoutError:
-            return '', 'timeout'
-        except openai.APIConnectionError:
-            return '', 'connection'
-        except openai.RateLimitError:
-            return '', 'rate_limit'
-        except openai.APIStatusError as error:
-            return '', f'status_{error.status_code}'
-        except (openai.APIError, ValueError, AttributeError, IndexError, TypeError):  # not what the protocol says
-            return '', 'invalid'
+            return self._cfg.chat(message, self._options | {'seed': seed}), '', ''
+        except RequestFailed as error:
+            return '', error.kind, error.detail

@@ -45,6 +45,11 @@ def neutralize(text: str) -> str:
     return TAG.sub(r'(\1\2)', _CONTROL.sub(' ', text))
 
 
+def without_thoughts(text: str) -> str:
+    """What a model says after it thought: the text after its last </think>, without thoughts that it did not end."""
+    return text.rpartition('</think>')[2].partition('<think>')[0].strip()
+
+
 def render_documents(texts: Sequence[str]) -> str:
     """Documents as the policy sees them and as the simulator writes them: one line each, 'Doc 1: ...'."""
     return '\n'.join(f'Doc {i}: {" ".join(text.split())}' for i, text in enumerate(texts, start=1))

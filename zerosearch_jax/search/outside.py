@@ -1,0 +1,210 @@
+"""The one caller of the outside: requests to search engines, served models and paid services all pass here.
+
+    reply = ask_again(lambda: request_json(url, {'query': 'who wrote hamlet'}, timeout_s=30), retries=3)
+
+A request has a deadline for the whole of it and a cap on bytes, and follows no redirect. What fails is a RequestFailed
+with the kind of failure and the other side's own words, without keys.
+"""
+
+import concurrent.futures
+import functools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import requests
+
+from zerosearch_jax import settings
+from zerosearch_jax.search.search import OutsideFailed
+
+T, R = TypeVar('T'), TypeVar('R')
+
+MOST_BYTES = 32 * 2**20  # of a reply
+MOST_CHARACTERS = 200  # of the other side's words
+LONGEST_PAUSE_S = 60.0  # before another attempt, whatever the other side asks for
+
+# what to look at first, by kind of failure
+HINTS = {
+    'address': 'an address is like http://host:8000/path',
+    'connection': 'is it running, and is that its address?',
+    'timeout': 'is it overloaded, or is timeout_s too short?',
+    'redirect': 'set the address that it names, if it is to be trusted',
+    'rate_limit': 'lower concurrency, or wait',
+    'invalid': 'does it speak this protocol?',
+    'status_401': 'is the key right?',
+    'status_403': 'is the key right?',
+    'status_404': 'is the path of the address right?',
+}
+
+
+class RequestFailed(Exception):
+    """A request failed.
+
+    Args:
+      kind: 'timeout', 'connection', 'address', 'redirect', 'rate_limit', 'status_N', 'too_large', 'invalid', ...
+      retryable: whether another attempt may help.
+      detail: the other side's own words, if it said any.
+      wait_s: how long it asks to be left alone.
+    """
+
+    def __init__(self, kind: str, retryable: bool = False, detail: str = '', wait_s: float | None = None):
+        super().__init__(kind)
+        self.kind, self.retryable, self.detail, self.wait_s = kind, retryable, detail, wait_s
+
+
+def request_json(url: str, body: dict | None = None, *, timeout_s: float, key: str = '') -> Any:
+    """The JSON reply to one HTTP request: a POST of `body` as JSON, or a GET without.
+
+    Args:
+      url: http or https.
+      body: what is sent.
+      timeout_s: for all of it, from looking up the host's name to the reply's last byte.
+      key: sent as a bearer's token; '': none.
+
+    Raises:
+      RequestFailed: no such reply.
+    """
+    exchange: concurrent.futures.Future = concurrent.futures.Future()
+
+    def work():
+        try:
+            exchange.set_result(_exchange(url, body, key, time.monotonic() + timeout_s))
+        except BaseException as error:
+            exchange.set_exception(error)
+
+    # a thread of its own: no time-out of a socket ends a server that sends a byte now and then
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        status, headers, data = exchange.result(timeout_s)
+    except concurrent.futures.TimeoutError:
+        raise RequestFailed('timeout', True, f'no whole reply within {timeout_s:g} seconds') from None
+    said = functools.partial(words, data, key, *settings.secrets(url))
+    if status != 200:
+        _refuse(status, headers, said())
+    try:
+        return settings.parse_json(data)
+    except ValueError:
+        raise RequestFailed('invalid', True, said() or 'an empty reply') from None
+
+
+def _exchange(url: str, body: dict | None, key: str, deadline: float) -> tuple[int, Any, bytes]:
+    """Status, headers and body of a reply."""
+
+    def with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers['Authorization'] = f'Bearer {key}'  # a .netrc takes the place of a mere header
+        return request
+
+    options = {'stream': True, 'allow_redirects': False, 'auth': with_key if key else None}
+    try:
+        # the caller's deadline comes first, so that a late reply has one name
+        options['timeout'] = deadline - time.monotonic() + 1
+        with requests.request('GET' if body is None else 'POST', url, json=body, **options) as reply:
+            data = bytearray()
+            for chunk in reply.iter_content(1024):
+                data += chunk
+                if len(data) > MOST_BYTES:
+                    raise RequestFailed('too_large', detail=f'a reply of more than {MOST_BYTES >> 20} MiB')
+                if time.monotonic() > deadline:  # nobody waits any more
+                    raise RequestFailed('timeout', True)
+            return reply.status_code, reply.headers, bytes(data)
+    except ValueError as error:  # of the address or the key, which it may hold
+        raise RequestFailed('address', detail=type(error).__name__) from None
+    except requests.RequestException as error:
+        raise RequestFailed('connection', True, _cause(error)) from None  # its message holds the whole address
+
+
+def _cause(error: BaseException) -> str:
+    """What lies under an error of the libraries, say 'Connection refused'."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return getattr(error, 'strerror', None) or type(error).__name__
+
+
+def _refuse(status: int, headers: Any, said: str) -> NoReturn:
+    if 300 <= status < 400:
+        raise RequestFailed('redirect', detail=f'to {words(headers.get("Location", "nowhere").encode())}')
+    if status == 429:
+        wait = headers.get('Retry-After', '')
+        raise RequestFailed('rate_limit', True, said, float(wait) if re.fullmatch(r'\d{1,6}', wait) else None)
+    raise RequestFailed(f'status_{status}', status >= 500 or status == 408, said)
+
+
+def words(data: bytes | str, *secrets: str) -> str:
+    """What the other side says, of JSON its error: on one short line without control characters, markup, `secrets`."""
+    text = data if isinstance(data, str) else data[: 2**20].decode('utf-8', 'replace')
+    try:
+        value = settings.parse_json(text)
+    except ValueError:
+        value = None
+    for _ in range(2):  # {"error": {"message": ...}}
+        if isinstance(value, dict):
+            value = next((value[name] for name in ('error', 'detail', 'message') if value.get(name)), value)
+    text = (value if isinstance(value, str) else text)[: 2**16]
+    for secret in filter(None, secrets):
+        text = text.replace(secret, '***')
+    text = settings.redacted(text)
+    plain = ''.join(c if c.isprintable() else ' ' for c in re.sub(r'<[^<>]*>', ' ', text))
+    line = ' '.join(plain.split())
+    return line if len(line) <= MOST_CHARACTERS else f'{line[: MOST_CHARACTERS - 3]}...'
+
+
+def ask_again(ask: Callable[[], T], retries: int, pause_s: float = 0.5, before: Callable[[], None] = lambda: None) -> T:
+    """What `ask` returns, which is called again, after growing pauses, where it fails and another attempt may help.
+
+    Args:
+      ask: makes a request.
+      retries: attempts after the first.
+      pause_s: before the first of them; doubled each time.
+      before: called before every attempt.
+
+    Raises:
+      RequestFailed: of the last attempt.
+    """
+    for attempt in range(retries + 1):
+        before()
+        try:
+            return ask()
+        except RequestFailed as error:
+            if not error.retryable or attempt == retries:
+                raise
+            pause = pause_s * 2**attempt if error.wait_s is None else error.wait_s
+            time.sleep(min(pause, LONGEST_PAUSE_S))
+    raise AssertionError('unreachable')
+
+
+def at_once(ask: Callable[[T], R], things: Sequence[T], most: int) -> Iterator[tuple[T, R]]:
+    """(thing, ask(thing)) of every thing, as they come; at most `most` are asked at a time.
+
+    Raises:
+      what `ask` raises, after all others are there: they are made, and paid, all the same.
+    """
+    problem: Exception | None = None
+    with concurrent.futures.ThreadPoolExecutor(most) as pool:
+        calls = {pool.submit(ask, thing): thing for thing in things}
+        for call in concurrent.futures.as_completed(calls):
+            try:
+                found = call.result()
+            except Exception as error:
+                problem = problem or error
+            else:
+                yield calls[call], found
+    if problem:
+        raise problem
+
+
+def unusable(service: str, url: str, error: RequestFailed, hint: str = '') -> OutsideFailed:
+    """The error of a service that cannot be used: which, where, how it failed, what it said, what to look at."""
+    said = f' ({error.detail})' if error.detail else ''
+    hint = hint or HINTS.get(error.kind, 'see its own log')
+    return OutsideFailed(f'{service} at {settings.redacted(url)} cannot be used: {error.kind}{said}; {hint}')
+
+
+def check_limits(cfg: Any, url: str):
+    """Raises ValueError where a section's address or limits are none."""
+    settings.require_positive(cfg, 'concurrency')
+    if not cfg.timeout_s > 0:
+        raise ValueError(f'timeout_s must be above 0, got {cfg.timeout_s}: every request has a deadline')
+    if url and not re.match(r'https?://[^/]', url):
+        raise ValueError(f'url must begin with http:// or https://, got {settings.redacted(url)!r}')
