@@ -7,6 +7,7 @@ from scripted import BYTES, CFG, EOS, OSLO, ROME, FakeEngine, FakeWriter, kinds,
 
 from zerosearch_jax.evaluate.methods import METHODS, answer_questions, episode_config
 from zerosearch_jax.search.search import Document, SearchFailed, engine_search
+from zerosearch_jax.simulator.writers import EngineWriter
 from zerosearch_jax.text.trajectory import Kind
 
 SEARCH, ANSWER = '<think>a</think><search>city</search>', '<think>b</think><answer>Italy</answer>'
@@ -52,6 +53,12 @@ def test_all_that_is_written_is_the_answer_where_only_that_was_asked_for(method,
     assert run(method, ['<answer>Italy</answer>', ''])[0].answer == 'Italy'
 
 
+@pytest.mark.parametrize('method', ['direct', 'rag'])
+def test_thoughts_before_a_plain_answer_are_no_part_of_it(method):
+    assert run(method, ['<think>Oslo?</think>\nItaly'])[0].answer == 'Italy'
+    assert run(method, ['<think>Oslo'])[0].answer is None
+
+
 def test_documents_in_the_prompt_are_cut_and_harmless():
     long = lambda queries, k: [[Document('', '</information>' + 'x' * 5000)]]  # noqa: E731
     trajectory, _ = run('rag', ['Italy'], long)
@@ -80,6 +87,14 @@ def test_search_o1_reads_what_a_model_made_of_the_documents():
     (observation,) = texts_of(trajectory, Kind.OBSERVATION)
     assert 'It is in (answer)Italy(/answer).' in observation and 'about' not in observation
     assert trajectory.searches[0].documents == ('It is in (answer)Italy(/answer).',)
+
+
+def test_thoughts_of_a_refiner_are_not_what_the_policy_reads():
+    engine = FakeEngine(lambda *_: [*BYTES.encode('<think>Rome? draft</think>It is in Italy.'), EOS], stops=())
+    refiner = EngineWriter(engine, BYTES, prompt_tokens=5000, max_tokens=200)
+    trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], refiner=refiner)
+    (text,) = texts_of(trajectory, Kind.OBSERVATION)
+    assert 'It is in Italy.' in text and 'draft' not in text
 
 
 def test_refinements_of_another_seed_are_drawn_anew():

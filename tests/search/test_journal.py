@@ -49,6 +49,8 @@ FAILURES = {
     'garbage': ('<html>', 'invalid'),
     'empty': ('{}', 'invalid'),
     'parts': (says(['a']), 'invalid'),
+    'null': (says(None), 'empty'),
+    'thoughts': (says('<think>Yes'), 'empty'),
 }
 
 
@@ -172,6 +174,19 @@ def test_a_judge_that_fails_loses_nothing_and_resumes(tmp_path):
     server.requests.clear()
     judge(searches[:1], writer(server), Journal(path), name='another judge')
     assert len(server.requests) == 1
+
+
+def test_a_judges_thoughts_are_no_verdict_and_null_is_a_failure_that_is_asked_again(tmp_path):
+    replies = {'q0': says('<think>Perhaps yes?</think>No'), 'q1': says(None), 'q2': says('<think>Yes')}
+    server = Server(lambda message: replies[next(q for q in replies if f'\n{q}\n' in message)])
+    searches = [(q, [f'document of {q}']) for q in replies]
+
+    def labels():
+        return judge(searches, writer(server, Journal(tmp_path / 'calls.log')), Journal(tmp_path / 'log'), name='m')
+
+    assert labels() == ['noisy', 'empty', 'empty']
+    replies.update(q1=says('yes'), q2=says('<think>Hm</think>no'))
+    assert labels() == ['noisy', 'useful', 'noisy']
 
 
 def test_an_error_while_asking_loses_nothing_that_came_before(tmp_path):

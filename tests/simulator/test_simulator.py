@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, drain, requests, tiny_engine, tiny_params
+from servers import Server
 
 from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.data.rows import Passage, Question
@@ -18,12 +19,12 @@ from zerosearch_jax.policy import PolicyConfig, make_trainable
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Document, Query
-from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator import load, prompts
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.oracle import Oracle, gold_ids, oracle_search
 from zerosearch_jax.simulator.simulator import SimulatedSearch, draw_labels
-from zerosearch_jax.simulator.writers import Completion, EndpointConfig
+from zerosearch_jax.simulator.writers import Completion, EndpointConfig, EndpointWriter, completion
 
 ROME = Question('rome', 'Where is Rome', ('Italy',))
 
@@ -122,9 +123,126 @@ def test_a_remembered_search_is_answered_once_per_query_question_quality_and_see
         assert len(writer.asked) == 1
     _, writer = run(counted, dataclasses.replace(cfg, words=31), memory=Journal(cfg.remember), noise=0.0)
     assert len(writer.asked) == 1
+    for change in ({'style': 'snippets'}, {'temperature': 0.1}, {'max_tokens': 99}, {'model': 'other'}):
+        _, writer = run(counted, dataclasses.replace(cfg, **change), memory=Journal(cfg.remember), noise=0.0)
+        assert len(writer.asked) == 1, change
     for same in ({'slots': 3}, {'cache_gib': 1.0}, {'attempts': 9}, {'remember': f'{cfg.remember}/../memory.log'}):
         _, writer = run(counted, dataclasses.replace(cfg, **same), memory=Journal(cfg.remember), noise=0.0)
         assert not writer.asked, same
+
+
+@pytest.mark.parametrize('changed', ['gold answer', 'template file', 'adapter of the same name'])
+def test_remember_knows_all_that_a_text_depends_on(changed, tmp_path, monkeypatch):
+    """The old documents are not given where one of these changed, though its name did not."""
+    template, adapter, writers = tmp_path / 'mine.json', tmp_path / 'mine.safetensors', []
+
+    def texts(useful='{knowledge}{query}', weights=b'a'):
+        template.write_text(json.dumps({'useful': useful, 'noisy': 'N', 'knowledge': '{answer} '}))
+        adapter.write_bytes(weights)
+
+    def open_writer(*_, **__):
+        writers.append(Scripted(lambda handle, message: 'Doc 1: a'))
+        return writers[-1]
+
+    monkeypatch.setattr(load, 'open_writer', open_writer)
+    cfg = SimulatorConfig(documents=1, template=str(template), adapter=str(adapter), remember=str(tmp_path / 'memory'))
+
+    def asked(question=ROME):
+        opened = {'mesh': None, 'decode_steps': 1, 'corpus': None, 'search_engine': None}
+        search = open_simulator(cfg, EndpointConfig(), **opened).source(seed=0, step=1, noise=0.0)
+        search.submit(Query('h', question, 0, 0, 'city'))
+        while search.active:
+            search.step()
+        return len(writers[-1].asked)
+
+    texts()
+    assert (asked(), asked()) == (1, 0)
+    if changed == 'gold answer':
+        assert asked(dataclasses.replace(ROME, golden_answers=('Lazio',))) == 1
+        return
+    texts(
+        **{'template file': {'useful': '{query} {knowledge}'}, 'adapter of the same name': {'weights': b'b'}}[changed]
+    )
+    assert (asked(), asked()) == (1, 0)
+
+
+@pytest.mark.parametrize('written', ['Doc 1: a', 'nothing', Completion('x', failure='timeout', detail='no reply')])
+def test_a_replayed_run_with_a_memory_counts_what_the_first_counted(written, tmp_path):
+    cfg = SimulatorConfig(documents=1, attempts=3, remember=str(tmp_path / 'memory'))
+
+    def script(handle, message):
+        if isinstance(written, Completion):
+            return dataclasses.replace(written, handle=handle)
+        return written if handle[2] == 3 else 'not yet'
+
+    def played(script, step=1, sample=0, memory=cfg.remember):
+        query = Query('h', ROME, sample, 0, 'city')
+        results, writer = run(script, cfg, [query], noise=0.0, step=step, memory=Journal(memory))
+        return results['h'], len(writer.asked)
+
+    first, _ = played(script)
+    assert first.attempts == (1 if isinstance(written, Completion) else 3)
+    assert played(lambda *_: 'Doc 1: other') == (first, 0)
+    # documents are those of every step and sample, a failure is of its search alone
+    expected = ('other',) if first.failure else first.documents
+    assert [played(lambda *_: 'Doc 1: other', **where)[0].documents for where in ({'step': 2}, {'sample': 1})] == [
+        expected,
+        expected,
+    ]
+
+
+def test_a_failure_that_is_of_no_run_is_not_remembered(tmp_path):
+    for _ in range(2):
+        _, writer = run(lambda *_: 'x', SimulatorConfig(attempts=1), memory=Journal(tmp_path / 'memory'), step=0)
+        assert writer.asked
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def test_4301_digits_after_doc_are_a_count_failure_and_on_replay_from_calls_log_too(tmp_path):
+    text = 'Doc 1: a\nDoc ' + '9' * 4301 + ': b'
+    assert prompts.parse_documents(text, 2, 30) == ((), 'count')
+    assert prompts.parse_documents('Doc 1: a\nDoc 002: b', 2, 30) == (('a', 'b'), '')
+    server = Server(lambda _: json.dumps({'choices': [{'message': {'content': text}}]}))
+    for _ in range(2):
+        log = Journal(tmp_path / 'calls.log')
+        endpoint = EndpointConfig(server.url, retries=0)
+        writer = EndpointWriter(endpoint, 'm', max_tokens=5, temperature=0.0, log=log, keep_failures=True)
+        search = SimulatedSearch(writer, SimulatorConfig(documents=2, attempts=2), seed=0, step=1, noise=0.0)
+        search.submit(Query('h', ROME, 0, 0, 'city'))
+        results = []
+        while search.active:
+            results += search.step()
+        assert [(result.failure, result.attempts) for result in results] == [('count', 2)]
+    assert len(server.requests) == 2
+
+
+THOUGHTS = '<think>draft\nDoc 1: draft</think>\n'
+
+
+@pytest.mark.parametrize('thinking', [THOUGHTS, f'{THOUGHTS}<think>again </think>', 'opened by the prompt</think>'])
+def test_a_simulators_thoughts_are_no_documents(thinking):
+    results, _ = run(lambda handle, _: completion(handle, f'{thinking}Doc 1: real'), SimulatorConfig(documents=1))
+    assert results['h'].documents == ('real',)
+
+
+def test_thoughts_without_an_end_and_empty_content_are_failures_that_are_asked_again():
+    for text, said in (('<think>Doc 1: draft', 'nothing but thoughts'), ('', 'nothing')):
+        replies = [text, 'Doc 1: real']
+        cfg = SimulatorConfig(documents=1, attempts=2)
+        results, _ = run(lambda handle, _, replies=replies: completion(handle, replies.pop(0)), cfg)
+        assert (results['h'].documents, results['h'].attempts) == (('real',), 2)
+        results, _ = run(lambda handle, _, text=text: completion(handle, text), cfg)
+        assert (results['h'].failure, results['h'].detail, results['h'].attempts) == ('empty', said, 2)
+
+
+def test_what_a_served_simulator_said_goes_with_the_failure():
+    said = 'The model `m` does not exist.'
+    results, _ = run(lambda handle, _: Completion(handle, '', 'status_404', said), SimulatorConfig())
+    assert (results['h'].failure, results['h'].detail) == ('status_404', said)
+    results, _ = run(lambda *_: "I can't help with that.", SimulatorConfig())
+    assert (results['h'].failure, results['h'].detail) == ('count', "I can't help with that.")
 
 
 # ---------------------------------------------------------------- wording

@@ -14,6 +14,7 @@ from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.rollout import OnTokens, Trajectory, rollout
 from zerosearch_jax.search.search import DocumentSearch, Query, Result
 from zerosearch_jax.simulator.writers import Writer
+from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 
@@ -120,6 +121,6 @@ def _searched(questions: Sequence[Question], source: DocumentSearch) -> dict[str
 
 
 def _all_of_it(trajectory: Trajectory, tokenizer: Tokenizer) -> str | None:
-    """What the policy wrote, for prompts that ask for the answer and nothing else."""
+    """What the policy wrote after its thoughts, for prompts that ask for the answer and nothing else."""
     tokens = [token for s in trajectory.segments if s.kind is Kind.ACTION for token in s.tokens]
-    return tokenizer.decode(tokens).strip() or None
+    return protocol.without_thoughts(tokenizer.decode(tokens)) or None

@@ -51,8 +51,8 @@ class RefinedSearch:
                 done.append(result)
                 continue
             text = ' '.join(protocol.neutralize(written.text).split())
-            documents = (text,) if text else ()
-            done.append(dataclasses.replace(result, documents=documents, failure=written.failure))
+            about = {'failure': written.failure, 'detail': written.detail}
+            done.append(dataclasses.replace(result, documents=(text,) if text else (), **about))
         return done
 
     def _ask(self, result: Result):

@@ -29,12 +29,11 @@ class SimulatorConfig:
     attempts: int = 3  # generations at most before the search counts as failed
     slots: int = 16
     cache_gib: float = 0.0  # as config.rollout.cache_gib
-    remember: str = ''  # a file of documents by (query, question, quality, seed), written once; '': written anew
+    remember: str = ''  # a file of documents by all that they depend on and the seed, written once; '': written anew
 
     def __post_init__(self):
         settings.require_positive(self, 'documents', 'words', 'prompt_tokens', 'max_tokens', 'attempts', 'slots')
 
 
-# the fields that a text depends on
-WRITER_FIELDS = ('kind', 'model', 'adapter', 'dtype', 'weights', 'template', 'style', 'words', 'blind_noise')
-WRITER_FIELDS += ('prompt_tokens', 'max_tokens', 'temperature')
+# the fields that documents depend on, besides those that are in the request
+WRITER_FIELDS = ('kind', 'model', 'adapter', 'dtype', 'weights', 'words', 'prompt_tokens', 'max_tokens', 'temperature')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -78,8 +79,25 @@ def open_simulator(
     options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'keep_failures': not cfg.remember}
     writer = open_writer(cfg, endpoint, log=Journal(log), **options)
     memory = Journal(cfg.remember) if cfg.remember else None
-    source = functools.partial(SimulatedSearch, writer, cfg, memory=memory)
+    weights = ' '.join(map(_digest, _files(cfg))) if memory else ''
+    source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, weights=weights)
     return Simulator(source, getattr(writer, 'engine', None))
+
+
+def _files(cfg: SimulatorConfig) -> list[pathlib.Path]:
+    """Where the weights of a simulator are, as far as that is here."""
+    adapter = [pretrained.find_adapter(cfg.adapter)] if cfg.adapter and cfg.kind == 'model' else []
+    return [pathlib.Path(cfg.model), *adapter]
+
+
+def _digest(path: pathlib.Path) -> str:
+    """A hash of weights: of a file, or of those in a directory; of none of them where there is no such path."""
+    files = [path] if path.is_file() else sorted([*path.glob('*.safetensors'), *path.glob('adapter_config.json')])
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, 'rb') as opened:
+            digest.update(hashlib.file_digest(opened, 'sha256').digest())
+    return digest.hexdigest()[:12]
 
 
 def probe(cfg: SimulatorConfig | JudgeConfig, endpoint: EndpointConfig):

@@ -128,7 +128,8 @@ def parse_documents(text: str, count: int, words: int) -> tuple[tuple[str, ...],
     documents: list[str] = []
     for match in _DOC_LINE.finditer(text):
         content = ' '.join(match[2].split())
-        if int(match[1]) != len(documents) + 1 or not content or len(documents) == count:
+        number = match[1][:9]  # a model in a loop may write more digits than an int takes
+        if number != match[1] or int(number) != len(documents) + 1 or not content or len(documents) == count:
             break
         documents.append(content)
     if len(documents) < count:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Hashable, Sequence
 
 from zerosearch_jax import prng
 from zerosearch_jax.data.rows import Question
+from zerosearch_jax.search import outside
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Query, Result
 from zerosearch_jax.simulator import prompts
@@ -33,6 +35,11 @@ class _Search:
     failure: str = ''
     detail: str = ''
 
+    def take(self, noisy: bool, *, documents: Sequence[str] = (), failure: str = '', detail: str = '', attempts: int):
+        self.found[noisy], self.attempts = tuple(documents), max(self.attempts, attempts)
+        if failure:
+            self.failure, self.detail = failure, detail
+
     @property
     def complete(self) -> bool:
         return self.found.keys() == set(self.labels)
@@ -52,15 +59,25 @@ class SimulatedSearch:
       seed: run seed.
       step: training step; with the seed, question, sample and turn it decides every draw.
       noise: probability that a query (or a document) is noisy: the curriculum's value at this step.
-      memory: where documents are remembered by (query, question, quality, seed); None: they are not.
+      memory: where documents are remembered by all that they depend on and the seed, and how a search of a step (not
+        of step 0, which is of no run) failed; None: they are not.
+      weights: what tells the writer's weights from others of the same name.
     """
 
     def __init__(
-        self, writer: Writer, cfg: SimulatorConfig, *, seed: int, step: int, noise: float, memory: Journal | None = None
+        self,
+        writer: Writer,
+        cfg: SimulatorConfig,
+        *,
+        seed: int,
+        step: int,
+        noise: float,
+        memory: Journal | None = None,
+        weights: str = '',
     ):
         self._writer, self._cfg, self._noise, self._memory = writer, cfg, noise, memory
         self._template = prompts.simulator_template(cfg.template)
-        self._identity = (seed, step)
+        self._identity, self._weights = (seed, step), weights
         self._searches: dict[Hashable, _Search] = {}
         self._ready: list[Result] = []
 
@@ -69,11 +86,11 @@ class SimulatedSearch:
         search = _Search(query, draw_labels(query, self._cfg, self._identity, self._noise))
         self._searches[query.handle] = search
         for noisy in sorted(set(search.labels)):
-            known = self._memory.get(self._key(search, noisy)) if self._memory else None
-            if known is None:
-                self._ask(search, noisy, 1)
+            keys = self._failure_key(search, noisy), self._key(search, noisy)
+            if self._memory and (known := self._memory.get(keys[0]) or self._memory.get(keys[1])):
+                search.take(noisy, **known)
             else:
-                search.found[noisy] = tuple(known)
+                self._ask(search, noisy, 1)
         self._finish(search)
 
     @property
@@ -89,15 +106,18 @@ class SimulatedSearch:
             if not failure:
                 count = search.labels.count(noisy)
                 documents, failure = prompts.parse_documents(written.text, count, self._cfg.words)
-            if not failure:
-                search.found[noisy] = documents
-                if self._memory:
-                    self._memory.put(self._key(search, noisy), list(documents))
-            elif written.failure not in ('', 'empty') or attempt >= self._cfg.attempts:
-                search.failure, search.detail = failure, detail
-                search.found.setdefault(noisy, ())
-            else:
+                detail = outside.words(written.text)
+            if failure and written.failure in ('', 'empty') and attempt < self._cfg.attempts:
                 self._ask(search, noisy, attempt + 1)
+                continue
+            if failure:
+                key, value = self._failure_key(search, noisy), {'failure': failure, 'detail': detail}
+            else:
+                key, value = self._key(search, noisy), {'documents': documents}
+            value['attempts'] = attempt
+            search.take(noisy, **value)
+            if self._memory and key:
+                self._memory.put(key, value)
             self._finish(search)
         done, self._ready = self._ready, []
         return done
@@ -108,7 +128,7 @@ class SimulatedSearch:
 
     def _ask(self, search: _Search, noisy: bool, attempt: int):
         query, search.attempts = search.query, max(search.attempts, attempt)
-        message = prompts.request(query, self._cfg, self._template, noisy, search.labels.count(noisy))
+        message = self._message(search, noisy)
         if self._memory:
             identity = (self._key(search, noisy), attempt)
         else:
@@ -117,11 +137,20 @@ class SimulatedSearch:
                 identity += (int(noisy),)
         self._writer.ask((query.handle, noisy, attempt), message, identity)
 
+    def _message(self, search: _Search, noisy: bool) -> str:
+        return prompts.request(search.query, self._cfg, self._template, noisy, search.labels.count(noisy))
+
     def _key(self, search: _Search, noisy: bool) -> str:
         query, count = search.query, search.labels.count(noisy)
-        writer = tuple(getattr(self._cfg, name) for name in WRITER_FIELDS)
+        writer = (*(getattr(self._cfg, name) for name in WRITER_FIELDS), self._weights)
         who = (writer, self._identity[0], query.text, query.question.question, noisy, count)
-        return hashlib.sha256(repr(who).encode()).hexdigest()
+        return hashlib.sha256(repr((*who, self._message(search, noisy))).encode('utf-8', 'replace')).hexdigest()
+
+    def _failure_key(self, search: _Search, noisy: bool) -> str:
+        """Of one search of one step, so that a resumed run sees the failure again, and no other search does."""
+        query, step = search.query, self._identity[1]
+        where = json.dumps([step, query.question.id, query.sample, query.turn])
+        return f'{self._key(search, noisy)} {where}' if step else ''
 
 
 class CompactedQuestions:

@@ -169,7 +169,7 @@ class EndpointWriter:
         def ask(positions: list[int]) -> Iterator[tuple[int, tuple[str, str, str], bool]]:
             call = lambda i: self._complete(*queue[i][1:])  # noqa: E731
             for position, value in outside.at_once(call, positions, self._cfg.concurrency):
-                yield position, value, bool(value[0]) or self._keep_failures
+                yield position, value, self._keep_failures or not completion(None, *value).failure
 
         keys = [repr((self._options, message, identity)) for _, message, identity in queue]
         values = journal.call_once(self._log, keys, ask)

@@ -46,8 +46,9 @@ def neutralize(text: str) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """What a model says after it thought: the text after its last </think>, without thoughts that it did not end."""
-    return text.rpartition('</think>')[2].partition('<think>')[0].strip()
+    """What a model says after it thought: the text after its last </think>; '' where it did not end its thoughts."""
+    said = text.rpartition('</think>')[2].strip()
+    return '' if said.startswith('<think>') else said
 
 
 def render_documents(texts: Sequence[str]) -> str:
