@@ -93,6 +93,17 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose(moments['b'] / 0.1, np.full((2, 2), 0.4), rtol=1e-5)
 
 
+def test_a_clip_norm_of_0_is_no_clipping_and_not_no_training():
+    params = {'layers': {}, 'a': jnp.zeros(4)}
+    grads = {'layers': {}, 'a': jnp.full(4, 3.0)}
+    free, clipped = (state.optimizer(state.OptimizerConfig(learning_rate=1.0, clip_norm=n), 10) for n in (0.0, 1e9))
+    got, kept = free.update(grads, free.init(params), params, step=0)
+    expected, other = clipped.update(grads, clipped.init(params), params, step=0)
+    assert jnp.abs(got['a']).min() > 0.9
+    np.testing.assert_array_equal(got['a'], expected['a'])
+    assert jax.tree.structure(kept) == jax.tree.structure(other)  # a checkpoint of the one is one of the other
+
+
 def test_an_update_is_adamw_at_the_rate_of_the_step_it_is_told():
     params = {'layers': {}, 'a': jnp.arange(6.0).reshape(2, 3)}
     grads = {'layers': {}, 'a': jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)}

@@ -31,7 +31,7 @@ class OptimizerConfig:
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.999  # decay of the second
     weight_decay: float = 0.01  # of matrices, not of norms and biases
-    clip_norm: float = 1.0  # of the whole gradient
+    clip_norm: float = 1.0  # of the whole gradient; 0: no clipping
 
     def __post_init__(self):
         for name in ('b1', 'b2'):
@@ -65,7 +65,7 @@ def optimizer(cfg: OptimizerConfig, total_steps: int) -> optax.GradientTransform
         return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= (3 if _stacked(path) else 2), params)
 
     return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
+        optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),  # of states alike
         optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2),
         optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
         _scale_by_rate(schedule(cfg, total_steps)),
