@@ -95,7 +95,7 @@ def resolve_name(name: str, known: Mapping[str, Any], field: str) -> Any:
     module, _, attribute = name.rpartition('.')
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module of the user's own raises as it is imported
         ours = ', '.join(map(repr, known))
         raise ValueError(f'{field} = {name!r} is none of {ours}, and cannot be imported ({error})') from error
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scripted import BYTES, CFG, OSLO, PARIS, ROME, FakeEngine, FakeSearch, play
@@ -42,6 +43,54 @@ def test_a_reward_of_ones_own_is_named_by_its_dotted_name():
     for name in ('f2', 'nowhere.f', 'test_rewards.nothing', 'math.pi', ''):
         with pytest.raises(ValueError, match='answer = '):
             RewardConfig(answer=name)
+
+
+def returned(trajectory, golds):
+    """What the question's only golden answer spells; a KeyError where it spells nothing that is known."""
+    values = {'NaN': float('nan'), 'inf': -np.inf, 'None': None, 'text': '1.0', 'list': [1.0], 'huge': 10**400}
+    values |= {'True': True, 'numpy': np.float32(0.5), 'array': np.ones(2), 'jax': jnp.float32(0.25), 'int': 2}
+    return values[golds[0]]
+
+
+def rewarded(what):
+    question = dataclasses.replace(ROME, golden_answers=(what,))
+    trajectory = play([ANSWER, ''], questions=(question,))[0]
+    return Scorer(RewardConfig(answer='test_rewards.returned'), BYTES, 10_000)(trajectory)
+
+
+@pytest.mark.parametrize(
+    ('what', 'problem'),
+    [
+        ('NaN', 'nan'),
+        ('inf', '-inf'),
+        ('None', 'TypeError: must be real number, not NoneType'),
+        ('text', 'TypeError: must be real number, not str'),
+        ('list', 'TypeError: must be real number, not list'),
+        ('array', 'TypeError: only'),
+        ('huge', 'OverflowError: '),
+        ('raises', "KeyError: 'raises'"),
+    ],
+)
+def test_an_own_reward_that_returns_nan_inf_or_none_or_raises_is_named_with_its_question(what, problem):
+    with pytest.raises(ValueError) as error:
+        rewarded(what)
+    assert "config.reward.answer = 'test_rewards.returned'" in str(error.value)
+    assert f'question {ROME.id!r} ({ROME.question}): {problem}' in str(error.value)
+    assert '\n' not in str(error.value) and (error.value.__cause__ is not None) == (': ' in problem)
+
+
+def test_an_own_reward_may_return_any_finite_number():
+    got = [rewarded(what) for what in ('True', 'numpy', 'jax', 'int')]
+    assert got == [1.0, 0.5, 0.25, 2.0] and all(type(reward) is float for reward in got)
+
+
+@pytest.mark.parametrize('text', ['1 / 0', 'def f(', 'import nowhere_at_all', 'raise OSError'])
+def test_an_own_reward_whose_file_cannot_be_imported_is_named(tmp_path, monkeypatch, text):
+    name = f'own_reward_{abs(hash(text))}'
+    (tmp_path / f'{name}.py').write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"answer = '{name}.f' is none of .* cannot be imported"):
+        RewardConfig(answer=f'{name}.f')
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
     reward = answer + format * well_formed + retrieval * found + overlong penalty
 
 Only what the policy wrote is parsed. `answer` may be a function of the user's own, `package.module.function`, that
-takes (trajectory, golden answers) and returns a number.
+takes (trajectory, golden answers) and returns a finite number.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -64,16 +65,27 @@ class Scorer:
         self._answer = answer_function(cfg.answer)
 
     def __call__(self, trajectory: Trajectory) -> float:
-        cfg, golds = self._cfg, trajectory.question.golden_answers
-        judged = trajectory
-        if trajectory.answer is None and cfg.missing == 'published':
-            judged = dataclasses.replace(trajectory, answer=PUBLISHED_DEFAULT)
-        total = float(self._answer(judged, golds))
+        cfg, total = self._cfg, self._answer_score(trajectory)
         if cfg.format:
             total += cfg.format * well_formed(actions(trajectory, self._tokenizer))
         if cfg.retrieval:
             total += cfg.retrieval * found_answer(trajectory)
         return total + overlong_penalty(trajectory.response_tokens, self._budget, cfg.overlong_tokens)
+
+    def _answer_score(self, trajectory: Trajectory) -> float:
+        """Of the function; raises ValueError where a user's own fails, or returns anything but a finite number."""
+        question = trajectory.question
+        if trajectory.answer is None and self._cfg.missing == 'published':
+            trajectory = dataclasses.replace(trajectory, answer=PUBLISHED_DEFAULT)
+        what = f'config.reward.answer = {self._cfg.answer!r} gives no finite number for question {question.id!r}'
+        try:
+            value = self._answer(trajectory, question.golden_answers)
+            finite = math.isfinite(value)
+        except Exception as error:
+            raise ValueError(f'{what} ({question.question}): {type(error).__name__}: {error}') from error
+        if not finite:
+            raise ValueError(f'{what} ({question.question}): {value}')
+        return float(value)
 
 
 def actions(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
