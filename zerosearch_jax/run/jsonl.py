@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from zerosearch_jax import sharding
+from zerosearch_jax import settings, sharding
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -61,7 +61,7 @@ def _rows(path: Path) -> Iterable[tuple[bytes, dict]]:
     with open(path, 'rb') as file:
         for number, line in enumerate(file, 1):  # bytes: only a line feed ends a line
             try:
-                row = json.loads(line)
+                row = settings.parse_json(line)
                 if not isinstance(row, dict):
                     raise ValueError('not an object')
             except ValueError as error:

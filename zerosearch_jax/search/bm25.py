@@ -57,7 +57,7 @@ class BM25:
             if jax.process_index() == 0:
                 cls(passages).save(directory)
             sharding.from_first_process(None)  # the others wait until it is there
-        elif json.loads(mark.read_text()) != _fingerprint(passages):
+        elif mark.read_text() != json.dumps(_fingerprint(passages)):
             raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
         return cls.load(directory)
 
