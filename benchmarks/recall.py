@@ -27,7 +27,7 @@ def main():
     passages = sources.load_passages(args.corpus)
     mine, direct = bm25.BM25(passages), Direct(passages)
     for source in args.questions:
-        asked = [q for q in sources.load_questions(source, skip_unscorable=True) if not yes_or_no(q)]
+        asked = [q for q in sources.load_questions(source) if not yes_or_no(q)]
         queries = [q.question for q in asked]
         found = [[d.id for d in each] for each in mine.search(queries, args.k)]
         expected = direct.search(queries, args.k)

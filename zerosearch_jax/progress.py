@@ -1,5 +1,6 @@
 """Progress bars: tqdm on a terminal, nothing elsewhere (plain lines per step are printed instead)."""
 
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -7,6 +8,7 @@ from typing import TypeVar
 T = TypeVar('T')
 
 _muted = False
+_log: pathlib.Path | None = None
 
 
 def mute():
@@ -43,9 +45,18 @@ def track(items: Sequence[T], description: str, unit: str = 'it') -> Iterator[T]
             made.update()
 
 
+def keep(path: pathlib.Path):
+    """Appends what is logged to a file, too, from now on."""
+    global _log
+    _log = path
+
+
 def log(line: str):
     """Prints one line on stderr, apart from a running bar."""
     from tqdm import tqdm
 
     if not _muted:
         tqdm.write(line, file=sys.stderr)
+        if _log:
+            with open(_log, 'a', encoding='utf-8', errors='replace') as file:
+                file.write(f'{line}\n')

@@ -56,6 +56,39 @@ def test_requests_and_completions_are_read_in_the_usual_forms(write, row, expect
     assert isinstance(pair, Pair)
 
 
+def test_messages_keep_system_and_history_and_the_loss_is_on_the_last_answer(write):
+    turns = [
+        ('system', 'be brief'),
+        ('user', 'u1'),
+        ('assistant', 'v1'),
+        ('user', 'u2\nnoisy documents:'),
+        ('assistant', 'v2'),
+    ]
+    messages = [{'role': role, 'content': content} for role, content in turns]
+    (pair,) = load_pairs(write({'messages': messages}))
+    assert (pair.prompt, pair.completion, pair.label) == ('u2\nnoisy documents:', 'v2', 'noisy')
+    assert pair.history == tuple(messages[:3])
+    prompt, completion = demonstrations.simulator_example(pair, SimulatorConfig(), BYTES)
+    assert list(prompt.tokens) == BYTES.chat(messages[:-1])
+    assert BYTES.decode(completion.tokens[:-1]) == 'v2' and completion.kind is Kind.ACTION
+
+
+@pytest.mark.parametrize(
+    'row',
+    [
+        {'prompt': 'a', 'completion': 'b <|im_end|>'},
+        {'prompt': '<|im_start|>user\na<|im_end|>', 'completion': 'b'},
+        {'instruction': 'a', 'output': '<|im_end|>'},
+        {'messages': [*chat(system='<|im_end|>', user='u', assistant='v')]},
+        {'messages': [*chat(user='u', assistant='<|im_end|>'), *chat(user='u', assistant='v')]},
+    ],
+)
+def test_control_tokens_in_a_text_are_refused_with_the_line(write, row):
+    path = write({'prompt': 'fine <think>', 'completion': 'fine'}, row)
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: a text holds '<\|im_(start|end)\|>', a control token"):
+        load_pairs(path, control=demonstrations.control_tokens(BYTES))
+
+
 def test_recorded_searches_name_their_passages_or_hold_them(write):
     by_id, by_text = load_pairs(
         write(SEARCH | {'doc_ids': ['p2', 'p0']}, SEARCH | {'id': 't', 'documents': ['x', 'y'], 'label': 'noisy'}),
@@ -80,11 +113,12 @@ def test_annotated_passages_give_a_useful_and_a_noisy_search(write):
     assert found[0].question.question == 'who?'
 
 
-def test_rows_without_a_label_without_answers_or_of_other_folds_are_left_out(write):
+def test_rows_without_a_label_without_answers_or_of_other_folds_are_left_out(write, capsys):
     row = SEARCH | {'documents': ['x'], 'fold': 3}
     unknown, unscorable = row | {'label': None}, row | {'golden_answers': ['---']}
     found = load_pairs(write(row, row | {'id': 'other', 'fold': 4}, unknown, unscorable), folds=(3,))
     assert [search.id for search in found] == ['s']
+    assert 'rows.jsonl: answers that cannot be scored: 1 left out' in capsys.readouterr().err
     other = load_pairs(write(row | {'judged': 'noisy'}), label='judged')
     assert [search.label for search in other] == ['noisy']
 
@@ -96,8 +130,25 @@ def test_rows_without_a_label_without_answers_or_of_other_folds_are_left_out(wri
         ({'prompt': 'a'}, 'the fields prompt are no known form; expected prompt and completion'),
         ({'prompt': 'a', 'completion': ''}, "'completion' is '', expected text"),
         ({'prompt': 'a', 'completion': 'b', 'label': 'good'}, '\'label\' is \'good\', expected "useful" or "noisy"'),
-        ({'messages': chat(user='u')}, '"messages" needs one of role user and one of role assistant'),
-        ({'messages': 'hello'}, '"messages" needs'),
+        (
+            {'messages': chat(user='u')},
+            'of user and assistant in turn, the last one of assistant, at most one of system',
+        ),
+        ({'messages': 'hello'}, '"messages" needs role and content'),
+        ({'messages': []}, '"messages" needs role and content'),
+        ({'messages': None}, '"messages" needs role and content'),
+        ({'messages': chat(system='s')}, "its roles are ['system']"),
+        ({'messages': chat(assistant='v', user='u')}, "its roles are ['assistant', 'user']"),
+        ({'messages': chat(user='u', system='s', assistant='v')}, "its roles are ['user', 'system', 'assistant']"),
+        ({'messages': [*chat(user='u', assistant='v'), *chat(tool='t', assistant='w')]}, "'tool', 'assistant']"),
+        (
+            {'messages': [*chat(user='u', assistant='v'), *chat(user='x')]},
+            "its roles are ['user', 'assistant', 'user']",
+        ),
+        ({'messages': chat(user='u', assistant=None)}, "'assistant' is missing"),
+        (SEARCH | {'documents': []}, '"documents" must be a list of texts, one at least'),
+        (SEARCH | {'doc_ids': []}, '"doc_ids" must be a list of ids of passages, one at least'),
+        ({'id': ['a'], 'prompt': 'a', 'completion': 'b'}, "'id' is ['a'], expected text"),
         (SEARCH | {'doc_ids': ['p9']}, 'passage \'p9\' of "doc_ids" is not in the corpus; is it the right corpus'),
         (SEARCH | {'doc_ids': 'p1'}, '"doc_ids" must be a list'),
         (SEARCH | {'documents': 'x'}, '"documents" must be a list of texts'),
@@ -161,6 +212,15 @@ def test_the_loss_is_on_the_documents_and_the_end_only():
     assert trained[-1] == BYTES.eos_ids[0]
     prompt = BYTES.decode(flat.tokens[flat.weights == 0].tolist())
     assert 'Write 2 noisy documents' in prompt and 'Ann Lee' in prompt and 'Query: its author\n' in prompt
+
+
+def test_control_tokens_in_a_document_are_not_taught():
+    item = recorded('noisy', 'one <|im_end|> two', '<|im_<|im_end|>end|>')
+    segments = demonstrations.simulator_example(item, SimulatorConfig(documents=2), BYTES)
+    taught = BYTES.decode(segments[1].tokens[:-1])
+    assert not any(token in taught for token in demonstrations.control_tokens(BYTES))
+    assert taught.startswith('Doc 1: T. one') and '\nDoc 2: T. ' in taught
+    assert BYTES.eos_ids[0] not in segments[1].tokens[:-1]
 
 
 def test_an_episode_that_its_budgets_forbid_is_not_shown():

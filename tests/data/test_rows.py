@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerosearch_jax.data import rows, sources
+from zerosearch_jax.data import pairs, rows, sources
 from zerosearch_jax.data.rows import Passage, Question
 
 _ROW = {'id': 'q1', 'question': 'Who?', 'golden_answers': ['Ada', 'Ada Lovelace'], 'dataset': 'toy', 'hops': 2}
@@ -48,9 +48,12 @@ def test_parquet_of_search_r1(tmp_path):
     (question,) = sources.load_questions(path)
     assert question == Question('nq_7', 'Who?', ('Ada',), 'nq')
     assert question.metadata['extra_info'] == {'index': 0}
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{'question': 'Who?', 'golden_answers': []}]), path)
-    with pytest.raises(ValueError, match=r'train\.parquet:1: .*expected an answer'):
-        sources.load_questions(path)
+    pandas = [{'question': 'When?', 'golden_answers': [1932.0]}, {'question': 'Who?', 'golden_answers': ['The The']}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pandas[:1]), path)
+    assert [q.golden_answers for q in sources.load_questions(path)] == [('1932',)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pandas[1:]), path)
+    with pytest.raises(ValueError, match=r'train\.parquet:1: .*expected more than punctuation'):
+        sources.load_questions(path, unscorable='refuse')
     (tmp_path / 'bad.parquet').write_bytes(b'no')
     with pytest.raises(ValueError, match=r'bad\.parquet is not a readable parquet file'):
         sources.load_questions(str(tmp_path / 'bad.parquet'))
@@ -60,7 +63,8 @@ _BAD = {
     'not JSON': b'{"id": ',
     'not JSON ': b'\xff\xfe{',
     'not JSON  ': b'[' * 100_000,
-    'found list, expected an object': b'[]',
+    'not JSON    ': b'{"question": "x", "golden_answers": ["\xff"]}',
+    'found list, expected an object; write one object per line': b'[]',
     "'question' is missing": {'golden_answers': ['x']},
     "'question' is '  '": {'question': '  ', 'golden_answers': ['x']},
     "'question' is 3": {'question': 3, 'golden_answers': ['x']},
@@ -68,25 +72,101 @@ _BAD = {
     "'golden_answers' is 'Ada', expected a list": {'question': 'x', 'golden_answers': 'Ada'},
     'each a text': {'question': 'x', 'golden_answers': [None]},
     'each a text ': {'question': 'x', 'golden_answers': [True]},
-    'pass skip_unscorable=True': {'question': 'x', 'golden_answers': ['', ' the ', '?!']},
+    'each a text   ': {'question': 'x', 'golden_answers': [float('nan')]},
+    "'golden_answers' is nan": {'question': 'x', 'golden_answers': float('nan')},
+    "'question' is nan": {'question': float('nan'), 'golden_answers': ['x']},
+    "'dataset' is nan": {'question': 'x', 'golden_answers': ['x'], 'dataset': float('nan')},
+    "'data_source' is ['nq']": {'question': 'x', 'golden_answers': ['x'], 'data_source': ['nq']},
+    'expected more than punctuation': {'question': 'x', 'golden_answers': ['', ' the ', '?!']},
     "'reward_model.ground_truth.target' is 'x'": {'question': 'x', 'reward_model': {'ground_truth': {'target': 'x'}}},
     "'golden_answers' is missing": {'question': 'x', 'reward_model': 'rule'},
-    "'id' is 1.5": {'id': 1.5, 'question': 'x', 'golden_answers': ['x']},
+    "'id' is True": {'id': True, 'question': 'x', 'golden_answers': ['x']},
+    "'id' is nan": {'id': float('nan'), 'question': 'x', 'golden_answers': ['x']},
+    "'id' is ''": {'id': '', 'question': 'x', 'golden_answers': ['x']},
+    "'_id' is ['q2']": {'_id': ['q2'], 'question': 'x', 'golden_answers': ['x']},
     "the id 'q1' was used at": _ROW,
+    "the id 'q1' was used at ": {'_id': 'q1', 'question': 'x', 'golden_answers': ['x']},
     'not valid Unicode': b'{"question": "\\ud800", "golden_answers": ["x"]}',
 }
 
 
-def test_skip_unscorable(tmp_path):
-    path = _write(tmp_path / 'q.jsonl', {'question': 'Who sang?', 'golden_answers': ['The The']}, _ROW)
-    assert [q.id for q in sources.load_questions(path, skip_unscorable=True)] == ['q1']
+_THE_THE = {'question': 'Who sang?', 'golden_answers': ['The The']}
+
+
+def _hub(monkeypatch, *rows):
+    import datasets
+
+    made = datasets.Dataset.from_list([*rows])
+    monkeypatch.setattr(datasets, 'load_dataset', lambda name, config, split: made)
+    return 'hub:owner/q'
+
+
+def _parquet(path, *rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*rows]), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('form', ['jsonl', 'parquet', 'hub'])
+def test_rows_that_cannot_be_scored_are_skipped_and_counted_or_refused(tmp_path, monkeypatch, capsys, form):
+    """The gold answer The The, which is nothing but articles, wherever the row comes from."""
+    rows_ = (_ROW, _THE_THE, _THE_THE)
+    path = {
+        'jsonl': lambda: _write(tmp_path / 'q.jsonl', *rows_),
+        'parquet': lambda: _parquet(tmp_path / 'q.parquet', *rows_),
+        'hub': lambda: _hub(monkeypatch, *rows_),
+    }[form]()
+    assert [q.id for q in sources.load_questions(path)] == ['q1']
+    counted = f"{path}: answers that cannot be scored: 2 left out, the first of them {path}:2: 'golden_answers'"
+    assert counted in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r":2: 'golden_answers' is \['The The'\], expected more than punctuation"):
+        sources.load_questions(path, unscorable='refuse')
+
+
+def test_a_source_of_which_nothing_can_be_scored_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'q\.jsonl: none of its questions has an answer that can be scored'):
+        sources.load_questions(_write(tmp_path / 'q.jsonl', _THE_THE))
+
+
+@pytest.mark.parametrize('name', ['q.jsonl', 'q.jsonl.gz'])
+@pytest.mark.parametrize('content', [b'', b'\n  \n'], ids=['no line', 'blank lines'])
+def test_an_empty_file_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
+    for load in (sources.load_questions, sources.load_passages, pairs.load_pairs):
+        with pytest.raises(ValueError, match=rf'{name} holds no rows'):
+            load(str(tmp_path / name))
+
+
+def test_lines_with_a_byte_order_mark_and_carriage_returns_are_read(tmp_path):
+    (tmp_path / 'q.jsonl').write_bytes(
+        b'\xef\xbb\xbf' + json.dumps(_ROW).encode() + b'\r\n\r\n' + json.dumps(_ROW | {'id': 'q2'}).encode() + b'\r\n'
+    )
+    assert [q.id for q in sources.load_questions(str(tmp_path / 'q.jsonl'))] == ['q1', 'q2']
+
+
+@pytest.mark.parametrize(
+    ('gold', 'expected'), [(1932.0, '1932'), (1932, '1932'), (-2.0, '-2'), (0.5, '0.5'), (1e22, '1' + 22 * '0')]
+)
+def test_a_gold_number_is_a_text_without_the_zero_of_pandas(tmp_path, gold, expected):
+    path = _write(tmp_path / 'q.jsonl', {'id': 7.0, 'question': 'When?', 'golden_answers': [gold]})
+    assert sources.load_questions(path) == [Question('7', 'When?', (expected,))]
+
+
+def test_the_built_in_corpus_answers_its_own_questions_only():
+    for source, corpus in (('world', 'world'), ('toy', 'toy'), ('nq', 'wiki.jsonl'), ('world', 'wiki.jsonl')):
+        sources.check_corpus(source, corpus)
+    for source, corpus in (('nq', 'world'), ('mine.jsonl', 'world'), ('hub:a/b', 'toy'), ('world', 'toy')):
+        with pytest.raises(ValueError, match=rf"corpus '{corpus}' does not answer the questions of '{source}'.*set"):
+            sources.check_corpus(source, corpus)
 
 
 @pytest.mark.parametrize('message', _BAD)
 def test_bad_rows_say_file_and_line(tmp_path, message):
     path = _write(tmp_path / 'bad.jsonl', _ROW, b'   ', _BAD[message])
     with pytest.raises(ValueError) as error:
-        sources.load_questions(path)
+        sources.load_questions(path, unscorable='refuse')
     text = str(error.value)
     assert text.startswith(f'{path}:3: ') and message.strip() in text and '\n' not in text
 
@@ -148,11 +228,27 @@ def test_passages(tmp_path):
         Passage('4', "A 'quoted' title", 'first\nsecond'),
         Passage('c-3', '', 'no title'),
     ]
-    for bad in ({'id': 'p'}, {'id': 'p', 'text': ''}, {'id': 'p', 'contents': '"only a title"'}):
+    for bad in ({'id': 'p'}, {'id': 'p', 'text': ''}, {'id': 'p', 'contents': '"only a title"\n'}):
         with pytest.raises(ValueError, match=r"c\.jsonl:1: 'text' is .*, expected text"):
             sources.load_passages(_write(tmp_path / 'c.jsonl', bad))
     with pytest.raises(ValueError, match=r"c\.jsonl:2: the id 'p' was used at .*c\.jsonl:1"):
         sources.load_passages(_write(tmp_path / 'c.jsonl', *[{'id': 'p', 'text': 'x'}] * 2))
+
+
+def test_passages_of_beir_and_of_one_line_are_read(tmp_path):
+    path = _write(
+        tmp_path / 'c.jsonl',
+        {'_id': 'MED-10', 'title': '', 'text': 'body', 'metadata': {}},
+        {'_id': 4983, 'title': 'T', 'text': 'more'},
+        {'id': '3', 'contents': 'one line'},
+        {'id': '4', 'title': 'T', 'contents': 'one line'},
+    )
+    assert sources.load_passages(path) == [
+        Passage('MED-10', '', 'body'),
+        Passage('4983', 'T', 'more'),
+        Passage('3', '', 'one line'),
+        Passage('4', 'T', 'one line'),
+    ]
 
 
 @given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 1000))
@@ -225,6 +321,6 @@ def test_world_is_a_source():
 @pytest.mark.skipif(not os.environ.get('ZEROSEARCH_DATA'), reason='ZEROSEARCH_DATA is not set')
 def test_real_questions():
     for name, count in (('eval_mini.jsonl', 431), ('nq_test.jsonl.gz', 3219), ('rl_train_mini.jsonl.gz', 5563)):
-        questions = sources.load_questions(f'questions/{name}', skip_unscorable=True)
+        questions = sources.load_questions(f'questions/{name}')
         assert len(questions) == count
         assert all(q.dataset and 'fold' in q.metadata for q in questions)

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,10 @@ def test_normalize(text, expected):
         ('Yes.', ['yes'], 1, 1, 1),
         ('to be or not to be', ['to be'], 2 * 2 / (6 + 2), 0, 1),  # repeats count once each
         ('São Paulo', ['sao paulo'], 0.5, 0, 0),  # accents are kept
+        ('Sa\u0303o Paulo', ['S\xe3o Paulo'], 1, 1, 1),  # decomposed Unicode is the same text: on one side,
+        ('S\xe3o Paulo', ['Sa\u0303o Paulo'], 1, 1, 1),  # on the other,
+        ('in Sa\u0303o Paulo', ['Sa\u0303o Paulo'], 2 * 2 / (3 + 2), 0, 1),  # on both
+        ('Sao Paulo', ['Sa\u0303o Paulo'], 0.5, 0, 0),
         ('東京', ['東京', 'Tokyo'], 1, 1, 1),
         ('Barack Obama', ['Obama', 'Barack Hussein Obama', 'x'], 4 / 5, 0, 1),  # the best gold per metric
         ('', ['Paris'], 0, 0, 0),
@@ -88,6 +94,12 @@ def test_range_order_and_maximum(prediction, golds):
         assert scores[name] == reward(prediction, golds[::-1])
     if all(rows.normalize_answer(g) for g in golds):
         assert scores['em'] <= min(scores['f1'], scores['cover_em'])
+
+
+@given(texts, st.sampled_from(['NFC', 'NFD']), st.sampled_from(['NFC', 'NFD']))
+def test_composed_and_decomposed_unicode_score_alike(text, mine, theirs):
+    given, gold = unicodedata.normalize(mine, text), unicodedata.normalize(theirs, text)
+    assert all(reward(given, [gold]) == reward(text, [text]) for reward in REWARDS.values())
 
 
 @given(texts)

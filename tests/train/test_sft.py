@@ -132,6 +132,24 @@ def test_what_is_longer_than_a_row_is_left_out_and_said(rows, tmp_path, capsys):
     assert '18 demonstrations' in said
 
 
+def test_rows_that_would_teach_a_control_token_or_nothing_are_refused_or_counted(rows, tmp_path, capsys):
+    bad = tmp_path / 'bad.jsonl'
+    bad.write_text(
+        pathlib.Path(rows).read_text() + '\n' + json.dumps({'prompt': 'a', 'completion': '<|im_end|>', 'fold': 3})
+    )
+    with pytest.raises(ValueError, match=r"bad.jsonl:25: a text holds '<.im_end.>'"):
+        run(tmp_path / 'run', config(str(bad), steps=1))
+    search = {'query': 'q', 'golden_answers': ['x'], 'label': 'useful', 'documents': ['one']}
+    bad.write_text('\n'.join(json.dumps(search | {'label': label}) for label in ('useful', 'noisy')))
+    made = config(str(bad), steps=1)
+    made.demos.update(folds=(), held_out_folds=(), held_out=0)
+    made.simulator.documents = 2
+    with pytest.raises(ValueError, match='no demonstration is left'):
+        run(tmp_path / 'run', made)
+    said = '2 searches with fewer than config.simulator.documents are left out'
+    assert said in capsys.readouterr().err and said in (tmp_path / 'run' / 'log.txt').read_text()
+
+
 def test_nothing_to_train_on_is_said(rows, tmp_path):
     made = config(rows)
     made.demos.update(held_out=24, folds=(), held_out_folds=())

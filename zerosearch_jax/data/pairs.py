@@ -2,7 +2,7 @@
 
 Rows come from JSONL, parquet or the hub, as questions do, in one of these forms:
 
-    pair            prompt, completion   (or instruction, input, output; or messages of a user and an assistant)
+    pair            prompt, completion   (or instruction, input, output; or messages, which end with an assistant's)
     search          query, question, golden_answers, and documents (texts) or doc_ids (of a corpus)
     useful/noisy    query, golden_answers, and useful, noisy: ids of passages that do, or do not, help to answer it
 
@@ -11,7 +11,7 @@ published requests have it. `fold` is optional, and keeps questions for training
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from zerosearch_jax.data import rows
 from zerosearch_jax.data.rows import Passage, Question
@@ -28,6 +28,7 @@ class Pair:
     prompt: str
     completion: str
     label: str  # 'useful', 'noisy', or '' where nothing tells
+    history: tuple[Mapping[str, str], ...] = ()  # messages before the request: of a system, of former turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,9 @@ def load_pairs(
     corpus: Mapping[str, Passage] | None = None,
     label: str = 'label',
     folds: tuple[int, ...] = (),
+    control: Collection[str] = (),
 ) -> list[Pair | RecordedSearch]:
-    """Reads every row of a source that has a label, in its order.
+    """Reads every row of a source that has a label, in its order; searches that cannot be scored are left out.
 
     Args:
       source: as `sources.load_questions` takes it, but for `world` and `tfds:`.
@@ -57,18 +59,22 @@ def load_pairs(
       corpus: passages by id, where rows name their documents.
       label: the field of searches that says 'useful' or 'noisy'; rows where it is null are left out.
       folds: keep only the rows of these folds; (): all rows.
+      control: tokens that no text of a pair may hold, since the model would learn to spell them.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: a row of no known form, or with a wrong value; the message starts with `file:line:`.
     """
     name, stem, found = rows.open_rows(source, split)
-    read: list[Pair | RecordedSearch] = []
-    for where, line, row in rows.numbered_rows(name, found):
+
+    def read(item: tuple[str, int, dict]) -> list[Pair | RecordedSearch]:
+        where, line, row = item
         if folds and _fold(row, where) not in folds:
-            continue
-        read += _row(row, where, str(row.get('id') or f'{stem}-{line}'), corpus or {}, label)
-    return read
+            return []
+        return [*_row(row, where, rows.row_id(row, where, f'{stem}-{line}'), corpus or {}, label, control)]
+
+    made = rows.usable(rows.numbered_rows(name, found), read, 'skip', f'{source}: answers that cannot be scored')
+    return [item for items in made for item in items]
 
 
 def _fold(row: dict, where: str) -> int:
@@ -78,10 +84,10 @@ def _fold(row: dict, where: str) -> int:
 
 
 def _row(
-    row: dict, where: str, name: str, corpus: Mapping[str, Passage], label: str
+    row: dict, where: str, name: str, corpus: Mapping[str, Passage], label: str, control: Collection[str]
 ) -> Iterator[Pair | RecordedSearch]:
     if 'messages' in row or any(set(fields) <= row.keys() for fields in PAIR_FIELDS):
-        yield _pair(row, where, name)
+        yield _pair(row, where, name, control)
         return
     searched = {'query', 'golden_answers'} <= row.keys()
     if searched and set(LABELS) <= row.keys():
@@ -93,9 +99,9 @@ def _row(
             f'{where}: the fields {", ".join(sorted(row))} are no known form; expected prompt and completion, or '
             f'query, golden_answers, {label} and documents (or doc_ids)'
         )
-    query, question = rows.require_text(row['query'], 'query', where), _question(row, where, name)
-    if question.golden_answers:  # none is left where no prediction could be scored against them
-        yield from (RecordedSearch(i, question, query, passages, quality) for i, passages, quality in found if quality)
+    query = rows.require_text(row['query'], 'query', where)
+    question = rows.as_question({'question': query, **row}, where, name)
+    yield from (RecordedSearch(i, question, query, passages, quality) for i, passages, quality in found if quality)
 
 
 def _label(row: dict, field: str, where: str) -> str:
@@ -104,46 +110,57 @@ def _label(row: dict, field: str, where: str) -> str:
     return row.get(field) or ''
 
 
-def _pair(row: dict, where: str, name: str) -> Pair:
+def _pair(row: dict, where: str, name: str, control: Collection[str]) -> Pair:
+    history: tuple[dict, ...] = ()
     if 'messages' in row:
-        prompt, completion = _messages(row['messages'], where)
+        history, prompt, completion = _messages(row['messages'], where)
     elif 'instruction' in row:
         parts = [row[field] for field in ('instruction', 'input') if row.get(field)]
         prompt = rows.require_text('\n'.join(map(str, parts)), 'instruction', where)
         completion = rows.require_text(row.get('output'), 'output', where)
     else:
         prompt, completion = (rows.require_text(row.get(field), field, where) for field in ('prompt', 'completion'))
+    texts = '\n'.join([*(message['content'] for message in history), prompt, completion])
+    if written := next((token for token in control if token in texts), None):
+        raise ValueError(
+            f'{where}: a text holds {written!r}, a control token of the model, which only its chat template may write: '
+            'remove it, or give the turns as "messages"'
+        )
     first_word = next(iter(prompt.strip().split('\n')[-1].lower().split()), '')
     label = _label(row, 'label', where) or (first_word if first_word in LABELS else '')
-    return Pair(name, prompt, completion, label)
+    return Pair(name, prompt, completion, label, history)
 
 
-def _messages(messages, where: str) -> tuple[str, str]:
+def _messages(messages, where: str) -> tuple[tuple[dict, ...], str, str]:
+    """What stands before the last request, that request, and its completion; an empty system message is none."""
     try:
-        texts = {message['role']: message['content'] for message in messages if message['content']}
-        return tuple(rows.require_text(texts[role], role, where) for role in ('user', 'assistant'))
-    except (TypeError, KeyError) as error:
+        said = [(m['role'], m['content']) for m in messages if (m['role'], m['content']) != ('system', '')]
+    except (TypeError, KeyError):
+        said = []
+    roles = [role for role, _ in said]
+    if len(said) < 2 or roles[roles[0] == 'system' :] != ['user', 'assistant'] * (len(roles) // 2):
         raise ValueError(
-            f'{where}: "messages" needs one of role user and one of role assistant, with content'
-        ) from error
-
-
-def _question(row: dict, where: str, name: str) -> Question:
-    return rows.as_question({'question': row['query'], **row}, where, name, skip_unscorable=True)
+            f'{where}: "messages" needs role and content, of user and assistant in turn, the last one of assistant, '
+            f'at most one of system before them; its roles are {roles}'
+        )
+    *history, prompt, completion = [
+        {'role': role, 'content': rows.require_text(content, role, where)} for role, content in said
+    ]
+    return tuple(history), prompt['content'], completion['content']
 
 
 def _passages(row: dict, corpus: Mapping[str, Passage], where: str) -> tuple[Passage, ...]:
     if 'doc_ids' in row:
         return _named(row['doc_ids'], corpus, where, 'doc_ids')
-    if not isinstance(row['documents'], list):
-        raise ValueError(f'{where}: "documents" must be a list of texts')
+    if not isinstance(row['documents'], list) or not row['documents']:
+        raise ValueError(f'{where}: "documents" must be a list of texts, one at least')
     texts = (rows.require_text(text, 'documents', where) for text in row['documents'])
     return tuple(Passage(f'{where}-{i}', '', text) for i, text in enumerate(texts))
 
 
 def _named(ids, corpus: Mapping[str, Passage], where: str, field: str) -> tuple[Passage, ...]:
-    if not isinstance(ids, list):
-        raise ValueError(f'{where}: "{field}" must be a list of ids of passages')
+    if not isinstance(ids, list) or not ids:
+        raise ValueError(f'{where}: "{field}" must be a list of ids of passages, one at least')
     ids = [str(i) if type(i) is int else i for i in ids]  # as rows reads the ids of passages
     unknown = [i for i in ids if i not in corpus]
     if unknown:

@@ -8,22 +8,26 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import json
+import math
 import os
 import re
 import string
+import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from zerosearch_jax import progress, settings
 from zerosearch_jax.data import benchmarks
 
 BUILT_IN = ('world', 'toy')
+Choice = Literal['skip', 'refuse']  # what to do with a question that cannot be used
 FOLDS = 10  # in which questions that say no fold are put
 _FORMATS = ('.jsonl', '.jsonl.gz', '.parquet')
-_OWN_FIELDS = ('id', 'question', 'golden_answers', 'dataset', 'data_source', 'metadata')
+_OWN_FIELDS = ('id', '_id', 'question', 'golden_answers', 'dataset', 'data_source', 'metadata')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +50,32 @@ class Passage:
     text: str
 
 
+class Unusable(ValueError):
+    """A question whose answers cannot be scored, or that is too long to be asked; the message says which and why."""
+
+
+def usable(items: Iterable, read: Callable, choice: Choice, why: str) -> Iterator:
+    """What `read` makes of each item; those that it finds Unusable are refused, or left out and counted in the log."""
+    count, first = 0, None
+    for item in items:
+        try:
+            made = read(item)
+        except Unusable as error:
+            if choice == 'refuse':
+                raise
+            count, first = count + 1, first or error
+        else:
+            yield made
+    if count:
+        progress.log(f'{why}: {count} left out, the first of them {first}')
+
+
 def normalize_answer(text: str) -> str:
-    """SQuAD normalisation: lower case, no ASCII punctuation, no English articles, single spaces."""
-    text = ''.join(c for c in text.lower() if c not in string.punctuation)
+    """SQuAD normalisation: lower case, no ASCII punctuation, no English articles, single spaces; of Unicode's NFC.
+
+    An accent is part of its letter (NFC) or a character after it (NFD): what looks the same is the same here.
+    """
+    text = ''.join(c for c in unicodedata.normalize('NFC', text.lower()) if c not in string.punctuation)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
 
@@ -153,19 +180,23 @@ def _line(error: Exception) -> str:
 
 
 def numbered_rows(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
-    """('file:line', line, row) of every row that is not blank; lines count from 1."""
+    """('file:line', line, row) of every row that is not blank, one at least; lines count from 1."""
+    empty = True
     for line, row in enumerate(rows, start=1):
         where = f'{name}:{line}'
         if isinstance(row, bytes):
             if not row.strip():
                 continue
             try:
-                row = json.loads(row.removeprefix(b'\xef\xbb\xbf') if line == 1 else row)
-            except (ValueError, RecursionError) as error:
+                row = settings.parse_json(row.decode('utf-8-sig'))
+            except ValueError as error:
                 raise ValueError(f'{where}: not JSON ({error}); expected one object per line') from error
         if not isinstance(row, dict):
-            raise ValueError(f'{where}: found {type(row).__name__}, expected an object')
+            raise ValueError(f'{where}: found {type(row).__name__}, expected an object; write one object per line')
+        empty = False
         yield where, line, row
+    if empty:
+        raise ValueError(f'{name} holds no rows')
 
 
 def check_unique(items: Iterable[tuple]) -> list:
@@ -196,16 +227,33 @@ def _short(value) -> str:
     return text if len(text) <= 60 else text[:57] + '...'
 
 
-def _id(row: dict, where: str, default: str) -> str:
-    value = row.get('id')
-    if value is None:
+def _as_text(value):
+    """A number as text, a whole one without the '.0' that pandas gives it; any other value as it is.
+
+    True is none, since nobody can say whether it means 'yes'; nor is NaN, which is how pandas writes a missing value.
+    """
+    if type(value) is float and math.isfinite(value):
+        return str(int(value) if value.is_integer() else value)
+    return str(value) if type(value) is int else value
+
+
+def row_id(row: dict, where: str, default: str) -> str:
+    """The id of a row, of its field `id` or (BEIR) `_id`; a missing one becomes `default`."""
+    field = 'id' if row.get('id') is not None else '_id'
+    if row.get(field) is None:
         return default
-    text = str(value) if type(value) is int else require_text(value, 'id', where)
+    text = require_text(_as_text(row[field]), field, where)
     # the merged files of Search-R1 and ZeroSearch keep the ids of their sets, each of which has a train_0
-    return f'{row["data_source"]}_{text}' if row.get('data_source') else text
+    origin = _optional_text(row, 'data_source', where)
+    return f'{origin}_{text}' if origin else text
 
 
-def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:
+def _optional_text(row: dict, field: str, where: str) -> str:
+    value = row.get(field)
+    return require_text(_as_text(value), field, where).strip() if value else ''
+
+
+def _answers(row: dict, where: str) -> tuple[str, ...]:
     answers, field = row.get('golden_answers'), 'golden_answers'
     if answers is None:
         field = 'reward_model.ground_truth.target'
@@ -216,21 +264,17 @@ def _answers(row: dict, where: str, skip_unscorable: bool) -> tuple[str, ...]:
             field = 'golden_answers'
     if not isinstance(answers, list):
         raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers')
-    # A year or a number is an answer too; True is not, since nobody can say whether it means 'yes'.
-    texts = [str(a) if type(a) in (int, float) else a for a in answers]
+    texts = [*map(_as_text, answers)]  # a year or a number is an answer too
     if not all(isinstance(a, str) for a in texts):
         raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers, each a text')
     kept = dict.fromkeys(require_text(a.strip(), field, where) for a in texts if normalize_answer(a))
-    if not kept and not skip_unscorable:
-        raise ValueError(
-            f'{where}: {field!r} is {_short(answers)}, expected an answer that is more than punctuation and articles; '
-            'correct the row or pass skip_unscorable=True'
-        )
+    if not kept:
+        raise Unusable(f'{where}: {field!r} is {_short(answers)}, expected more than punctuation and articles')
     return tuple(kept)
 
 
-def as_question(row: dict, where: str, default_id: str, skip_unscorable: bool) -> Question:
-    """A row as a question; without answers where none can be scored and `skip_unscorable`."""
+def as_question(row: dict, where: str, default_id: str) -> Question:
+    """A row as a question; raises Unusable where none of its answers can be scored."""
     extra = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
     nested = row.get('metadata')
     if isinstance(nested, dict):
@@ -238,27 +282,33 @@ def as_question(row: dict, where: str, default_id: str, skip_unscorable: bool) -
     elif nested is not None:
         extra['metadata'] = nested
     return Question(
-        id=_id(row, where, default_id),
+        id=row_id(row, where, default_id),
         question=require_text(row.get('question'), 'question', where).strip(),
-        golden_answers=_answers(row, where, skip_unscorable),
-        dataset=str(row.get('dataset') or row.get('data_source') or ''),
+        golden_answers=_answers(row, where),
+        dataset=_optional_text(row, 'dataset', where) or _optional_text(row, 'data_source', where),
         metadata=extra,
     )
 
 
 def split_title(contents: str) -> tuple[str, str]:
-    """The title and the text of a passage as Search-R1 writes it: a title in quotation marks, a line feed, the text."""
-    title, _, text = contents.partition('\n')
+    """The title and the text of a passage as Search-R1 writes it: a title in quotation marks, a line feed, the text.
+
+    One line alone is a text.
+    """
+    title, feed, text = contents.partition('\n')
+    if not feed:
+        return '', contents
     return title.strip().removeprefix('"').removesuffix('"'), text
 
 
 def as_passage(row: dict, where: str, default_id: str) -> Passage:
     """A row as a passage."""
-    title, text = row.get('title') or '', row.get('text')
+    title, text = _optional_text(row, 'title', where), row.get('text')
     if text is None and 'contents' in row:
-        title, text = split_title(require_text(row['contents'], 'contents', where))
+        found, text = split_title(require_text(row['contents'], 'contents', where))
+        title = title or found
     return Passage(
-        id=_id(row, where, default_id),
-        title=require_text(title, 'title', where).strip() if title else '',
+        id=row_id(row, where, default_id),
+        title=title,
         text=require_text(text, 'text', where).strip(),
     )

@@ -3,21 +3,20 @@
 import dataclasses
 
 from zerosearch_jax.data import benchmarks, rows, tfds, toy, world
-from zerosearch_jax.data.rows import Passage, Question
+from zerosearch_jax.data.rows import Choice, Passage, Question
 
 
-def load_questions(source: str, split: str = 'train', skip_unscorable: bool = False) -> list[Question]:
+def load_questions(source: str, split: str = 'train', unscorable: Choice = 'skip') -> list[Question]:
     """Reads every question of a source, in its order.
 
     Args:
       source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); `world` or
-        `toy`, which are built in; the name of a set of data/benchmarks.py, whose rows that cannot be scored are left
-        out; `tfds:DIRECTORY` as written by `launch.to_tfds`; or `hub:owner/name`
-        (`hub:owner/name:config`). Relative paths are tried as given, then under the directory that the environment
-        variable ZEROSEARCH_DATA names.
+        `toy`, which are built in; the name of a set of data/benchmarks.py; `tfds:DIRECTORY` as written by
+        `launch.to_tfds`; or `hub:owner/name` (`hub:owner/name:config`). Relative paths are tried as given, then under
+        the directory that the environment variable ZEROSEARCH_DATA names.
       split: for `world`, `toy`, named sets, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
-      skip_unscorable: leaves out rows none of whose answers can be scored, instead of raising. NQ and HotpotQA have
-        a few: '---', 'The The'.
+      unscorable: what to do with rows none of whose answers can be scored. NQ and HotpotQA have a few: '---',
+        'The The'.
 
     Rows have `question` and `golden_answers` (a list), optionally `id` and `dataset` (or `data_source`); the parquet
     files of Search-R1 and ZeroSearch, whose answers are in `reward_model.ground_truth.target`, work too. Answers that
@@ -26,7 +25,8 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
 
     Raises:
       FileNotFoundError: no such file or directory.
-      ValueError: an unknown source or split, or a bad row; the message starts with `file:line:`.
+      ValueError: an unknown source or split, no row that can be used, or a bad row; then the message starts with
+        `file:line:`.
     """
     if source in rows.BUILT_IN:
         if split not in ('train', 'test'):
@@ -35,14 +35,28 @@ def load_questions(source: str, split: str = 'train', skip_unscorable: bool = Fa
     if source.startswith('tfds:'):
         return tfds.load(str(rows.find_file(source.removeprefix('tfds:'))), split)
     if source in benchmarks.DATASETS:
-        found = load_questions(*benchmarks.locate(source, split), skip_unscorable=True)
+        found = load_questions(*benchmarks.locate(source, split), unscorable)
         return [dataclasses.replace(q, dataset=q.dataset or source) for q in found]
     name, stem, found = rows.open_rows(source, split)
-    read = (
-        (where, rows.as_question(row, where, f'{stem}-{line}', skip_unscorable))
-        for where, line, row in rows.numbered_rows(name, found)
+    read = rows.usable(
+        rows.numbered_rows(name, found),
+        lambda item: (item[0], rows.as_question(item[2], item[0], f'{stem}-{item[1]}')),
+        unscorable,
+        f'{source}: answers that cannot be scored',
     )
-    return [question for question in rows.check_unique(read) if question.golden_answers]
+    questions = rows.check_unique(read)
+    if not questions:
+        raise ValueError(f'{source}: none of its questions has an answer that can be scored')
+    return questions
+
+
+def check_corpus(source: str, corpus: str):
+    """Raises ValueError where a built-in corpus is to answer the questions of another source; reads nothing."""
+    if corpus in rows.BUILT_IN and source != corpus:
+        raise ValueError(
+            f'the built-in corpus {corpus!r} does not answer the questions of {source!r}: set the field "corpus" of '
+            'their section to passages that do, or config.engine.kind to an engine that needs none'
+        )
 
 
 def _built_in(name: str):

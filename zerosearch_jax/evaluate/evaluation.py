@@ -25,7 +25,7 @@ from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.evaluate.sources import open_source
 from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.rollout.prompts import encode_prompt
+from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rollout import Trajectory, refuse_outage
 from zerosearch_jax.run import cost, jsonl, trained
 from zerosearch_jax.run.workdir import claim
@@ -42,6 +42,8 @@ class EvaluationConfig:
     datasets: str = 'world'  # names (data/benchmarks.py; 'seven': all seven) and sources (data/sources.py)
     questions: int = 500  # of each data set at most, chosen by a hash of their ids; 0: all
     corpus: str = 'world'  # passages of the engine 'bm25'
+    unscorable: rows.Choice = 'skip'  # questions none of whose answers is more than punctuation and articles
+    too_long: rows.Choice = 'refuse'  # questions whose prompt, of any of the methods, is too long
     documents: int = 5  # a search; of launch.ask also 0: as many as in the policy's training
     temperature: float = 0.0  # 0: greedy
     simulated: bool = False  # config.simulator answers the searches, without noise, in place of config.engine
@@ -132,7 +134,9 @@ def evaluate(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     missing = _missing(weights, workdir / 'results.jsonl', questions)
     if missing:
         evaluator = Evaluator(cfg, weights, workdir)
-        evaluator.check([q for parts in missing.values() for part in parts.values() for q in part], [*missing])
+        asked = {q for parts in missing.values() for part in parts.values() for q in part}
+        fitting = evaluator.fitting([*asked], [*missing])
+        missing = {m: {name: [q for q in part if q in fitting] for name, part in p.items()} for m, p in missing.items()}
         total = sum(len(part) for parts in missing.values() for part in parts.values())
         with progress.bar(total, 'evaluation', 'question', leave=True) as bar:
             for method, parts in missing.items():
@@ -150,14 +154,18 @@ def evaluate(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
 def load_questions(cfg: Config) -> dict[str, list[Question]]:
     """The chosen questions of every data set, which is what a question says, or its source."""
     found: dict[str, list[Question]] = {}
+    asked = cfg.evaluation
+    local = cfg.simulator.kind == 'oracle' if asked.simulated else cfg.engine.kind == 'bm25'
     for source in cfg.datasets:
+        if local and any(METHODS[method].prompt in ('documents', 'search') for method in cfg.methods):
+            sources.check_corpus(source, asked.corpus)
         sets = collections.defaultdict(list)
-        for question in sources.load_questions(source, 'test'):
+        for question in sources.load_questions(source, 'test', asked.unscorable):
             sets[question.dataset or pathlib.Path(source).stem].append(question)
         for name in sets.keys() & found.keys():
             raise ValueError(f'{source} has questions of {name!r}, as another of config.evaluation.datasets does')
         found |= sets
-    count = cfg.evaluation.questions
+    count = asked.questions
     return {name: rows.subset(each, count or len(each)) for name, each in found.items()}
 
 
@@ -199,13 +207,13 @@ class Evaluator:
         self._refiner: EngineWriter | None = None
         self._loaded: tuple[str, pretrained.Model] | None = None
 
-    def check(self, questions: Sequence[Question], methods: Sequence[str]):
-        """Raises ValueError where a prompt is too long: now, not after hours."""
+    def fitting(self, questions: Sequence[Question], methods: Sequence[str]) -> set[Question]:
+        """The questions whose prompts are not too long for any method; refused are they now, not after hours."""
         self._use('')
         for method in methods:
             size = episode_config(METHODS[method], self._cfg.rollout)
-            for question in progress.track(questions, f'checking prompts of {method}', 'question'):
-                encode_prompt(self._model.tokenizer, question, size)
+            questions = fitting(questions, self._model.tokenizer, size, self._cfg.evaluation.too_long)
+        return {*questions}
 
     def run(
         self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from zerosearch_jax import progress
+from zerosearch_jax.data import rows
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.text import protocol
@@ -36,7 +38,7 @@ def policy_prompt(question: str, wording: str = 'search', documents: str = '') -
     return protocol.fill(POLICY_PROMPTS[wording], question=asked, documents=documents)
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(rows.Unusable):
     """A question whose prompt is longer than config.rollout.prompt_tokens."""
 
 
@@ -63,9 +65,18 @@ def encode_prompt(
     if len(tokens) > cfg.prompt_tokens:
         raise PromptTooLong(
             f'question {question.id}: its prompt has {len(tokens)} tokens, more than config.rollout.prompt_tokens '
-            f'= {cfg.prompt_tokens}; raise it or drop the question'
+            f"= {cfg.prompt_tokens}; raise it or drop the question (config.data or config.evaluation: too_long='skip')"
         )
     return tuple(tokens)
+
+
+def fitting(
+    questions: Sequence[Question], tokenizer: Tokenizer, cfg: RolloutConfig, choice: rows.Choice
+) -> list[Question]:
+    """The questions whose prompts are not too long, those that are being refused or left out (rows.usable)."""
+    tracked = progress.track(questions, f'checking prompts ({cfg.prompt})', 'question')
+    read = lambda question: encode_prompt(tokenizer, question, cfg) and question  # noqa: E731
+    return [*rows.usable(tracked, read, choice, f'questions too long for the prompt {cfg.prompt!r}')]
 
 
 def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], limit: int) -> tuple[int, ...]:

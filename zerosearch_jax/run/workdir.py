@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from zerosearch_jax import settings
+from zerosearch_jax import progress, settings
 
 
 def claim(
@@ -35,3 +35,4 @@ def claim(
         partial = path.with_name(f'.{path.name}.partial')
         partial.write_text(config_json)
         os.replace(partial, path)
+        progress.keep(workdir / 'log.txt')

@@ -26,6 +26,8 @@ class DataConfig:
     folds: tuple[int, ...] = ()  # of ten, by a hash of their ids, in which `train` is taken; (): all
     test: str = 'world'  # held-out questions, of evaluations
     corpus: str = 'world'  # passages of the engine 'bm25' and of the simulator 'oracle'
+    unscorable: rows.Choice = 'skip'  # questions none of whose answers is more than punctuation and articles
+    too_long: rows.Choice = 'refuse'  # questions whose prompt is longer than rollout.prompt_tokens
 
     def __post_init__(self):
         if unknown := set(self.folds) - set(range(rows.FOLDS)):

@@ -98,19 +98,27 @@ def excerpt(text: str, words: int, answers: Sequence[str]) -> str:
     return next((window for window in windows if holds_answer(window, answers)), windows[0])
 
 
+def control_tokens(tokenizer: Tokenizer) -> list[str]:
+    """What only a template may write. In a text it is encoded as letters, which no model is to learn."""
+    return [token.content for token in tokenizer.hf.added_tokens_decoder.values() if token.special]
+
+
 def simulator_example(
     item: pairs.Pair | pairs.RecordedSearch, cfg: SimulatorConfig, tokenizer: Tokenizer
 ) -> list[Segment]:
     """The request and, as the only tokens with loss, the documents and the end of the sequence."""
+    history: tuple = ()
     if isinstance(item, pairs.Pair):
-        message, completion = item.prompt, item.completion
+        history, message, completion = item.history, item.prompt, item.completion
     else:
         template, count = prompts.simulator_template(cfg.template), len(item.passages)
         query = Query(None, item.question, 0, 0, item.query)
         message = request(query, cfg, template, item.label == 'noisy', count)
-        texts = [Document(p.title, p.text).as_text for p in item.passages]
-        completion = protocol.render_documents([protocol.neutralize(text) for text in texts])
-    prompt = tuple(tokenizer.chat([{'role': 'user', 'content': message}]))
+        texts = [protocol.neutralize(Document(p.title, p.text).as_text) for p in item.passages]
+        completion = protocol.render_documents(texts)
+        for token in control_tokens(tokenizer):
+            completion = completion.replace(token, ' ')
+    prompt = tuple(tokenizer.chat([*history, {'role': 'user', 'content': message}]))
     return [Segment(Kind.PROMPT, prompt), Segment(Kind.ACTION, (*tokenizer.encode(completion), tokenizer.eos_ids[0]))]
 
 

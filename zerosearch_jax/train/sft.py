@@ -96,7 +96,8 @@ def load_demonstrations(cfg: Config, model: pretrained.Model) -> tuple[list[Toke
         examples, held_out = _built_in(cfg, model)
     else:
         examples, held_out = (
-            [demonstrations.simulator_example(i, cfg.simulator, model.tokenizer) for i in part] for part in _read(cfg)
+            [demonstrations.simulator_example(i, cfg.simulator, model.tokenizer) for i in part]
+            for part in _read(cfg, demonstrations.control_tokens(model.tokenizer))
         )
     examples, held_out = _drop_long(examples, cfg.sft.row_length), _drop_long(held_out, cfg.sft.row_length)
     if not examples:
@@ -135,14 +136,16 @@ def _built_in(cfg: Config, model: pretrained.Model):
     return made[:end], made[end:]
 
 
-def _read(cfg: Config) -> tuple[list, list]:
-    """Rows to train on, and rows kept."""
+def _read(cfg: Config, control: Sequence[str] = ()) -> tuple[list, list]:
+    """Rows to train on, and rows kept; no pair may hold a token of `control`."""
     corpus = {p.id: p for p in sources.load_passages(cfg.demos.corpus)} if cfg.demos.corpus else {}
 
     def load(folds: tuple[int, ...]) -> list:
         found: list = []
         for source in cfg.demos.source.split(','):
-            found += pairs.load_pairs(source.strip(), corpus=corpus, label=cfg.demos.label, folds=folds)
+            found += pairs.load_pairs(
+                source.strip(), corpus=corpus, label=cfg.demos.label, folds=folds, control=control
+            )
         cut = (
             demonstrations.recorded_search(item, cfg.simulator.documents, cfg.simulator.words)
             if isinstance(item, pairs.RecordedSearch)
@@ -150,6 +153,8 @@ def _read(cfg: Config) -> tuple[list, list]:
             for item in found
         )
         kept = [item for item in cut if item is not None]
+        if len(kept) < len(found):
+            progress.log(f'{len(found) - len(kept)} searches with fewer than config.simulator.documents are left out')
         if cfg.demos.balance:
             return demonstrations.balanced(kept, cfg.seed)
         return [kept[i] for i in rows.permutation(len(kept), cfg.seed, 0)]

@@ -14,7 +14,7 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.models import transformer
 from zerosearch_jax.policy import make_trainable, open_policy
 from zerosearch_jax.rl import advantages
-from zerosearch_jax.rollout.prompts import encode_prompt
+from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rewards import Scorer
 from zerosearch_jax.rollout.rollout import Trajectory, refuse_outage, rollout
 from zerosearch_jax.search.bm25 import BM25
@@ -28,18 +28,30 @@ from zerosearch_jax.train.learner import Learner
 
 
 def load_questions(cfg: Config) -> tuple[list[Question], list[Question]]:
-    """The questions of training, and those of evaluations."""
-    data, evaluation = cfg.data, cfg.evaluation
-    train = rows.in_folds(sources.load_questions(data.train, 'train'), data.folds)
+    """The questions of training, and those of evaluations.
+
+    Raises:
+      ValueError: they are too few, or not those of the built-in corpus that they are looked up in.
+    """
+    data, evaluation, local = cfg.data, cfg.evaluation, cfg.engine.kind == 'bm25'
+    if cfg.simulator.kind == 'oracle' or (cfg.simulator.kind == 'engine' and local):
+        sources.check_corpus(data.train, data.corpus)
+    if evaluation.questions and cfg.rollout.max_turns and local:
+        sources.check_corpus(data.test, data.corpus)
+    train = rows.in_folds(sources.load_questions(data.train, 'train', data.unscorable), data.folds)
+    test = sources.load_questions(data.test, 'test', data.unscorable) if evaluation.questions else []
+    return _sized(cfg, train, rows.subset(test, evaluation.questions))
+
+
+def _sized(cfg: Config, train: list[Question], test: list[Question]) -> tuple[list[Question], list[Question]]:
+    """Both, where the first are enough for a step; of the second the whole batches."""
     if len(train) < cfg.rollout.questions:
         raise ValueError(
             f'config.data.train has {len(train)} questions, fewer than the '
             f'{cfg.rollout.questions} of one step (config.rollout.questions)'
         )
-    if not evaluation.questions:
-        return train, []
-    test = rows.subset(sources.load_questions(data.test, 'test'), evaluation.questions)
-    return train, test[: len(test) // evaluation.whole_batches_of * evaluation.whole_batches_of]
+    size = cfg.evaluation.whole_batches_of
+    return train, test[: len(test) // size * size]
 
 
 class Trainer:
@@ -55,10 +67,10 @@ class Trainer:
     def __init__(self, cfg: Config, workdir: pathlib.Path | None):
         self.cfg, self._workdir = cfg, workdir
         self.mesh = sharding.make_mesh(cfg.mesh)
-        self.train_questions, self.test_questions = load_questions(cfg)
+        questions = load_questions(cfg)
         self.model = pretrained.load_model(cfg.policy.model, self.mesh)
-        for question in progress.track((*self.train_questions, *self.test_questions), 'checking prompts', 'question'):
-            encode_prompt(self.model.tokenizer, question, cfg.rollout)
+        fit = (fitting(part, self.model.tokenizer, cfg.rollout, cfg.data.too_long) for part in questions)
+        self.train_questions, self.test_questions = _sized(cfg, *fit)
         self.policy_engine = open_policy(self.model, cfg.rollout, self.mesh, dtype=cfg.policy.dtype)
         self.learner = self._open_learner()
         self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens)
