@@ -123,6 +123,40 @@ def test_tied_checkpoint_may_repeat_its_head(tmp_path):
     assert_trees_equal(params, load(*fixture('qwen2')))
 
 
+def test_safetensors_with_a_head_of_its_own_though_tied_are_refused(tmp_path):
+    def own(tensors):
+        tensors['lm_head.weight'] = tensors['model.embed_tokens.weight'] + np.eye(128, 32, k=-96, dtype=np.float32)
+
+    path, cfg = edited(tmp_path, 'qwen2', own)
+    with pytest.raises(ValueError, match=r'lm_head\.weight is not model\.embed_tokens\.weight.*tie_word_embeddings'):
+        load(path, cfg)
+    untied = dataclasses.replace(cfg, tie_embeddings=False)  # as the message says
+    assert not np.array_equal(load(path, untied)['head'].T, load(path, untied)['embed'])
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_nan_weights_are_not_loaded(tmp_path, value, dtype):
+    def spoil(tensors):
+        tensors['model.layers.1.mlp.up_proj.weight'][3, 5] = value
+
+    path, cfg = edited(tmp_path, 'llama', spoil)
+    with pytest.raises(ValueError, match=r'edited: tensor model\.layers\.1\.mlp\.up_proj\.weight .* not finite'):
+        load(path, cfg, dtype=dtype)
+
+
+def test_float8_kernels_without_scales_are_refused(tmp_path):
+    import ml_dtypes
+
+    def quantize(tensors):
+        name = 'model.layers.0.mlp.up_proj.weight'
+        tensors[name] = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+
+    path, cfg = edited(tmp_path, 'llama', quantize)
+    with pytest.raises(ValueError, match=r'layers\.0\.mlp\.up_proj\.weight has numbers of type F8_E4M3; quantized'):
+        load(path, cfg)
+
+
 @pytest.mark.parametrize(
     ('edit', 'message'),
     [
@@ -155,13 +189,30 @@ def test_wrong_files(tmp_path):
     with pytest.raises(ValueError, match='not an index of safetensors files'):
         load(tmp_path, cfg)
     (tmp_path / 'config.json').write_text('{"model_type": "llama", "hidden_size": 8}')
-    with pytest.raises(ValueError, match=r'config\.json lacks vocab_size, intermediate_size, .*rms_norm_eps'):
+    with pytest.raises(ValueError, match=r'config\.json: it lacks vocab_size, intermediate_size, .*rms_norm_eps'):
         loading.read_config(tmp_path)
     with pytest.raises(FileNotFoundError, match='no such file'):
         loading.read_config(tmp_path / 'missing.gguf')
     (tmp_path / 'junk.gguf').write_bytes(b'junk' * 100)
     with pytest.raises(ValueError, match='not a readable GGUF'):
         loading.read_config(tmp_path / 'junk.gguf')
+
+
+DAMAGED = {
+    'empty': ('', 'is not JSON'),
+    'cut': ('{"model_type": "lla', 'is not JSON'),
+    'html': ('<!DOCTYPE html><html>404</html>', 'is not JSON'),
+    'list': ('[]', 'must hold a JSON object, not a list'),
+    'nested': ('[' * 100_000, 'nested too deep'),
+}
+
+
+@pytest.mark.parametrize(('text', 'message'), DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors.index.json'])
+def test_json_that_is_empty_cut_html_or_a_list_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f'{name}.*{message}'):
+        loading.read_config(tmp_path) if name == 'config.json' else load(tmp_path, fixture('llama')[1])
 
 
 def test_mesh_that_does_not_divide():
@@ -222,6 +273,27 @@ def test_save_refuses(tmp_path):
     with pytest.raises(ValueError, match='head'):
         huggingface.save({k: v for k, v in params.items() if k != 'head'}, cfg, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_nan_weights_are_never_saved(tmp_path, value):
+    path, cfg = fixture('llama')
+    params = load(path, cfg)
+    layers = params['layers'] | {'q': params['layers']['q'].at[1, 2, 3].set(value)}
+    with pytest.raises(ValueError, match=r'model\.layers\.1\.self_attn\.q_proj\.weight .* not finite'):
+        huggingface.save(params | {'layers': layers}, cfg, tmp_path)
+    with pytest.raises(ValueError, match=r'a\.safetensors: layers\.q .* not finite'):
+        trees.save_tree(tmp_path / 'a.safetensors', {'layers': {'q': layers['q'].astype(jnp.bfloat16)}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_too_large_for_bfloat16_is_not_saved(tmp_path):
+    path, cfg = fixture('llama')
+    params = load(path, cfg)
+    params['embed'] = params['embed'].at[0, 0].set(np.finfo(np.float32).max)
+    huggingface.save(params, cfg, tmp_path / 'float32')
+    with pytest.raises(ValueError, match=r'embed_tokens\.weight .* not finite'):
+        huggingface.save(params, cfg, tmp_path / 'bfloat16', 'bfloat16')
 
 
 def test_trees(tmp_path):
@@ -347,6 +419,9 @@ def test_gguf_refusals(tmp_path):
         load(path, loading.read_config(path))
     path = write_gguf(tmp_path / 'b.gguf', 'qwen2', extra=[('qwen2.rope.scaling.type', 'yarn')])
     with pytest.raises(ValueError, match='scaling'):
+        loading.read_config(path)
+    path = write_gguf(tmp_path / 'd.gguf', 'qwen2', extra=[('qwen2.attention.head_count', 'four')])
+    with pytest.raises(ValueError, match=r"d\.gguf: metadata qwen2\.attention\.head_count must be .*'four'"):
         loading.read_config(path)
     path = write_gguf(tmp_path / 'c.gguf', 'qwen2', drop=['token_embd.weight'])
     with pytest.raises(ValueError, match='token_embd'):

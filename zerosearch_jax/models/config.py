@@ -4,9 +4,13 @@ Sources: the `config.json` of each model on the Hugging Face hub.
 """
 
 import dataclasses
-import json
+import math
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from zerosearch_jax import settings
+
+N = TypeVar('N', int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +64,11 @@ def from_hf(config: dict) -> ModelConfig:
     Accepts the spelling of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`).
 
     Raises:
-      ValueError: a model type, activation or rope type that this library does not implement, or a missing size.
+      ValueError: a model type, activation, rope type or quantization that this library does not implement, or a size
+        that is missing or no positive number.
     """
     family = config.get('model_type')
-    if family not in FAMILIES:
+    if family not in tuple(FAMILIES):
         raise ValueError(f'model_type {family!r} is not supported; supported: {", ".join(FAMILIES)}')
     if config.get('hidden_act', 'silu') != 'silu':
         raise ValueError(f'hidden_act {config["hidden_act"]!r} is not supported; only silu is')
@@ -71,36 +76,41 @@ def from_hf(config: dict) -> ModelConfig:
         raise ValueError('use_sliding_window=true is not supported: attention here is full and causal')
     if config.get('mlp_bias'):
         raise ValueError('mlp_bias=true is not supported')
-    sizes = (
-        'vocab_size',
-        'hidden_size',
-        'intermediate_size',
-        'num_hidden_layers',
-        'num_attention_heads',
-        'rms_norm_eps',
-    )
-    if missing := [name for name in sizes if config.get(name) is None]:
-        raise ValueError(f'config.json lacks {", ".join(missing)}')
-    rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
+    if config.get('quantization_config'):
+        raise ValueError('quantization_config: quantized weights are not supported; take the model as it was published')
+    sizes = 'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'
+    if missing := [name for name in (*sizes, 'rms_norm_eps') if config.get(name) is None]:
+        raise ValueError(f'it lacks {", ".join(missing)}')
+    vocab, hidden, mlp, layers, heads = (positive(name, config[name], int) for name in sizes)
     traits = FAMILIES[family].traits
     if not traits.get('qkv_bias') and config.get('attention_bias'):
         raise ValueError(f'attention_bias=true is not supported for {family}')
+    rope, tied = _rope(config), config.get('tie_word_embeddings') or False
+    if type(tied) is not bool:
+        raise ValueError(f'tie_word_embeddings must be true or false, got {tied!r}')
     return ModelConfig(
         family=family,
-        vocab_size=config['vocab_size'],
-        hidden_size=config['hidden_size'],
-        mlp_size=config['intermediate_size'],
-        num_layers=config['num_hidden_layers'],
-        num_heads=config['num_attention_heads'],
-        num_kv_heads=config.get('num_key_value_heads') or config['num_attention_heads'],
-        head_dim=config.get('head_dim') or config['hidden_size'] // config['num_attention_heads'],
-        rope_theta=float(rope.get('rope_theta') or config.get('rope_theta') or 10000.0),
-        norm_eps=config['rms_norm_eps'],
-        tie_embeddings=config.get('tie_word_embeddings', False),
+        vocab_size=vocab,
+        hidden_size=hidden,
+        mlp_size=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=positive('num_key_value_heads', config.get('num_key_value_heads') or heads, int),
+        head_dim=positive('head_dim', config.get('head_dim') or hidden // heads, int),
+        rope_theta=positive('rope_theta', rope.get('rope_theta') or config.get('rope_theta') or 10000.0, float),
+        norm_eps=positive('rms_norm_eps', config['rms_norm_eps'], float),
+        tie_embeddings=tied,
         rope_scaling=_rope_scaling(rope),
-        max_position=config.get('max_position_embeddings', 32768),
+        max_position=positive('max_position_embeddings', config.get('max_position_embeddings') or 32768, int),
         **traits,
     )
+
+
+def positive(name: str, value: Any, kind: type[N]) -> N:
+    """A positive number that a file gives; raises ValueError by its name if it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value < math.inf:
+        raise ValueError(f'{name} must be a positive {"whole " if kind is int else ""}number, got {value!r}')
+    return kind(value)
 
 
 def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
@@ -139,11 +149,29 @@ def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
 
 
 def read(directory: str | pathlib.Path) -> ModelConfig:
-    """Reads `config.json` of a local Hugging Face model directory."""
+    """Reads `config.json` of a local Hugging Face model directory; raises as from_hf, naming the file."""
     path = pathlib.Path(directory) / 'config.json'
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file; a model directory needs config.json')
-    return from_hf(json.loads(path.read_text()))
+    config = settings.read_json(path)
+    try:
+        return from_hf(config)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+
+
+def _rope(config: dict) -> dict:
+    """The rotary parameters; where both spellings are there, `rope_scaling` counts alone, as in transformers."""
+    rope = config.get('rope_scaling') or config.get('rope_parameters') or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise ValueError('rotary parameters must be one object for all layers; others for each are not supported')
+    rope = {'partial_rotary_factor': config.get('partial_rotary_factor')} | rope
+    if rope['partial_rotary_factor'] not in (None, 1):
+        raise ValueError(f'partial_rotary_factor={rope["partial_rotary_factor"]!r} is not supported')
+    name = 'original_max_position_embeddings'
+    if config.get(name) not in (None, rope.get(name)):
+        raise ValueError(f'{name}={config[name]!r} is not that of the rotary parameters')
+    return rope
 
 
 def _rope_scaling(rope: dict) -> RopeScaling | None:
@@ -152,12 +180,13 @@ def _rope_scaling(rope: dict) -> RopeScaling | None:
         return None
     if kind != 'llama3':
         raise ValueError(f'rope type {kind!r} is not supported; supported: default, llama3')
-    return RopeScaling(
-        factor=float(rope['factor']),
-        low_freq_factor=float(rope['low_freq_factor']),
-        high_freq_factor=float(rope['high_freq_factor']),
-        original_max_position=int(rope['original_max_position_embeddings']),
-    )
+    factors = 'factor', 'low_freq_factor', 'high_freq_factor'
+    factor, low, high = (positive(f'{name} of its rope type llama3', rope.get(name), float) for name in factors)
+    name = 'original_max_position_embeddings'
+    original = positive(f'{name} of its rope type llama3', rope.get(name), int)
+    if high <= low:
+        raise ValueError(f'high_freq_factor of its rope type llama3 must exceed low_freq_factor, got {high} and {low}')
+    return RopeScaling(factor, low, high, original)
 
 
 def _qwen25(hidden, mlp, layers, heads, kv_heads, *, vocab=151936, tied):

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from zerosearch_jax.models import config, layers
-from zerosearch_jax.models.config import ModelConfig, RopeScaling
+from zerosearch_jax.models.config import ModelConfig, RopeScaling, positive
 from zerosearch_jax.weights.names import NAMES
 
 
@@ -79,7 +79,7 @@ def gguf_value(reader, key: str, default=None):
 def read_gguf_config(path: pathlib.Path) -> ModelConfig:
     reader = open_gguf(path)
     family = gguf_value(reader, 'general.architecture')
-    if family not in config.FAMILIES:
+    if family not in tuple(config.FAMILIES):
         raise ValueError(f'{path}: architecture {family!r} is not supported; supported: {", ".join(config.FAMILIES)}')
 
     def get(key: str, *default):
@@ -88,11 +88,14 @@ def read_gguf_config(path: pathlib.Path) -> ModelConfig:
             raise ValueError(f'{path}: no metadata {family}.{key}; this GGUF file is incomplete')
         return value
 
+    def size(key: str, *default) -> int:
+        return positive(f'{path}: metadata {family}.{key}', get(key, *default), int)
+
     shapes = {t.name: [int(n) for n in t.shape] for t in reader.tensors}
     if 'token_embd.weight' not in shapes:
         raise ValueError(f'{path}: no tensor token_embd.weight; this GGUF file is incomplete')
-    heads, hidden = get('attention.head_count'), get('embedding_length')
-    head_dim = get('attention.key_length', hidden // heads)
+    heads, hidden = size('attention.head_count'), size('embedding_length')
+    head_dim = size('attention.key_length', hidden // heads)
     if get('rope.dimension_count', head_dim) != head_dim or get('attention.value_length', head_dim) != head_dim:
         raise ValueError(f'{path}: partial rotary embeddings and values of another size than keys are not supported')
     if get('rope.scaling.type', 'none') != 'none' or get('expert_count', 0):
@@ -101,16 +104,16 @@ def read_gguf_config(path: pathlib.Path) -> ModelConfig:
         family=family,
         vocab_size=shapes['token_embd.weight'][1],
         hidden_size=hidden,
-        mlp_size=get('feed_forward_length'),
-        num_layers=get('block_count'),
+        mlp_size=size('feed_forward_length'),
+        num_layers=size('block_count'),
         num_heads=heads,
-        num_kv_heads=get('attention.head_count_kv', heads),
+        num_kv_heads=size('attention.head_count_kv', heads),
         head_dim=head_dim,
         rope_theta=float(get('rope.freq_base', 10000.0)),
         # stored in single precision: 9.99999974e-06 was 1e-05
         norm_eps=float(f'{get("attention.layer_norm_rms_epsilon"):.6g}'),
         tie_embeddings='output.weight' not in shapes,
-        max_position=get('context_length', 32768),
+        max_position=size('context_length', 32768),
         **config.FAMILIES[family].traits,
     )
     return _with_llama3_scaling(cfg, reader, path)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zerosearch_jax import settings
 from zerosearch_jax.models import config, transformer
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.weights.names import NAMES, flat_tree, shape_in_file, tensors_of
-from zerosearch_jax.weights.trees import gather, write_safetensors
+from zerosearch_jax.weights.trees import gather, open_safetensors, require_finite, write_safetensors
 
 # ---------------------------------------------------------------- files
 
@@ -22,28 +23,21 @@ class SafetensorsFiles:
     """The tensors of a Hugging Face directory: `model.safetensors`, or the shards of its index."""
 
     def __init__(self, directory: pathlib.Path):
-        from safetensors import SafetensorError, safe_open
-
         index = directory / 'model.safetensors.index.json'
         if (directory / 'model.safetensors').is_file():  # the one that transformers prefers
             files = ['model.safetensors']
         elif index.is_file():
             try:
-                files = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                files = sorted(set(settings.read_json(index)['weight_map'].values()))
+            except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f'{index}: not an index of safetensors files') from error
         else:
             raise FileNotFoundError(f'{directory}: put model.safetensors, or its index and shards, there')
         self._slices = {}
         for file in files:
-            if pathlib.PurePath(file).name != file:
+            if not isinstance(file, str) or pathlib.PurePath(file).name != file:
                 raise ValueError(f'{index}: shard {file!r} is not a file name of this directory')
-            if not (directory / file).is_file():
-                raise FileNotFoundError(f'{directory / file}: no such file, but the index names it')
-            try:
-                handle = safe_open(directory / file, framework='np')
-            except SafetensorError as error:
-                raise ValueError(f'{directory / file}: not a whole safetensors file ({error})') from error
+            handle = open_safetensors(directory / file)
             self._slices |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
         self.shapes = {name: tuple(s.get_shape()) for name, s in self._slices.items()}
 
@@ -74,7 +68,7 @@ def save(
       shard_bytes: size above which the weights are split over several files.
 
     Raises:
-      ValueError: another dtype, or params that do not fit the layout.
+      ValueError: another dtype, params that do not fit the layout, or a weight that is not finite in this dtype.
     """
     if dtype not in ('float32', 'bfloat16'):
         raise ValueError(f"dtype {dtype!r}: weights are written as 'float32' or 'bfloat16'")
@@ -90,7 +84,7 @@ def save(
         scratch = pathlib.Path(tempfile.mkdtemp(dir=directory, prefix='.saving-'))
     try:
         for file, tensors in zip(names, files, strict=True):
-            arrays = {name: _to_file(flat[key], layer, NAMES[key].transpose, dtype) for name, key, layer in tensors}
+            arrays = {name: _to_file(name, flat[key], layer, key, dtype) for name, key, layer in tensors}
             if writer:
                 write_safetensors(scratch / file, arrays, {'format': 'pt'})
         if writer:
@@ -144,6 +138,6 @@ def _publish(scratch: pathlib.Path, directory: pathlib.Path) -> None:
             old.unlink()
 
 
-def _to_file(leaf: jax.Array, layer: int | None, transpose: bool, dtype: str) -> np.ndarray:
+def _to_file(name: str, leaf: jax.Array, layer: int | None, key: str, dtype: str) -> np.ndarray:
     array = gather(leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False))
-    return (array.T if transpose else array).astype(jnp.dtype(dtype))
+    return require_finite(name, (array.T if NAMES[key].transpose else array).astype(jnp.dtype(dtype)))

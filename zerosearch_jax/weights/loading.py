@@ -18,6 +18,7 @@ from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.weights.gguf import GgufFile, read_gguf_config
 from zerosearch_jax.weights.huggingface import SafetensorsFiles
 from zerosearch_jax.weights.names import DERIVED, NAMES, flat_tree, shape_in_file, tensors_of
+from zerosearch_jax.weights.trees import require_finite
 
 # ---------------------------------------------------------------- configuration
 
@@ -51,7 +52,7 @@ def load(path: str | pathlib.Path, cfg: ModelConfig, mesh, dtype=jnp.float32, pr
 
     Raises:
       FileNotFoundError: nothing there.
-      ValueError: a tensor is missing, superfluous or of another shape, or the mesh does not divide it.
+      ValueError: a tensor is missing, superfluous, of another shape or not finite, or the mesh does not divide it.
     """
     from tqdm import tqdm
 
@@ -60,18 +61,21 @@ def load(path: str | pathlib.Path, cfg: ModelConfig, mesh, dtype=jnp.float32, pr
     targets = flat_tree(sharding.abstract(layout, mesh, dtype))
     source = GgufFile(path, cfg) if path.suffix == '.gguf' else SafetensorsFiles(path)
     _check(path, source, {key: target.shape for key, target in targets.items()})
+    if cfg.tie_embeddings:
+        _check_head(path, source)
     hidden = None if progress and jax.process_index() == 0 else True  # None: only where there is a terminal
     bar = tqdm(targets.items(), desc=f'loading {path.name}', disable=hidden)
-    return traverse_util.unflatten_dict({key: _array(source, key, target) for key, target in bar}, sep='.')
+    return traverse_util.unflatten_dict({key: _array(path, source, key, target) for key, target in bar}, sep='.')
 
 
-def _array(source, key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
+def _array(path: pathlib.Path, source, key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
     """One weight as a sharded array, its callback filling a shard layer by layer."""
     name, transpose = source.name_in_file(key), NAMES[key].transpose
     shards: dict[tuple, np.ndarray] = {}  # replicas ask for the same index
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return source.read(name, index[::-1]).T if transpose else source.read(name, index)
+        found = source.read(name, index[::-1]).T if transpose else source.read(name, index)
+        return require_finite(f'{path}: tensor {name}', found.astype(target.dtype, copy=False))
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         bounds = [slice(*s.indices(size)) for s, size in zip(index, target.shape, strict=True)]
@@ -100,8 +104,25 @@ def _check(path: pathlib.Path, source, shapes: Mapping[str, tuple[int, ...]]) ->
     for name, shape in expected.items():
         if source.shapes[name] != shape:
             raise ValueError(f'{path}: tensor {name} has shape {source.shapes[name]}, the configuration says {shape}')
-    # a tied checkpoint may repeat its embedding as the head; transformers ignores that copy, and so do we
+    # a tied checkpoint may repeat its embedding as the head: _check_head
     allowed = {*expected, source.name_in_file('head')}
     extra = sorted(n for n in source.shapes if n not in allowed and not n.endswith(DERIVED))
     if extra:
         raise ValueError(f'{path}: tensor {extra[0]} has no place in this model ({len(extra)} such tensors)')
+
+
+def _check_head(path: pathlib.Path, source, rows: int = 8192) -> None:
+    """Raises ValueError if the file of a tied model has a head of its own, which would be lost."""
+    head, embed = source.name_in_file('head'), source.name_in_file('embed')
+    if head not in source.shapes:
+        return
+    size, width = source.shapes[embed]
+
+    def block(name: str, i: int) -> np.ndarray:
+        return source.read(name, (slice(i, min(i + rows, size)), slice(0, width)))
+
+    same = source.shapes[head] == (size, width)
+    if not same or not all(np.array_equal(block(head, i), block(embed, i)) for i in range(0, size, rows)):
+        raise ValueError(
+            f'{path}: {head} is not {embed}, though config.json says tie_word_embeddings = true; say false there'
+        )

@@ -1,4 +1,4 @@
-"""Safetensors files: small trees of arrays (adapters) in and out, and the writing of any arrays."""
+"""Safetensors files: opening and writing any, and small trees of arrays (adapters) in and out."""
 
 import os
 import pathlib
@@ -15,6 +15,34 @@ def gather(array) -> np.ndarray:
 
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)
+
+
+def require_finite(name: str, array: np.ndarray) -> np.ndarray:
+    """The array itself; raises ValueError by its name where it holds NaN or infinity."""
+    if not np.isfinite(array).all():
+        raise ValueError(f'{name} holds numbers that are not finite; such weights are neither read nor written')
+    return array
+
+
+def open_safetensors(path: pathlib.Path):
+    """A safetensors file of floating-point weights, opened for numpy.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is not whole, or holds other numbers: float8 and integers mean little without their scales.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file')
+    try:
+        file = safe_open(path, framework='np')
+    except SafetensorError as error:
+        raise ValueError(f'{path}: not a whole safetensors file ({error})') from error
+    for name in file.keys():  # noqa: SIM118 (not a mapping)
+        if (kind := file.get_slice(name).get_dtype()) not in ('F32', 'BF16', 'F16', 'F64'):
+            raise ValueError(f'{path}: tensor {name} has numbers of type {kind}; quantized weights are not supported')
+    return file
 
 
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -37,14 +65,15 @@ def save_tree(path: str | pathlib.Path, tree: dict, metadata: dict[str, str] | N
     In a multi-process run all processes call this and process 0 writes.
 
     Raises:
-      ValueError: a key contains a dot, or a metadata value is not a string.
+      ValueError: a key contains a dot, a metadata value is not a string, or a weight is not finite.
     """
     tuples = traverse_util.flatten_dict(tree)
     if bad := [key for key in tuples if any('.' in part for part in key)]:
         raise ValueError(f'{bad[0]}: a name with a dot cannot be stored')
     if bad := [key for key, value in (metadata or {}).items() if not isinstance(value, str)]:
         raise ValueError(f'metadata {bad[0]!r} must be a string')
-    arrays = {'.'.join(key): gather(leaf) for key, leaf in tuples.items()}
+    named = (('.'.join(key), leaf) for key, leaf in tuples.items())
+    arrays = {name: require_finite(f'{path}: {name}', gather(leaf)) for name, leaf in named}
     if jax.process_index() == 0:
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +84,7 @@ def save_tree(path: str | pathlib.Path, tree: dict, metadata: dict[str, str] | N
 
 def tree_metadata(path: str | pathlib.Path) -> dict[str, str]:
     """The metadata of a file written by `save_tree`; raises as load_tree."""
-    with _open_tree(path) as file:
+    with open_safetensors(pathlib.Path(path)) as file:
         return {key: value for key, value in (file.metadata() or {}).items() if key != 'format'}
 
 
@@ -64,19 +93,8 @@ def load_tree(path: str | pathlib.Path) -> tuple[dict, dict[str, str]]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not safetensors.
+      ValueError: as open_safetensors.
     """
-    with _open_tree(path) as file:
+    with open_safetensors(pathlib.Path(path)) as file:
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     return traverse_util.unflatten_dict(flat, sep='.'), tree_metadata(path)
-
-
-def _open_tree(path: str | pathlib.Path):
-    from safetensors import SafetensorError, safe_open
-
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f'{path}: no such file; it should be one written by save_tree')
-    try:
-        return safe_open(path, framework='np')
-    except SafetensorError as error:
-        raise ValueError(f'{path}: not a whole safetensors file ({error})') from error
