@@ -57,7 +57,7 @@ def make_trainable(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh, see
 def export_weights(
     params: dict, model: Model, adapter: bool, directory: pathlib.Path, config_json: str
 ) -> pathlib.Path:
-    """Writes trained weights: `adapter.safetensors` in bfloat16, the configuration beside it, or `model/` in float32.
+    """Writes trained weights in float32: `adapter.safetensors`, the configuration in it, or `model/`.
 
     Args:
       params: the weights that were trained.
@@ -71,8 +71,7 @@ def export_weights(
     """
     if adapter:
         path = directory / 'adapter.safetensors'
-        half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
-        trees.save_tree(path, half, {'config': config_json})
+        trees.save_tree(path, params, {'config': config_json})
     else:
         path = directory / 'model'
         huggingface.save(params, model.cfg, path)

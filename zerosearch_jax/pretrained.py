@@ -73,17 +73,19 @@ def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> d
 
     Raises:
       FileNotFoundError: neither a file, nor a directory of `peft`, nor the name of a shipped adapter.
-      ValueError: it was made for a model of other sizes.
+      ValueError: it is no adapter, was made for a model of other sizes, or holds a weight that is not finite.
     """
     path = find_adapter(reference)
     tree = peft.load(path, cfg) if path.is_dir() else trees.load_tree(path)[0]
-    rank = next(w.shape[-1] for name, w in tree['layers'].items() if name.endswith('_lora_a'))
-    targets = tuple(name.removesuffix('_lora_a') for name in tree['layers'] if name.endswith('_lora_a'))
-    layout = lora.layout(cfg, rank, targets)
+    layers = tree.get('layers') if tree.keys() == {'layers'} else None
+    targets = tuple(name for name in lora.TARGETS if f'{name}_lora_a' in (layers or {}))
+    if not targets or layers.keys() != {f'{name}_lora_{part}' for name in targets for part in 'ab'}:
+        raise ValueError(f'adapter {reference!r}: the file holds no adapter of ours; of one of peft name its directory')
+    layout = lora.layout(cfg, max(layers[f'{targets[0]}_lora_a'].shape[-1:], default=0), targets)
     for name, param in layout['layers'].items():
-        if tree['layers'][name].shape != param.shape:
+        if trees.require_finite(f'adapter {reference!r}: {name}', layers[name]).shape != param.shape:
             raise ValueError(
-                f'adapter {reference!r}: {name} is {tree["layers"][name].shape}, but the model needs {param.shape}; '
+                f'adapter {reference!r}: {name} is {layers[name].shape}, but the model needs {param.shape}; '
                 'use the model that it was made for'
             )
     place = sharding.shardings(layout, mesh)

@@ -79,12 +79,102 @@ def rewrite(directory, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize('changes', [{'use_dora': True}, {'peft_type': 'IA3'}, {'rank_pattern': {'q_proj': 4}}])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'use_dora': True},
+        {'peft_type': 'IA3'},
+        {'rank_pattern': {'q_proj': 4}},
+        {'bias': 'lora_only'},
+        {'lora_bias': True},
+        {'init_lora_weights': 'pissa'},
+        {'init_lora_weights': 'pissa_niter_16'},
+        {'init_lora_weights': 'olora'},
+        {'init_lora_weights': 'corda'},
+        {'init_lora_weights': 'loftq'},
+        {'alora_invocation_tokens': [1, 2]},
+        {'use_qalora': True},
+        {'layer_replication': [[0, 1], [0, 2]]},
+        {'trainable_token_indices': [3]},
+        {'modules_to_save': ['lm_head']},
+        {'target_parameters': ['mlp.experts']},
+        {'a_setting_of_next_year': 1},
+    ],
+    ids=lambda changes: '-'.join(f'{k}={v}' for k, v in changes.items()),
+)
 def test_what_is_not_plain_lora_is_refused(adapter, tmp_path, changes):
     peft.save(tmp_path, adapter, 'base')
     rewrite(tmp_path, **changes)
-    with pytest.raises(ValueError, match='not supported'):
+    with pytest.raises(ValueError, match=rf'adapter_config\.json: {next(iter(changes))} = .* is not supported'):
         peft.load(tmp_path, TINY)
+
+
+@pytest.mark.parametrize('init', [True, False, None, 'gaussian', 'eva', 'orthogonal'])
+def test_harmless_settings_of_peft_are_allowed(adapter, tmp_path, init):
+    """What peft 0.18 writes where nothing is asked for, and initial weights that leave the base as it is."""
+    peft.save(tmp_path, adapter, 'base')
+    plain = {'lora_dropout': 0.05, 'peft_version': '0.18.0', 'exclude_modules': ['x'], 'qalora_group_size': 16}
+    plain |= {'megatron_core': 'megatron.core', 'eva_config': {'rho': 2.0}, 'loftq_config': {}, 'lora_bias': False}
+    off = ('auto_mapping', 'revision', 'alora_invocation_tokens', 'arrow_config', 'corda_config', 'layer_replication')
+    off += ('layers_pattern', 'layers_to_transform', 'modules_to_save', 'target_parameters', 'a_setting_to_come')
+    rewrite(tmp_path, **plain, **dict.fromkeys(off), init_lora_weights=init)
+    jax.tree.map(np.testing.assert_array_equal, peft.load(tmp_path, TINY), adapter)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'r': 0}, 'r must be a positive whole number, got 0'),
+        ({'r': None}, 'r must be a positive whole number, got None'),
+        ({'r': 2.5}, 'r must be a positive whole number, got 2.5'),
+        ({'lora_alpha': None}, 'lora_alpha must be a positive number, got None'),
+        ({'lora_alpha': '16'}, "lora_alpha must be a positive number, got '16'"),
+        ({'r': 4}, r'lora_A\.weight has shape \(3, 64\), but .* it is \(4, 64\)'),
+    ],
+    ids=['r 0', 'r null', 'r 2.5', 'alpha null', 'alpha text', 'r is compared with the tensors'],
+)
+def test_r_and_alpha(adapter, tmp_path, changes, message):
+    peft.save(tmp_path, adapter, 'base')
+    rewrite(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        peft.load(tmp_path, TINY)
+
+
+def test_nan_weights_of_an_adapter_are_neither_saved_nor_loaded(adapter, tmp_path):
+    peft.save(tmp_path, adapter, 'base')
+    name = 'base_model.model.model.layers.1.mlp.down_proj.lora_B.weight'
+    file = tmp_path / 'adapter_model.safetensors'
+    tensors = load_file(file)
+    save_file(tensors | {name: tensors[name] * np.nan}, file)
+    with pytest.raises(ValueError, match=rf'{name} .* not finite'):
+        peft.load(tmp_path, TINY)
+    adapter['layers']['down_lora_b'][1, 0, 0] = np.inf
+    with pytest.raises(ValueError, match=rf'{name} .* not finite'):
+        peft.save(tmp_path / 'other', adapter, 'base')
+    assert not (tmp_path / 'other').exists()
+    save_file({f'layers.{key}': value for key, value in adapter['layers'].items()}, tmp_path / 'own.safetensors')
+    with pytest.raises(ValueError, match=r'own\.safetensors.*: down_lora_b .* not finite'):
+        pretrained.load_adapter(str(tmp_path / 'own.safetensors'), TINY, MESH)
+
+
+def test_a_file_that_is_no_adapter_of_ours_is_refused(adapter, tmp_path):
+    peft.save(tmp_path, adapter, 'base')
+    half = {f'layers.{key}': value for key, value in adapter['layers'].items() if key != 'q_lora_b'}
+    save_file(half, tmp_path / 'half.safetensors')
+    for name in ('adapter_model', 'half'):
+        with pytest.raises(ValueError, match='no adapter of ours; of one of peft name its directory'):
+            pretrained.load_adapter(str(tmp_path / f'{name}.safetensors'), TINY, MESH)
+
+
+def test_the_export_of_an_adapter_is_in_float32(tmp_path):
+    """In bfloat16 what a few steps at a small rate change is rounded away."""
+    model = pretrained.load_model('tiny', MESH)
+    made = make_trainable(model, PolicyConfig(lora_rank=2), MESH, 0).params
+    moved = jax.tree.map(lambda w: w + 1e-6, made)
+    file = export_weights(moved, model, True, tmp_path, '{}')
+    jax.tree.map(np.testing.assert_array_equal, trees.load_tree(file)[0], moved)
+    peft.save(tmp_path / 'peft', pretrained.load_adapter(str(file), TINY, MESH), 'tiny')
+    jax.tree.map(np.testing.assert_array_equal, peft.load(tmp_path / 'peft', TINY), jax.tree.map(np.asarray, moved))
 
 
 def test_damaged_files_are_named(adapter, tmp_path):
@@ -96,6 +186,11 @@ def test_damaged_files_are_named(adapter, tmp_path):
         peft.load(tmp_path, TINY)
     file.write_bytes(whole)
     config = tmp_path / 'adapter_config.json'
+    for text in ('', '{"peft_type": "LO', '<html>', '[]'):
+        config.write_text(text)
+        for read in (peft.base, lambda directory: peft.load(directory, TINY)):
+            with pytest.raises(ValueError, match=r'adapter_config\.json (is not JSON|must hold a JSON object)'):
+                read(tmp_path)
     config.write_text(json.dumps({'peft_type': 'LORA'}))
     with pytest.raises(ValueError, match=r'adapter_config\.json lacks lora_alpha, r'):
         peft.load(tmp_path, TINY)

@@ -10,18 +10,30 @@ from typing import Any
 
 import numpy as np
 
+from zerosearch_jax import settings
 from zerosearch_jax.models import lora
-from zerosearch_jax.models.config import ModelConfig
+from zerosearch_jax.models.config import ModelConfig, positive
 from zerosearch_jax.weights.names import NAMES
-from zerosearch_jax.weights.trees import write_safetensors
+from zerosearch_jax.weights.trees import open_safetensors, require_finite, write_safetensors
 
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-# settings under which a pair means something else than W + scale B A; the value that is understood
 _PLAIN = {'use_dora': False, 'bias': 'none', 'fan_in_fan_out': False, 'rank_pattern': {}, 'alpha_pattern': {}}
+# settings that say nothing which the tensors do not, or that mattered in training alone
+_FREE = {'peft_type', 'task_type', 'auto_mapping', 'peft_version', 'base_model_name_or_path', 'revision'}
+_FREE |= {'inference_mode', 'lora_dropout', 'r', 'lora_alpha', 'use_rslora', 'target_modules', 'exclude_modules'}
+_FREE |= {'layers_to_transform', 'layers_pattern', 'megatron_config', 'megatron_core', 'qalora_group_size'}
+_FREE |= {'eva_config', 'ensure_weight_tying'}
+# those under which a pair may still mean W + scale B A, and where it does; others are understood where they are off.
+# The initial weights of pissa, olora, corda and loftq are taken out of the base, which is not the published one then.
+_UNDERSTOOD = {'bias': ('none',), 'init_lora_weights': (True, 'gaussian', 'eva', 'orthogonal')}
 
 
 def save(directory: pathlib.Path, adapter: dict, base: str) -> None:
-    """Writes an adapter, as `trees.load_tree` gives it, for a base model by name."""
+    """Writes an adapter, as `trees.load_tree` gives it, for a base model by name.
+
+    Raises:
+      ValueError: a weight is not finite; nothing is written then.
+    """
     layers = adapter['layers']
     targets = [name for name in lora.TARGETS if f'{name}_lora_a' in layers]
     rank = layers[f'{targets[0]}_lora_a'].shape[-1]
@@ -29,7 +41,8 @@ def save(directory: pathlib.Path, adapter: dict, base: str) -> None:
     for target in targets:
         for part in 'ab':
             for number, matrix in enumerate(np.asarray(layers[f'{target}_lora_{part}'])):
-                tensors[_tensor_name(target, number, part)] = matrix.T
+                name = _tensor_name(target, number, part)
+                tensors[name] = require_finite(name, matrix.T)
     config = {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
@@ -51,32 +64,33 @@ def load(directory: pathlib.Path, cfg: ModelConfig) -> dict:
 
     Raises:
       FileNotFoundError: no such files.
-      ValueError: a kind of adapter that is not understood, or one for another model.
+      ValueError: a kind of adapter that is not understood, or one for another model; a weight that is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     config = _read_config(directory)
-    odd = [name for name, plain in _PLAIN.items() if config.get(name, plain) not in (plain, None)]
+    odd = [name for name, value in config.items() if value and name not in _FREE and not _is_understood(name, value)]
     if config.get('peft_type') != 'LORA' or odd:
-        raise ValueError(f'{directory}: {", ".join(odd) or config.get("peft_type")} is not supported; use plain LoRA')
-    missing = {'lora_alpha', 'r'} - config.keys()
-    if missing:
+        found = ', '.join(f'{name} = {config.get(name)!r}' for name in odd or ['peft_type'])
+        raise ValueError(f'{directory / _CONFIG}: {found} is not supported; use plain LoRA')
+    if missing := {'lora_alpha', 'r'} - config.keys():
         raise ValueError(f'{directory / _CONFIG} lacks {", ".join(sorted(missing))}')
-    try:
-        tensors = load_file(directory / _WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f'{directory / _WEIGHTS}: not a whole safetensors file ({error})') from error
-    scale = config['lora_alpha'] / (config['r'] ** 0.5 if config.get('use_rslora') else config['r'])
+    rank = positive(f'{directory / _CONFIG}: r', config['r'], int)
+    alpha = positive(f'{directory / _CONFIG}: lora_alpha', config['lora_alpha'], float)
+    with open_safetensors(directory / _WEIGHTS) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    scale = alpha / (rank**0.5 if config.get('use_rslora') else rank)
     layers: dict[str, np.ndarray] = {}
-    for target in lora.TARGETS:
-        if _tensor_name(target, 0, 'a') in tensors:
-            for part, factor in (('a', 1.0), ('b', scale)):
-                layers[f'{target}_lora_{part}'] = factor * _stacked(directory, tensors, target, part, cfg.num_layers)
+    targets = tuple(target for target in lora.TARGETS if _tensor_name(target, 0, 'a') in tensors)
+    for name, param in lora.layout(cfg, rank, targets)['layers'].items():
+        target, part = name.split('_lora_')
+        layers[name] = (scale if part == 'b' else 1.0) * _stacked(directory, tensors, target, part, param.shape)
     if tensors or not layers:
         left = next(iter(tensors), 'nothing')
         raise ValueError(f'{directory}: {left} is not a LoRA matrix of a linear layer of this model')
     return {'layers': layers}
+
+
+def _is_understood(name: str, value: Any) -> bool:
+    return any(value is known or (value == known and isinstance(value, str)) for known in _UNDERSTOOD.get(name, ()))
 
 
 def base(directory: pathlib.Path) -> str:
@@ -87,15 +101,21 @@ def base(directory: pathlib.Path) -> str:
 def _read_config(directory: pathlib.Path) -> dict[str, Any]:
     if not (directory / _CONFIG).is_file():
         raise FileNotFoundError(f'{directory} holds no {_CONFIG}')
-    return json.loads((directory / _CONFIG).read_text())
+    return settings.read_json(directory / _CONFIG)
 
 
-def _stacked(directory: pathlib.Path, tensors: dict[str, Any], target: str, part: str, count: int) -> np.ndarray:
-    """Takes the matrices of all layers out of `tensors`."""
-    names = [_tensor_name(target, number, part) for number in range(count)]
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise ValueError(f'{directory}: {missing[0]} is missing; the model has {count} layers')
+def _stacked(directory: pathlib.Path, tensors: dict, target: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Takes the matrices of all layers out of `tensors`, an array of this shape."""
+    names = [_tensor_name(target, number, part) for number in range(shape[0])]
+    if missing := [name for name in names if name not in tensors]:
+        raise ValueError(f'{directory}: {missing[0]} is missing; the model has {shape[0]} layers')
+    for name in names:
+        require_finite(f'{directory}: {name}', tensors[name])
+        if tensors[name].shape[::-1] != shape[1:]:
+            raise ValueError(
+                f'{directory}: {name} has shape {tensors[name].shape}, but by r and the sizes of the model '
+                f'it is {shape[:0:-1]}'
+            )
     return np.stack([np.asarray(tensors.pop(name), np.float32).T for name in names])
 
 
