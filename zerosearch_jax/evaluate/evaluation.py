@@ -134,7 +134,7 @@ def evaluate(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     missing = _missing(weights, workdir / 'results.jsonl', questions)
     if missing:
         evaluator = Evaluator(cfg, weights, workdir)
-        asked = {q for parts in missing.values() for part in parts.values() for q in part}
+        asked = dict.fromkeys(q for parts in missing.values() for part in parts.values() for q in part)
         fitting = evaluator.fitting([*asked], [*missing])
         missing = {m: {name: [q for q in part if q in fitting] for name, part in p.items()} for m, p in missing.items()}
         total = sum(len(part) for parts in missing.values() for part in parts.values())
