@@ -97,14 +97,11 @@ def set_up_jax():
     """Joins the other processes, if there are any; keeps compiled programs between runs."""
     import jax
 
-    from zerosearch_jax import progress
+    from zerosearch_jax import progress, sharding
     from zerosearch_jax.weights import download
 
     quiet()
-    if _COORDINATOR.value == 'auto':
-        jax.distributed.initialize()
-    elif _COORDINATOR.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    sharding.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _COORDINATOR.value and jax.process_index():
         progress.mute()
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:

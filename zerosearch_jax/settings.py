@@ -158,22 +158,15 @@ MAY_CHANGE = (
     *(f'{role}.{name}' for role in ('rollout', 'simulator') for name in ('slots', 'cache_gib')),
     *(f'rl.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
     *(f'sft.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
-    *(f'engine.{name}' for name in ('timeout_s', 'retries', 'pause_s', 'concurrency', 'per_second')),
+    *(f'engine.{name}' for name in ('url', 'timeout_s', 'retries', 'pause_s', 'concurrency', 'per_second')),
     *(f'engine.{name}' for name in ('query_price', 'spending_cap', 'fields')),
-    *(f'endpoint.{name}' for name in ('timeout_s', 'retries', 'concurrency')),
+    *(f'endpoint.{name}' for name in ('url', 'timeout_s', 'retries', 'concurrency')),
 )
 
 
-def drop_fields(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """A config as plain dicts without some sections, or fields of sections (`section.field`)."""
-    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-    for name in names:
-        section, _, field = name.partition('.')
-        if not field:
-            kept.pop(section, None)
-        elif section in kept:
-            kept[section].pop(field, None)
-    return kept
+def is_named(field: str, names: Iterable[str]) -> bool:
+    """Whether a dotted field, or its section, is among the names."""
+    return field in names or field.partition('.')[0] in names
 
 
 def require_positive(section: Any, *names: str) -> None:
@@ -183,10 +176,31 @@ def require_positive(section: Any, *names: str) -> None:
             raise ValueError(f'{name} must be positive, got {getattr(section, name)}')
 
 
-def changed_sections(old: str, new: str, free: Iterable[str] = MAY_CHANGE) -> list[str]:
-    """The sections in which two configurations, as JSON text, differ in more than the fields in `free`."""
-    before, after = (drop_fields(json.loads(redacted(text)), free) for text in (old, new))
-    return [key for key in after if before.get(key) != after[key]]
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, str]:
+    """The fields, those in `free` left out, in which two configurations differ, as JSON values.
+
+    Returns:
+      {'rl.clip': 'rl.clip = 0.3 (it was 0.2)'}.
+    """
+    before, after = _fields(old), _fields(new)
+    return {
+        name: f'{name} = {_valued(after, name)} (it was {_valued(before, name)})'
+        for name in {**before, **after}
+        if _valued(before, name) != _valued(after, name) and not is_named(name, free)
+    }
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{'section.field': value}."""
+    found = {}
+    for key, value in config.items():
+        parts = {f'{key}.{name}': item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
+        found |= parts
+    return found
+
+
+def _valued(fields: Mapping[str, Any], name: str) -> str:
+    return redacted(json.dumps(fields[name])) if name in fields else 'not set'
 
 
 def _check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:

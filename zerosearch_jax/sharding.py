@@ -148,6 +148,34 @@ def init(layout: Mapping, key: jax.Array, mesh: Mesh, dtype=jnp.float32) -> dict
         return make()
 
 
+def join_processes(coordinator: str, processes: int, process: int):
+    """Joins the other processes of a job, if there are any.
+
+    Args:
+      coordinator: HOST:PORT of the first; 'auto': where the cluster says all three; '': there is one process.
+      processes: how many there are.
+      process: which of them this is.
+
+    Raises:
+      ValueError: what is given would make each process take itself for the only one, or wait for ever.
+    """
+    if coordinator == 'auto':
+        jax.distributed.initialize()
+        return
+    if not coordinator and (processes, process) != (1, 0):
+        raise ValueError(
+            f'--processes={processes} --process={process} need --coordinator=HOST:PORT of the first process, '
+            'or "auto" on a cluster that says which process is which'
+        )
+    host, _, port = coordinator.rpartition(':')
+    if coordinator and not (host and port.isdigit()):
+        raise ValueError(f'--coordinator={coordinator} must be HOST:PORT of the first process, or "auto"')
+    if not 0 <= process < processes:
+        raise ValueError(f'--process={process} must be one of 0 to {processes - 1}, of --processes={processes}')
+    if coordinator:
+        jax.distributed.initialize(coordinator, processes, process)
+
+
 def to_host(x: jax.Array) -> np.ndarray:
     """The whole array on every process."""
     if jax.process_count() == 1:

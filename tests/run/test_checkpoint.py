@@ -1,12 +1,43 @@
-"""Checkpoints that are put aside stay, whatever becomes of the run."""
+"""Checkpoints: what is kept and put aside stays; what is damaged, too large for the disk or not finite is told."""
 
 import contextlib
 import json
+import os
+import re
+import shutil
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
+from zerosearch_jax import sharding
+from zerosearch_jax.run import checkpoint
 from zerosearch_jax.run.checkpoint import Checkpoints
+
+PLACE = sharding.named(sharding.make_mesh())
+
+
+def state(value, size=3):
+    params = {'w': jnp.full(size, float(value)), 'b': jnp.ones((2, 2))}
+    return jax.device_put({'policy': {'params': params, 'step': jnp.zeros((), jnp.int32)}}, PLACE)
+
+
+def restore(directory, step=None, size=3):
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        abstract = jax.eval_shape(lambda: state(0, size))
+        places = jax.tree.map(lambda _: PLACE, abstract)
+        return checkpoints.restore(step or checkpoints.latest(), abstract, places)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('saved') / 'checkpoints'
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        for step in (2, 3):
+            checkpoints.save(step, state(step), {'step': step})
+    return directory
 
 
 def test_the_newest_step_is_put_aside_and_outlives_those_that_follow(tmp_path):
@@ -23,3 +54,113 @@ def test_the_newest_step_is_put_aside_and_outlives_those_that_follow(tmp_path):
     with ocp.CheckpointManager(kept) as manager:
         restored = manager.restore(2, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
     assert (restored.state['w'] == 2).all()
+
+
+def test_keep_every_fourth_checkpoint_beside_the_newest_two(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path, keep_every=4)) as checkpoints:
+        for step in range(1, 11):
+            checkpoints.save(step, state(step), {})
+    assert checkpoint.complete_steps(tmp_path) == [4, 8, 9, 10]
+
+
+def damages(directory):
+    """(what, function of a checkpoint's directory) for each way in which each of its parts can be lost or cut."""
+    for path in sorted(directory.rglob('*')):
+        part = path.relative_to(directory)
+        if path.is_dir():
+            yield f'no {part}/', lambda where, part=part: shutil.rmtree(where / part)
+        else:
+            yield f'no {part}', lambda where, part=part: (where / part).unlink()
+            for share in (0, 0.5, 0.9):
+                size = int(path.stat().st_size * share)
+                yield f'{share} of {part}', lambda where, part=part, size=size: os.truncate(where / part, size)
+    yield 'an empty directory', lambda where: (shutil.rmtree(where), where.mkdir())
+
+
+def test_newest_checkpoint_cut_or_incomplete_is_told_with_the_one_to_continue_from(saved, tmp_path):
+    told = 0
+    for number, (what, damage) in enumerate(damages(saved / '3')):
+        directory = tmp_path / str(number)
+        shutil.copytree(saved, directory)
+        damage(directory / '3')
+        try:
+            found, host = restore(directory)
+        except ValueError as error:
+            line = f'checkpoint 3 is damaged; delete it to continue from 2: rm -r {directory / "3"}'
+            assert str(error) == line, what
+            told += 1
+            shutil.rmtree(directory / '3')
+            found, host = restore(directory)
+            assert host == {'step': 2} and (found['policy']['params']['w'] == 2).all()
+        else:  # what was lost is not needed
+            assert host == {'step': 3} and (found['policy']['params']['w'] == 3).all(), what
+        shutil.rmtree(directory)
+    assert told >= 20
+
+
+def test_the_only_checkpoint_damaged_means_to_start_over(saved, tmp_path):
+    shutil.copytree(saved / '3', tmp_path / '3')
+    (tmp_path / '3' / 'host' / 'metadata').unlink()
+    with pytest.raises(ValueError, match='checkpoint 3 is damaged; delete it to start over'):
+        restore(tmp_path)
+
+
+def test_another_model_is_not_taken_for_damage(saved):
+    with pytest.raises(ValueError, match='does not match the configured model'):
+        restore(saved, size=4)
+
+
+def test_incomplete_checkpoints_are_not_seen(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / 'c')
+    (tmp_path / 'c' / '4.orbax-checkpoint-tmp').mkdir()
+    (tmp_path / 'c' / '5.orbax-checkpoint-tmp-17').mkdir()
+    assert checkpoint.complete_steps(tmp_path / 'c') == [2, 3]
+    assert restore(tmp_path / 'c')[1] == {'step': 3}
+    assert checkpoint.complete_steps(tmp_path / 'nothing') == []
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, bad):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        broken = state(1)
+        broken['policy']['params']['b'] = broken['policy']['params']['b'].at[1, 0].set(bad)
+        with pytest.raises(ValueError, match=r'after step 1 are not finite .* there is no checkpoint before it'):
+            checkpoints.save(1, broken, {})
+        checkpoints.save(1, state(1), {})
+        with pytest.raises(ValueError, match=rf'after step 2 .* the last checkpoint is of step 1 in {tmp_path}'):
+            checkpoints.save(2, broken, {})
+    assert checkpoint.complete_steps(tmp_path) == [1]
+
+
+def test_full_disk_while_a_checkpoint_is_written_is_one_line(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def save(*_, **__):
+        raise ValueError('RESOURCE_EXHAUSTED: write failed [OS error 28: No space left on device]')
+
+    monkeypatch.setattr(checkpoints._manager, 'save', save)
+    with pytest.raises(OSError) as raised:
+        checkpoints.save(1, state(1, 1000), {})
+    expected = rf'{tmp_path}: no space left on this disk \(.* are free, and a checkpoint takes 3\.9 KiB\); free some'
+    assert re.match(expected, str(raised.value))
+    checkpoints.close()
+
+
+def test_the_space_that_checkpoints_will_take(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path, keep_every=5)) as checkpoints:
+        size = 4 * (1000 + 4 + 1)
+        assert checkpoints.space(state(0, 1000), 20) == (2 + 1 + 4) * size
+        checkpoints.save(5, state(0, 1000), {})
+    with contextlib.closing(Checkpoints(tmp_path, keep_every=5)) as checkpoints:
+        assert checkpoints.space(state(0, 1000), 20) == 6 * size
+
+
+def test_the_weights_of_one_checkpoint_are_read_alone(saved, tmp_path):
+    read = checkpoint.read_params(saved / '2')
+    assert isinstance(read['w'], np.ndarray) and (read['w'] == 2).all() and read['b'].shape == (2, 2)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:  # of launch.sft
+        checkpoints.save(1, state(7)['policy'], {})
+    assert (checkpoint.read_params(tmp_path / '1')['w'] == 7).all()
+    (tmp_path / '1' / 'state' / 'manifest.ocdbt').unlink()
+    with pytest.raises(ValueError, match='checkpoint 1 is damaged; delete it to start over'):
+        checkpoint.read_params(tmp_path / '1')

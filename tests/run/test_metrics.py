@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from zerosearch_jax.run.curves import plot_curves
 from zerosearch_jax.run.jsonl import read_jsonl
 from zerosearch_jax.run.metrics import MetricWriter
 from zerosearch_jax.run.trackers import TrackersConfig
-from zerosearch_jax.run.workdir import claim
 
 
 def open_writer(workdir, resume_step=0):
@@ -256,12 +254,3 @@ def test_a_project_without_the_package_is_one_clear_line(tmp_path, monkeypatch):
         trackers.check('x')
     with pytest.raises(ValueError, match='its package is missing'):
         MetricWriter(tmp_path, trackers=TrackersConfig(wandb='x'))
-
-
-def test_only_the_first_process_writes_the_configuration(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, 'process_index', lambda: 1)
-    claim(tmp_path / 'run', '{}')
-    assert (tmp_path / 'run').is_dir() and not any((tmp_path / 'run').iterdir())
-    monkeypatch.undo()
-    claim(tmp_path / 'run', '{}')
-    assert [path.name for path in (tmp_path / 'run').iterdir()] == ['config.json']

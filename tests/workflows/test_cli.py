@@ -47,6 +47,13 @@ MISTAKES = {
         ["'smolm2-135m-instruct'"],
     ),
     'rows too short': ((*TINY, '--config.rl.row_length=512'), 1, ['config.rl.row_length = 512', '928']),
+    'processes without coordinator': ((*TINY, '--processes=2', '--process=0'), 1, ['--coordinator=HOST:PORT']),
+    'coordinator without port': ((*TINY, '--coordinator=host'), 1, ['--coordinator=host must be HOST:PORT']),
+    'process beyond processes': (
+        (*TINY, '--coordinator=host:1', '--processes=2', '--process=2'),
+        1,
+        ['--process=2 must be one of 0 to 1'],
+    ),
     'workdir of another run': ((*TINY, '--workdir', 'DIR/other'), 1, ['DIR/other', 'another configuration', 'seed']),
 }
 

@@ -72,7 +72,11 @@ parse = functools.partial(settings.build, Config)
 def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs, or resumes, an audit in `workdir`; returns the table of all audits there, '' on other processes than 0."""
     here = workdir / cfg.audit.name
-    claim(here, config_json, ('answers.jsonl',))
+    with claim(here, config_json, ('answers.jsonl',)):
+        return _audit(cfg, workdir, here)
+
+
+def _audit(cfg: Config, workdir: pathlib.Path, here: pathlib.Path) -> str:
     mesh = sharding.make_mesh(cfg.mesh)
     asked = queries(cfg)
     _ask(cfg, here, asked, mesh)

@@ -65,7 +65,11 @@ parse = functools.partial(settings.build, Config)
 
 def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs, or resumes, a collection in `workdir`; returns one line about what it holds."""
-    claim(workdir, config_json, ('trajectories.jsonl',))
+    with claim(workdir, config_json, ('trajectories.jsonl',)):
+        return _collect(cfg, workdir)
+
+
+def _collect(cfg: Config, workdir: pathlib.Path) -> str:
     sources.check_corpus(cfg.collect.questions_from, cfg.collect.corpus)
     questions = sources.load_questions(cfg.collect.questions_from, 'train')
     chosen = [questions[i] for i in rows.permutation(len(questions), cfg.seed, 0)[: cfg.collect.questions]]

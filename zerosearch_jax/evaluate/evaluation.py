@@ -126,7 +126,11 @@ def _names(text: str) -> list[str]:
 def evaluate(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs what is missing; returns the tables of all results in `workdir`."""
     settings.require_positive(cfg.evaluation, 'documents')
-    claim(workdir, config_json, ('results.jsonl',), FREE)
+    with claim(workdir, config_json, ('results.jsonl',), FREE):
+        return _evaluate(cfg, workdir)
+
+
+def _evaluate(cfg: Config, workdir: pathlib.Path) -> str:
     weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is told now, not after hours
     if not any(weights.values()):
         raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')

@@ -10,7 +10,55 @@ import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+
+from zerosearch_jax.run import disk
+
+
+def complete_steps(directory: pathlib.Path) -> list[int]:
+    """The steps that a directory of checkpoints holds, oldest first; those that are being written are left out."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.is_dir() and path.name.isdigit())
+
+
+def read_params(directory: pathlib.Path) -> dict:
+    """The policy's trained weights in the directory of one checkpoint, as arrays of NumPy; the run may go on meanwhile.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as reader:
+        try:
+            saved = reader.metadata(directory.absolute() / 'state').item_metadata.tree
+            policy = saved.get('policy', saved)  # of launch.train beside the critic's, of launch.sft alone
+            wanted = {'params': jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), policy['params'])}
+            wanted = {'policy': wanted} if 'policy' in saved else wanted
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            options = ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True)
+            restored = reader.restore(directory.absolute() / 'state', args=options)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _damaged(directory) from error
+    return restored.get('policy', restored)['params']
+
+
+def _damaged(directory: pathlib.Path) -> ValueError:
+    step = int(directory.name)
+    before = max((other for other in complete_steps(directory.parent) if other < step), default=None)
+    then = 'start over' if before is None else f'continue from {before}'
+    return ValueError(f'checkpoint {step} is damaged; delete it to {then}: rm -r {directory}')
+
+
+def _shapes(tree) -> list[tuple[int, ...]]:
+    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _size(state) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _link(source: str, target: str):
@@ -20,32 +68,68 @@ def _link(source: str, target: str):
         shutil.copy2(source, target)
 
 
+@jax.jit
+def _all_finite(state) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))
+
+
 class Checkpoints:
     """Owns the Orbax manager of one run directory.
 
     Args:
       directory: holds one sub-directory a step.
       keep: newest checkpoints kept.
+      keep_every: beside them those of every so many steps; 0: none.
+
+    Attributes:
+      bytes: of the last state that was measured or saved.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    def __init__(self, directory: pathlib.Path, *, keep: int = 2, keep_every: int = 0):
+        self._directory, self._keep, self._every, self.bytes = directory, keep, keep_every, 0
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def latest(self) -> int | None:
         """The last complete step, None if there is none."""
         return self._manager.latest_step()
 
+    def space(self, state, steps: int) -> int:
+        """Bytes that the checkpoints of a run of so many steps will take beyond those that are there."""
+        self.bytes = _size(state)
+        kept = self._keep + 1 + (steps // self._every if self._every else 0)  # one more while it is written
+        return max(kept - len(complete_steps(self._directory)), 1) * self.bytes
+
     def save(self, step: int, state, host: dict):
-        """Saves in the background; the state may be donated right after."""
+        """Saves in the background; the state may be donated right after.
+
+        Raises:
+          ValueError: a number of it is not finite.
+          disk.DiskFull: there is no room, for this one or for the one before.
+        """
+        if not _all_finite(state):
+            last = self.latest()
+            kept = 'there is no checkpoint before it' if last is None else f'the last checkpoint is of step {last}'
+            raise ValueError(
+                f'the weights after step {step} are not finite and are not saved; {kept} in {self._directory}; lower '
+                'the learning rate, look at the rewards, or start over from there'
+            )
+        self.bytes = _size(state)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
-        self._manager.save(step, args=items)
+        with self._told():
+            self._manager.save(step, args=items)
+
+    def _told(self):
+        return disk.told_when_full(self._directory, self.bytes, 'a checkpoint')
 
     def restore(self, step: int, abstract, shardings) -> tuple[Any, dict]:
         """Reads a step into the given shapes and shardings, on whatever mesh they name.
 
         Raises:
-          ValueError: the checkpoint holds other weights than the configuration asks for.
+          ValueError: the checkpoint is damaged, or holds other weights than the configuration asks for.
         """
         target = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, shardings
@@ -53,12 +137,23 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=items)
-        except (ValueError, KeyError) as error:
+            return restored.state, restored.host
+        except (MemoryError, jax.errors.JaxRuntimeError):  # of the devices' memory, say
+            raise
+        except Exception as error:  # there are many kinds: of files that are missing, cut, or of another format
+            if self._shapes(step) in (None, _shapes(target)):
+                raise _damaged(self._directory / str(step)) from error
             raise ValueError(
-                f'checkpoint {step} in {self._manager.directory} does not match the configured model or adapter; '
+                f'checkpoint {step} in {self._directory} does not match the configured model or adapter; '
                 'use another --workdir, or the configuration in its config.json'
             ) from error
-        return restored.state, restored.host
+
+    def _shapes(self, step: int) -> list[tuple[int, ...]] | None:
+        """Of the saved arrays, None where their description cannot be read."""
+        try:
+            return _shapes(self._manager.item_metadata(step).state.tree)
+        except Exception:
+            return None
 
     def put_aside(self, directory: pathlib.Path, last: int):
         """Keeps the newest complete step up to `last`, if any, in a directory of its own, in place of what is there.
@@ -77,5 +172,6 @@ class Checkpoints:
 
     def close(self):
         """Waits for saves in flight."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._told():
+            self._manager.wait_until_finished()
+            self._manager.close()

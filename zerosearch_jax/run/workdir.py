@@ -1,38 +1,80 @@
-"""The directory of a run: whose it is."""
+"""The directory of a run: whose it is, and that one job at a time writes into it."""
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import jax
 
 from zerosearch_jax import progress, settings
+from zerosearch_jax.run import disk
+from zerosearch_jax.search.journal import on_first_process
 
 
+@contextlib.contextmanager
 def claim(
     workdir: Path,
     config_json: str,
     results: Sequence[str] = ('metrics.jsonl', 'evaluation'),
-    free: Sequence[str] = settings.MAY_CHANGE,
-) -> None:
-    """Makes `workdir` the place of the run with this configuration (JSON text), or checks that it is.
+    free: Iterable[str] = settings.MAY_CHANGE,
+) -> Iterator[list[str]]:
+    """Makes `workdir` the place of the job with this configuration (JSON text) for as long as it is entered.
 
     A run that wrote none of its `results` yet, say because its data was not found, does not hold the place. Fields in
-    `free`, dotted names, may differ.
+    `free`, sections or dotted names, may differ: they are logged and from now on those of the run.
+
+    Yields:
+      the dotted names of the fields that differ from those of the run so far.
 
     Raises:
+      BlockingIOError: another job writes into it.
       ValueError: it holds a run with another configuration.
+      disk.DiskFull: the disk was full.
     """
-    path = workdir / 'config.json'
-    begun = any((workdir / name).exists() for name in results)
-    if begun and path.exists() and (changed := settings.changed_sections(path.read_text(), config_json, free)):
-        raise ValueError(
-            f'{workdir} holds a run with another configuration (it differs in {", ".join(changed)}); '
-            'choose another --workdir, or delete it to start over'
-        )
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        partial = path.with_name(f'.{path.name}.partial')
-        partial.write_text(config_json)
-        os.replace(partial, path)
-        progress.keep(workdir / 'log.txt')
+    with _locked(workdir), disk.told_when_full(workdir):
+        path = workdir / 'config.json'
+        begun = path.exists() and any((workdir / name).exists() for name in results)
+        changes = settings.changes(settings.read_json(path), settings.parse_json(config_json)) if begun else {}
+        if refused := [text for name, text in changes.items() if not settings.is_named(name, free)]:
+            raise ValueError(
+                f'{workdir} holds a run with another configuration: {"; ".join(refused)}; '
+                'choose another --workdir, or delete it to start over'
+            )
+        if changes:
+            progress.log(f'{workdir} goes on with another configuration: {"; ".join(changes.values())}')
+        if jax.process_index() == 0:
+            partial = path.with_name(f'.{path.name}.partial')
+            partial.write_text(config_json)
+            os.replace(partial, path)
+            progress.keep(workdir / 'log.txt')
+        yield list(changes)
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Process 0 of a job holds a lock, which the kernel releases when the process ends, however it does."""
+    with contextlib.ExitStack() as stack:
+        on_first_process(lambda: _lock(workdir, stack.enter_context(open(workdir / '.lock', 'a+', encoding='utf-8'))))
+        yield
+
+
+def _lock(workdir: Path, file: IO[str]):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or 'another process'
+        raise BlockingIOError(
+            f'{workdir} is in use by {holder}; wait for it, stop it, or choose another --workdir'
+        ) from None
+    except OSError:
+        progress.log(f'{workdir}: its file system has no locks; start one job at a time in it')
+        return
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()

@@ -53,7 +53,9 @@ def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
 def is_finished(kept: pathlib.Path, config_json: str) -> bool:
     """Whether the results of a run of this configuration are there, wherever and how fast it ran."""
     path = kept / 'config.json'
-    return path.exists() and not settings.changed_sections(path.read_text(), config_json)
+    return path.exists() and not settings.changes(
+        settings.read_json(path), settings.parse_json(config_json), settings.MAY_CHANGE
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,11 +39,16 @@ class RunConfig(TrackersConfig):
     """What is written, and how often, in steps."""
 
     checkpoint_every: int = 1
+    keep_every: int = 0  # checkpoints of every so many steps are kept beside the newest two; 0: none of them
     trajectories_every: int = 1
     trajectories: int = 8  # written each time
 
     def __post_init__(self):
         settings.require_positive(self, 'checkpoint_every', 'trajectories_every')
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f'keep_every = {self.keep_every} must be a multiple of checkpoint_every = {self.checkpoint_every}'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

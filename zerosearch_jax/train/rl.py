@@ -20,9 +20,10 @@ from zerosearch_jax.evaluate.scores import METRICS, as_row, counted, mean_scores
 from zerosearch_jax.policy import export_weights
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.rollout import refuse_outage
-from zerosearch_jax.run import alarms, jsonl, metrics, preemption, trackers
+from zerosearch_jax.run import alarms, disk, jsonl, metrics, preemption, trackers
 from zerosearch_jax.run.checkpoint import Checkpoints
 from zerosearch_jax.run.workdir import claim
+from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.curriculum import noise_probability
 from zerosearch_jax.train.config import Config
@@ -61,13 +62,18 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
       config_json: the configuration as JSON text.
 
     Raises:
-      ValueError: `workdir` holds a run with another configuration.
+      ValueError, OSError: as workdir.claim; weights that are not finite.
     """
     trackers.check(cfg.run.wandb)
-    claim(workdir, config_json)
+    with claim(workdir, config_json):
+        return _train(cfg, workdir, config_json)
+
+
+def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
     trainer, past = Trainer(cfg, workdir), Past()
     main = jax.process_index() == 0
-    with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir / 'checkpoints', keep_every=cfg.run.keep_every)) as checkpoints:
+        _check_disk(trainer, checkpoints, workdir)
         start = checkpoints.latest() or 0
         if start:
             past = _restore(trainer, checkpoints, start)
@@ -96,6 +102,14 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
     if stopped:
         return None
     return summary if main else {}
+
+
+def _check_disk(trainer: Trainer, checkpoints: Checkpoints, workdir: pathlib.Path):
+    """Tells what the run will take of the disk, last_good/ and what is exported included, and refuses too little."""
+    learner, steps = trainer.learner, trainer.cfg.rl.steps
+    exported = sum(4 * x.size for x in jax.tree.leaves(learner.state['policy'].params))
+    needed = checkpoints.space(learner.state, steps) + checkpoints.bytes + exported
+    progress.log(on_first_process(lambda: disk.require(workdir, needed, 'checkpoints and weights')))
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:

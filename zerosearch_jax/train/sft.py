@@ -186,7 +186,11 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path 
     None where SIGTERM came: the run is saved, and the same call continues it.
     """
     trackers.check(cfg.sft.wandb)
-    claim(workdir, config_json)
+    with claim(workdir, config_json):
+        return _train(cfg, workdir, config_json)
+
+
+def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path | None:
     mesh = sharding.make_mesh(cfg.mesh)
     model = pretrained.load_model(cfg.model.model, mesh)
     trainable = make_trainable(model, cfg.model, mesh, cfg.seed)
