@@ -204,6 +204,8 @@ def test_keys_in_addresses_are_redacted(text, shown):
 def test_a_key_in_engine_url_is_not_in_config_json_and_may_change_on_resume():
     old, new = ({'engine': {'url': f'http://h/?api_key={key}'}} for key in ('one', 'two'))
     assert 'one' not in settings.to_json(old)
-    assert settings.changed_sections(settings.to_json(old), settings.to_json(new)) == []
-    assert settings.changed_sections(json.dumps(old), settings.to_json(new)) == []  # one that was written before
-    assert settings.changed_sections(settings.to_json(old), settings.to_json({'engine': {'url': 'x'}})) == ['engine']
+    written = json.loads(settings.to_json(new))
+    assert settings.changes(json.loads(settings.to_json(old)), written) == {}
+    assert settings.changes(old, written) == {}  # one that was written before
+    (line,) = settings.changes(old, {'engine': {'url': 'x'}}).values()
+    assert line.startswith('engine.url = "x" (it was "http') and line.count('***') == 1
