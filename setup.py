@@ -36,6 +36,7 @@ setuptools.setup(
         'orbax-checkpoint>=0.11.32',  # earlier ones cannot restore into abstract targets
         'requests>=2.32',
         'safetensors>=0.5.3',
+        'scipy>=1.13',
         'tensorboardX>=2.6',
         'tensorflow-datasets>=4.9.9',
         'tokenizers>=0.21',

@@ -1,4 +1,4 @@
-"""Intervals against the normal approximation, and the pooling of runs over seeds."""
+"""The summary of a run, and the pooling of runs over seeds."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zerosearch_jax.evaluate import report
-from zerosearch_jax.evaluate.intervals import bootstrap_interval
+from zerosearch_jax.evaluate.intervals import interval
 from zerosearch_jax.run import jsonl
 
 QUESTIONS = 400
@@ -27,24 +27,6 @@ def coins(seed, share):
     return np.random.default_rng(seed).random(QUESTIONS) < share
 
 
-def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
-    values = coins(0, 0.3)
-    low, high = bootstrap_interval(values)
-    half = 1.96 * values.std() / QUESTIONS**0.5
-    assert low == pytest.approx(values.mean() - half, abs=0.005)
-    assert high == pytest.approx(values.mean() + half, abs=0.005)
-
-
-def test_runs_that_disagree_widen_the_interval_and_runs_that_agree_do_not():
-    values = coins(0, 0.3).astype(float)
-    same = np.stack([values] * 3, axis=1)
-    assert bootstrap_interval(same) == pytest.approx(bootstrap_interval(values), abs=0.003)
-    low, high = bootstrap_interval(same + np.array([-0.2, 0.0, 0.2]))
-    alone_low, alone_high = bootstrap_interval(values)
-    assert low < alone_low - 0.05
-    assert high > alone_high + 0.05
-
-
 def test_pooling_compares_the_same_questions_first_and_last(tmp_path):
     before = coins(1, 0.4)
     after = [before | coins(seed, 0.2) for seed in (2, 3)]
@@ -57,8 +39,7 @@ def test_pooling_compares_the_same_questions_first_and_last(tmp_path):
     assert pooled['questions'] == QUESTIONS
     assert pooled['em']['before']['mean'] == pytest.approx(before.mean())
     assert pooled['em']['gain']['mean'] == pytest.approx(gain.mean())
-    assert pooled['em']['gain']['interval'] == bootstrap_interval(gain)
-    assert pooled['em']['gain']['interval'][0] > 0
+    assert pooled['em']['gain']['interval'] == interval(gain)
     assert pooled['em']['runs'] == pytest.approx(dict(enumerate(gain.mean(0))))
     assert pooled['f1']['gain']['mean'] == pytest.approx(gain.mean() / 2)
     assert pooled['searches'] == [1, 2]
@@ -77,3 +58,17 @@ def test_runs_that_cannot_be_pooled_are_refused(tmp_path, seed, evaluations, con
     first = make_run(tmp_path / 'a', 0, {0: [1], 2: [0]}, x=1)
     with pytest.raises(ValueError, match=message):
         report.pool([first, make_run(tmp_path / 'b', seed, evaluations, **config)])
+
+
+def test_the_summary_tells_what_was_gained_and_that_its_intervals_are_of_one_seed(tmp_path):
+    """The gain is the last evaluation less the first, whatever lies between."""
+    run = make_run(tmp_path / 'run', 0, {0: [0, 1, 0, 0], 5: [0] * 4, 10: [1, 1, 1, 0]})
+    for path in (run / 'evaluation').iterdir():
+        jsonl.write_jsonl(path, [row | {'cover_em': row['em']} for row in jsonl.read_jsonl(path)])
+    summary = report.summarize(run)
+    assert summary['em_gain']['mean'] == 0.5
+    assert summary['em_gain']['interval'] == interval([1, 0, 1, 0])
+    assert json.loads((run / 'summary.json').read_text())['em_gain']['mean'] == 0.5
+    text = report.summary_text(summary, run)
+    assert '4 questions, 95 % intervals over questions alone, of this seed' in text
+    assert 'EM gain +0.500 [+0.000, +1.000], paired by question' in text

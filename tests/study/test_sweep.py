@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from zerosearch_jax import settings
+from zerosearch_jax.evaluate.intervals import detectable, interval, p_value
 from zerosearch_jax.run import jsonl, preemption
 from zerosearch_jax.study import report, sweep
 from zerosearch_jax.train import config as train_config
@@ -174,12 +175,18 @@ def test_the_report_pairs_questions_and_seeds(tmp_path):
     assert a['em']['mean'] == pytest.approx(3 / 8) and b['em']['mean'] == pytest.approx(5 / 8)
     assert gap['em']['mean'] == pytest.approx(2 / 8)
     assert a['reward']['seeds'] == pytest.approx([0.3, 0.2])  # of the last fifth of the steps
-    assert gap['reward']['mean'] == pytest.approx(0.35)
-    low, high = gap['em']['interval']
-    assert 0 <= low <= 0.25 <= high <= 0.75
-    assert gap['em']['detectable'] == pytest.approx(2.8 * (high - low) / 3.92)
-    # question by question the gaps are 0, 1/2, 1/2, 0: two of four signs reach them, and equal ones count
-    assert gap['em']['p'] == pytest.approx(0.5, abs=0.02)
+    gaps = np.array([[0, 0], [1, 0], [0, 1], [0, 0]])  # questions by seeds
+    assert gap['em'] == {
+        'mean': 0.25,
+        'interval': [*interval(gaps)],
+        'p': p_value(gaps),
+        'detectable': detectable(gaps),
+    }
+    # of rewards Student's t over seeds: 0.2 and 0.5
+    assert gap['reward'] == {
+        'mean': pytest.approx(0.35),
+        'interval': pytest.approx([0.35 - 1.906, 0.35 + 1.906], abs=1e-3),
+    }
     assert '| b | 2 | 0.625' in text and '| b - a | +0.250' in text
     assert '| a | 10 | 1000 | 5,000 | 2.0 | 2.00 (cpu) | - | $9.17 |' in text
     assert (tmp_path / 'report.png').stat().st_size > 1000
@@ -211,7 +218,9 @@ def test_pairs_are_compared_in_their_order_and_must_be_variants(tmp_path):
     made = study(seeds=(0,), pairs=(('b', 'a'),))
     fake_run(tmp_path, made, 'a', 0, [1, 0], [0.5])
     fake_run(tmp_path, made, 'b', 0, [0, 0], [0.5])
-    assert '| a - b | +0.500' in sweep.write_report(made, tmp_path)
+    text = sweep.write_report(made, tmp_path)
+    assert '| a - b | +0.500' in text and '| +0.000 |' in text  # a reward of one seed has no interval
+    assert '(of one run: over questions alone)' in text
     with pytest.raises(ValueError, match=r"config\.pairs: 'c' is none of the variants a, b"):
         study(pairs=(('a', 'c'),))
 

@@ -1,41 +1,98 @@
-"""Intervals and p-values of means: bootstrap over questions and runs, sign-flip test."""
+"""Intervals and p-values of means: of one run by resampling its questions, of several by Student's t."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize, stats
 
 DRAWS = 10_000  # of a bootstrap, and of a permutation test
+LEVEL = 0.95  # coverage
 
 
-def bootstrap_interval(values: Sequence, *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979), of DRAWS resamples.
+class Estimate(NamedTuple):
+    """The mean of a table [questions, runs] whose questions and runs are both drawn from more of their kind."""
+
+    mean: float
+    error: float  # standard error
+    share: float  # of its square that comes of the runs; 0 of one run, or where all are the same
+    freedom: tuple[int, int]  # degrees of it: questions - 1, runs - 1
+
+    @classmethod
+    def of(cls, values: Sequence) -> 'Estimate':
+        """From the mean squares of two crossed random factors; the runs' has that of what is left in it."""
+        values = _table(values)
+        mean, (questions, runs) = values.mean(), values.shape
+        by_question, by_run = values.mean(1) - mean, values.mean(0) - mean
+        rest = values - mean - by_question[:, None] - by_run
+        of_questions = runs * np.square(by_question).sum() / max(questions - 1, 1)
+        of_runs = questions * np.square(by_run).sum() / max(runs - 1, 1)
+        of_rest = np.square(rest).sum() / max((questions - 1) * (runs - 1), 1)
+        total = max(of_questions - of_rest, 0.0) + of_runs
+        share = of_runs / total if total else 0.0
+        return cls(float(mean), float((total / values.size) ** 0.5), float(share), (questions - 1, runs - 1))
+
+    def quantile(self, probability: float) -> float:
+        """Of (mean - truth) / error: Student's t of either part, weighed by it (Cochran and Cox 1957, §4.14)."""
+        of_questions, of_runs = stats.t.ppf(probability, np.maximum(self.freedom, 1))
+        return float((1 - self.share) * of_questions + self.share * of_runs)
+
+
+def _table(values: Sequence) -> np.ndarray:
+    """Values float64 [questions, runs]; those of one run may come without the second axis."""
+    values = np.asarray(values, np.float64)
+    return values.reshape(len(values), -1)
+
+
+def interval(values: Sequence, within: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
+    """Interval of the mean, of coverage LEVEL.
 
     Args:
-      values: one a question, or [questions, runs]: then questions and runs are both drawn anew, so that the interval
-        covers the choice of the seeds too. For a paired comparison pass the differences, question by question.
-      seed: of the draws.
-      level: coverage.
+      values: of one run one number a question: the interval, a percentile bootstrap (Efron 1979), covers the choice of
+        the questions and not that of the seed. [questions, runs]: Student's t covers both; [1, runs], of one number a
+        run, that of the seeds. For a paired comparison pass the differences.
+      within: where the mean must lie; (0, 1) of a score.
     """
-    values = np.asarray(values, np.float64)
-    values = values.reshape(len(values), -1)
-    generator = np.random.default_rng(seed)
-    questions, runs = (generator.integers(0, n, (DRAWS, n)) for n in values.shape)
-    means = values[questions[:, :, None], runs[:, None, :]].mean((1, 2))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    values = _table(values)
+    if values.shape[1] == 1:
+        low, high = np.quantile(stratified_means([values[:, 0]]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    else:
+        found = Estimate.of(values)
+        half = found.quantile((1 + LEVEL) / 2) * found.error
+        low, high = found.mean - half, found.mean + half
+    low, high = np.clip((low, high), *within)
     return float(low), float(high)
 
 
-def with_interval(values: Sequence) -> dict:
-    """{'mean', 'interval'} of values as bootstrap_interval takes them."""
-    return {'mean': float(np.mean(values)), 'interval': bootstrap_interval(values)}
+def with_interval(values: Sequence, within: tuple[float, float] = (-np.inf, np.inf)) -> dict:
+    """{'mean', 'interval'} of values as `interval` takes them."""
+    return {'mean': float(np.mean(values)), 'interval': interval(values, within)}
+
+
+def p_value(values: Sequence) -> float:
+    """Two-sided p of paired differences [questions, runs]: where the interval ends at 0; of one run, sign_flip_p."""
+    found = Estimate.of(values)
+    if not found.share:
+        return sign_flip_p([_table(values).mean(1)])
+    ratio = abs(found.mean) / found.error
+    return float(2 * optimize.brentq(lambda p: found.quantile(1 - p) - ratio, 1e-15, 0.5)) if ratio < 1e6 else 0.0
+
+
+def detectable(values: Sequence) -> float:
+    """The difference that four studies of five like this one would find at the 5 % level."""
+    found = Estimate.of(values)
+    return (found.quantile((1 + LEVEL) / 2) + found.quantile(0.8)) * found.error
 
 
 def shown(found: dict | None, sign: str = '', digits: int = 3, scale: float = 1) -> str:
-    """'0.438 [0.312, 0.562]', what a mean with its interval looks like everywhere; '' for None. `sign` '+' shows it."""
+    """'0.438 [0.312, 0.562]', what a mean with its interval looks like everywhere; '' for None. `sign` '+' shows it.
+
+    Where there is no interval, the mean alone.
+    """
     if found is None:
         return ''
-    mean, low, high = (f'{scale * x:{sign}.{digits}f}' for x in (found['mean'], *found['interval']))
-    return f'{mean} [{low}, {high}]'
+    mean, *ends = (f'{scale * x:{sign}.{digits}f}' for x in (found['mean'], *found.get('interval', ())))
+    return f'{mean} [{", ".join(ends)}]' if ends else mean
 
 
 def stratified_means(strata: Sequence[Sequence[float]], seed: int = 0) -> np.ndarray:

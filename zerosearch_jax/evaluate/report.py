@@ -11,6 +11,8 @@ from zerosearch_jax.evaluate import intervals
 from zerosearch_jax.evaluate.scores import METRICS, counted
 from zerosearch_jax.run import cost, curves, jsonl
 
+COVERED = '95 % intervals over questions alone, of this seed'
+
 
 def headline(measured: dict[str, float]) -> str:
     """The few numbers people watch."""
@@ -126,11 +128,11 @@ def summary_text(summary: dict, workdir: pathlib.Path) -> str:
     lines = [f'{summary["steps"]} steps; written to {workdir}']
     for number, scored in summary['evaluations'].items():
         parts = [f'{name} {intervals.shown(scored[name])}' for name in METRICS]
-        lines.append(f'  after step {number}: {"  ".join(parts)}  ({_asked(scored)}, 95 % intervals)')
+        lines.append(f'  after step {number}: {"  ".join(parts)}  ({_asked(scored)}, {COVERED})')
     if 'cost' in summary:
         lines.append(f'  {summary["cost"]["text"]}')
     if 'em_gain' in summary:
-        lines.append(f'  EM gain {intervals.shown(summary["em_gain"], "+")}, paired bootstrap')
+        lines.append(f'  EM gain {intervals.shown(summary["em_gain"], "+")}, paired by question')
     if failed := summary.get('failed_searches'):
         lines.append(
             f'  {failed} of {summary["cost"]["queries"]} searches of the training failed; their episodes do not count'
@@ -147,7 +149,8 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
     """What training gained in runs that differ in their seed only.
 
     Returns:
-      'before', 'after' and 'gain' for EM and F1: the mean over questions and runs and its interval, 'searches' before
+      'before', 'after' and 'gain' for EM and F1: the mean over questions and runs and its interval, which covers both
+      (of one run: questions alone), 'searches' before
       and after, and 'runs' with the gain of each. The comparison is paired: the same questions before and after.
 
     Raises:
@@ -175,7 +178,7 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
     for name in ('em', 'f1'):
         before, after = (np.array([[row[name] for row in pair[i]] for pair in pairs]).T for i in (0, 1))
         parts = {'before': before, 'after': after, 'gain': after - before}
-        pooled[name] = {part: intervals.with_interval(values) for part, values in parts.items()}
+        pooled[name] = {part: intervals.with_interval(x, (-1 if part == 'gain' else 0, 1)) for part, x in parts.items()}
         pooled[name]['runs'] = {
             config['seed']: float(gain) for config, gain in zip(configs, parts['gain'].mean(0), strict=True)
         }

@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zerosearch_jax import settings
-from zerosearch_jax.evaluate.intervals import shown, sign_flip_p, with_interval
+from zerosearch_jax.evaluate.intervals import detectable, p_value, shown, with_interval
 from zerosearch_jax.evaluate.report import evaluations
 from zerosearch_jax.evaluate.tables import SCORES
 from zerosearch_jax.run import jsonl
 
 LAST = 0.2  # share of the steps at the end over which the training reward is averaged
 EXAMPLES = 5
+ONE_RUN = 'of one run: over questions alone'
 ANSWER = ('id', 'hops', 'step', 'answer', 'status', *SCORES, 'response_tokens')
-POWER = 1.96 + 0.84  # standard errors of a difference that is found at 5 % in four studies of five
 CURVES = {
     'reward/mean': 'reward in training',
     'rollout/searches': 'searches a question',
@@ -137,7 +137,7 @@ def _measured(runs: Runs) -> dict:
     figures: dict = {'seeds': runs.seeds, 'runs': runs.made}
     for name in SCORES:
         if scores := runs.scores(name, runs.seeds):
-            figures[name] = with_interval([*scores.values()]) | {'questions': len(scores)}
+            figures[name] = with_interval([*scores.values()], (0, 1)) | {'questions': len(scores)}
     if hops := {row.get('hops') for answers in runs.answers.values() for row in answers.values()} - {None}:
         figures['em_by_hops'] = {n: _of_hops(runs, n) for n in sorted(hops)}
     if runs.late:
@@ -150,23 +150,22 @@ def _of_hops(runs: Runs, hops: int) -> dict:
     of = {i for answers in runs.answers.values() for i, row in answers.items() if row.get('hops') == hops}
     em = [scores for i, scores in runs.scores('em', runs.seeds).items() if i in of]
     searches = [np.mean(counts) for i, counts in runs.scores('searches', runs.seeds).items() if i in of]
-    return with_interval(em) | {'questions': len(em), 'searches': float(np.mean(searches))}
+    return with_interval(em, (0, 1)) | {'questions': len(em), 'searches': float(np.mean(searches))}
 
 
 def difference(first: Runs, second: Runs) -> dict:
-    """Of each score, over common questions and seeds: its mean, interval, p of a sign-flip test over questions, and
-    the difference that data like these would show in four studies of five."""
+    """Of each score, over common questions and seeds: its mean, interval, p, and the difference that four studies of
+    five like this one would find. Of the training reward, over common seeds: its mean, and interval if not of one."""
     seeds = [seed for seed in second.seeds if seed in first.seeds]
     found: dict = {}
     for name in SCORES:
         mine, theirs = second.scores(name, seeds), first.scores(name, seeds)
         gaps = np.array([np.subtract(mine[i], theirs[i]) for i in mine if i in theirs])
         if gaps.size:
-            found[name] = with_interval(gaps)
-            low, high = found[name]['interval']
-            found[name] |= {'p': sign_flip_p([gaps.mean(1)]), 'detectable': POWER * (high - low) / (2 * 1.96)}
+            found[name] = with_interval(gaps) | {'p': p_value(gaps), 'detectable': detectable(gaps)}
     if shared := [seed for seed in seeds if seed in first.late and seed in second.late]:
-        found['reward'] = with_interval([second.late[seed] - first.late[seed] for seed in shared])
+        gains = [second.late[seed] - first.late[seed] for seed in shared]
+        found['reward'] = with_interval([gains]) if len(gains) > 1 else {'mean': gains[0]}
     return found
 
 
@@ -189,7 +188,7 @@ def _scores_table(names: Sequence[str], facts: dict) -> str:
         lines.append([name, made, *(shown(figures.get(score)) for score in SCORES), reward])
     counts = {figures['em']['questions'] for figures in facts['variants'].values() if 'em' in figures}
     asked = f'Scores of {" or ".join(map(str, sorted(counts)))} held-out questions' if counts else 'No evaluation'
-    note = f'{asked}; 95 % bootstrap intervals over questions and seeds.'
+    note = f'{asked}; 95 % intervals over questions and seeds ({ONE_RUN}).'
     return (
         _table(['variant', 'runs', *SCORES.values(), 'training reward, last fifth (each seed)'], lines) + f'\n\n{note}'
     )
@@ -218,7 +217,7 @@ def _differences_table(facts: dict) -> str:
         lines.append([pair, *cells, _number(figures.get('em'), 'detectable'), shown(figures.get('reward'), '+')])
     titles = [title for name in SCORES.values() for title in (f'Δ {name}', 'p')]
     note = (
-        'Paired by question and seed; intervals as above (of rewards: over seeds). p: sign-flip test over questions. '
+        'Paired by question and seed; intervals and p as above (of rewards: over seeds, of one run none). '
         'Detectable: the Δ EM that four such studies of five would find at the 5 % level.'
     )
     return _table(['difference', *titles, 'detectable', 'Δ training reward'], lines) + f'\n\n{note}'
