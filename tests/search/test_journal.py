@@ -207,14 +207,17 @@ def test_a_run_that_is_resumed_sees_its_failures_again(tmp_path):
     broken = [1]
     server = Server(lambda message: 500 if broken else says('x'))
 
-    def made():
+    def ask(settled):
         cfg = EndpointConfig(url=server.url, retries=0, timeout_s=0.5)
         log = Journal(tmp_path / 'calls.log')
-        return EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log, keep_failures=True)
-
-    for _ in range(2):
-        run = made()
+        run = EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log, keep_failures=True)
         run.ask('h', 'a', (0, 1))
-        assert run.step()[0].failure == 'status_500'
-        broken.clear()
-    assert len(server.requests) == 1
+        (written,) = run.step()
+        if settled:
+            log.settle()
+        return written.failure
+
+    assert ask(settled=False) == ask(settled=True) == 'status_500'  # a step that ended before it was done asks again
+    assert len(server.requests) == 2
+    broken.clear()
+    assert ask(settled=True) == 'status_500' and len(server.requests) == 2

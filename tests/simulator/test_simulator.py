@@ -177,7 +177,9 @@ def test_a_replayed_run_with_a_memory_counts_what_the_first_counted(written, tmp
 
     def played(script, step=1, sample=0, memory=cfg.remember):
         query = Query('h', ROME, sample, 0, 'city')
-        results, writer = run(script, cfg, [query], noise=0.0, step=step, memory=Journal(memory))
+        log = Journal(memory)
+        results, writer = run(script, cfg, [query], noise=0.0, step=step, memory=log)
+        log.settle()
         return results['h'], len(writer.asked)
 
     first, _ = played(script)
@@ -193,7 +195,9 @@ def test_a_replayed_run_with_a_memory_counts_what_the_first_counted(written, tmp
 
 def test_a_failure_that_is_of_no_run_is_not_remembered(tmp_path):
     for _ in range(2):
-        _, writer = run(lambda *_: 'x', SimulatorConfig(attempts=1), memory=Journal(tmp_path / 'memory'), step=0)
+        log = Journal(tmp_path / 'memory')
+        _, writer = run(lambda *_: 'x', SimulatorConfig(attempts=1), memory=log, step=0)
+        log.settle()
         assert writer.asked
 
 

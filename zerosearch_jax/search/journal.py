@@ -28,7 +28,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike | None = None):
         self._path = pathlib.Path(path) if path else None
-        self._lock = threading.Lock()
+        self._lock, self._held = threading.Lock(), []
         main = jax.process_index() == 0
         read = dict(_read(self._path)) if main and self._path and self._path.exists() else {}
         self._known: dict[str, Any] = sharding.from_first_process(read)
@@ -45,6 +45,17 @@ class Journal:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._path, 'a', encoding='utf-8') as file:
                     file.write(json.dumps({'key': key, 'value': value}) + '\n')
+
+    def hold(self, key: str, value: Any):
+        """Remembers a failure; it is in the file once its step is done: a step that is begun anew asks again."""
+        self._known[key] = value
+        self._held.append(key)
+
+    def settle(self):
+        """The step is done: a run that is resumed sees the failures that it saw."""
+        held, self._held = self._held, []
+        for key in held:
+            self.put(key, self._known[key])
 
 
 def call_once(

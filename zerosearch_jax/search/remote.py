@@ -105,7 +105,7 @@ class RemoteSearch:
         found = dict(zip(asked, self._ask(asked, k), strict=True))
         for query, value in found.items():
             if moment and 'failure' in value:
-                self._log.put(failed[query], value)
+                self._log.hold(failed[query], value)
         return [_result(known.get(query) or found[query]) for query in queries]
 
     def _ask(self, queries: list[str], k: int) -> list[dict]:

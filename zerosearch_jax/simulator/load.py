@@ -38,6 +38,7 @@ class Simulator(NamedTuple):
 
     source: Callable  # of (seed, step, noise), all named: the source of one step's results; noise is the curriculum's
     engine: Engine | None = None  # of a model of ours
+    journals: tuple[Journal, ...] = ()  # to be settled when a step is done
 
 
 def open_simulator(
@@ -77,11 +78,11 @@ def open_simulator(
         )
     # what is remembered has no step: its failures would be for ever
     options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'keep_failures': not cfg.remember}
-    writer = open_writer(cfg, endpoint, log=Journal(log), **options)
-    memory = Journal(cfg.remember) if cfg.remember else None
+    calls, memory = Journal(log), Journal(cfg.remember) if cfg.remember else None
+    writer = open_writer(cfg, endpoint, log=calls, **options)
     weights = ' '.join(map(_digest, _files(cfg))) if memory else ''
     source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, weights=weights)
-    return Simulator(source, getattr(writer, 'engine', None))
+    return Simulator(source, getattr(writer, 'engine', None), (calls, memory) if memory else (calls,))
 
 
 def _files(cfg: SimulatorConfig) -> list[pathlib.Path]:

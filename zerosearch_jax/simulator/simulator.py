@@ -47,7 +47,7 @@ class _Search:
     def result(self) -> Result:
         parts = {noisy: iter(documents) for noisy, documents in self.found.items()}
         documents = tuple(next(parts[noisy]) for noisy in self.labels) if self.complete and not self.failure else ()
-        return Result(self.query, documents, self.labels, self.failure, self.detail, self.attempts)
+        return Result(self.query, documents, self.labels, self.failure, self.attempts, self.detail)
 
 
 class SimulatedSearch:
@@ -117,7 +117,7 @@ class SimulatedSearch:
             value['attempts'] = attempt
             search.take(noisy, **value)
             if self._memory and key:
-                self._memory.put(key, value)
+                (self._memory.hold if failure else self._memory.put)(key, value)
             self._finish(search)
         done, self._ready = self._ready, []
         return done

@@ -169,10 +169,13 @@ class EndpointWriter:
         def ask(positions: list[int]) -> Iterator[tuple[int, tuple[str, str, str], bool]]:
             call = lambda i: self._complete(*queue[i][1:])  # noqa: E731
             for position, value in outside.at_once(call, positions, self._cfg.concurrency):
-                yield position, value, self._keep_failures or not completion(None, *value).failure
+                yield position, value, not completion(None, *value).failure
 
         keys = [repr((self._options, message, identity)) for _, message, identity in queue]
         values = journal.call_once(self._log, keys, ask)
+        for key, value in zip(keys, values, strict=True):
+            if self._keep_failures and self._log.get(key) is None:
+                self._log.hold(key, value)
         return [completion(handle, *value) for (handle, _, _), value in zip(queue, values, strict=True)]
 
     def _complete(self, message: str, identity: tuple[int | str, ...]) -> tuple[str, str, str]:

@@ -140,6 +140,7 @@ def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoint
         while step < cfg.rl.steps and not stopped and not (cfg.alarms.stop and past.fired):
             step += 1
             measured, trajectories = train_step(trainer, step, past.noise(cfg, step))
+            trainer.settle()
             if writer is not None:
                 _write(writer, cfg, step, measured, trajectories)
             _sound_alarms(past, workdir, cfg, checkpoints, step, measured)

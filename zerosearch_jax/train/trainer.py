@@ -66,6 +66,7 @@ class Trainer:
 
     def __init__(self, cfg: Config, workdir: pathlib.Path | None):
         self.cfg, self._workdir = cfg, workdir
+        self._searches = Journal(workdir / 'searches.log' if workdir else None)
         self.mesh = sharding.make_mesh(cfg.mesh)
         questions = load_questions(cfg)
         self.model = pretrained.load_model(cfg.policy.model, self.mesh)
@@ -113,11 +114,15 @@ class Trainer:
         if not self.learner.frozen:
             self.model = dataclasses.replace(self.model, params={})  # the simulator has a copy, the learner its own
 
+    def settle(self):
+        """A step is done: what failed in it stays failed when the run is resumed."""
+        for journal in (*self.simulator.journals, self._searches):
+            journal.settle()
+
     @functools.cached_property
     def search_engine(self) -> BM25 | RemoteSearch:
         """The real search engine, of evaluations and of training where that is not simulated."""
-        journal = Journal(self._workdir / 'searches.log' if self._workdir else None)
-        return open_search_engine(self.cfg.engine, lambda: sources.load_passages(self.cfg.data.corpus), journal)
+        return open_search_engine(self.cfg.engine, lambda: sources.load_passages(self.cfg.data.corpus), self._searches)
 
     def _corpus(self):
         passages = sources.load_passages(self.cfg.data.corpus)
