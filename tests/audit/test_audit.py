@@ -9,6 +9,7 @@ from zerosearch_jax import settings
 from zerosearch_jax.audit import audit, collect, figures
 from zerosearch_jax.data.pairs import load_pairs
 from zerosearch_jax.run import jsonl
+from zerosearch_jax.search.search import OutsideFailed
 
 
 def tiny_audit(**options):
@@ -189,6 +190,15 @@ def test_a_judge_of_ours_labels_too(tmp_path, searching, monkeypatch):
     monkeypatch.setattr('zerosearch_jax.simulator.judge.verdict', lambda text: len(text) >= 0)
     line = run_collect(tmp_path, tiny_collect(tmp_path, 'judge'))
     assert line.startswith('6 pairs') and '(6 useful)' in line
+
+
+def test_a_judge_that_is_dead_is_told_before_any_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, 'rollout', None)
+    made = tiny_collect(tmp_path, 'judge')
+    made.judge.update(kind='endpoint', model='m')
+    made.endpoint.update(url='http://127.0.0.1:9/v1', retries=0)
+    with pytest.raises(OutsideFailed, match='connection'):
+        run_collect(tmp_path, made)
 
 
 def test_what_a_judge_cannot_tell_is_left_out_and_said(tmp_path, searching, monkeypatch):

@@ -1,7 +1,9 @@
 """Search over HTTP: the documented bytes, our server with our client, and engines that fail in every way."""
 
 import concurrent.futures
+import contextlib
 import json
+import socket
 import threading
 import time
 
@@ -15,6 +17,7 @@ from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import EngineConfig, RemoteSearch, SpendingCapReached, open_search_engine
 from zerosearch_jax.search.search import Document, Query, SearchFailed, engine_search
+from zerosearch_jax.tools import serve_search
 from zerosearch_jax.tools.serve_search import ServeConfig, Server
 
 PASSAGES = [Passage(f'p{i}', f'Title {i}', f'text of word{i} and common words') for i in range(30)]
@@ -58,6 +61,9 @@ def test_a_stock_request_is_answered_in_the_documented_form(server):
         ({'queries': [1]}, 422, '"queries" must be'),
         ({'queries': ['a'], 'topk': 0}, 422, '"topk" must be'),
         ({'queries': ['a'], 'topk': True}, 422, '"topk" must be'),
+        ({'queries': ['a'], 'topk': 100_000}, 422, '"queries" times "topk" may be 16384 at most, got 1 x 100000'),
+        ({'queries': ['a'] * 100_000, 'topk': 1}, 422, '"queries" times "topk" may be 16384 at most, got 100000 x 1'),
+        ({'queries': ['a'], 'topk': 10**4000}, 422, 'at most'),
     ],
 )
 def test_a_bad_request_is_told_what_is_wrong(server, body, status, detail):
@@ -71,6 +77,38 @@ def test_other_paths_and_endless_requests_are_refused(server):
     assert post(server, {}, '/search').status_code == 404
     reply = requests.post(server.url, data=b'', headers={'Content-Length': str(10**12)}, timeout=10)
     assert reply.status_code == 422
+
+
+@pytest.mark.parametrize('head', [b'', b'POST /retrieve HTTP/1.1\r\nContent-Length: 100\r\n\r\n{'])
+def test_200_connections_that_send_nothing_hold_few_threads_and_nobody_up(head, monkeypatch):
+    monkeypatch.setattr(serve_search, 'MOST_CONNECTIONS', 100)
+    monkeypatch.setattr(serve_search.Handler, 'timeout', 0.3)
+    before = threading.active_count()
+    made = Server(ServeConfig(port=0), BM25(PASSAGES).search)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    silent = [socket.create_connection(('127.0.0.1', made.server_port)) for _ in range(200)]
+    for each in silent:
+        each.sendall(head)
+    assert post(made, {'queries': ['word3']}).status_code == 200  # when those before it were hung up on
+    assert threading.active_count() <= before + 1 + 2 * 100  # a connection has a thread and a timer
+    for each in silent:
+        each.close()
+    made.shutdown()
+
+
+def test_a_request_that_arrives_a_byte_at_a_time_ends(monkeypatch):
+    monkeypatch.setattr(serve_search.Handler, 'timeout', 0.3)
+    made = Server(ServeConfig(port=0), BM25(PASSAGES).search)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    with socket.create_connection(('127.0.0.1', made.server_port), timeout=5) as client:
+        start = time.monotonic()
+        client.sendall(b'POST /retrieve HTTP/1.1\r\nX: ')
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - start < 3:
+                client.sendall(b'y')
+                time.sleep(0.05)
+        assert time.monotonic() - start < 2
+    made.shutdown()
 
 
 def test_two_hundred_requests_at_once_are_all_answered(server):

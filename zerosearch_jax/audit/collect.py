@@ -28,7 +28,7 @@ from zerosearch_jax.search.search import Query, engine_search
 from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.judge import JudgeConfig, judge
-from zerosearch_jax.simulator.load import open_writer
+from zerosearch_jax.simulator.load import open_writer, probe
 from zerosearch_jax.simulator.prompts import request
 from zerosearch_jax.simulator.writers import EndpointConfig
 from zerosearch_jax.text import protocol
@@ -99,6 +99,8 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
         jsonl.write_jsonl(path, written)
     missing = [question for question in questions if question.id not in done]
     if missing:
+        if cfg.collect.label == 'judge':
+            probe(cfg.judge, cfg.endpoint)  # now, not after hours of episodes
         model = pretrained.load_model(cfg.policy.model, mesh)
         engine = open_policy(model, cfg.rollout, mesh, dtype=cfg.policy.dtype)
         engine.load(policy_params(model, cfg.policy, mesh), temperature=cfg.rollout.temperature)

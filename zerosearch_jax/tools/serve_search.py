@@ -3,19 +3,27 @@
     POST /retrieve   {"queries": ["who wrote hamlet"], "topk": 3, "return_scores": true}
                 ->   {"result": [[{"document": {"id": "p1", "contents": "\\"Hamlet\\"\\n..."}, "score": 7.1}, ...]]}
 
-Without scores the inner list holds the documents themselves.
+Without scores the inner list holds the documents themselves. What a request may ask for, how long it may take to arrive
+and how many are served at once is bounded, so that no client can stop the others.
 """
 
+import contextlib
 import dataclasses
 import functools
 import http.server
 import json
+import socket
+import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from zerosearch_jax import settings
 from zerosearch_jax.search.search import Document
 
 LONGEST_REQUEST = 4 * 2**20  # bytes
+MOST_DOCUMENTS = 16384  # of one reply: queries times topk
+MOST_CONNECTIONS = 64  # at once; others wait
+TIMEOUT_S = 10.0  # for a request to arrive, and for its reply to be taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +53,51 @@ parse = functools.partial(settings.build, Config)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `search`, a function of (queries, k) to documents, until `shutdown`; a thread a request."""
+    """Serves `search`, a function of (queries, k) to documents, until `shutdown`; a thread a connection."""
 
     daemon_threads = True
     request_queue_size = 512  # connections that wait to be accepted
 
     def __init__(self, cfg: ServeConfig, search: Callable[[Sequence[str], int], list[list[Document]]]):
-        self.cfg, self.search = cfg, search
+        self.cfg, self.search, self._free = cfg, search, threading.Semaphore(MOST_CONNECTIONS)
         super().__init__((cfg.host, cfg.port), Handler)
 
     @property
     def url(self) -> str:
         return f'http://{self.cfg.host}:{self.server_port}/retrieve'
 
+    def process_request(self, request, client_address):
+        self._free.acquire()
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), OSError):  # such a client has gone
+            super().handle_error(request, client_address)
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
     protocol_version = 'HTTP/1.1'
+    timeout = TIMEOUT_S  # of one read, and of a whole reply
+
+    def handle_one_request(self):
+        self._arriving = threading.Timer(self.timeout, self._hang_up)
+        self._arriving.daemon = True
+        self._arriving.start()
+        try:
+            super().handle_one_request()
+        finally:
+            self._arriving.cancel()
+
+    def _hang_up(self):
+        with contextlib.suppress(OSError):  # it may have gone
+            self.connection.shutdown(socket.SHUT_RD)
 
     def do_POST(self):
         try:
@@ -78,19 +114,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _request(self) -> tuple[list[str], int, bool]:
         size = self.headers.get('Content-Length', '')
-        if not size.isdigit() or int(size) > LONGEST_REQUEST:
+        if not size.isdecimal() or len(size) > 9 or int(size) > LONGEST_REQUEST:
             self.close_connection = True  # what follows is not read
             raise ValueError(f'a request needs a Content-Length of at most {LONGEST_REQUEST} bytes')
         try:
-            body = json.loads(self.rfile.read(int(size)))
-        except (ValueError, RecursionError) as error:
+            body = settings.parse_json(self.rfile.read(int(size)))
+        except ValueError as error:
             raise ValueError('the request is not JSON') from error
+        self._arriving.cancel()
         queries = body.get('queries') if isinstance(body, dict) else None
         if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
             raise ValueError('"queries" must be a list of texts')
         k = self.server.cfg.documents if body.get('topk') is None else body['topk']
         if type(k) is not int or k < 1:
             raise ValueError('"topk" must be a positive integer or null')
+        if len(queries) * k > MOST_DOCUMENTS:
+            raise ValueError(f'"queries" times "topk" may be {MOST_DOCUMENTS} at most, got {len(queries)} x {k}')
         return queries, k, bool(body.get('return_scores', False))
 
     def _reply(self, status: int, body: dict):
