@@ -223,7 +223,7 @@ def vllm(known='qwen'):
     ('behave', 'line'),
     [
         (vllm(), r"status_404 \(The model `m` does not exist.\); it serves 'qwen': is the model 'm' one of them\?"),
-        (vllm('m'), r'status_404 \(The model `m` does not exist.\); is the path of the address right\?'),
+        (vllm('m'), r'status_404 \(The model `m` does not exist.\); is the address right\?'),
         (lambda _: (404, '{"detail": "Not Found"}'), r'status_404 \(Not Found\); does the address lack /v1\?'),
         (lambda _: (401, 'bad key sk-1'), rf'status_401 \(bad key \*\*\*\); is the key in {ENDPOINT_KEY} right\?'),
         (lambda _: '{"choices": []}', r'invalid \(the reply holds no choices'),
@@ -256,6 +256,18 @@ def test_a_probe_pays_nothing(monkeypatch, capsys):
     monkeypatch.setenv(remote.SERPAPI_KEY, 'used-up')
     with pytest.raises(OutsideFailed, match='no searches are left'):
         remote.probe(EngineConfig('serpapi', retries=0))
+
+
+def test_a_key_in_the_address_of_a_served_model_stays_behind_the_path():
+    server = Server(lambda path: json.dumps({'path': path}))
+    assert EndpointConfig(f'{server.url}?api_key=abc').ask('models') == {'path': '/v1/models?api_key=abc'}
+
+
+def test_who_interrupts_does_not_wait_for_requests_that_have_not_begun():
+    asked = []
+    for _ in at_once(lambda n: asked.append(n) or time.sleep(0.02), range(100), 1):
+        break
+    assert len(asked) < 10
 
 
 @pytest.mark.parametrize(

@@ -240,18 +240,18 @@ def test_fields_map_another_json_schema():
 
 
 @pytest.mark.parametrize(
-    ('returned', 'kinds'),
+    ('returned', 'shown'),
     [
-        ([[{'title': 'A', 'text': 'b'}]], 'list of list of dict'),
-        ([Document('A', 'b')], 'list of Document'),
-        (['b'], 'list of str'),
-        (None, 'NoneType'),
+        ([[{'title': 'A', 'text': 'b'}]], r"\[\[{'title': 'A', 'text': 'b'}\]\]"),
+        ([Document('A', 'b')], r"\[Document\(title='A'.*"),
+        (['b'], r"\['b'\]"),
+        (None, 'None'),
     ],
 )
-def test_an_own_engine_that_returns_dicts_is_told_what_is_wanted_in_one_line(returned, kinds, monkeypatch):
+def test_an_own_engine_that_returns_dicts_is_told_what_is_wanted_in_one_line(returned, shown, monkeypatch):
     monkeypatch.setattr(time, 'own_engine', lambda cfg, queries, k: returned, raising=False)
     cfg = EngineConfig('time.own_engine')
-    line = rf'time.own_engine must return for each query a list of search.Document\(title, text\); it returned {kinds}$'
+    line = rf'time.own_engine must return for each query a list of search.Document\(title, text\); it returned {shown}$'
     with pytest.raises(ValueError, match=line):
         open_search_engine(cfg).search(['q'], 2)
     with pytest.raises(ValueError, match=line):
@@ -399,7 +399,7 @@ def test_serpapi_needs_a_key(monkeypatch):
         ('{"error": "Google hasn\'t returned any results for this query."}', []),
         ('{"organic_results": null}', []),
         ('{"search_metadata": {"status": "Success"}}', []),
-        ('{"organic_results": {"a": 1}}', ('invalid', 'the reply is an object of results')),
+        ('{"organic_results": {"a": 1}}', ('invalid', 'the reply is an object of organic_results')),
         ('[]', ('invalid', 'the reply is a list')),
         ('{"organic', ('invalid', '{"organic')),
         (429, ('rate_limit', 'no')),

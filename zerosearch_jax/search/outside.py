@@ -27,15 +27,12 @@ LONGEST_PAUSE_S = 60.0  # before another attempt, whatever the other side asks f
 
 # what to look at first, by kind of failure
 HINTS = {
-    'address': 'an address is like http://host:8000/path',
     'connection': 'is it running, and is that its address?',
     'timeout': 'is it overloaded, or is timeout_s too short?',
     'redirect': 'set the address that it names, if it is to be trusted',
     'rate_limit': 'lower concurrency, or wait',
     'invalid': 'does it speak this protocol?',
     'status_401': 'is the key right?',
-    'status_403': 'is the key right?',
-    'status_404': 'is the path of the address right?',
 }
 
 
@@ -182,14 +179,17 @@ def at_once(ask: Callable[[T], R], things: Sequence[T], most: int) -> Iterator[t
     """
     problem: Exception | None = None
     with concurrent.futures.ThreadPoolExecutor(most) as pool:
-        calls = {pool.submit(ask, thing): thing for thing in things}
-        for call in concurrent.futures.as_completed(calls):
-            try:
-                found = call.result()
-            except Exception as error:
-                problem = problem or error
-            else:
-                yield calls[call], found
+        try:
+            calls = {pool.submit(ask, thing): thing for thing in things}
+            for call in concurrent.futures.as_completed(calls):
+                try:
+                    found = call.result()
+                except Exception as error:
+                    problem = problem or error
+                else:
+                    yield calls[call], found
+        finally:  # who interrupts does not wait for those that have not begun
+            pool.shutdown(wait=False, cancel_futures=True)
     if problem:
         raise problem
 
@@ -197,7 +197,7 @@ def at_once(ask: Callable[[T], R], things: Sequence[T], most: int) -> Iterator[t
 def unusable(service: str, url: str, error: RequestFailed, hint: str = '') -> OutsideFailed:
     """The error of a service that cannot be used: which, where, how it failed, what it said, what to look at."""
     said = f' ({error.detail})' if error.detail else ''
-    hint = hint or HINTS.get(error.kind, 'see its own log')
+    hint = hint or HINTS.get(error.kind, 'is the address right?')
     return OutsideFailed(f'{service} at {settings.redacted(url)} cannot be used: {error.kind}{said}; {hint}')
 
 

@@ -138,15 +138,17 @@ class RemoteSearch:
         """
 
         def ask() -> list[list[Document]]:
-            found = self._fetch(queries, k)
-            if not _each(found, lambda documents: _each(documents, lambda d: isinstance(d, Document))):
-                raise ValueError(
-                    f'{self._cfg.kind} must return for each query a list of search.Document(title, text); '
-                    f'it returned {_kinds(found)}'
-                )
+            returned = self._fetch(queries, k)
+            try:
+                found = [list(documents)[:k] for documents in returned]
+            except TypeError:
+                found = [[None]]
+            if not all(isinstance(document, Document) for documents in found for document in documents):
+                wanted = 'for each query a list of search.Document(title, text)'
+                raise ValueError(f'{self._cfg.kind} must return {wanted}; it returned {repr(returned)[:80]}')
             if len(found) != len(queries):
                 raise RequestFailed('invalid', detail=f'results of {len(found)} queries; {len(queries)} were asked')
-            return [list(documents[:k]) for documents in found]
+            return found
 
         return outside.ask_again(ask, self._cfg.retries, self._cfg.pause_s, self._start)
 
@@ -172,16 +174,6 @@ def _result(value: dict) -> list[Document] | SearchFailed:
     if 'failure' in value:
         return SearchFailed(value['failure'], value.get('detail', ''))
     return [Document(**document) for document in value['documents']]
-
-
-def _each(things: Any, good: Callable[[Any], bool]) -> bool:
-    return isinstance(things, list | tuple) and all(map(good, things))
-
-
-def _kinds(found: Any) -> str:
-    """The types of nested lists down to the first thing that is none: 'list of list of dict'."""
-    inside = f' of {_kinds(found[0])}' if isinstance(found, list | tuple) and found else ''
-    return type(found).__name__ + inside
 
 
 def open_search_engine(
@@ -249,7 +241,7 @@ def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
     names = DOCUMENT | SERVERS[cfg.kind] | dict(cfg.fields)
     if cfg.kind == 'serpapi':
         _serpapi_key()
-        ask = functools.partial(_google, cfg)
+        ask = lambda body: _serpapi(cfg, 'search.json', body | {'engine': 'google'})  # noqa: E731
     else:
         ask = functools.partial(outside.request_json, cfg.url, timeout_s=cfg.timeout_s)
 
@@ -300,7 +292,7 @@ def _serpapi_key() -> str:
 
 
 def _serpapi(cfg: EngineConfig, path: str, parameters: dict) -> dict:
-    """A reply of SerpAPI, which has failures of its own under status 200."""
+    """A reply of SerpAPI, which has failures under status 200; of its results those with a snippet."""
     query = urllib.parse.urlencode(parameters | {'api_key': _serpapi_key()})
     reply = outside.request_json(f'{SERPAPI}/{path}?{query}', timeout_s=cfg.timeout_s)
     if not isinstance(reply, dict):
@@ -308,15 +300,10 @@ def _serpapi(cfg: EngineConfig, path: str, parameters: dict) -> dict:
     error = str(reply.get('error') or '')
     if error and "hasn't returned any results" not in error:
         raise RequestFailed('refused', detail=outside.words(error, _serpapi_key()))
-    return reply
-
-
-def _google(cfg: EngineConfig, parameters: dict) -> dict:
-    """Google's organic results through SerpAPI, those with a snippet."""
-    found = _serpapi(cfg, 'search.json', parameters | {'engine': 'google'}).get('organic_results') or []
+    found = reply.get('organic_results')
     if isinstance(found, list):
         found = [item for item in found if not isinstance(item, dict) or item.get('snippet')]
-    return {'results': found}
+    return reply | {'organic_results': found}
 
 
 def _probe_serpapi(cfg: EngineConfig):
@@ -340,7 +327,7 @@ SERVERS = {
     # ZeroSearch's wiki server
     'zerosearch_wiki': {'query': 'query', 'queries': '', 'topk': 'top_k', 'scores': '', 'results': ''},
     # Google through SerpAPI
-    'serpapi': {'query': 'q', 'queries': '', 'topk': 'num', 'scores': '', 'results': 'results'}
+    'serpapi': {'query': 'q', 'queries': '', 'topk': 'num', 'scores': '', 'results': 'organic_results'}
     | {'text': 'snippet', 'id': 'link'},
 }
 ENGINES = {'bm25': None, **SERVERS}  # what config.engine.kind may be besides a function's name

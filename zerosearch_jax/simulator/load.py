@@ -80,25 +80,22 @@ def open_simulator(
     options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'keep_failures': not cfg.remember}
     calls, memory = Journal(log), Journal(cfg.remember) if cfg.remember else None
     writer = open_writer(cfg, endpoint, log=calls, **options)
-    weights = ' '.join(map(_digest, _files(cfg))) if memory else ''
+    weights = _weights_digest(cfg) if memory else ''
     source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, weights=weights)
     return Simulator(source, getattr(writer, 'engine', None), (calls, memory) if memory else (calls,))
 
 
-def _files(cfg: SimulatorConfig) -> list[pathlib.Path]:
-    """Where the weights of a simulator are, as far as that is here."""
-    adapter = [pretrained.find_adapter(cfg.adapter)] if cfg.adapter and cfg.kind == 'model' else []
-    return [pathlib.Path(cfg.model), *adapter]
-
-
-def _digest(path: pathlib.Path) -> str:
-    """A hash of weights: of a file, or of those in a directory; of none of them where there is no such path."""
-    files = [path] if path.is_file() else sorted([*path.glob('*.safetensors'), *path.glob('adapter_config.json')])
+def _weights_digest(cfg: SimulatorConfig) -> str:
+    """A hash of a simulator's weights, as far as they are files here: a path may hold others tomorrow."""
+    paths = [pathlib.Path(cfg.model)]
+    if cfg.adapter and cfg.kind == 'model':
+        paths.append(pretrained.find_adapter(cfg.adapter))
     digest = hashlib.sha256()
-    for file in files:
-        with open(file, 'rb') as opened:
-            digest.update(hashlib.file_digest(opened, 'sha256').digest())
-    return digest.hexdigest()[:12]
+    for path in paths:
+        for file in [path] if path.is_file() else sorted([*path.glob('*.safetensors'), *path.glob('adapter_*.json')]):
+            with open(file, 'rb') as opened:
+                digest.update(hashlib.file_digest(opened, 'sha256').digest())
+    return digest.hexdigest()
 
 
 def probe(cfg: SimulatorConfig | JudgeConfig, endpoint: EndpointConfig):

@@ -5,6 +5,7 @@ way. A request that fails says how, as a word, never as text.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Hashable, Iterator
 from typing import Any, Protocol
@@ -103,10 +104,10 @@ class EndpointConfig:
 
     def ask(self, path: str, body: dict | None = None) -> Any:
         """The JSON reply of the server's `path`; raises RequestFailed."""
-        url, key = f'{self.url.rstrip("/")}/{path}', os.environ.get(ENDPOINT_KEY, '').strip()
-        return outside.ask_again(
-            lambda: outside.request_json(url, body, timeout_s=self.timeout_s, key=key), self.retries
-        )
+        base, mark, query = self.url.partition('?')
+        url, key = f'{base.rstrip("/")}/{path}{mark}{query}', os.environ.get(ENDPOINT_KEY, '').strip()
+        request = functools.partial(outside.request_json, url, body, timeout_s=self.timeout_s, key=key)
+        return outside.ask_again(request, self.retries)
 
     def chat(self, message: str, options: dict) -> str:
         """What the served model writes after a message, '' included; raises RequestFailed."""
