@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+import types
 
 import pytest
 from servers import Server, trickle
@@ -122,7 +123,7 @@ def test_a_key_that_no_header_takes_is_not_shown(key):
 
 def test_attempts_end_and_pauses_are_those_that_the_server_asks_for(monkeypatch):
     pauses, failures = [], [RequestFailed('rate_limit', True, wait_s=7), RequestFailed('x', True)] * 2
-    monkeypatch.setattr(time, 'sleep', pauses.append)
+    monkeypatch.setattr(outside, 'time', types.SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic))
 
     def ask():
         raise failures.pop(0)
@@ -226,10 +227,11 @@ def vllm(known='qwen'):
         (vllm('m'), r'status_404 \(The model `m` does not exist.\); is the address right\?'),
         (lambda _: (404, '{"detail": "Not Found"}'), r'status_404 \(Not Found\); does the address lack /v1\?'),
         (lambda _: (401, 'bad key sk-1'), rf'status_401 \(bad key \*\*\*\); is the key in {ENDPOINT_KEY} right\?'),
-        (lambda _: '{"choices": []}', r'invalid \(the reply holds no choices'),
+        (lambda _: '{"choices": []}', r'invalid \(the reply is an object of choices\); does it speak'),
+        (lambda _: '{"error": {"message": "no sk-1"}}', r'invalid \(no \*\*\*\)'),
         (None, r'connection \(Connection refused\); is it running'),
     ],
-    ids=['unknown model', 'known model', 'lacks v1', 'key', 'another protocol', 'dead'],
+    ids=['unknown model', 'known model', 'lacks v1', 'key', 'another protocol', 'error as success', 'dead'],
 )
 def test_an_endpoint_whose_model_is_unknown_or_whose_url_lacks_v1_is_told_beforehand_in_one_line(
     behave, line, monkeypatch

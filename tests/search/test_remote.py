@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 import requests
 from servers import Server as ScriptedServer
@@ -246,6 +247,7 @@ def test_fields_map_another_json_schema():
         ([Document('A', 'b')], r"\[Document\(title='A'.*"),
         (['b'], r"\['b'\]"),
         (None, 'None'),
+        ([[Document('A', None)]], r"\[\[Document\(title='A', text=None.*"),
     ],
 )
 def test_an_own_engine_that_returns_dicts_is_told_what_is_wanted_in_one_line(returned, shown, monkeypatch):
@@ -256,6 +258,15 @@ def test_an_own_engine_that_returns_dicts_is_told_what_is_wanted_in_one_line(ret
         open_search_engine(cfg).search(['q'], 2)
     with pytest.raises(ValueError, match=line):
         remote.probe(cfg)
+
+
+def test_an_own_engine_may_give_numbers_of_numpy(tmp_path, monkeypatch):
+    given = Document('A', 'b', np.int64(3), np.float32(0.5))
+    monkeypatch.setattr(time, 'own_engine', lambda cfg, queries, k: ((given,) for _ in queries), raising=False)
+    for _ in range(2):
+        engine = open_search_engine(EngineConfig('time.own_engine'), log=Journal(tmp_path / 'searches.log'))
+        ((found,),) = engine.search(['q'], 2)
+        assert (found.id, found.score) == ('3', 0.5)
 
 
 def test_what_may_pass_is_tried_again_and_what_will_not_is_not():

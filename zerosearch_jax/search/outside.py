@@ -7,6 +7,7 @@ with the kind of failure and the other side's own words, without keys.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import re
 import threading
@@ -131,20 +132,29 @@ def _refuse(status: int, headers: Any, said: str) -> NoReturn:
 def words(data: bytes | str, *secrets: str) -> str:
     """What the other side says, of JSON its error: on one short line without control characters, markup, `secrets`."""
     text = data if isinstance(data, str) else data[: 2**20].decode('utf-8', 'replace')
-    try:
-        value = settings.parse_json(text)
-    except ValueError:
-        value = None
-    for _ in range(2):  # {"error": {"message": ...}}
-        if isinstance(value, dict):
-            value = next((value[name] for name in ('error', 'detail', 'message') if value.get(name)), value)
-    text = (value if isinstance(value, str) else text)[: 2**16]
+    with contextlib.suppress(ValueError):
+        text = _error(settings.parse_json(text)) or text
+    text = text[: 2**16]
     for secret in filter(None, secrets):
         text = text.replace(secret, '***')
     text = settings.redacted(text)
     plain = ''.join(c if c.isprintable() else ' ' for c in re.sub(r'<[^<>]*>', ' ', text))
     line = ' '.join(plain.split())
     return line if len(line) <= MOST_CHARACTERS else f'{line[: MOST_CHARACTERS - 3]}...'
+
+
+def _error(reply: Any) -> str:
+    """The text of {"error": {"message": text}} and its like; '' of anything else."""
+    for _ in range(2):
+        if isinstance(reply, dict):
+            reply = next((reply[name] for name in ('error', 'detail', 'message') if reply.get(name)), None)
+    return reply if isinstance(reply, str) else ''
+
+
+def about(reply: Any, *secrets: str) -> str:
+    """What a reply of another schema says: its error, which some send as a success, or what it is."""
+    what = f'an object of {", ".join(reply)}' if isinstance(reply, dict) else f'a {type(reply).__name__}'
+    return words(_error(reply if isinstance(reply, dict) else None) or f'the reply is {what}', *secrets)
 
 
 def ask_again(ask: Callable[[], T], retries: int, pause_s: float = 0.5, before: Callable[[], None] = lambda: None) -> T:

@@ -140,12 +140,11 @@ class RemoteSearch:
         def ask() -> list[list[Document]]:
             returned = self._fetch(queries, k)
             try:
-                found = [list(documents)[:k] for documents in returned]
-            except TypeError:
-                found = [[None]]
-            if not all(isinstance(document, Document) for documents in found for document in documents):
+                found = [[_plain(document) for document in list(documents)[:k]] for documents in returned]
+            except (TypeError, ValueError):
                 wanted = 'for each query a list of search.Document(title, text)'
-                raise ValueError(f'{self._cfg.kind} must return {wanted}; it returned {repr(returned)[:80]}')
+                line = f'{self._cfg.kind} must return {wanted}; it returned {repr(returned)[:80]}'
+                raise ValueError(line) from None
             if len(found) != len(queries):
                 raise RequestFailed('invalid', detail=f'results of {len(found)} queries; {len(queries)} were asked')
             return found
@@ -168,6 +167,13 @@ class RemoteSearch:
             start = max(now, self._next_start)
             self._next_start = start + (1 / cfg.per_second if cfg.per_second else 0.0)
         time.sleep(start - now)
+
+
+def _plain(document: Any) -> Document:
+    """A document whose fields go to the log, whatever numbers an engine of the user's own gives."""
+    if not (isinstance(document, Document) and isinstance(document.title, str) and isinstance(document.text, str)):
+        raise TypeError
+    return Document(document.title, document.text, str(document.id), float(document.score))
 
 
 def _result(value: dict) -> list[Document] | SearchFailed:
@@ -253,7 +259,7 @@ def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
             found = _list(functools.reduce(operator.getitem, filter(None, names['results'].split('.')), reply))
             return [[_document(item, names) for item in _list(each)] for each in ([found] if names['query'] else found)]
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
-            raise RequestFailed('invalid', detail=_about(reply)) from None
+            raise RequestFailed('invalid', detail=outside.about(reply, *settings.secrets(cfg.url))) from None
 
     return fetch, 1 if names['query'] else BATCH
 
@@ -263,12 +269,6 @@ def _list(value: Any) -> list:
     if value is not None and not isinstance(value, list):
         raise TypeError
     return value or []
-
-
-def _about(reply: Any) -> str:
-    """What a reply of another schema is, in a few words."""
-    what = f'an object of {", ".join(reply)}' if isinstance(reply, dict) else f'a {type(reply).__name__}'
-    return outside.words(f'the reply is {what}')
 
 
 def _document(item: Any, names: dict[str, str]) -> Document:
@@ -296,7 +296,7 @@ def _serpapi(cfg: EngineConfig, path: str, parameters: dict) -> dict:
     query = urllib.parse.urlencode(parameters | {'api_key': _serpapi_key()})
     reply = outside.request_json(f'{SERPAPI}/{path}?{query}', timeout_s=cfg.timeout_s)
     if not isinstance(reply, dict):
-        raise RequestFailed('invalid', detail=_about(reply))
+        raise RequestFailed('invalid', detail=outside.about(reply))
     error = str(reply.get('error') or '')
     if error and "hasn't returned any results" not in error:
         raise RequestFailed('refused', detail=outside.words(error, _serpapi_key()))

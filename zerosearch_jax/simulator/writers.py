@@ -105,7 +105,7 @@ class EndpointConfig:
     def ask(self, path: str, body: dict | None = None) -> Any:
         """The JSON reply of the server's `path`; raises RequestFailed."""
         base, mark, query = self.url.partition('?')
-        url, key = f'{base.rstrip("/")}/{path}{mark}{query}', os.environ.get(ENDPOINT_KEY, '').strip()
+        url, key = f'{base.rstrip("/")}/{path}{mark}{query}', _key()
         request = functools.partial(outside.request_json, url, body, timeout_s=self.timeout_s, key=key)
         return outside.ask_again(request, self.retries)
 
@@ -117,8 +117,12 @@ class EndpointConfig:
         except (LookupError, TypeError):
             text = None
         if not isinstance(text, str):
-            raise RequestFailed('invalid', detail='the reply holds no choices[0].message.content of text')
+            raise RequestFailed('invalid', detail=outside.about(reply, _key()))
         return text
+
+
+def _key() -> str:
+    return os.environ.get(ENDPOINT_KEY, '').strip()
 
 
 def require_address(cfg: EndpointConfig):
