@@ -86,6 +86,10 @@ def test_a_key_in_the_address_is_hidden_where_the_server_repeats_it():
     assert caught.value.detail == 'no such key: ***'
 
 
+def test_a_key_is_hidden_where_a_redirect_repeats_it():
+    assert failure(lambda _: (307, '', {'Location': 'http://h/sk-1/'}), key='sk-1').detail == 'to http://h/***/'
+
+
 def test_json_nested_100_000_deep_is_a_typed_failure():
     assert failure(lambda _: DEEP).kind == 'invalid'
     assert failure(lambda _: '1' * 5000).kind == 'invalid'
@@ -131,6 +135,10 @@ def test_attempts_end_and_pauses_are_those_that_the_server_asks_for(monkeypatch)
     with pytest.raises(RequestFailed, match='x'):
         ask_again(ask, 3, 1.0)
     assert pauses == [7, 2.0, 7] and not failures
+    failures[:] = [RequestFailed('x', True)] * 2001
+    with pytest.raises(RequestFailed):
+        ask_again(ask, 2000, 1.0)
+    assert max(pauses) == outside.LONGEST_PAUSE_S
     assert failure(lambda _: (429, '', {'Retry-After': '12'})).wait_s == 12
     assert failure(lambda _: (429, '', {'Retry-After': 'Wed, 21 Oct 2015 07:28:00 GMT'})).wait_s is None
 
@@ -277,6 +285,8 @@ def test_who_interrupts_does_not_wait_for_requests_that_have_not_begun():
     [
         ({'url': 'localhost:8000'}, 'url must begin with http'),
         ({'timeout_s': 0.0}, 'timeout_s must be above 0'),
+        ({'timeout_s': float('inf')}, 'timeout_s must be above 0'),
+        ({'timeout_s': float('nan')}, 'timeout_s must be above 0'),
         ({'concurrency': 0}, 'concurrency must be positive'),
     ],
 )

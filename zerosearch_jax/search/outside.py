@@ -8,7 +8,6 @@ with the kind of failure and the other side's own words, without keys.
 
 import concurrent.futures
 import contextlib
-import functools
 import re
 import threading
 import time
@@ -78,13 +77,13 @@ def request_json(url: str, body: dict | None = None, *, timeout_s: float, key: s
         status, headers, data = exchange.result(timeout_s)
     except concurrent.futures.TimeoutError:
         raise RequestFailed('timeout', True, f'no whole reply within {timeout_s:g} seconds') from None
-    said = functools.partial(words, data, key, *settings.secrets(url))
+    said = lambda text: words(text, key, *settings.secrets(url))  # noqa: E731
     if status != 200:
-        _refuse(status, headers, said())
+        _refuse(status, headers, data, said)
     try:
         return settings.parse_json(data)
     except ValueError:
-        raise RequestFailed('invalid', True, said() or 'an empty reply') from None
+        raise RequestFailed('invalid', True, said(data) or 'an empty reply') from None
 
 
 def _exchange(url: str, body: dict | None, key: str, deadline: float) -> tuple[int, Any, bytes]:
@@ -120,13 +119,13 @@ def _cause(error: BaseException) -> str:
     return getattr(error, 'strerror', None) or type(error).__name__
 
 
-def _refuse(status: int, headers: Any, said: str) -> NoReturn:
+def _refuse(status: int, headers: Any, data: bytes, said: Callable[[bytes | str], str]) -> NoReturn:
     if 300 <= status < 400:
-        raise RequestFailed('redirect', detail=f'to {words(headers.get("Location", "nowhere").encode())}')
+        raise RequestFailed('redirect', detail=f'to {said(headers.get("Location", "nowhere"))}')
     if status == 429:
         wait = headers.get('Retry-After', '')
-        raise RequestFailed('rate_limit', True, said, float(wait) if re.fullmatch(r'\d{1,6}', wait) else None)
-    raise RequestFailed(f'status_{status}', status >= 500 or status == 408, said)
+        raise RequestFailed('rate_limit', True, said(data), float(wait) if re.fullmatch(r'[0-9]{1,6}', wait) else None)
+    raise RequestFailed(f'status_{status}', status >= 500 or status == 408, said(data))
 
 
 def words(data: bytes | str, *secrets: str) -> str:
@@ -176,7 +175,7 @@ def ask_again(ask: Callable[[], T], retries: int, pause_s: float = 0.5, before: 
         except RequestFailed as error:
             if not error.retryable or attempt == retries:
                 raise
-            pause = pause_s * 2**attempt if error.wait_s is None else error.wait_s
+            pause = pause_s * 2 ** min(attempt, 9) if error.wait_s is None else error.wait_s
             time.sleep(min(pause, LONGEST_PAUSE_S))
     raise AssertionError('unreachable')
 
@@ -214,7 +213,7 @@ def unusable(service: str, url: str, error: RequestFailed, hint: str = '') -> Ou
 def check_limits(cfg: Any, url: str):
     """Raises ValueError where a section's address or limits are none."""
     settings.require_positive(cfg, 'concurrency')
-    if not cfg.timeout_s > 0:
-        raise ValueError(f'timeout_s must be above 0, got {cfg.timeout_s}: every request has a deadline')
+    if not 0 < cfg.timeout_s <= 86400:
+        raise ValueError(f'timeout_s must be above 0 and at most a day, got {cfg.timeout_s}: requests have a deadline')
     if url and not re.match(r'https?://[^/]', url):
         raise ValueError(f'url must begin with http:// or https://, got {settings.redacted(url)!r}')
