@@ -34,12 +34,14 @@ def published() -> ConfigDict:
     """What the experiments of ZeroSearch (arXiv 2505.04588) share, for one host of 8 accelerators of 80 GB.
 
     64 questions x 5 samples, 203 steps, learning rate 1e-6, k3 KL 0.001, entropy 0.001, clip 0.2, five documents from
-    a fine-tuned 14B simulator at temperature 0.8. This is the `fixed` form: the KL has the right sign, REINFORCE has a
-    baseline, the warm-up is short and starts above zero, and sampling is not truncated.
+    a fine-tuned 14B simulator at temperature 0.8; evaluations ask a retriever over Wikipedia. This is the `fixed` form:
+    the KL has the right sign, REINFORCE has a baseline, the warm-up is short and starts above zero, and sampling is not
+    truncated.
     """
     config = base()
     config.mesh = (1, 8, 1)
     config.data.update(train='hub:Alibaba-NLP/ZeroSearch_dataset', test='hub:Alibaba-NLP/ZeroSearch_dataset')
+    config.engine.kind = 'search_r1'  # at config.engine.url; the built-in corpus does not answer these questions
     config.policy.dtype = config.simulator.dtype = 'bfloat16'
     config.simulator.update(model='Alibaba-NLP/Simulation_LLM_google_14B_V2', documents=5, words=30, slots=64)
     config.simulator.update(prompt_tokens=1024, max_tokens=600, temperature=0.8)

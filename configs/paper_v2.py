@@ -3,7 +3,8 @@ r"""The published experiment with its mistakes: Qwen2.5-3B, REINFORCE, arXiv 250
   python -m launch.train --config configs/paper_v2.py
 
 What differs from the `fixed` form is the table `PAPER` of configs/common.py, one switch a line, and these settings of
-the published scripts: two turns, 500 tokens a document list, mini-batches of 256, 192 steps of warm-up.
+the published scripts: two turns, 500 tokens a document list, mini-batches of 256, 192 steps of warm-up. Evaluations as
+configs/qwen2_5_3b.py says.
 """
 
 from configs import common, qwen2_5_3b

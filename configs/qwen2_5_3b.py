@@ -6,6 +6,9 @@ Expected: not run.
   python -m launch.train --config configs/qwen2_5_3b.py:instruct
   python -m launch.train --config configs/qwen2_5_3b.py:paper
 
+Evaluations ask a retriever of Search-R1's protocol over Wikipedia, which must answer at config.engine.url
+(docs/evaluation.md, "Engines"); with --config.evaluation.questions=0 there are none.
+
 `paper` is the base model with the published system's mistakes (configs/paper_v2.py).
 """
 

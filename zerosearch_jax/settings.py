@@ -156,6 +156,8 @@ MAY_CHANGE = (
     'run.wandb',
     'sft.wandb',
     *(f'{role}.{name}' for role in ('rollout', 'simulator') for name in ('slots', 'cache_gib')),
+    # begun with 'refuse', a run has nothing to leave out
+    *(f'{section}.{name}' for section in ('data', 'evaluation') for name in ('unscorable', 'too_long')),
     *(f'rl.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
     *(f'sft.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
     *(f'engine.{name}' for name in ('url', 'timeout_s', 'retries', 'pause_s', 'concurrency', 'per_second')),

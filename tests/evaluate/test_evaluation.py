@@ -132,6 +132,34 @@ def test_a_prompt_that_is_too_long_is_told_before_anything_runs(sources, tmp_pat
     assert not (tmp_path / 'out' / 'results.jsonl').exists()
 
 
+def test_questions_that_are_too_long_or_cannot_be_scored_are_left_out_and_counted(sources, tmp_path, capsys):
+    with open(sources / 'q.jsonl', 'a') as file:
+        for i, (text, gold) in enumerate([('why ' * 500, 'b'), ('who sang?', 'The The')]):
+            file.write(json.dumps({'id': f'odd{i}', 'question': text, 'golden_answers': [gold], 'dataset': 'x'}) + '\n')
+    made = config(sources, 'direct,cot', too_long='skip')
+    made.evaluation.questions = 0
+    run(made, tmp_path / 'out')
+    found, count = results(tmp_path / 'out')
+    assert count == 16 and not any(key[2].startswith('odd') for key in found)
+    said = capsys.readouterr().err
+    assert 'q.jsonl: answers that cannot be scored: 1 left out' in said
+    assert "questions too long for the prompt 'direct': 1 left out" in said
+    assert said.splitlines() == (tmp_path / 'out' / 'log.txt').read_text().splitlines()
+
+
+def test_foreign_questions_with_the_built_in_corpus_are_refused_with_what_to_set(sources, tmp_path):
+    made = config(sources, 'direct,rag')
+    made.evaluation.corpus = 'world'
+    with pytest.raises(ValueError, match=r"corpus 'world' does not answer the questions of .*q\.jsonl'"):
+        run(made, tmp_path / 'out')
+    for fields in ({'methods': 'direct,cot'}, {'simulated': True}):  # no search; a model answers it
+        free = config(sources, **{'methods': 'direct,rag'} | fields)
+        free.evaluation.corpus = 'world'
+        assert evaluation.load_questions(evaluation.parse(free))
+    made.engine.kind = 'search_r1'
+    assert evaluation.load_questions(evaluation.parse(made))
+
+
 def test_weights_that_are_not_there_are_told_before_anything_runs(sources, tmp_path):
     made = config(sources, 'direct,r1')
     made.trained.r1 = 'runs/nowhere/adapter.safetensors'

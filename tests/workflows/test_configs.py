@@ -4,6 +4,7 @@ import ast
 import collections
 import dataclasses
 import importlib
+import inspect
 import math
 import re
 
@@ -13,11 +14,15 @@ from helpers import ROOT
 
 from configs import common, tiny
 from zerosearch_jax import settings, sharding
+from zerosearch_jax.data import sources
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
 from zerosearch_jax.study import sweep
 from zerosearch_jax.tools.config_reference import PROGRAMS
 from zerosearch_jax.train import config as train_config
+from zerosearch_jax.train import trainer
 
 CONFIGS = ROOT / 'configs'
 CLAIM = CONFIGS / 'miniature' / 'claim.py'
@@ -94,6 +99,15 @@ def test_an_experiment_changes_what_can_be_overlooked_at_a_glance(path, preset):
         if values[name] != defaults[section][name]
     ]
     assert len(changed) <= 55
+
+
+@pytest.mark.parametrize(('path', 'preset'), EXPERIMENTS, ids=NAMES)
+def test_no_experiment_looks_foreign_questions_up_in_the_built_in_corpus(path, preset, monkeypatch):
+    parsed, made = program(path).parse(build(path, preset)), [Question(str(i), 'q', ('a',)) for i in range(999)]
+    monkeypatch.setattr(sources, 'load_questions', lambda *_: made)
+    for loader in (trainer, evaluation):
+        if isinstance(parsed, inspect.signature(loader.load_questions).parameters['cfg'].annotation):
+            assert loader.load_questions(parsed)
 
 
 def test_the_presets_of_a_file_differ():
