@@ -10,6 +10,8 @@ import termios
 
 from helpers import ENVIRONMENT, ROOT
 
+from zerosearch_jax import progress
+
 CODE = """
 import sys
 from zerosearch_jax import progress
@@ -49,6 +51,18 @@ def test_a_terminal_shows_a_bar_and_the_lines_above_it():
 def test_a_file_gets_the_lines_alone():
     done = run(stderr=subprocess.PIPE)
     assert (done.stdout, done.stderr) == ('False\n', 'line 0\nline 1\nline 2\n')
+
+
+def test_what_is_logged_is_kept_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, '_log', None)
+    progress.log('before')
+    progress.keep(tmp_path / 'log.txt')
+    progress.log('São Paulo \ud800')
+    progress.log('after')
+    assert (tmp_path / 'log.txt').read_text(encoding='utf-8') == 'São Paulo ?\nafter\n'
+    monkeypatch.setattr(progress, '_muted', True)
+    progress.log('not of this process')
+    assert 'not' not in (tmp_path / 'log.txt').read_text(encoding='utf-8')
 
 
 def test_a_muted_process_says_nothing():

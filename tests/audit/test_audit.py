@@ -7,6 +7,7 @@ import pytest
 from configs.common import sections
 from zerosearch_jax import settings
 from zerosearch_jax.audit import audit, collect, figures
+from zerosearch_jax.data import sources
 from zerosearch_jax.data.pairs import load_pairs
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.search.search import OutsideFailed
@@ -65,6 +66,12 @@ def test_questions_of_two_sources_with_one_id_are_refused(tmp_path):
         (tmp_path / f'{name}.jsonl').write_text(json.dumps(row))
     with pytest.raises(ValueError, match=r'different questions have the same id; .*data_source'):
         audit.queries(audit.parse(tiny_audit(source=f'{tmp_path}/a.jsonl,{tmp_path}/b.jsonl')))
+
+
+def test_0_queries_are_all_as_0_questions_are_elsewhere():
+    made = tiny_audit()
+    made.audit.queries = 0
+    assert len(audit.queries(audit.parse(made))) == len(sources.load_questions('world', 'test'))
 
 
 def test_another_configuration_under_the_same_name_is_refused(tmp_path):
@@ -162,6 +169,19 @@ def test_collected_searches_are_labelled_by_the_answer_and_load_as_pairs(tmp_pat
     for pair in loaded:
         assert f'Write 2 {pair.label} documents' in pair.prompt
         assert pair.completion.startswith('Doc 1: ') and '\nDoc 2: two' in pair.completion
+
+
+def test_a_collection_leaves_out_and_counts_what_is_too_long_and_refuses_a_foreign_corpus(tmp_path, searching, capsys):
+    rows = [{'id': f'q{i}', 'question': 'why ' * (1 + 500 * i), 'golden_answers': ['b']} for i in range(3)]
+    (tmp_path / 'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    (tmp_path / 'c.jsonl').write_text('{"text": "of everything"}')
+    made = tiny_collect(tmp_path)
+    made.collect.update(questions_from=str(tmp_path / 'q.jsonl'), questions=0)
+    with pytest.raises(ValueError, match="the built-in corpus 'world' does not answer the questions of"):
+        run_collect(tmp_path, made)
+    made.collect.corpus = str(tmp_path / 'c.jsonl')
+    assert run_collect(tmp_path, made).startswith('2 pairs')
+    assert "questions too long for the prompt 'search': 2 left out" in capsys.readouterr().err
 
 
 def test_pairs_load_with_datasets(tmp_path, searching):

@@ -209,6 +209,14 @@ def test_clipping_stops_the_gradient_only_where_the_step_has_gone_far_enough(adv
     assert gradient[0, 0] == pytest.approx(-advantage * np.exp(log_ratio) if flows else 0.0, rel=1e-5)
 
 
+@pytest.mark.parametrize('log_ratio', [-1.0, 0.0, 1.0])
+def test_a_clip_of_0_is_no_clipping_and_not_no_gradient(log_ratio):
+    one = np.ones((1, 1), np.float32)
+    batch = make_batch(weights=one).replace(advantages=one, old_logprobs=-2 * one)
+    _, gradient, _ = loss_gradient((log_ratio - 2) * one, one, batch, LossConfig(0.0, kl=0.0))
+    assert gradient[0, 0] == pytest.approx(-np.exp(log_ratio), rel=1e-5)
+
+
 def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient():
     batch = make_batch()
     _, gradient, _ = loss_gradient(batch.old_logprobs, batch.old_logprobs, batch, LossConfig(0.2, kl=0.0))

@@ -44,7 +44,7 @@ class AuditConfig:
     corpus: str = 'world'  # passages that recorded searches name, and those of the oracle
     label: str = 'label'  # as config.demos.label
     folds: tuple[int, ...] = ()  # rows of the source; (): all
-    queries: int = 200
+    queries: int = 200  # 0: all
     read: bool = False  # whether config.reader answers from the documents
     gpu_hour_price: float = 0.0  # dollars; 0: no cost is reported
 
@@ -106,7 +106,7 @@ def queries(cfg: Config) -> list[Query]:
     text_of = {q.id: text for q, text in zip(questions, texts, strict=True)}
     if len(text_of) < len(questions):
         raise ValueError(f'{cfg.audit.source}: different questions have the same id; give them a field "data_source"')
-    chosen = rows.subset(questions, cfg.audit.queries)
+    chosen = rows.subset(questions, cfg.audit.queries or len(questions))
     return [Query((question.id, 0), question, 0, 0, text_of[question.id]) for question in chosen]
 
 

@@ -19,6 +19,7 @@ from zerosearch_jax.data.rows import Passage, Question
 from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.workdir import claim
@@ -41,7 +42,7 @@ class CollectConfig:
 
     questions_from: str = 'world'  # data/sources.py; training questions
     corpus: str = 'world'
-    questions: int = 64
+    questions: int = 64  # 0: all
     documents: int = 5  # documents a search of the engine
     label: Literal['answer', 'judge'] = 'answer'  # the trajectory's answer was right (v1), or config.judge says so (v2)
 
@@ -72,7 +73,7 @@ def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
 def _collect(cfg: Config, workdir: pathlib.Path) -> str:
     sources.check_corpus(cfg.collect.questions_from, cfg.collect.corpus)
     questions = sources.load_questions(cfg.collect.questions_from, 'train')
-    chosen = [questions[i] for i in rows.permutation(len(questions), cfg.seed, 0)[: cfg.collect.questions]]
+    chosen = [questions[i] for i in rows.permutation(len(questions), cfg.seed, 0)[: cfg.collect.questions or None]]
     mesh = sharding.make_mesh(cfg.mesh)
     written = _explore(cfg, workdir, chosen, mesh)
     labels = _labels(cfg, workdir, written, mesh)
@@ -102,6 +103,7 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
         if cfg.collect.label == 'judge':
             probe(cfg.judge, cfg.endpoint)  # now, not after hours of episodes
         model = pretrained.load_model(cfg.policy.model, mesh)
+        missing = fitting(missing, model.tokenizer, cfg.rollout, 'skip')
         engine = open_policy(model, cfg.rollout, mesh, dtype=cfg.policy.dtype)
         engine.load(policy_params(model, cfg.policy, mesh), temperature=cfg.rollout.temperature)
         search = BM25(sources.load_passages(cfg.collect.corpus)).search

@@ -17,7 +17,7 @@ class RLConfig:
     # how tokens are averaged: over all, over sequences of equal weight, by what the budget of a step allows, or as the
     # published system does (algorithms.weigh_tokens); '': as the algorithm does
     aggregate: Literal['', 'token', 'sequence', 'budget', 'micro'] = ''
-    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip]
+    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip]; 0: it is not
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: clip
     importance_cap: float = 0.0  # truncated importance sampling between engine and trainer, e.g. 2; 0: off
     kl: float = 0.001  # weight of the divergence from the initial policy; 0: no reference

@@ -30,7 +30,7 @@ class Compute:
 class LossConfig:
     """The policy loss: form and coefficients."""
 
-    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip] ...
+    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip], 0: it is not, ...
     clip_high: float = 0.0  # ... or [1 - clip, 1 + clip_high] (DAPO); 0: clip
     ratio: Literal['token', 'sequence'] = 'token'  # sequence: the geometric mean of a sequence's ratios (GSPO)
     importance_cap: float = 0.0  # truncated importance sampling between engine and trainer; 0: off
@@ -220,7 +220,7 @@ def policy_loss(
         mean = segment_mean(jax.lax.stop_gradient(log_ratio), sampled, batch.segments)
         log_ratio = jnp.where(sampled, mean, 0.0) + logprobs - jax.lax.stop_gradient(logprobs)
     ratio = jnp.exp(jnp.where(active, log_ratio, 0.0))
-    clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip))
+    clipped = jnp.clip(ratio, 1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip)) if cfg.clip else ratio
     advantages = jnp.where(active, batch.advantages, 0.0)
     surrogate = importance * jnp.minimum(ratio * advantages, clipped * advantages)
     d = jnp.where(active & (cfg.kl != 0), batch.ref_logprobs - logprobs, 0.0)
