@@ -68,6 +68,14 @@ def test_questions_of_two_sources_with_one_id_are_refused(tmp_path):
         audit.queries(audit.parse(tiny_audit(source=f'{tmp_path}/a.jsonl,{tmp_path}/b.jsonl')))
 
 
+@pytest.mark.parametrize('kind', ['oracle', 'engine'])
+def test_foreign_searches_are_not_looked_up_in_the_built_in_corpus(kind):
+    made = tiny_audit(source='searches.jsonl')
+    made.simulator.kind = kind
+    with pytest.raises(ValueError, match=r"corpus 'world' does not answer the questions of 'searches.jsonl'"):
+        audit._simulator(audit.parse(made), None)
+
+
 def test_0_queries_are_all_as_0_questions_are_elsewhere():
     made = tiny_audit()
     made.audit.queries = 0

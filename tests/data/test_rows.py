@@ -54,9 +54,13 @@ def test_parquet_of_search_r1(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pandas[1:]), path)
     with pytest.raises(ValueError, match=r'train\.parquet:1: .*expected more than punctuation'):
         sources.load_questions(path, unscorable='refuse')
-    (tmp_path / 'bad.parquet').write_bytes(b'no')
-    with pytest.raises(ValueError, match=r'bad\.parquet is not a readable parquet file'):
-        sources.load_questions(str(tmp_path / 'bad.parquet'))
+    cut = (tmp_path / 'train.parquet').read_bytes()
+    garbled = pyarrow.table({'question': pyarrow.array([b'\xff']).cast(pyarrow.string(), safe=False)})
+    pyarrow.parquet.write_table(garbled, path)
+    for content in (b'no', b'', cut[:-30], cut[:4] + bytes(60) + cut[64:], (tmp_path / 'train.parquet').read_bytes()):
+        (tmp_path / 'bad.parquet').write_bytes(content)
+        with pytest.raises(ValueError, match=r'bad\.parquet is not a readable parquet file'):
+            sources.load_questions(str(tmp_path / 'bad.parquet'))
 
 
 _BAD = {

@@ -1,6 +1,7 @@
 """Questions through TFDS array_record files and back, without TensorFlow."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -53,6 +54,17 @@ def test_errors(source, built, tmp_path):
     bad = rows.Question('q', 'q', ('a',), metadata={'x': object()})
     with pytest.raises(ValueError, match="the metadata of question 'q' is not JSON"):
         tfds.build({'train': [bad]}, str(tmp_path / 'bad'))
+
+
+def test_a_data_set_that_is_cut_or_not_of_ours_is_named(built, tmp_path):
+    shutil.copytree(built, tmp_path / 'other')
+    info = tmp_path / 'other' / 'features.json'
+    info.write_text(info.read_text().replace('golden_answers', 'answers'))
+    with pytest.raises(ValueError, match=r"other has no feature 'golden_answers'; make it with launch.to_tfds"):
+        tfds.load(str(tmp_path / 'other'))
+    (tmp_path / 'other' / 'dataset_info.json').write_text('{"name": ')
+    with pytest.raises(ValueError, match=r'dataset_info.json cannot be read .*launch.to_tfds'):
+        tfds.load(str(tmp_path / 'other'))
 
 
 def test_tensorflow_is_not_imported(built):

@@ -137,6 +137,9 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
 
 
 def _simulator(cfg: Config, mesh: jax.sharding.Mesh) -> Simulator:
+    if cfg.simulator.kind in ('oracle', 'engine'):
+        sources.check_corpus(cfg.audit.source, cfg.audit.corpus)
+
     def corpus():
         passages = sources.load_passages(cfg.audit.corpus)
         return BM25(passages).search, passages

@@ -159,7 +159,7 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last: text that is no UTF-8
         raise ValueError(f'{path} is not a readable parquet file ({_line(error)}); fetch it again') from error
 
 

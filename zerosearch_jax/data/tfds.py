@@ -52,7 +52,7 @@ def build(splits: Mapping[str, Sequence[rows.Question]], directory: str) -> str:
 def load(directory: str, split: str = 'train') -> list[rows.Question]:
     """Reads back a split (or slice, `train[:10%]`) of the folder that `build` returned, or of its `directory`.
 
-    Raises FileNotFoundError where there is no data set, ValueError where it has no such split.
+    Raises FileNotFoundError where there is no data set, ValueError where it has no such split or is not of `build`.
     """
     import tensorflow_datasets as tfds
 
@@ -60,9 +60,14 @@ def load(directory: str, split: str = 'train') -> list[rows.Question]:
     if len(infos) != 1:
         problem = 'no TFDS data set' if not infos else f'{len(infos)} TFDS data sets'
         raise FileNotFoundError(f'{directory} holds {problem}; give a folder that data.tfds.build returned')
-    builder = tfds.builder_from_directory(infos[0].parent)
+    try:
+        builder = tfds.builder_from_directory(infos[0].parent)
+    except Exception as error:  # it names neither its exceptions nor the file
+        raise ValueError(f'{infos[0]} cannot be read ({error}); make it again: launch.to_tfds') from error
     if split.split('[')[0] not in builder.info.splits:
         raise ValueError(f'{directory} has no split {split!r}; it has {sorted(builder.info.splits)}')
+    if missing := {'id', 'question', 'golden_answers', 'dataset', 'metadata'} - set(builder.info.features):
+        raise ValueError(f'{directory} has no feature {min(missing)!r}; make it with launch.to_tfds')
     return [_question(example) for example in builder.as_data_source(split)]
 
 

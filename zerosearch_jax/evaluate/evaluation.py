@@ -139,8 +139,8 @@ def _evaluate(cfg: Config, workdir: pathlib.Path) -> str:
     if missing:
         evaluator = Evaluator(cfg, weights, workdir)
         asked = dict.fromkeys(q for parts in missing.values() for part in parts.values() for q in part)
-        fitting = evaluator.fitting([*asked], [*missing])
-        missing = {m: {name: [q for q in part if q in fitting] for name, part in p.items()} for m, p in missing.items()}
+        fit = evaluator.fitting([*asked], [*missing])
+        missing = {m: {name: [q for q in part if q in fit] for name, part in p.items()} for m, p in missing.items()}
         total = sum(len(part) for parts in missing.values() for part in parts.values())
         with progress.bar(total, 'evaluation', 'question', leave=True) as bar:
             for method, parts in missing.items():
@@ -212,7 +212,7 @@ class Evaluator:
         self._loaded: tuple[str, pretrained.Model] | None = None
 
     def fitting(self, questions: Sequence[Question], methods: Sequence[str]) -> set[Question]:
-        """The questions whose prompts are not too long for any method; refused are they now, not after hours."""
+        """The questions whose prompts are not too long for any method; they are refused now, not after hours."""
         self._use('')
         for method in methods:
             size = episode_config(METHODS[method], self._cfg.rollout)

@@ -73,10 +73,14 @@ def encode_prompt(
 def fitting(
     questions: Sequence[Question], tokenizer: Tokenizer, cfg: RolloutConfig, choice: rows.Choice
 ) -> list[Question]:
-    """The questions whose prompts are not too long, those that are being refused or left out (rows.usable)."""
+    """The questions whose prompts are not too long; the others are refused or left out (rows.usable)."""
+
+    def check(question: Question) -> Question:
+        encode_prompt(tokenizer, question, cfg)
+        return question
+
     tracked = progress.track(questions, f'checking prompts ({cfg.prompt})', 'question')
-    read = lambda question: encode_prompt(tokenizer, question, cfg) and question  # noqa: E731
-    return [*rows.usable(tracked, read, choice, f'questions too long for the prompt {cfg.prompt!r}')]
+    return [*rows.usable(tracked, check, choice, f'questions too long for the prompt {cfg.prompt!r}')]
 
 
 def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], limit: int) -> tuple[int, ...]:
