@@ -49,8 +49,12 @@ def load_model(reference: str, mesh: jax.sharding.Mesh, dtype='float32') -> Mode
         params = sharding.init(transformer.layout(cfg), jax.random.key(0), mesh, dtype)
         return Model(cfg, byte_tokenizer(), params)
     path = download.resolve(reference)
-    cfg = loading.read_config(path)
-    return Model(cfg, Tokenizer.load(path), loading.load(path, cfg, mesh, dtype))
+    cfg, tokenizer = loading.read_config(path), Tokenizer.load(path)
+    try:
+        tokenizer.require_fit(cfg.vocab_size)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+    return Model(cfg, tokenizer, loading.load(path, cfg, mesh, dtype))
 
 
 def find_adapter(reference: str) -> pathlib.Path:
@@ -112,7 +116,15 @@ def open_engine(
       cache_gib: of each device's memory for the cache; 0: no limit.
       stop_strings: what ends a generation besides the model's end-of-sequence tokens.
       top_p: below 1 sampling is truncated, and log-probs stay those of the whole softmax.
+
+    Raises:
+      ValueError: a slot is longer than the model has positions.
     """
+    if capacity > model.cfg.max_position:
+        raise ValueError(
+            f'prompt and response may have {capacity} tokens, but the model has {model.cfg.max_position} positions '
+            '(max_position_embeddings): lower the budgets of tokens, or take another model'
+        )
     return Engine(
         model.cfg,
         mesh,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scripted import BYTES, CFG, OSLO, PARIS, ROME, FakeEngine, FakeSearch, play
+from transformers import PreTrainedTokenizerFast
 
 from configs import common, paper_v2, qwen2_5_3b, toy
 from zerosearch_jax.rl import state
@@ -15,6 +16,7 @@ from zerosearch_jax.rollout.rewards import RewardConfig, Scorer, actions, found_
 from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.search.search import Result
 from zerosearch_jax.simulator.simulator import CompactedQuestions
+from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.train import config
 from zerosearch_jax.train.config import EvaluationConfig
 from zerosearch_jax.train.trainer import Trainer, load_questions
@@ -123,6 +125,29 @@ def test_form_and_retrieval_are_added():
     assert score([SEARCH, ANSWER], retrieval=0.1) == 1
     documents_only = FakeSearch(lambda query: Result(query, (f'{ANSWER} {SEARCH}',)))
     assert score([SEARCH, '<think>c</think> <answer>x</answer>'], documents_only, format=0.2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ('end', 'first', 'expected'),
+    [
+        ('<think>\n', 'a</think>\n<search>b</search>', True),
+        ('<think>', 'a</think>\n<search>b</search>', True),
+        ('<think>\n', SEARCH, False),  # opened twice
+        ('', 'a</think>\n<search>b</search>', False),
+        ('<think>\n\n</think>\n\n', SEARCH, True),  # the template's own thought is closed
+    ],
+)
+def test_a_chat_template_that_opens_think_counts_as_opened(end, first, expected):
+    hf = PreTrainedTokenizerFast(
+        tokenizer_object=BYTES.hf.backend_tokenizer,
+        chat_template='{{ messages[0].content }}<|im_end|>{% if add_generation_prompt %}' + end + '{% endif %}',
+        eos_token='<|im_end|>',
+    )
+    tokenizer = Tokenizer(hf)
+    trajectory = play([first, ANSWER, ''], tokenizer=tokenizer)[0]
+    reward = Scorer(RewardConfig(format=0.2), tokenizer, 10_000)(trajectory)
+    assert reward == pytest.approx(1.2 if expected else 1)
+    assert first in ''.join(tokenizer.decode(s.tokens) for s in trajectory.segments)  # what is trained is as sampled
 
 
 def test_an_answer_is_found_within_a_document_and_not_across_two():

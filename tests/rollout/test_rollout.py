@@ -250,6 +250,19 @@ def test_every_query_carries_its_own_question_also_where_only_some_search():
             assert f'about {trajectory.question.id} {trajectory.sample}' in text
 
 
+def test_template_arguments_are_a_setting_of_the_prompt():
+    template = '{{ messages[0].content }}{% if enable_thinking is false %}<think></think>{% endif %}'
+    hf = PreTrainedTokenizerFast(tokenizer_object=BYTES.hf.backend_tokenizer, chat_template=template)
+    plain, fast = (
+        Tokenizer(hf).decode(encode_prompt(Tokenizer(hf), ROME, dataclasses.replace(CFG, template_arguments=text)))
+        for text in ('', '{"enable_thinking": false}')
+    )
+    assert fast == plain + '<think></think>' and 'Where is Rome?' in plain
+    for wrong in ('enable_thinking=false', '[1]', '{"enable_thinking"'):
+        with pytest.raises(ValueError, match='template_arguments must be a JSON object'):
+            dataclasses.replace(CFG, template_arguments=wrong)
+
+
 def test_members_of_a_group_share_the_prompt_and_differ_in_their_keys():
     _, engine, _ = play(['<answer>x</answer>', ''], questions=(ROME, OSLO), samples=3)
     assert len({r.key.tobytes() for r in engine.requests}) == 6

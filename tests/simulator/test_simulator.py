@@ -278,6 +278,16 @@ def test_a_blind_request_for_noise_tells_neither_question_nor_answer():
     assert message(template, False, blind_noise=True) == message(template, False)
 
 
+@pytest.mark.parametrize(
+    'text', ['', '{"useful": "U', '<html>', '[]', '[' * 100_000], ids=['empty', 'cut', 'html', 'list', 'nested']
+)
+def test_a_template_file_that_is_empty_cut_html_or_a_list_is_named(tmp_path, text):
+    path = tmp_path / 'template.json'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r'^\S*template\.json (is not JSON|must hold a JSON object)'):
+        prompts.simulator_template(str(path))
+
+
 def test_a_template_from_a_file(tmp_path):
     path = tmp_path / 'mine.json'
     path.write_text(json.dumps({'useful': 'U {knowledge}{query}', 'noisy': 'N {query} {braces}'}))

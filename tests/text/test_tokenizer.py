@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from zerosearch_jax.models import config
+from zerosearch_jax.text import protocol, stop, tokenizer_gguf
 from zerosearch_jax.text import tokenizer as tokenizer_lib
 from zerosearch_jax.text.tokenizer import CHATML, DATE, Tokenizer, byte_tokenizer
 
@@ -45,7 +46,7 @@ LLAMA_LIKE = (
 def trained(pre='smollm', template=CHATML, in_vocab=True):
     """A byte-level BPE tokenizer with merges; its control tokens are (SmolLM2) or are not (Qwen) in the vocabulary."""
     backend = Backend(models.BPE())
-    backend.pre_tokenizer = tokenizer_lib._pre_tokenizer(pre)
+    backend.pre_tokenizer = tokenizer_gguf.pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(
         CORPUS,
@@ -59,15 +60,6 @@ def trained(pre='smollm', template=CHATML, in_vocab=True):
     backend.add_special_tokens([AddedToken(t, special=True) for t in CONTROL])
     backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in ADDED])
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, eos_token='<|im_end|>'))
-
-
-def test_a_prompt_is_the_same_on_every_day():
-    dated = (
-        '{% if date_string is not defined %}{% set date_string = strftime_now("%d %b %Y %f") %}{% endif %}'
-        '{{ date_string }}{{ messages[0].content }}'
-    )
-    tokenizer = trained(template=dated)
-    assert tokenizer.decode(tokenizer.chat([{'role': 'user', 'content': 'hello'}])) == f'{DATE}hello'
 
 
 ALL = [byte_tokenizer, trained, functools.partial(trained, 'qwen2', LLAMA_LIKE, False)]
@@ -143,6 +135,89 @@ def test_contents_merge_with_the_template():
     assert len(newlines) < apart
 
 
+DATED = {
+    '{% if date_string is not defined %}{% set date_string = strftime_now("%d %b %Y %f") %}{% endif %}'
+    '{{ date_string }}{{ messages[0].content }}': DATE,
+    '{{ strftime_now("%d %b %Y") }}{{ messages[0].content }}': DATE,
+    '  {% if strftime_now is defined %}{% set now = strftime_now("%A %-d.%-m.%y %Y-%m-%d %H:%M:%S") %}{% endif %}\n'
+    '{{ now }}{{ messages[0].content }}': 'Friday 26.7.24 2024-07-26 00:00:00',
+}
+
+
+@pytest.mark.parametrize(('template', 'date'), DATED.items())
+def test_a_prompt_is_the_same_on_every_day(template, date):
+    tokenizer = trained(template=template)
+    assert tokenizer.decode(tokenizer.chat([{'role': 'user', 'content': 'hello'}])) == f'{date}hello'
+
+
+BROKEN = {
+    'raise_exception': ('{{ raise_exception("a system message first") }}', r'TemplateError: a system message first'),
+    'syntax error': ('{% for m in messages %}', r'TemplateSyntaxError'),
+    'type error': ('{{ messages[0].content + 1 }}', r'TypeError'),
+    'content as parts': (
+        "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}",
+        r'drops what the user says; it may want contents as lists of parts',
+    ),
+    'the question is lost': ('{{ messages[0].role }}: say something', r'drops what the user says'),
+}
+
+
+@pytest.mark.parametrize(('template', 'message'), BROKEN.values(), ids=BROKEN)
+def test_a_chat_template_that_cannot_be_used_is_told_in_one_line(template, message):
+    tokenizer = trained(template=template)
+    with pytest.raises(ValueError, match=message):
+        tokenizer.chat([{'role': 'user', 'content': '  Where is <|im_end|> Rome? '}])
+
+
+def test_arguments_of_a_template():
+    tokenizer = trained(
+        template='{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}fast{% endif %}'
+    )
+    messages = [{'role': 'user', 'content': 'hello'}]
+    assert tokenizer.decode(tokenizer.chat(messages)) == 'hello'
+    arguments = tokenizer_lib.template_arguments('{"enable_thinking": false}')
+    assert tokenizer.decode(tokenizer.chat(messages, arguments=arguments)) == 'hellofast'
+    assert tokenizer_lib.template_arguments('') == {}
+    with pytest.raises(ValueError, match='cannot be rendered'):  # not theirs to say
+        tokenizer.chat(messages, arguments={'tokenize': True})
+    for text in ('[]', 'enable_thinking=false', '{"enable_thinking":'):
+        with pytest.raises(ValueError, match='template_arguments'):
+            tokenizer_lib.template_arguments(text)
+
+
+# ---------------------------------------------------------------- against protocol and model
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused():
+    byte_tokenizer().require_fit(384)
+    with pytest.raises(ValueError, match=r'384 ids, the embedding of the model 383 rows'):
+        byte_tokenizer().require_fit(383)
+
+
+def test_a_tokenizer_that_cannot_spell_the_tags_is_refused():
+    spec = json.loads(byte_tokenizer().hf.backend_tokenizer.to_str())
+    del spec['model']['vocab']['<']
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(spec))))
+    with pytest.raises(ValueError, match=r"cannot spell the tags \['</search></answer>'"):
+        tokenizer.require_fit(384)
+
+
+def test_search_tags_that_are_special_added_tokens_have_bytes():
+    backend = byte_tokenizer().hf.backend_tokenizer
+    tags = ['<search>', '</search>', '<answer>', '</answer>', '<tool>']
+    backend.add_special_tokens([AddedToken(tag, special=True) for tag in tags])
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token='<|im_end|>'))
+    opening, closing, *_, tool = map(backend.token_to_id, tags)
+    ids = [opening, *b'Rome', closing]
+    assert tokenizer.decode_bytes(ids) == tokenizer.decode(ids).encode() == b'<search>Rome</search>'
+    assert tokenizer.decode(ids, skip_special_tokens=False) == '<search>Rome</search>'
+    table = stop.compile_table(protocol.STOP_STRINGS, tokenizer.token_bytes)
+    states = functools.reduce(lambda state, token: table.table[state, token], ids, 0)
+    assert states == table.first_accept  # </search> was completed
+    assert tokenizer.token_bytes[tool] == b''  # others stay control tokens
+    assert not set(ids) & {*tokenizer.encode('<search></search>')} & {opening, closing}  # what was read is text
+
+
 def test_no_template():
     backend = byte_tokenizer().hf.backend_tokenizer
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
@@ -199,6 +274,63 @@ def test_save_then_load(make, preset, tmp_path):
     assert loaded.chat(messages) == theirs
 
 
+@pytest.mark.parametrize('add', ['prefix', 'eos', 'both'])
+def test_a_post_processor_that_appends_eos_is_no_prefix(add):
+    from tokenizers import processors
+
+    backend = byte_tokenizer().hf.backend_tokenizer
+    template = {'prefix': '<|im_start|> $A', 'eos': '$A <|endoftext|>', 'both': '<|im_start|> $A <|endoftext|>'}[add]
+    special = [('<|im_start|>', 256), ('<|endoftext|>', 258)]
+    backend.post_processor = processors.TemplateProcessing(template, special_tokens=special)
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert tokenizer.prefix == (() if add == 'eos' else (256,))
+    assert tokenizer.encode('a') == [97]
+
+
+ENDS = {
+    'int': (11, 12, (257, 11, 12, 258)),
+    'list': ([11, 257], [12], (257, 11, 12, 258)),
+    'null': (None, [12, None], (257, 12, 258)),
+    'only config.json': (11, None, (257, 11, 258)),
+    'beyond the vocabulary': (384, None, (257, 258)),
+}
+
+
+@pytest.mark.parametrize(('ours', 'generation', 'union'), ENDS.values(), ids=ENDS)
+def test_end_tokens_are_the_union_of_config_and_generation_config(tmp_path, ours, generation, union):
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'llama', 'eos_token_id': ours}))
+    (tmp_path / 'generation_config.json').write_text(json.dumps({'eos_token_id': generation}))
+    assert Tokenizer.load(tmp_path).eos_ids == union
+
+
+@pytest.mark.parametrize('name', ['config.json', 'generation_config.json'])
+@pytest.mark.parametrize('ends', [[[11]], '<|im_end|>', ['11'], True, 1.5, {'a': 1}], ids=str)
+def test_end_tokens_of_wrong_types_are_refused(tmp_path, name, ends):
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / name).write_text(json.dumps({'eos_token_id': ends}))
+    with pytest.raises(ValueError, match=rf'/{name}: eos_token_id must be the id of a token or a list of ids'):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['', '{"version": "1.', '<!DOCTYPE html>', '[]'], ids=['empty', 'cut', 'html', 'list'])
+@pytest.mark.parametrize(
+    'name', ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'generation_config.json']
+)
+def test_json_that_is_empty_cut_html_or_a_list_is_named(tmp_path, name, text):
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf'/{name} (is not JSON|must hold a JSON object)'):
+        Tokenizer.load(tmp_path)
+
+
+def test_json_that_is_no_tokenizer_is_told_in_one_line(tmp_path):
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / 'tokenizer.json').write_text('{"version": "1.0"}')
+    with pytest.raises(ValueError, match='its tokenizer cannot be read'):
+        Tokenizer.load(tmp_path)
+
+
 def test_generation_config_adds_end_tokens(tmp_path):
     byte_tokenizer().save(tmp_path)
     (tmp_path / 'generation_config.json').write_text(json.dumps({'eos_token_id': [10, 257]}))
@@ -207,7 +339,7 @@ def test_generation_config_adds_end_tokens(tmp_path):
     assert Tokenizer.load(tmp_path).eos_ids == (257, 11, 258)
 
 
-def write_gguf(path, pre, tokenizer, model='gpt2', begins=None):
+def write_gguf(path, pre, tokenizer, model='gpt2', begins=None, eot=None):
     """The tokenizer's metadata as llama.cpp writes it, with two unused entries at the end."""
     gguf = pytest.importorskip('gguf')
     spec = json.loads(tokenizer.hf.backend_tokenizer.to_str())
@@ -224,6 +356,8 @@ def write_gguf(path, pre, tokenizer, model='gpt2', begins=None):
     writer.add_eos_token_id(vocab['<|im_end|>'])
     writer.add_chat_template(CHATML)
     writer.add_bos_token_id(vocab['<|im_start|>'])
+    if eot is not None:
+        writer.add_eot_token_id(eot)
     if begins is not None:
         writer.add_add_bos_token(begins)
     writer.write_header_to_file()
@@ -282,6 +416,17 @@ def test_gguf_says_whether_texts_begin_with_a_token(pre, begins, count, tmp_path
     assert loaded.chat([{'role': 'user', 'content': 'hi'}]) == source.chat([{'role': 'user', 'content': 'hi'}])
 
 
+def test_eot_token_id_of_gguf_ends_a_generation(tmp_path):
+    source = trained()
+    eot = source.encode('the')[0]
+    assert Tokenizer.load(write_gguf(tmp_path / 'a.gguf', 'smollm', source, eot=eot)).eos_ids[:2] == (
+        source.eos_ids[0],
+        eot,
+    )
+    with pytest.raises(ValueError, match=r'b\.gguf: eot_token_id must be the id of one of its \d+ tokens, got 100000'):
+        Tokenizer.load(write_gguf(tmp_path / 'b.gguf', 'smollm', source, eot=100_000))
+
+
 def test_refusals(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'tokenizer\.json'):
         Tokenizer.load(tmp_path)
@@ -294,6 +439,9 @@ def test_refusals(tmp_path):
     words = Backend(models.WordLevel({'a': 0, '<unk>': 1}, unk_token='<unk>'))
     with pytest.raises(ValueError, match='byte-level BPE'):
         Tokenizer(PreTrainedTokenizerFast(tokenizer_object=words))
+    unigram = Backend(models.Unigram([('<unk>', 0.0), ('a', -1.0)], unk_id=0))
+    with pytest.raises(ValueError, match='byte-level BPE'):
+        Tokenizer(PreTrainedTokenizerFast(tokenizer_object=unigram))
     sentencepiece = Backend(models.BPE({'▁a': 0, 'a': 1}, []))
     with pytest.raises(ValueError, match="'▁a'"):
         Tokenizer(PreTrainedTokenizerFast(tokenizer_object=sentencepiece))

@@ -124,6 +124,30 @@ def test_a_simulator_has_no_stop_strings(run, tmp_path):
     assert 'Held-out loss after step 8: 1.5000 nats' in text
 
 
+def listing(directory):
+    return {path: path.read_bytes() for path in sorted(directory.rglob('*')) if path.is_file()}
+
+
+@pytest.mark.parametrize('merge', [False, True])
+@pytest.mark.parametrize('place', ['peft', 'run', 'file', 'base', 'model', 'link'])
+def test_export_into_the_directory_that_it_reads_is_refused(run, tmp_path, place, merge):
+    exported(run, tmp_path)
+    (tmp_path / 'link').symlink_to(tmp_path / 'out')
+    base = tmp_path / 'base' / 'model'
+    reference, directory = {
+        'peft': (tmp_path / 'out', tmp_path / 'out'),
+        'run': (run, run),
+        'file': (run / 'adapter.safetensors', run),
+        'base': (run, base),
+        'model': (tmp_path / 'base', base),
+        'link': (tmp_path / 'link', tmp_path / 'out' / '..' / 'out'),
+    }[place]
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match=r'holds what is to be exported; choose another directory'):
+        export.export(str(reference), directory, merge=merge)
+    assert listing(tmp_path) == before
+
+
 def test_an_adapter_without_a_model_asks_for_one(run, tmp_path):
     out = exported(run, tmp_path)
     config = json.loads((out / 'adapter_config.json').read_text())

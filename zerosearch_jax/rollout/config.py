@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from zerosearch_jax import settings
+from zerosearch_jax.text.tokenizer import template_arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,7 @@ class RolloutConfig:
     prompt_tokens: int = 256  # a longer prompt is an error
     prompt: Literal['search', 'reason', 'direct', 'documents'] = 'search'  # key of POLICY_PROMPTS, rollout/prompts.py
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were never shown a chat template
+    template_arguments: str = ''  # of the chat template, a JSON object such as '{"enable_thinking": false}'
     temperature: float = 1.0  # of sampling, and of the log-probs that are trained
     top_p: float = 1.0  # log-probs stay those of the whole softmax, below 1 not what was sampled (defect D10)
     slots: int = 16  # episodes that run at once
@@ -28,5 +30,6 @@ class RolloutConfig:
     def __post_init__(self):
         settings.require_positive(self, 'questions', 'group', 'slots', 'decode_steps')
         settings.require_positive(self, 'turn_tokens', 'response_tokens', 'prompt_tokens')
+        template_arguments(self.template_arguments)
         if not 0 < self.top_p <= 1:
             raise ValueError(f'top_p must be in (0, 1], got {self.top_p}')

@@ -7,7 +7,7 @@ from zerosearch_jax.data import rows
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.text import protocol
-from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.tokenizer import Tokenizer, template_arguments
 
 POLICY_PROMPTS = {
     # think, search, read, answer
@@ -55,11 +55,13 @@ def encode_prompt(
 
     Raises:
       PromptTooLong: it is longer than cfg.prompt_tokens.
+      ValueError: the chat template cannot be rendered, or drops the question.
     """
     shown = tokenizer.encode(_rendered(documents))[: cfg.observation_tokens] if cfg.prompt == 'documents' else []
     text = policy_prompt(question.question, cfg.prompt, tokenizer.decode(shown))
     if cfg.prompt_format == 'chat':
-        tokens = tokenizer.chat([{'role': 'user', 'content': text}])
+        arguments = template_arguments(cfg.template_arguments)
+        tokens = tokenizer.chat([{'role': 'user', 'content': text}], arguments=arguments)
     else:
         tokens = [*tokenizer.prefix, *tokenizer.encode(text + '\n')]
     if len(tokens) > cfg.prompt_tokens:

@@ -89,14 +89,21 @@ class Scorer:
 
 
 def actions(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
-    """The text of every action, up to the answer: the one token after it is not looked at."""
+    """The text of every action, up to the answer: the one token after it is not looked at.
+
+    Where the chat template opened the thought at the end of the prompt, the first action has the opening tag too.
+    """
     parts = [s.tokens for s in trajectory.segments if s.kind is Kind.ACTION]
     texts = [tokenizer.decode_bytes(tokens).decode('utf-8', 'replace') for tokens in parts]
+    prompt = b''.join(tokenizer.decode_bytes(s.tokens) for s in trajectory.segments if s.kind is Kind.PROMPT)
+    if texts and prompt.rstrip().endswith(_OPEN.encode()):
+        texts[0] = _OPEN + texts[0]
     end = next((i for i, text in enumerate(texts, 1) if ANSWER_STOP in text), len(texts))
     return texts[:end]
 
 
-_THINK = r'\s*<think>((?!</?\w+>).)*</think>'
+_OPEN = '<think>'
+_THINK = rf'\s*{_OPEN}((?!</?\w+>).)*</think>'
 _SOMETHING = r'\s*(?!</?\w+>)\S((?!</?\w+>).)*'
 _SEARCH = re.compile(_THINK + rf'\s*<search>{_SOMETHING}</search>\s*', re.DOTALL)
 _FINAL = re.compile(_THINK + rf'\s*<answer>{_SOMETHING}</answer>\s*', re.DOTALL)

@@ -4,10 +4,10 @@ Somebody who holds other checkpoints supplies another template; nothing else in 
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 
+from zerosearch_jax import settings
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.search.search import Query
 from zerosearch_jax.simulator.config import SimulatorConfig
@@ -83,8 +83,9 @@ def simulator_template(name: str) -> SimulatorTemplate:
     if not path.is_file():
         known = ', '.join(map(repr, SIMULATOR_TEMPLATES))
         raise FileNotFoundError(f'template {name!r} is no file, and none of {known}')
+    fields = settings.read_json(path)
     try:
-        template = SimulatorTemplate(**json.loads(path.read_text('utf-8')))
+        template = SimulatorTemplate(**fields)
         example = Query(None, Question('q', 'q', ('a',)), 0, 0, 'q')
         for noisy in (False, True):  # refuses unknown placeholders now rather than at the first search
             request(example, SimulatorConfig(), template, noisy, 1)

@@ -6,26 +6,34 @@ never turn into a control token, whatever it spells (contract C11).
 """
 
 import codecs
+import datetime
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from zerosearch_jax.weights import gguf
+from zerosearch_jax import settings
+from zerosearch_jax.text import protocol, tokenizer_gguf
 
 # End a generation wherever a tokenizer has them, besides what it declares itself.
 END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_of_text|>')
 
-DATE = '26 Jul 2024'  # what templates that tell the date write: a prompt is the same on every day
+# What templates that tell the date write: a prompt is the same on every day. They ask for `date_string` or call
+# `strftime_now`; transformers lets no function of ours through to them, so theirs is hidden by a macro.
+_DAY = datetime.datetime(2024, 7, 26)
+DATE = _DAY.strftime('%d %b %Y')
+_FORMATS = {f'%{code}': _DAY.strftime(f'%{code}') for code in ('-d', '-m', *'aAbBdeHIjmMpSyYfF')}
+_STRFTIME = (
+    '{% macro strftime_now(format) %}{{ format'
+    + ''.join(f"|replace('{code}', '{text}')" for code, text in _FORMATS.items())
+    + ' }}{% endmacro %}\n'
+)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types of GGUF; the others (unused, unknown) are only padding here
 
 
 class Tokenizer:
@@ -35,7 +43,8 @@ class Tokenizer:
       vocab_size: ids are below it; a model may have more rows, which stand for nothing.
       eos_ids: tokens that end a generation, the tokenizer's own first.
       pad_id: a filler; it may equal an eos id, so masks never come from it.
-      token_bytes: bytes of each id; b'' for control tokens and unused ids.
+      token_bytes: bytes of each id; b'' for control tokens and unused ids. The tags of the protocol are text, even
+        where the tokenizer declares them special.
       prefix: ids that begin any raw text (a beginning-of-sequence token, or nothing).
       has_chat_template: whether `chat` has a template to render.
     """
@@ -53,13 +62,14 @@ class Tokenizer:
         _require_byte_level(spec)
         added = {token['content']: token['id'] for token in spec['added_tokens']}
         special = {token['content'] for token in spec['added_tokens'] if token['special']}
+        special = {content for content in special if not protocol.TAG.fullmatch(content)}
         self.token_bytes = _token_bytes(spec['model']['vocab'], added, special)
         self.vocab_size = len(self.token_bytes)
         ends = [tokenizer.eos_token_id, *extra_eos_ids, *(added.get(token) for token in END_TOKENS)]
         self.eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None and i < self.vocab_size))
         pads = [tokenizer.pad_token_id, *self.eos_ids, 0]
         self.pad_id = next(i for i in pads if i is not None)
-        self.prefix = tuple(tokenizer('').input_ids)
+        self.prefix = _prefix(tokenizer)
         self.has_chat_template = tokenizer.chat_template is not None
         self._added = added
         self._special = {i: content.encode() for content, i in added.items() if content in special}
@@ -73,18 +83,40 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: nothing there.
-          ValueError: a kind of tokenizer that is not supported.
+          ValueError: a damaged file, or a kind of tokenizer that is not supported.
         """
         path = pathlib.Path(path)
         if path.suffix == '.gguf':
-            return cls(_from_gguf(path))
+            return cls(*tokenizer_gguf.read(path))
         if not (path / 'tokenizer.json').is_file() and not (path / 'vocab.json').is_file():
             raise FileNotFoundError(f'{path}: put the tokenizer files of the model (tokenizer.json, ...) there')
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         # tokenizer.json is complete; AutoTokenizer may rebuild it after the class that it finds for the model type
         kind = PreTrainedTokenizerFast if (path / 'tokenizer.json').is_file() else AutoTokenizer
-        return cls(kind.from_pretrained(str(path), local_files_only=True), _generation_eos_ids(path))
+        for name in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'vocab.json'):
+            if (path / name).is_file():  # of a damaged one transformers does not say which it is
+                settings.read_json(path / name)
+        try:
+            tokenizer = kind.from_pretrained(str(path), local_files_only=True)
+        except Exception as error:  # of any kind, for the user they are one
+            raise ValueError(f'{path}: its tokenizer cannot be read ({error})') from error
+        return cls(tokenizer, _end_ids(path))
+
+    def require_fit(self, rows: int) -> None:
+        """Checks it against the embedding of a model, of so many rows, and against the tags of the protocol.
+
+        Raises:
+          ValueError: it has more ids, or cannot spell a tag. (That prompts hold their question, `chat` sees to.)
+        """
+        if self.vocab_size > rows:
+            raise ValueError(
+                f'the tokenizer has {self.vocab_size} ids, the embedding of the model {rows} rows; '
+                'take the tokenizer that was published with the model'
+            )
+        tags = ''.join((*protocol.STOP_STRINGS, protocol.OBSERVATION_OPEN, protocol.OBSERVATION_CLOSE))
+        if self.decode(self.encode(tags)) != tags:
+            raise ValueError(f'the tokenizer cannot spell the tags {tags.split()}: it lacks bytes of theirs')
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: no token is added, and none of the added tokens is recognized in it."""
@@ -112,7 +144,9 @@ class Tokenizer:
             found[-1] += decoder.decode(b'', final=True)
         return found
 
-    def chat(self, messages: Sequence[dict], add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self, messages: Sequence[dict], add_generation_prompt: bool = True, arguments: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Ids of a rendered conversation, in which only the template may write control tokens.
 
         For contents free of added tokens these are the ids of `apply_chat_template`. Without a template they are
@@ -121,19 +155,38 @@ class Tokenizer:
         Args:
           messages: [{'role': ..., 'content': ...}, ...]; roles are trusted, every other value is not.
           add_generation_prompt: whether the assistant's turn is opened at the end.
+          arguments: what else the template takes, such as `enable_thinking`.
+
+        Raises:
+          ValueError: the template cannot be rendered, or drops what the user says.
         """
         if not self.has_chat_template:
             return self.encode('\n'.join(message['content'] for message in messages))
         hide, show = self._disguise(messages)
         hidden = [{k: v if k == 'role' else _map_text(v, hide) for k, v in message.items()} for message in messages]
-        rendered = self.hf.apply_chat_template(
-            hidden, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE
-        )
+        rendered = self._render(hidden, {'date_string': DATE, **(arguments or {})}, add_generation_prompt)
         pieces = self._added_pattern.split(rendered) if self._added_pattern else [rendered]
         ids = []
         for i, piece in enumerate(pieces):  # texts at even places, between the added tokens of the template
             ids += [self._added[piece]] if i % 2 else self.encode(piece.translate(show))
         return ids
+
+    def _render(self, messages: Sequence[dict], arguments: Mapping[str, Any], add_generation_prompt: bool) -> str:
+        try:
+            template = self.hf.get_chat_template()
+            template = _STRFTIME + template if 'strftime_now' in template else template
+            options = {'tokenize': False, 'chat_template': template, 'add_generation_prompt': add_generation_prompt}
+            rendered = self.hf.apply_chat_template(messages, **options, **arguments)
+        except Exception as error:  # a template is a program: it may raise anything
+            reason = f'{type(error).__name__}: {error}'
+            raise ValueError(f'the chat template of the tokenizer cannot be rendered ({reason}); mend it') from error
+        said = (m['content'] for m in messages if m['role'] == 'user' and isinstance(m['content'], str))
+        if any(content.strip() not in rendered for content in said):
+            raise ValueError(
+                'the chat template of the tokenizer drops what the user says; it may want contents as lists of parts: '
+                'mend it so that it takes texts'
+            )
+        return rendered
 
     def _disguise(self, messages: Sequence[dict]) -> tuple[dict, dict]:
         """Tables that replace the first characters of added tokens by unused private ones, and back.
@@ -207,12 +260,18 @@ def _token_bytes(vocab: dict[str, int], added: dict[str, int], special: set[str]
     return out
 
 
+def _prefix(tokenizer) -> tuple[int, ...]:
+    """What is put before a text; a tokenizer may also put something after it."""
+    whole, text = (list(tokenizer('a', add_special_tokens=added).input_ids) for added in (True, False))
+    return tuple(whole[: next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)])
+
+
 def _require_byte_level(spec: dict) -> None:
     """Raises ValueError unless the tokenizer is BPE over the byte characters (SmolLM2 lacks some of the 256)."""
     model, added = spec['model'], {token['content'] for token in spec['added_tokens']}
-    alphabet = _byte_alphabet()
-    odd = [token for token in model['vocab'] if token not in added and not alphabet.keys() >= set(token)]
-    if model.get('type') != 'BPE' or model.get('byte_fallback') or odd:
+    alphabet, is_bpe = _byte_alphabet(), model.get('type') == 'BPE' and not model.get('byte_fallback')
+    odd = [token for token in model['vocab'] if is_bpe and token not in added and not alphabet.keys() >= set(token)]
+    if not is_bpe or odd:
         found = f'{model.get("type")} with the entry {odd[0]!r}' if odd else model.get('type')
         raise ValueError(f'tokenizer: {found}; only byte-level BPE (that of Llama 3, Qwen, SmolLM) is supported')
 
@@ -242,60 +301,28 @@ def _map_text(value: Any, table: dict) -> Any:
 # ---------------------------------------------------------------- files
 
 
-def _generation_eos_ids(directory: pathlib.Path) -> list[int]:
-    path = directory / 'generation_config.json'
-    eos = json.loads(path.read_text()).get('eos_token_id') if path.is_file() else None
-    return eos if isinstance(eos, list) else [eos]
+def template_arguments(text: str) -> dict[str, Any]:
+    """The arguments of a chat template as a setting gives them: a JSON object, or '' for none.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    try:
+        found = settings.parse_json(text or '{}')
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f'template_arguments must be a JSON object such as {{"enable_thinking": false}}, got {text!r}')
+    return found
 
 
-def _from_gguf(path: pathlib.Path):
-    """A PreTrainedTokenizerFast out of the metadata of a GGUF file (transformers would need torch for that)."""
-    from tokenizers import AddedToken, decoders, models, normalizers, processors
-    from tokenizers import Tokenizer as Backend
-    from transformers import PreTrainedTokenizerFast
-
-    reader = gguf.open_gguf(path)
-
-    def get(key: str, default=None):
-        return gguf.gguf_value(reader, f'tokenizer.{key}', default)
-
-    kind, pre = get('ggml.model'), get('ggml.pre')
-    if kind != 'gpt2' or pre not in ('smollm', 'gpt-2', 'qwen2', 'llama-bpe'):
-        raise ValueError(
-            f'{path}: tokenizer {kind!r} with pre-tokenizer {pre!r} is not supported; '
-            'supported: gpt2 with smollm, gpt-2, qwen2 or llama-bpe'
-        )
-    tokens = get('ggml.tokens')
-    typed = list(zip(tokens, get('ggml.token_type'), strict=True))
-    vocab = {token: i for i, (token, t) in enumerate(typed) if t in (_NORMAL, _CONTROL, _USER_DEFINED)}
-    merges = [tuple(merge.split(' ', 1)) for merge in get('ggml.merges')]
-    # Llama 3 takes a word that is in the vocabulary as it is, whatever the merges would make of it
-    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == 'llama-bpe'))
-    if pre == 'qwen2':
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = _pre_tokenizer(pre)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True) for token, t in typed if t == _CONTROL])
-    backend.add_tokens([AddedToken(token, normalized=False) for token, t in typed if t == _USER_DEFINED])
-    begin = get('ggml.bos_token_id')
-    if begin is not None and get('ggml.add_bos_token', pre == 'llama-bpe'):
-        begins = f'{tokens[begin]} $A'
-        backend.post_processor = processors.TemplateProcessing(begins, special_tokens=[(tokens[begin], begin)])
-    ids = {'bos': begin, 'eos': get('ggml.eos_token_id'), 'pad': get('ggml.padding_token_id')}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        chat_template=get('chat_template'),
-        clean_up_tokenization_spaces=False,
-        **{f'{name}_token': tokens[i] for name, i in ids.items() if i is not None},
-    )
-
-
-def _pre_tokenizer(pre: str):
-    from tokenizers import Regex, pre_tokenizers
-
-    if pre in ('gpt-2', 'smollm'):
-        splits = [pre_tokenizers.Digits(individual_digits=True)] if pre == 'smollm' else []
-        return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
-    digits = r'\p{N}' if pre == 'qwen2' else r'\p{N}{1,3}'
-    words = pre_tokenizers.Split(Regex(_WORDS % digits), 'isolated')
-    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def _end_ids(directory: pathlib.Path) -> list[int]:
+    """What the files of a model declare to end a generation."""
+    found: list[int] = []
+    for path in (directory / 'config.json', directory / 'generation_config.json'):
+        ends = settings.read_json(path).get('eos_token_id') if path.is_file() else None
+        ids = ends if isinstance(ends, list) else [ends]
+        if any(type(i) is not int for i in ids if i is not None):
+            raise ValueError(f'{path}: eos_token_id must be the id of a token or a list of ids, got {ends!r}')
+        found += [i for i in ids if i is not None]
+    return found

@@ -27,10 +27,11 @@ def export(reference: str, directory: pathlib.Path, *, base: str = '', merge: bo
 
     Raises:
       FileNotFoundError, ValueError: no such weights, an adapter without a model, or a directory that holds the other
-        form.
+        form, the weights that are read, or the run that they are of.
     """
     found, mesh = trained.find(reference), sharding.make_mesh()
     base = base or found.base
+    _check_apart(directory, pathlib.Path(found.reference), found.directory, pathlib.Path(base))
     whole = found.is_model or merge
     _check_free(directory, 'adapter_config.json' if whole else 'config.json')
     if not found.is_model and not base:
@@ -46,6 +47,13 @@ def export(reference: str, directory: pathlib.Path, *, base: str = '', merge: bo
         huggingface.save(lora.merge(params), model.cfg, directory, dtype)
     model.tokenizer.save(directory, () if card.is_simulator(found.run) else protocol.STOP_STRINGS)
     (directory / 'README.md').write_text(card.card(found, directory.resolve().name, base, whole), 'utf-8')
+
+
+def _check_apart(directory: pathlib.Path, *read: pathlib.Path | None):
+    """Raises ValueError where it is one of the places that are read, whose files would be overwritten."""
+    for path in filter(None, read):
+        if path.exists() and directory.resolve() == (path if path.is_dir() else path.parent).resolve():
+            raise ValueError(f'{directory} holds what is to be exported; choose another directory')
 
 
 def _check_free(directory: pathlib.Path, other: str):
