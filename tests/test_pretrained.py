@@ -34,9 +34,9 @@ def test_prompts_longer_than_max_position_embeddings_are_refused():
     model = pretrained.Model(TINY, byte_tokenizer(), {})
     size = RolloutConfig(slots=1, prompt_tokens=48, response_tokens=TINY.max_position - 48)
     assert open_policy(model, size, MESH, dtype='float32').capacity >= TINY.max_position
-    with pytest.raises(ValueError, match=r'may have 2049 tokens, but the model has 2048 positions \(max_position_emb'):
+    with pytest.raises(ValueError, match=r'may have 4097 tokens, but the model has 4096 positions \(max_position_emb'):
         open_policy(model, dataclasses.replace(size, prompt_tokens=49), MESH, dtype='float32')
     with pytest.raises(ValueError, match=r'positions'):  # a writer's engine
         pretrained.open_engine(
-            model, MESH, slots=1, cache_gib=0.0, capacity=4096, decode_steps=4, dtype='float32', top_p=1.0
+            model, MESH, slots=1, cache_gib=0.0, capacity=5000, decode_steps=4, dtype='float32', top_p=1.0
         )

@@ -228,5 +228,5 @@ PRESETS: dict[str, ModelConfig] = {
     'smollm2-360m': _smollm2(960, 2560, 32, 15, 5),
     'smollm2-1.7b': _smollm2(2048, 8192, 24, 32, 32, theta=13e4),
     # random weights, for tests: every head count divides a tensor axis of 2
-    'tiny': ModelConfig('qwen3', 384, 64, 128, 2, 4, 2, 16, 1e4, 1e-6, True, qk_norm=True, max_position=2048),
+    'tiny': ModelConfig('qwen3', 384, 64, 128, 2, 4, 2, 16, 1e4, 1e-6, True, qk_norm=True, max_position=4096),
 }
