@@ -91,6 +91,16 @@ def test_the_key_comes_from_the_environment_and_the_seed_from_the_identity(monke
     assert {request['max_tokens'] for request in server.requests} == {5}
 
 
+def test_template_arguments_go_to_the_endpoint_where_there_are_any():
+    server, cfg = Server(lambda message: says('x')), {'max_tokens': 5, 'temperature': 0.5, 'log': Journal()}
+    for arguments in ({'enable_thinking': False}, {}):
+        made = EndpointWriter(EndpointConfig(url=server.url), 'm', **cfg, arguments=arguments)
+        made.ask(0, str(arguments), (0,))
+        made.step()
+    first, second = server.requests
+    assert first['chat_template_kwargs'] == {'enable_thinking': False} and 'chat_template_kwargs' not in second
+
+
 def test_an_address_is_needed():
     with pytest.raises(ValueError, match=r'config.endpoint.url'):
         EndpointWriter(EndpointConfig(), 'm', max_tokens=5, temperature=0.0, log=Journal())

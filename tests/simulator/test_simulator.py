@@ -21,7 +21,7 @@ from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Document, Query
 from zerosearch_jax.simulator import load, prompts
 from zerosearch_jax.simulator.config import SimulatorConfig
-from zerosearch_jax.simulator.load import open_simulator
+from zerosearch_jax.simulator.load import open_simulator, open_writer
 from zerosearch_jax.simulator.oracle import Oracle, gold_ids, oracle_search
 from zerosearch_jax.simulator.simulator import SimulatedSearch, draw_labels
 from zerosearch_jax.simulator.writers import Completion, EndpointConfig, EndpointWriter, completion
@@ -410,6 +410,21 @@ def test_weights_of_a_simulator_alone_are_taken_over(mesh, monkeypatch, weights)
     with jax.set_mesh(mesh):
         expected = serving_layout(quant.quantize(expected) if weights == 'int8' else expected, dtype='float32')
     jax.tree.map(np.testing.assert_array_equal, made.engine._params, expected)
+
+
+def test_template_arguments_reach_the_template_of_a_simulator(mesh, monkeypatch):
+    model = pretrained.load_model('tiny', mesh)
+    model.tokenizer.hf.chat_template = '{{ messages[0].content }}{% if enable_thinking is false %}fast{% endif %}'
+    cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, template_arguments='{"enable_thinking": false}')
+    prompts_seen = []
+    for changes in ({}, {'template_arguments': ''}):
+        options = {'mesh': mesh, 'decode_steps': 4, 'log': Journal(), 'loaded': ('tiny', model)}
+        writer = open_writer(dataclasses.replace(cfg, **changes), EndpointConfig(), **options)
+        monkeypatch.setattr(writer.engine, 'open', lambda request: prompts_seen.append(request.prompt))
+        writer.ask(0, 'hello', (0,))
+    assert list(map(model.tokenizer.decode, prompts_seen)) == ['hellofast', 'hello']
+    with pytest.raises(ValueError, match='template_arguments must be a JSON object'):
+        SimulatorConfig(template_arguments='enable_thinking=false')
 
 
 def test_a_layer_computes_with_the_scale_and_the_bias():

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from zerosearch_jax import settings
+from zerosearch_jax.text.tokenizer import template_arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,7 @@ class SimulatorConfig:
     adapter: str = ''  # as config.policy.adapter
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     weights: Literal['as_loaded', 'int8'] = 'as_loaded'  # int8: a quarter of float32's memory
+    template_arguments: str = ''  # as config.rollout.template_arguments: of the model's chat template
     template: str = 'tuned'  # wording: 'tuned', 'prompted', or a JSON file (prompts.SimulatorTemplate)
     style: str = 'documents'  # what they are called in the request, e.g. 'web snippets', 'encyclopedia passages'
     documents: int = 3  # documents a search
@@ -32,8 +34,12 @@ class SimulatorConfig:
     remember: str = ''  # a file of documents by all that they depend on and the seed, written once; '': written anew
 
     def __post_init__(self):
+        template_arguments(self.template_arguments)
         settings.require_positive(self, 'documents', 'words', 'prompt_tokens', 'max_tokens', 'attempts', 'slots')
 
 
 # the fields that documents depend on, besides those that are in the request
-WRITER_FIELDS = ('kind', 'model', 'adapter', 'dtype', 'weights', 'words', 'prompt_tokens', 'max_tokens', 'temperature')
+WRITER_FIELDS = (
+    *('kind', 'model', 'adapter', 'dtype', 'weights', 'template_arguments'),
+    *('words', 'prompt_tokens', 'max_tokens', 'temperature'),
+)

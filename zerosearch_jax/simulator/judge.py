@@ -24,6 +24,7 @@ class JudgeConfig:
     kind: Literal['model', 'endpoint'] = 'model'
     model: str = 'smollm2-135m-instruct'
     adapter: str = ''
+    template_arguments: str = ''
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     weights: Literal['as_loaded', 'int8'] = 'as_loaded'
     prompt_tokens: int = 1024

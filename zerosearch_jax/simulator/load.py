@@ -31,6 +31,7 @@ from zerosearch_jax.simulator.writers import (
     Writer,
     require_address,
 )
+from zerosearch_jax.text.tokenizer import template_arguments
 
 
 class Simulator(NamedTuple):
@@ -147,6 +148,7 @@ def open_writer(
     loaded: tuple[str, pretrained.Model] | None = None,
 ) -> Writer:
     """A model that writes: a served one (EndpointWriter has the arguments), or one of ours, loaded."""
+    arguments = template_arguments(cfg.template_arguments)
     if cfg.kind == 'endpoint':
         return EndpointWriter(
             endpoint,
@@ -155,6 +157,7 @@ def open_writer(
             temperature=cfg.temperature,
             log=log,
             keep_failures=keep_failures,
+            arguments=arguments,
         )
     name, model = loaded or ('', None)
     owned = name != cfg.model
@@ -176,4 +179,5 @@ def open_writer(
         dtype=cfg.dtype,
     )
     engine.load(params, temperature=cfg.temperature, owned=owned)
-    return EngineWriter(engine, model.tokenizer, prompt_tokens=cfg.prompt_tokens, max_tokens=cfg.max_tokens)
+    budgets = {'prompt_tokens': cfg.prompt_tokens, 'max_tokens': cfg.max_tokens}
+    return EngineWriter(engine, model.tokenizer, **budgets, arguments=arguments)

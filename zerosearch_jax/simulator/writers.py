@@ -7,7 +7,7 @@ way. A request that fails says how, as a word, never as text.
 import dataclasses
 import functools
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Protocol
 
 from zerosearch_jax import prng
@@ -61,15 +61,24 @@ class EngineWriter:
       tokenizer: the model's.
       prompt_tokens: of a message with its chat template; longer ones fail.
       max_tokens: of what is written.
+      arguments: of its chat template.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, prompt_tokens: int, max_tokens: int):
-        self.engine, self._tokenizer = engine, tokenizer
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        arguments: Mapping[str, Any] | None = None,
+    ):
+        self.engine, self._tokenizer, self._arguments = engine, tokenizer, arguments
         self._prompt_tokens, self._max_tokens = prompt_tokens, max_tokens
         self._ready: list[Completion] = []
 
     def ask(self, handle: Hashable, message: str, identity: tuple[int | str, ...]):
-        prompt = tuple(self._tokenizer.chat([{'role': 'user', 'content': message}]))
+        prompt = tuple(self._tokenizer.chat([{'role': 'user', 'content': message}], arguments=self._arguments))
         if len(prompt) > self._prompt_tokens:
             self._ready.append(Completion(handle, failure='too_long'))
             return
@@ -140,6 +149,7 @@ class EndpointWriter:
       max_tokens: of what is written.
       temperature: of the sampling.
       log: of the calls made, see journal.call_once.
+      arguments: of its chat template, in the way of vLLM and SGLang.
       keep_failures: whether a failed call is remembered too, as a run does that is to resume as it was.
 
     Raises:
@@ -155,10 +165,13 @@ class EndpointWriter:
         temperature: float,
         log: journal.Journal,
         keep_failures: bool = False,
+        arguments: Mapping[str, Any] | None = None,
     ):
         require_address(cfg)
         self._cfg, self._log, self._keep_failures = cfg, log, keep_failures
-        self._options = {'model': model, 'max_tokens': max_tokens, 'temperature': temperature}
+        self._options: dict[str, Any] = {'model': model, 'max_tokens': max_tokens, 'temperature': temperature}
+        if arguments:  # where vLLM and SGLang look for them
+            self._options['chat_template_kwargs'] = dict(arguments)
         self._queue: list[tuple[Hashable, str, tuple[int | str, ...]]] = []
 
     def ask(self, handle: Hashable, message: str, identity: tuple[int | str, ...]):
