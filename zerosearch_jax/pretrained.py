@@ -50,10 +50,7 @@ def load_model(reference: str, mesh: jax.sharding.Mesh, dtype='float32') -> Mode
         return Model(cfg, byte_tokenizer(), params)
     path = download.resolve(reference)
     cfg, tokenizer = loading.read_config(path), Tokenizer.load(path)
-    try:
-        tokenizer.require_fit(cfg.vocab_size)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+    tokenizer.require_fit(cfg.vocab_size, path)
     return Model(cfg, tokenizer, loading.load(path, cfg, mesh, dtype))
 
 

@@ -156,7 +156,7 @@ BROKEN = {
     'type error': ('{{ messages[0].content + 1 }}', r'TypeError'),
     'content as parts': (
         "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}",
-        r'drops what the user says; it may want contents as lists of parts',
+        r'drops what the user says; mend it if it wants lists of parts',
     ),
     'the question is lost': ('{{ messages[0].role }}: say something', r'drops what the user says'),
 }
@@ -178,7 +178,7 @@ def test_arguments_of_a_template():
     arguments = tokenizer_lib.template_arguments('{"enable_thinking": false}')
     assert tokenizer.decode(tokenizer.chat(messages, arguments=arguments)) == 'hellofast'
     assert tokenizer_lib.template_arguments('') == {}
-    with pytest.raises(ValueError, match='cannot be rendered'):  # not theirs to say
+    with pytest.raises(ValueError, match='the chat template fails'):  # not theirs to say
         tokenizer.chat(messages, arguments={'tokenize': True})
     for text in ('[]', 'enable_thinking=false', '{"enable_thinking":'):
         with pytest.raises(ValueError, match='template_arguments'):
@@ -189,17 +189,17 @@ def test_arguments_of_a_template():
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused():
-    byte_tokenizer().require_fit(384)
+    byte_tokenizer().require_fit(384, 'x')
     with pytest.raises(ValueError, match=r'384 ids, the embedding of the model 383 rows'):
-        byte_tokenizer().require_fit(383)
+        byte_tokenizer().require_fit(383, 'x')
 
 
 def test_a_tokenizer_that_cannot_spell_the_tags_is_refused():
     spec = json.loads(byte_tokenizer().hf.backend_tokenizer.to_str())
     del spec['model']['vocab']['<']
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(spec))))
-    with pytest.raises(ValueError, match=r"cannot spell the tags \['</search></answer>'"):
-        tokenizer.require_fit(384)
+    with pytest.raises(ValueError, match=r"x: the tokenizer lacks bytes to spell the tags \['</search></answer>'"):
+        tokenizer.require_fit(384, 'x')
 
 
 def test_search_tags_that_are_special_added_tokens_have_bytes():

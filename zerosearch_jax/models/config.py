@@ -6,11 +6,9 @@ Sources: the `config.json` of each model on the Hugging Face hub.
 import dataclasses
 import math
 import pathlib
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from zerosearch_jax import settings
-
-N = TypeVar('N', int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +104,7 @@ def from_hf(config: dict) -> ModelConfig:
     )
 
 
-def positive(name: str, value: Any, kind: type[N]) -> N:
+def positive(name: str, value: Any, kind: type) -> Any:
     """A positive number that a file gives; raises ValueError by its name if it is anything else."""
     if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value < math.inf:
         raise ValueError(f'{name} must be a positive {"whole " if kind is int else ""}number, got {value!r}')

@@ -7,7 +7,7 @@ way. A request that fails says how, as a word, never as text.
 import dataclasses
 import functools
 import os
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from typing import Any, Protocol
 
 from zerosearch_jax import prng
@@ -64,15 +64,7 @@ class EngineWriter:
       arguments: of its chat template.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        *,
-        prompt_tokens: int,
-        max_tokens: int,
-        arguments: Mapping[str, Any] | None = None,
-    ):
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, prompt_tokens: int, max_tokens: int, arguments=None):
         self.engine, self._tokenizer, self._arguments = engine, tokenizer, arguments
         self._prompt_tokens, self._max_tokens = prompt_tokens, max_tokens
         self._ready: list[Completion] = []
@@ -165,13 +157,13 @@ class EndpointWriter:
         temperature: float,
         log: journal.Journal,
         keep_failures: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: dict[str, Any] | None = None,
     ):
         require_address(cfg)
         self._cfg, self._log, self._keep_failures = cfg, log, keep_failures
         self._options: dict[str, Any] = {'model': model, 'max_tokens': max_tokens, 'temperature': temperature}
         if arguments:  # where vLLM and SGLang look for them
-            self._options['chat_template_kwargs'] = dict(arguments)
+            self._options['chat_template_kwargs'] = arguments
         self._queue: list[tuple[Hashable, str, tuple[int | str, ...]]] = []
 
     def ask(self, handle: Hashable, message: str, identity: tuple[int | str, ...]):

@@ -10,7 +10,7 @@ import datetime
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zerosearch_jax import settings
@@ -23,12 +23,8 @@ END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_
 # `strftime_now`; transformers lets no function of ours through to them, so theirs is hidden by a macro.
 _DAY = datetime.datetime(2024, 7, 26)
 DATE = _DAY.strftime('%d %b %Y')
-_FORMATS = {f'%{code}': _DAY.strftime(f'%{code}') for code in ('-d', '-m', *'aAbBdeHIjmMpSyYfF')}
-_STRFTIME = (
-    '{% macro strftime_now(format) %}{{ format'
-    + ''.join(f"|replace('{code}', '{text}')" for code, text in _FORMATS.items())
-    + ' }}{% endmacro %}\n'
-)
+_REPLACED = (f"|replace('%{code}', '{_DAY.strftime(f'%{code}')}')" for code in ('-d', '-m', *'aAbBdeHIjmMpSyYfF'))
+_STRFTIME = '{% macro strftime_now(format) %}{{ format' + ''.join(_REPLACED) + ' }}{% endmacro %}\n'
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -103,20 +99,18 @@ class Tokenizer:
             raise ValueError(f'{path}: its tokenizer cannot be read ({error})') from error
         return cls(tokenizer, _end_ids(path))
 
-    def require_fit(self, rows: int) -> None:
-        """Checks it against the embedding of a model, of so many rows, and against the tags of the protocol.
+    def require_fit(self, rows: int, path: str | pathlib.Path) -> None:
+        """Checks it against the model of `path`, whose embedding has so many rows, and the tags of the protocol.
 
         Raises:
           ValueError: it has more ids, or cannot spell a tag. (That prompts hold their question, `chat` sees to.)
         """
         if self.vocab_size > rows:
-            raise ValueError(
-                f'the tokenizer has {self.vocab_size} ids, the embedding of the model {rows} rows; '
-                'take the tokenizer that was published with the model'
-            )
+            sizes = f'the tokenizer has {self.vocab_size} ids, the embedding of the model {rows} rows'
+            raise ValueError(f'{path}: {sizes}; take the tokenizer that was published with it')
         tags = ''.join((*protocol.STOP_STRINGS, protocol.OBSERVATION_OPEN, protocol.OBSERVATION_CLOSE))
         if self.decode(self.encode(tags)) != tags:
-            raise ValueError(f'the tokenizer cannot spell the tags {tags.split()}: it lacks bytes of theirs')
+            raise ValueError(f'{path}: the tokenizer lacks bytes to spell the tags {tags.split()}')
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: no token is added, and none of the added tokens is recognized in it."""
@@ -144,9 +138,7 @@ class Tokenizer:
             found[-1] += decoder.decode(b'', final=True)
         return found
 
-    def chat(
-        self, messages: Sequence[dict], add_generation_prompt: bool = True, arguments: Mapping[str, Any] | None = None
-    ) -> list[int]:
+    def chat(self, messages: Sequence[dict], add_generation_prompt=True, arguments: dict | None = None) -> list[int]:
         """Ids of a rendered conversation, in which only the template may write control tokens.
 
         For contents free of added tokens these are the ids of `apply_chat_template`. Without a template they are
@@ -164,28 +156,24 @@ class Tokenizer:
             return self.encode('\n'.join(message['content'] for message in messages))
         hide, show = self._disguise(messages)
         hidden = [{k: v if k == 'role' else _map_text(v, hide) for k, v in message.items()} for message in messages]
-        rendered = self._render(hidden, {'date_string': DATE, **(arguments or {})}, add_generation_prompt)
+        rendered = self._render(hidden, add_generation_prompt, {'date_string': DATE, **(arguments or {})})
         pieces = self._added_pattern.split(rendered) if self._added_pattern else [rendered]
         ids = []
         for i, piece in enumerate(pieces):  # texts at even places, between the added tokens of the template
             ids += [self._added[piece]] if i % 2 else self.encode(piece.translate(show))
         return ids
 
-    def _render(self, messages: Sequence[dict], arguments: Mapping[str, Any], add_generation_prompt: bool) -> str:
+    def _render(self, messages: Sequence[dict], add_generation_prompt: bool, arguments: dict) -> str:
         try:
             template = self.hf.get_chat_template()
             template = _STRFTIME + template if 'strftime_now' in template else template
             options = {'tokenize': False, 'chat_template': template, 'add_generation_prompt': add_generation_prompt}
             rendered = self.hf.apply_chat_template(messages, **options, **arguments)
         except Exception as error:  # a template is a program: it may raise anything
-            reason = f'{type(error).__name__}: {error}'
-            raise ValueError(f'the chat template of the tokenizer cannot be rendered ({reason}); mend it') from error
+            raise ValueError(f'the chat template fails ({type(error).__name__}: {error}); mend it') from error
         said = (m['content'] for m in messages if m['role'] == 'user' and isinstance(m['content'], str))
         if any(content.strip() not in rendered for content in said):
-            raise ValueError(
-                'the chat template of the tokenizer drops what the user says; it may want contents as lists of parts: '
-                'mend it so that it takes texts'
-            )
+            raise ValueError('the chat template drops what the user says; mend it if it wants lists of parts, not text')
         return rendered
 
     def _disguise(self, messages: Sequence[dict]) -> tuple[dict, dict]:
@@ -311,9 +299,9 @@ def template_arguments(text: str) -> dict[str, Any]:
         found = settings.parse_json(text or '{}')
     except ValueError:
         found = None
-    if not isinstance(found, dict):
-        raise ValueError(f'template_arguments must be a JSON object such as {{"enable_thinking": false}}, got {text!r}')
-    return found
+    if isinstance(found, dict):
+        return found
+    raise ValueError(f'template_arguments must be a JSON object such as {{"enable_thinking": false}}, got {text!r}')
 
 
 def _end_ids(directory: pathlib.Path) -> list[int]:

@@ -114,15 +114,12 @@ def _check(path: pathlib.Path, source, shapes: Mapping[str, tuple[int, ...]]) ->
 def _check_head(path: pathlib.Path, source, rows: int = 8192) -> None:
     """Raises ValueError if the file of a tied model has a head of its own, which would be lost."""
     head, embed = source.name_in_file('head'), source.name_in_file('embed')
-    if head not in source.shapes:
-        return
     size, width = source.shapes[embed]
-
-    def block(name: str, i: int) -> np.ndarray:
-        return source.read(name, (slice(i, min(i + rows, size)), slice(0, width)))
-
-    same = source.shapes[head] == (size, width)
-    if not same or not all(np.array_equal(block(head, i), block(embed, i)) for i in range(0, size, rows)):
+    blocks = ((slice(i, min(i + rows, size)), slice(0, width)) for i in range(0, size, rows))
+    if head in source.shapes and not (
+        source.shapes[head] == (size, width)
+        and all(np.array_equal(source.read(head, block), source.read(embed, block)) for block in blocks)
+    ):
         raise ValueError(
             f'{path}: {head} is not {embed}, though config.json says tie_word_embeddings = true; say false there'
         )

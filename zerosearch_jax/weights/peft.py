@@ -67,7 +67,7 @@ def load(directory: pathlib.Path, cfg: ModelConfig) -> dict:
       ValueError: a kind of adapter that is not understood, or one for another model; a weight that is not finite.
     """
     config = _read_config(directory)
-    odd = [name for name, value in config.items() if value and name not in _FREE and not _is_understood(name, value)]
+    odd = [k for k, v in config.items() if v and k not in _FREE and v not in _UNDERSTOOD.get(k, ())]
     if config.get('peft_type') != 'LORA' or odd:
         found = ', '.join(f'{name} = {config.get(name)!r}' for name in odd or ['peft_type'])
         raise ValueError(f'{directory / _CONFIG}: {found} is not supported; use plain LoRA')
@@ -89,10 +89,6 @@ def load(directory: pathlib.Path, cfg: ModelConfig) -> dict:
     return {'layers': layers}
 
 
-def _is_understood(name: str, value: Any) -> bool:
-    return any(value is known or (value == known and isinstance(value, str)) for known in _UNDERSTOOD.get(name, ()))
-
-
 def base(directory: pathlib.Path) -> str:
     """The model that an adapter says it belongs to; '' where it does not. Raises FileNotFoundError if it is none."""
     return _read_config(directory).get('base_model_name_or_path') or ''
@@ -112,10 +108,8 @@ def _stacked(directory: pathlib.Path, tensors: dict, target: str, part: str, sha
     for name in names:
         require_finite(f'{directory}: {name}', tensors[name])
         if tensors[name].shape[::-1] != shape[1:]:
-            raise ValueError(
-                f'{directory}: {name} has shape {tensors[name].shape}, but by r and the sizes of the model '
-                f'it is {shape[:0:-1]}'
-            )
+            found = tensors[name].shape
+            raise ValueError(f'{directory}: {name} is {found}; by r and the sizes of the model it is {shape[:0:-1]}')
     return np.stack([np.asarray(tensors.pop(name), np.float32).T for name in names])
 
 
