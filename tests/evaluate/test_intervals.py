@@ -25,6 +25,13 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
         assert high == pytest.approx(values.mean() + half, abs=0.005)
 
 
+def test_the_interval_of_strata_has_a_fortieth_at_either_end():
+    values = [coins(seed, 0.3) for seed in (0, 1)]  # two question sets
+    low, high = tables._with_interval(values)['interval']
+    half = 1.96 * (sum(v.var() for v in values) / QUESTIONS) ** 0.5 / 2
+    assert high - low == pytest.approx(2 * half, rel=0.04)
+
+
 def test_runs_that_disagree_widen_the_interval_to_students_t_over_their_means():
     same = np.stack([coins(0, 0.3).astype(float)] * 3, axis=1)
     values = same + np.array([-0.2, 0.0, 0.2])

@@ -1,6 +1,7 @@
 """Every algorithm against the formula of its paper, token by token in float64, and what must hold for all of them."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import hypothesis
 import jax
@@ -18,7 +19,7 @@ from zerosearch_jax.rl import advantages as adv
 from zerosearch_jax.rl import algorithms, critic, losses
 from zerosearch_jax.rl.config import CriticConfig, RLConfig
 from zerosearch_jax.rl.losses import LossConfig
-from zerosearch_jax.text.trajectory import Kind, Segment, flatten, pack
+from zerosearch_jax.text.trajectory import Kind, Segment, TokenSequence, flatten, pack
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train.learner import Learner
 
@@ -322,7 +323,7 @@ def episodes(seed=0, observations=True, count=6):
     return found, rng.random(count), np.arange(count) // GROUP
 
 
-def learner(critic_cfg=CriticConfig(), lora_rank=0, split=None, **rl):  # noqa: B008
+def learner(critic_cfg=CriticConfig(), lora_rank=0, split=None, dtype='float32', **rl):  # noqa: B008
     fields = {'algorithm': 'grpo', 'steps': 4, 'row_length': 64, 'chunk': 32, 'kl': 0.0} | rl
     model = pretrained.Model(TINY, None, tiny_params(MESH))
     copy = dataclasses.replace(model, params=jax.tree.map(lambda x: x.copy(), model.params))
@@ -330,6 +331,7 @@ def learner(critic_cfg=CriticConfig(), lora_rank=0, split=None, **rl):  # noqa: 
     config = common.base()
     config.rollout.update(questions=2, group=GROUP, prompt_tokens=12, response_tokens=20)
     config.rl.update(fields)
+    config.policy.dtype = dtype
     config.critic.update(dataclasses.asdict(critic_cfg))
     config.optimizer.update(learning_rate=1e-3, weight_decay=0.0, clip_norm=1e9)
     return Learner(train_config.parse(config), model, split, MESH)
@@ -387,7 +389,7 @@ def test_all_failed_changes_nothing_not_even_moments(fields):
 @pytest.mark.parametrize('how', ['masked', 'policy', 'likelihood'])
 def test_observations_are_trained_on_only_where_asked(how):
     found, rewards, groups = episodes()
-    made = learner(observations=how, likelihood_weight=0.25)
+    made = learner(observations=how, likelihood_weight=0.25, aggregate='token')
     seen = seen_by(made)
     made.learn(1, found, rewards, groups, np.ones(6, bool))
     batch = seen[0][0]
@@ -395,7 +397,8 @@ def test_observations_are_trained_on_only_where_asked(how):
     observed = sorted(t for e in found for s in e if s.kind is Kind.OBSERVATION for t in s.tokens)
     assert tokens_of(batch, unsampled) == ([] if how == 'masked' else observed)
     if how == 'likelihood':
-        assert (batch.advantages[unsampled] == 0.25).all()
+        assert (batch.weights[unsampled] == 0.25).all()
+        assert (batch.advantages[unsampled] == 1).all()
     if how == 'policy':
         assert len(set(batch.advantages[unsampled].tolist())) > 2
 
@@ -433,8 +436,120 @@ def test_minibatches_and_epochs_are_updates_of_one_step():
     made.learn(5, found, rewards, groups, np.ones(6, bool))
     assert int(made.state['policy'].step) == 5  # the learning rate follows the steps of the run
     sizes = [len(tokens_of(b, b.weights > 0)) for (b,) in seen]
-    assert sizes == [len(actions(found[:4])), len(actions(found[4:]))] * 2
+    assert sizes == [len(actions(found[:3])), len(actions(found[3:]))] * 2
     assert len({b.tokens.shape for (b,) in seen}) == 1
+
+
+@pytest.mark.parametrize(('minibatch', 'failed', 'sizes'), [(5, 0, [3, 3]), (2, 0, [2, 2, 2]), (5, 1, [2, 3])], ids=str)
+def test_minibatches_are_even_the_last_is_not_one_trajectory(minibatch, failed, sizes):
+    parts = given_to_updates(learner(minibatch=minibatch), np.arange(6) >= failed)
+    assert [len(sequences) for sequences, *_ in parts] == sizes
+
+
+def given_to_updates(made, valid=np.ones(6, bool)):  # noqa: B008
+    """What every update of a step would take: weighed sequences, advantages, log-probs of the reference."""
+    seen = []
+    made._learn_policy = lambda step, *given: seen.append(given) or ({'loss': 0.0}, [])
+    made.learn(1, *episodes(), valid)
+    return seen
+
+
+def only_update(made, *step):
+    """The batch of the one update of a step, its metrics, and the change of the weights."""
+    seen, before = seen_by(made), jax.tree.map(np.asarray, made.state['policy'].params)
+    measured = made.learn(*step).metrics
+    change = jax.tree.map(lambda new, old: np.asarray(new) - old, made.state['policy'].params, before)
+    return seen[0][0], measured, change
+
+
+def test_observations_of_likelihood_weight_zero_leave_the_policys_gradient_whole():
+    step = (1, *episodes(), np.ones(6, bool))
+    masked = only_update(learner(kl=0.1, entropy=0.1, aggregate='token'), *step)
+    silent = dict(observations='likelihood', likelihood_weight=0.0)
+    zero = only_update(learner(kl=0.1, entropy=0.1, aggregate='token', **silent), *step)
+    assert zero[1] == masked[1]
+    jax.tree.map(np.testing.assert_array_equal, zero[2], masked[2])
+
+
+@pytest.mark.parametrize('aggregate', ['token', 'sequence', 'micro'])
+def test_observations_of_little_likelihood_weight_hardly_touch_the_policys_gradient(aggregate):
+    shares = []
+    for fields in ({}, {'observations': 'likelihood', 'likelihood_weight': 1e-6}):
+        part, *_ = given_to_updates(learner(aggregate=aggregate, **fields))[0]
+        total = sum(s.weights.sum() for s in part)
+        shares.append([s.weights[s.weights > 1e-4] / total for s in part])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), *shares)
+
+
+def test_reinforce_plus_plus_with_k1_has_returns_to_go_of_each_token_normalized_over_all_tokens():
+    found, rewards, groups = episodes()
+    made = learner(kl=0.5, kl_estimator='k1', algorithm='reinforce_plus_plus')
+    with jax.set_mesh(MESH):
+        reference = made._reference_logprobs([flatten(e) for e in found])
+    returns = []
+    for episode, reward, ref in zip(found, rewards, reference, strict=True):
+        kl = np.concatenate([s.logprobs for s in episode if s.kind is Kind.ACTION]) - ref
+        returns.append([reward - 0.5 * sum(kl[t:]) for t in range(len(kl))])
+    flat = np.concatenate(returns)
+    expected = (flat - flat.mean()) / flat.std(ddof=1)
+    batch, *_ = only_update(made, 1, found, rewards, groups, np.ones(6, bool))
+    got = batch.advantages[batch.weights > 0]
+    np.testing.assert_allclose(sorted(got), sorted(expected), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match='advantage a trajectory'):
+        RLConfig(algorithm='reinforce_plus_plus', kl_estimator='k1', observations='policy')
+
+
+def test_old_logprobs_of_the_trainer_make_the_first_ratio_one_and_keep_the_engines_gap():
+    step = (1, *episodes(), np.ones(6, bool))
+    fields = dict(algorithm='gspo', clip=3e-4, clip_high=4e-4, dtype='bfloat16')
+    engine, trainer = (learner(old_logprobs=name, **fields) for name in ('engine', 'trainer'))
+    first, second = seen_by(trainer), seen_by(engine)
+    learned = trainer.learn(*step)
+    plain = engine.learn(*step)
+    assert plain.metrics['clip_share'] > 0.25  # at its paper's clip, and without a gradient there
+    assert learned.metrics['clip_share'] == 0 and learned.metrics['ratio'] == pytest.approx(1, abs=1e-6)
+    with jax.set_mesh(MESH):
+        own = learner(kl=0.1, dtype='bfloat16')._reference_logprobs([flatten(e) for e in step[1]])
+    (batch,), (by_engine,) = first[0], second[0]
+    active = batch.weights > 0
+    np.testing.assert_allclose(sorted(batch.old_logprobs[active]), sorted(np.concatenate(own)), atol=1e-5)
+    np.testing.assert_array_equal(batch.advantages, by_engine.advantages)
+    for i in range(6):
+        np.testing.assert_allclose(learned.gaps[i], plain.gaps[i], atol=1e-5)
+    engines = [np.concatenate([s.logprobs for s in e if s.kind is Kind.ACTION]) for e in step[1]]
+    largest = max(np.abs(o - e).max() for o, e in zip(own, engines, strict=True))
+    assert learned.metrics['logprob_gap_max'] == pytest.approx(largest, rel=1e-4)
+
+
+def test_old_logprobs_of_the_trainer_weigh_tokens_by_the_truncated_importance_of_the_engine():
+    """One update as the loss does it from the engine's log-probs; and more updates may follow."""
+    step = (1, *episodes(), np.ones(6, bool))
+    fields = dict(importance_cap=1.02, observations='policy')
+    norms = [only_update(learner(old_logprobs=name, **fields), *step)[1] for name in ('engine', 'trainer')]
+    for name in ('grad_norm', 'loss', 'policy', 'logprob_gap_max'):
+        assert norms[1][name] == pytest.approx(norms[0][name], rel=1e-4, abs=1e-6)
+    plain, weighed = (
+        np.concatenate(given_to_updates(learner(old_logprobs='trainer', importance_cap=cap))[0][1]) for cap in (0, 1.02)
+    )
+    assert (weighed / plain).max() == pytest.approx(1.02) and (weighed / plain).min() < 0.99
+    RLConfig(importance_cap=2.0, epochs=2, minibatch=4, old_logprobs='trainer')
+    with pytest.raises(ValueError, match="old_logprobs='trainer'"):
+        RLConfig(importance_cap=2.0, epochs=2)
+
+
+def test_token_maps_count_in_integers_beyond_those_of_float32():
+    size = 2**24 + 3
+    tokens = [np.ones(n, np.float32) for n in (size, 2)]
+    token_map = algorithms.TokenMap([TokenSequence(ones, ones, ones) for ones in tokens])
+    numbers = [np.broadcast_to(x, len(ones)) for x, ones in zip(token_map.numbers, tokens, strict=True)]
+    token_map.locate(
+        SimpleNamespace(
+            weights=np.ones(size + 2, np.float32),
+            advantages=np.concatenate(numbers).astype(np.float32),  # as a batch keeps them
+            positions=np.r_[np.arange(size), 0, 1].astype(np.int32),
+        )
+    )
+    assert token_map._index[-4:].tolist() == [size - 2, size - 1, size, size + 1]
 
 
 @pytest.mark.parametrize('trunk', ['own', 'shared'])
@@ -458,6 +573,58 @@ def test_ppo_uses_gae_on_actions_alone_and_the_critic_learns(trunk, lora_rank):
     critic_batch, returns, old = values_seen[0]
     assert tokens_of(critic_batch, critic_batch.weights > 0) == actions(found)
     assert (old == 0).all() and (returns[critic_batch.weights == 0] == 0).all()
+
+
+def test_the_k1_penalty_of_ppo_is_taken_off_sampled_tokens_alone_also_over_observations():
+    found, rewards, groups = episodes()
+    cfg = CriticConfig(over_observations=True)
+    made = learner(cfg, algorithm='ppo', kl=0.5, kl_estimator='k1')
+    made._critic_update = lambda current, frozen, batch, *given: seen.append((batch, *given)) or (current, {})
+    made._learn_policy, seen = lambda *_: ({'loss': 0.0}, []), []
+    with jax.set_mesh(MESH):
+        reference = made._reference_logprobs([flatten(e) for e in found])
+    made.learn(1, found, rewards, groups, np.ones(6, bool))
+    expected = []
+    for episode, reward, ref in zip(found, rewards, reference, strict=True):
+        penalties, left = [], iter(ref)
+        for segment in episode[1:]:
+            acted = segment.kind is Kind.ACTION
+            penalties += [0.5 * (p - next(left)) for p in segment.logprobs] if acted else [0.0] * len(segment.tokens)
+        expected += [reward - sum(penalties[t:]) for t in range(len(penalties))]  # values are 0 at first
+    ((batch, returns, _),) = seen
+    np.testing.assert_allclose(sorted(returns[batch.weights > 0]), sorted(expected), rtol=1e-3, atol=1e-4)
+
+
+def test_the_critics_value_at_a_token_is_of_the_state_before_it():
+    batch = jax.tree.map(
+        lambda x: x[0], pack([flatten(e) for e in episodes()[0]], np.zeros(6), row_length=64, rows_per_micro=4)
+    )
+    params = tiny_params(MESH) | {
+        'value': jnp.asarray(np.random.default_rng(0).normal(size=TINY.hidden_size), jnp.float32)
+    }
+    with jax.set_mesh(MESH):
+        hidden = losses.hidden_states(params, TINY, batch, losses.Compute())
+        got = critic.token_values(params, TINY, batch, losses.Compute())
+    np.testing.assert_allclose(got[:, 1:], (hidden @ params['value'])[:, :-1], rtol=1e-3, atol=1e-4)
+    assert not np.asarray(got[:, 0]).any()
+
+
+@pytest.mark.parametrize(
+    ('fields', 'denominator'),
+    [
+        ({'algorithm': 'dr_grpo'}, 6 * 20),
+        ({'algorithm': 'dr_grpo', 'minibatch': 3}, 3 * 20),
+        ({'algorithm': 'dr_grpo', 'minibatch': 4}, 3 * 20),  # two even updates
+        ({'aggregate': 'micro'}, 1),  # one micro-batch of 64, though not full
+        ({'aggregate': 'token', 'minibatch': 3}, 0),
+    ],
+    ids=str,
+)
+def test_the_denominators_of_budget_and_micro_are_of_a_minibatch(fields, denominator, monkeypatch):
+    seen = []
+    monkeypatch.setattr('zerosearch_jax.train.learner.make_update', lambda *given: seen.append(given[3]))
+    learner(**fields)
+    assert [loss.denominator for loss in seen] == [denominator]
 
 
 def test_observations_do_not_change_ppo_unless_asked_to():

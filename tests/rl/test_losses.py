@@ -124,6 +124,15 @@ def test_tokens_without_weight_cost_no_logits_and_score_zero(params):
     assert np.isnan(token_logprobs(poisoned, batch)[0][batch.weights > 0]).all()
 
 
+def test_logits_of_bfloat16_operands_leave_the_product_in_float32():
+    rng = np.random.default_rng(0)
+    hidden, head = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((1, 4, 64), (64, 384)))
+    with jax.set_mesh(MESH):
+        got = transformer.project(hidden, head)
+    exact = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64)
+    np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_log_probs_do_not_depend_on_later_tokens(params):
     batch = two_rows()
     tokens = batch.tokens.copy()
@@ -353,6 +362,14 @@ def test_a_token_that_nobody_sampled_has_ratio_one(ratio):
     expected = -batch.weights[row, column] * batch.advantages[row, column]
     np.testing.assert_allclose(gradient[row, column], expected, rtol=1e-5)
     assert expected != 0
+
+
+def test_gspos_mean_is_over_sampled_tokens_alone():
+    ones = np.ones((1, 4), np.float32)
+    old = np.array([[-2.1, np.nan, -2.3, np.nan]], np.float32)  # two observations are trained on
+    batch = make_batch(weights=ones).replace(old_logprobs=old, segments=np.ones((1, 4), np.int32))
+    _, sums = losses.policy_loss(-2 * ones, ones, batch, LossConfig(kl=0.0, ratio='sequence'))
+    assert float(sums['ratio']) == pytest.approx(2 * np.exp(0.2) + 2, rel=1e-5)
 
 
 def test_without_kl_the_reference_has_no_influence():

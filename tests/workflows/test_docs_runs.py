@@ -118,9 +118,9 @@ def test_failed_searches_are_counted_though_their_trajectories_are_left_out():
     fails = engine_search(lambda queries, k: [SearchFailed('timeout') for _ in queries], 1)
     found = rollout((ROME, OSLO), 2, FakeEngine(script), fails, BYTES, CFG, identity=(0, 1))
     trainer = SimpleNamespace(
-        cfg=SimpleNamespace(rollout=SimpleNamespace(questions=2, group=2)),
+        cfg=SimpleNamespace(rollout=SimpleNamespace(group=2), rl=SimpleNamespace(dynamic_sampling=0)),
         generated_tokens=0,
-        collect_dynamic=lambda step, noise: (found, 0, 2),
+        collect_dynamic=lambda step, noise: (found, [], 0),
         score=lambda trajectory: 1.0,
         learner=SimpleNamespace(learn=lambda *_: Learned({}, np.zeros(4), [None] * 4)),
         mesh=SimpleNamespace(size=1),

@@ -131,5 +131,5 @@ def logits(params: dict, hidden_BxTxD: jax.Array) -> jax.Array:
 
 def project(hidden_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:
     """Float32 logits [B, T, V] by a head that is given."""
-    out = jnp.einsum('btd,dv->btv', hidden_BxTxD, head_DxV)
-    return constrain(out.astype(jnp.float32), 'batch', None, 'vocab')
+    out = jnp.einsum('btd,dv->btv', hidden_BxTxD, head_DxV, preferred_element_type=jnp.float32)
+    return constrain(out, 'batch', None, 'vocab')

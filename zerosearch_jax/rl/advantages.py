@@ -103,7 +103,7 @@ def gae(
 def whiten(advantages: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The sequences' advantages with mean 0 and unbiased deviation 1 over all their tokens."""
     flat = np.concatenate(list(advantages)) if advantages else np.zeros(0)
-    if len(flat) < 2:
+    if len(flat) < 2 or np.ptp(flat) <= EPSILON:
         return [np.zeros_like(a) for a in advantages]
     mean, deviation = flat.mean(), flat.std(ddof=1)
     return [((a - mean) / (deviation + EPSILON)).astype(np.float32) for a in advantages]

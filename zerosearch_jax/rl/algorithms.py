@@ -23,12 +23,14 @@ class Algorithm(NamedTuple):
     ratio: str = 'token'  # see losses.LossConfig
     loss: Callable = losses.policy_loss  # of its arguments and with its results
     min_group: int = 1  # samples of a question that it needs: where they are compared, one alone has the advantage 0
+    # with the KL in the reward, what still follows a token is its own advantage, normalized over all tokens of a step
+    returns: bool = False
 
 
 ALGORITHMS = {
     'reinforce': Algorithm(advantages.reinforce),
     'reinforce_baseline': Algorithm(advantages.reinforce_baseline),
-    'reinforce_plus_plus': Algorithm(advantages.reinforce_plus_plus),
+    'reinforce_plus_plus': Algorithm(advantages.reinforce_plus_plus, returns=True),
     'rloo': Algorithm(advantages.leave_one_out, min_group=2),
     'grpo': Algorithm(advantages.grpo, aggregate='sequence', min_group=2),  # arXiv 2402.03300, eq. 3
     'dr_grpo': Algorithm(advantages.dr_grpo, aggregate='budget', min_group=2),  # arXiv 2503.20783, §3.2
@@ -52,11 +54,11 @@ def find_algorithm(name: str) -> Algorithm:
 def weigh_tokens(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> list[TokenSequence]:
     """The sequences with the weights by which their tokens are summed.
 
-    token: each 1, so that the mean over all tokens results. sequence: 1 / its length, so that each sequence counts the
-    same. budget: each 1, to be divided by what the budget allows. micro: the mean over tokens within every `micro`
-    sequences, as the published system has it, whose mini-batches' means are then averaged (defect D12).
+    token: as they are, so that the mean over all tokens results. sequence: divided by their sum, so that each sequence
+    counts the same. budget: as they are, to be divided by what the budget allows. micro: the mean over tokens within
+    every `micro` sequences, as the published system has it, whose mini-batches' means are then averaged (defect D12).
     """
-    sizes = [int((s.weights > 0).sum()) for s in sequences]
+    sizes = [float(s.weights.sum()) for s in sequences]
     if aggregate == 'sequence':
         divisors = sizes
     elif aggregate == 'micro':
@@ -64,8 +66,7 @@ def weigh_tokens(sequences: Sequence[TokenSequence], aggregate: str, micro: int)
     else:
         divisors = [1] * len(sizes)
     return [
-        dataclasses.replace(s, weights=s.weights / np.float32(max(d, 1)))
-        for s, d in zip(sequences, divisors, strict=True)
+        dataclasses.replace(s, weights=s.weights / np.float32(d or 1)) for s, d in zip(sequences, divisors, strict=True)
     ]
 
 
@@ -73,18 +74,17 @@ class TokenMap:
     """Where the weighted tokens of sequences are in a packed batch, to take numbers from there and put them back."""
 
     def __init__(self, sequences: Sequence[TokenSequence]):
-        self.sizes = [int((s.weights > 0).sum()) for s in sequences]
-        starts = np.cumsum([0, *self.sizes])[:-1]
-        self.numbers = []
-        for sequence, start in zip(sequences, starts, strict=True):
-            numbers = np.zeros(len(sequence.tokens), np.float64)
-            numbers[sequence.weights > 0] = start + np.arange((sequence.weights > 0).sum())
-            self.numbers.append(numbers)
+        weighted = [s.weights > 0 for s in sequences]
+        self.sizes = [int(w.sum()) for w in weighted]
+        self.numbers = np.arange(len(sequences))  # of sequences: float32 cannot count the tokens of a large step
+        self._starts = np.cumsum([0, *map(len, weighted)])
+        self._ranks = np.cumsum(np.concatenate([*weighted, np.zeros(0, bool)])) - 1
 
     def locate(self, numbered: Batch):
         """Takes the batch that was packed with `numbers` as its advantages."""
         self._active = np.asarray(numbered.weights) > 0
-        self._index = np.asarray(numbered.advantages)[self._active].astype(np.int64)
+        sequence = np.asarray(numbered.advantages)[self._active].astype(np.int64)
+        self._index = self._ranks[self._starts[sequence] + np.asarray(numbered.positions)[self._active]]
 
     def gather(self, values: np.ndarray) -> list[np.ndarray]:
         """Values [M, R, T] of a batch as one array a sequence."""

@@ -19,6 +19,9 @@ class RLConfig:
     aggregate: Literal['', 'token', 'sequence', 'budget', 'micro'] = ''
     clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip]; 0: it is not
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: clip
+    # whose log-probs the ratio is over: the engine's, of the sampling, or the trainer's, recomputed before the first
+    # update: in bfloat16 the two differ by more than GSPO's clip
+    old_logprobs: Literal['engine', 'trainer'] = 'engine'
     importance_cap: float = 0.0  # truncated importance sampling between engine and trainer, e.g. 2; 0: off
     kl: float = 0.001  # weight of the divergence from the initial policy; 0: no reference
     kl_estimator: Literal['k1', 'k2', 'k3'] = 'k3'  # k1: taken off the reward; k2, k3: in the loss
@@ -40,19 +43,30 @@ class RLConfig:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if self.has_critic and self.drop_zero_variance:
             raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for a critic')
-        if self.has_critic and self.observations == 'policy':
-            raise ValueError("observations='policy' needs an advantage a trajectory, which a critic does not give")
+        if self.token_advantages and self.observations == 'policy':
+            raise ValueError(
+                "observations='policy' needs an advantage a trajectory, which neither a critic gives nor "
+                "reinforce_plus_plus with kl_estimator='k1'"
+            )
         if self.algorithm in ('grpo', 'gspo') and self.kl and self.kl_estimator == 'k1':
             raise ValueError(
                 f"kl_estimator='k1' and {self.algorithm}: divided by the group's deviation, differences of the KL "
                 "alone would count as much as those of the reward; use 'k3', or another algorithm"
             )
-        if self.importance_cap and (self.epochs > 1 or self.minibatch):
-            raise ValueError('importance_cap is for one update a step: set epochs=1 and minibatch=0')
+        if self.importance_cap and self.old_logprobs == 'engine' and (self.epochs > 1 or self.minibatch):
+            raise ValueError(
+                "importance_cap is for one update a step: set epochs=1 and minibatch=0, or old_logprobs='trainer'"
+            )
 
     @property
     def has_critic(self) -> bool:
         return algorithms.find_algorithm(self.algorithm).advantage is None
+
+    @property
+    def token_advantages(self) -> bool:
+        """Whether every token has its own advantage, not its trajectory's."""
+        returns = algorithms.find_algorithm(self.algorithm).returns and self.kl_estimator == 'k1'
+        return self.has_critic or returns
 
     @property
     def min_group(self) -> int:

@@ -49,17 +49,17 @@ class TokenSequence:
     prefix: int = 0  # leading tokens that sequences with the same ones may share: the prompt but its last token
 
 
-def flatten(segments: Sequence[Segment], observations: bool = False) -> TokenSequence:
-    """Concatenates segments; the weight is 1 on actions and 0 elsewhere.
+def flatten(segments: Sequence[Segment], observations: float = 0.0) -> TokenSequence:
+    """Concatenates segments; the weight is 1 on actions, `observations` on those, and 0 elsewhere.
 
-    With `observations` it is 1 on them too; nobody sampled them, so their log-probs are NaN.
+    Nobody sampled observations: where they have weight, their log-probs are NaN.
     """
     tokens, weights, logprobs = [], [], []
     for segment in segments:
-        trained = segment.kind is Kind.ACTION or (observations and segment.kind is Kind.OBSERVATION)
-        unsampled = float('nan') if trained and segment.kind is Kind.OBSERVATION else 0.0
+        weight = {Kind.ACTION: 1.0, Kind.OBSERVATION: float(observations)}.get(segment.kind, 0.0)
+        unsampled = float('nan') if weight and segment.kind is Kind.OBSERVATION else 0.0
         tokens += segment.tokens
-        weights += [float(trained)] * len(segment.tokens)
+        weights += [weight] * len(segment.tokens)
         logprobs += segment.logprobs or (unsampled,) * len(segment.tokens)
     prefix = len(segments[0].tokens) - 1 if segments[0].kind is Kind.PROMPT else 0
     return TokenSequence(

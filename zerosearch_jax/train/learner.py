@@ -5,6 +5,8 @@
 Everything is computed once for all trajectories; mini-batches then take their part of it.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,7 +52,8 @@ class Learner:
         self.rl, self.critic_cfg, self.mesh = rl, cfg.critic, mesh
         self.frozen, self._model_cfg, self._temperature = trainable.frozen, model.cfg, rollout.temperature
         self._trajectories = rollout.questions * rollout.group
-        self._minibatch = min(rl.minibatch or self._trajectories, self._trajectories)
+        updates = -(-self._trajectories // (rl.minibatch or self._trajectories))
+        self._minibatch = -(-self._trajectories // updates)  # as even as can be: none of a few trajectories
         self._longest = rollout.prompt_tokens + rollout.response_tokens
         algorithm = algorithms.find_algorithm(rl.algorithm)
         self._advantage = algorithm.advantage
@@ -125,23 +128,29 @@ class Learner:
         learned = Learned({}, np.zeros(len(rewards), np.float32), [None] * len(rewards))
         if not len(trained):
             return learned
-        sequences = [flatten(episodes[i], observations=self.rl.observations != 'masked') for i in trained]
+        on_documents = {'masked': 0.0, 'policy': 1.0, 'likelihood': self.rl.likelihood_weight}[self.rl.observations]
+        sampled = [flatten(episodes[i], on_documents) for i in trained]
         with jax.set_mesh(self.mesh):
+            sequences, importance, gap = self._recomputed(sampled)
             reference = self._reference_logprobs(sequences)
             penalties, divergence = _k1_penalties(self.rl, sequences, reference)
             targets = None
             if self._advantage is None:
                 over = [flatten(episodes[i], observations=self.critic_cfg.over_observations) for i in trained]
                 advantages, targets = self._critic_advantages(over, rewards[trained], penalties)
+            elif self.rl.token_advantages:
+                pairs = zip(rewards[trained], penalties, strict=True)
+                advantages = whiten([reward - np.cumsum(penalty[::-1])[::-1] for reward, penalty in pairs])
             else:
                 shaped = rewards.astype(np.float64)
                 shaped[trained] -= [p.sum() for p in penalties]
                 advantages = self._advantage(shaped, groups, valid)[trained]
             token_advantages = [_per_token(self.rl, s, a) for s, a in zip(sequences, advantages, strict=True)]
-            measured, logprobs = self._updates(step, sequences, token_advantages, reference, targets)
-        learned.metrics.update(measured | divergence)
+            weighed = [a * w for a, w in zip(token_advantages, importance, strict=True)]
+            measured, logprobs = self._updates(step, sequences, weighed, reference, targets)
+        learned.metrics.update(measured | divergence | gap)
         learned.advantages[trained] = [a.mean() if len(a) else 0.0 for a in token_advantages]
-        for i, sequence, own in zip(trained, sequences, logprobs, strict=False):
+        for i, sequence, own in zip(trained, sampled, logprobs, strict=False):
             learned.gaps[i] = (own - sequence.logprobs[sequence.weights > 0])[_sampled(sequence)]
         return learned
 
@@ -161,13 +170,27 @@ class Learner:
 
     def _reference_logprobs(self, sequences: list[TokenSequence]) -> list[np.ndarray] | None:
         """Of every weighted token, a sequence's in one array."""
-        if self._reference is None:
-            return None
+        return None if self._reference is None else self._score(self._reference, sequences)
+
+    def _score(self, params: dict, sequences: list[TokenSequence]) -> list[np.ndarray]:
+        """Log-probs of every weighted token, a sequence's in one array."""
         batch, token_map = self._pack(sequences, self._trajectories)
-        logprobs = score(
-            self._reference, self.frozen, batch, self._temperature, cfg=self._model_cfg, compute=self._compute
-        )
+        logprobs = score(params, self.frozen, batch, self._temperature, cfg=self._model_cfg, compute=self._compute)
         return token_map.gather(sharding.to_host(logprobs))
+
+    def _recomputed(self, sequences: list[TokenSequence]):
+        """What rl.old_logprobs='trainer' changes: old log-probs, what an advantage counts, the gap to the engine."""
+        if self.rl.old_logprobs == 'engine':  # and importance is the loss's affair
+            return sequences, [1.0] * len(sequences), {}
+        found, importance, largest, cap = [], [], 0.0, self.rl.importance_cap
+        for sequence, own in zip(sequences, self._score(self.state['policy'].params, sequences), strict=True):
+            old, active = sequence.logprobs.copy(), sequence.weights > 0
+            gap = np.nan_to_num(own - old[active])  # none at tokens that nobody sampled
+            old[active] = np.where(np.isnan(old[active]), np.nan, own)
+            found.append(dataclasses.replace(sequence, logprobs=old))
+            importance.append(np.minimum(np.exp(gap), cap) if cap else 1.0)
+            largest = max(largest, float(np.abs(gap).max(initial=0.0)))
+        return found, importance, {'logprob_gap_max': largest}
 
     def _critic_advantages(self, sequences: list[TokenSequence], rewards: np.ndarray, penalties: list[np.ndarray]):
         """Advantages of the sampled tokens; and what the critic learns from: sequences, returns and old values.
@@ -197,16 +220,17 @@ class Learner:
 
     def _updates(self, step: int, sequences, token_advantages, reference, targets):
         """Metrics of all updates, and the log-probs that the first one found, of the sequences that it was made on."""
-        weighed = algorithms.weigh_tokens(sequences, self.aggregate, MICRO)
         measured: list[dict[str, float]] = []
         first: list[np.ndarray] = []
-        starts = [*range(0, len(weighed), self._minibatch)] * self.rl.epochs
-        for start in progress.track(starts, f'step {step} updates', 'update'):
-            part = slice(start, start + self._minibatch)
+        updates = -(-len(sequences) // self._minibatch)
+        ends = [len(sequences) * i // updates for i in range(updates + 1)]
+        parts = [slice(*pair) for pair in itertools.pairwise(ends)] * self.rl.epochs
+        for part in progress.track(parts, f'step {step} updates', 'update'):
             row = self._learn_values(step, *(x[part] for x in targets)) if targets else {}
             if not targets or step > self.critic_cfg.alone_steps:
                 references = reference and reference[part]
-                learned, logprobs = self._learn_policy(step, weighed[part], token_advantages[part], references)
+                weighed = algorithms.weigh_tokens(sequences[part], self.aggregate, MICRO)
+                learned, logprobs = self._learn_policy(step, weighed, token_advantages[part], references)
                 row |= learned
                 first = first or logprobs
             measured.append(row)
@@ -244,7 +268,7 @@ def _loss_config(rl: RLConfig, ratio: str, denominator: float) -> losses.LossCon
         clip=rl.clip,
         clip_high=rl.clip_high,
         ratio=ratio,
-        importance_cap=rl.importance_cap,
+        importance_cap=rl.importance_cap if rl.old_logprobs == 'engine' else 0.0,
         kl=0.0 if in_reward else rl.kl,
         kl_estimator='k3' if in_reward else rl.kl_estimator,
         entropy=rl.entropy,
@@ -263,7 +287,7 @@ def _k1_penalties(rl: RLConfig, sequences: list[TokenSequence], reference: list[
 def _per_token(rl: RLConfig, sequence: TokenSequence, advantage: np.ndarray) -> np.ndarray:
     """A trajectory's advantage, or one a sampled token, on all its weighted tokens."""
     sampled = _sampled(sequence)
-    of_observations = advantage if rl.observations == 'policy' else rl.likelihood_weight
+    of_observations = advantage if rl.observations == 'policy' else 1.0
     advantages = np.full(sampled.shape, of_observations, np.float32)
     advantages[sampled] = advantage
     return advantages

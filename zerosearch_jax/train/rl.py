@@ -197,12 +197,13 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     """One step: rollouts, rewards, advantages, update. Returns its metrics and its trajectories as JSON rows."""
     cfg, began = trainer.cfg, time.perf_counter()
     tokens_before = trainer.generated_tokens
-    trajectories, rounds, queries = trainer.collect_dynamic(step, noise)
+    kept, replaced, rounds = trainer.collect_dynamic(step, noise)
     collected = time.perf_counter()
+    trajectories, own = [*kept, *replaced], slice(len(kept))  # all count, and those that are kept are trained on
     reward = np.array([trainer.score(t) for t in trajectories])
-    groups = np.repeat(np.arange(cfg.rollout.questions), cfg.rollout.group)
+    groups = np.arange(len(trajectories)) // cfg.rollout.group
     valid = np.array([not t.failed for t in trajectories])
-    learned = trainer.learner.learn(step, [t.segments for t in trajectories], reward, groups, valid)
+    learned = trainer.learner.learn(step, [t.segments for t in kept], reward[own], groups[own], valid[own])
     ended = time.perf_counter()
     means = mean_scores([t for t in trajectories if not t.failed])  # what the outside failed says nothing of the policy
     searches = [s for t in trajectories for s in t.searches]
@@ -224,15 +225,17 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
         'speed/rollout_seconds': collected - began,
         'speed/update_seconds': ended - collected,
         'speed/device_seconds': (ended - began) * trainer.mesh.size,
-        'cost/queries': queries,
+        'cost/queries': len(searches),
         'cost/failed_queries': sum(bool(s.failure) for s in searches),
         'cost/tokens': trainer.generated_tokens - tokens_before,
     }
+    if cfg.rl.dynamic_sampling and valid[own].any():
+        measured['reward/kept'] = float(reward[own][valid[own]].mean())
     if cfg.rollout.group > 1:
         measured['rollout/zero_variance_groups'] = advantages.zero_variance_share(reward, groups, valid)
     written = [
         as_row(t, trainer.model.tokenizer, gaps, step=step, reward=float(r), advantage=float(a))
-        for t, r, a, gaps in zip(trajectories, reward, learned.advantages, learned.gaps, strict=True)
+        for t, r, a, gaps in zip(kept, reward[own], learned.advantages, learned.gaps, strict=True)
     ]
     return measured, written
 

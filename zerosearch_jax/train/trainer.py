@@ -177,17 +177,16 @@ class Trainer:
         refuse_outage(found, title)
         return found
 
-    def collect_dynamic(self, step: int, noise: float) -> tuple[list[Trajectory], int, int]:
+    def collect_dynamic(self, step: int, noise: float) -> tuple[list[Trajectory], list[Trajectory], int]:
         """The step's trajectories, groups of equal rewards replaced by new questions for some rounds.
 
         Dynamic sampling: Yu et al., arXiv 2503.14476, §3.2.
 
         Returns:
-          the trajectories, the rounds, and the searches that were made, those of replaced groups included.
+          the trajectories, those that they replaced, and the rounds.
         """
         rounds, seen = self.cfg.rl.dynamic_sampling, set()
-        found = self.collect(step, noise)
-        groups, searches = self._groups(found), _searches(found)
+        groups, replaced = self._groups(self.collect(step, noise)), []
         for done in range(rounds):
             equal = [i for i, group in enumerate(groups) if self._has_equal_rewards(group)]
             seen |= {group[0].question.id for group in groups}
@@ -195,11 +194,10 @@ class Trainer:
             if not fresh:
                 rounds = done
                 break
-            found = self.collect(step, noise, fresh)
-            searches += _searches(found)
-            for i, group in zip(equal, self._groups(found), strict=False):
+            for i, group in zip(equal, self._groups(self.collect(step, noise, fresh)), strict=False):
+                replaced += groups[i]
                 groups[i] = group
-        return [t for group in groups for t in group], rounds, searches
+        return [t for group in groups for t in group], replaced, rounds
 
     def _groups(self, trajectories: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
         size = self.cfg.rollout.group
@@ -239,7 +237,3 @@ class Trainer:
             )
         self.policy_engine.unload()  # the plan counts on it
         return found
-
-
-def _searches(trajectories: Sequence[Trajectory]) -> int:
-    return sum(len(t.searches) for t in trajectories)

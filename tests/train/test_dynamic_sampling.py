@@ -1,0 +1,93 @@
+"""Groups of a step: who is replaced, what is counted of them, and which state is kept when a step looks wrong."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.rollout.rollout import Trajectory
+from zerosearch_jax.run import alarms
+from zerosearch_jax.text.trajectory import Kind, Segment
+from zerosearch_jax.train import rl, trainer
+from zerosearch_jax.train.learner import Learned
+
+QUESTIONS, GROUP = 3, 2
+
+
+def trajectory(question, sample, reward):
+    prompt = Segment(Kind.PROMPT, (1,))
+    return Trajectory(question, sample, [prompt], status=str(reward), answer=None)
+
+
+def sampler(rewards_of, rounds, pool=12):
+    """A trainer whose episodes of a question have given rewards, a question's each time it is asked."""
+    made = object.__new__(trainer.Trainer)
+    made.cfg = SimpleNamespace(
+        rollout=SimpleNamespace(questions=QUESTIONS, group=GROUP),
+        rl=SimpleNamespace(dynamic_sampling=rounds),
+        seed=0,
+    )
+    made.train_questions = [Question(f'q{i}', f'question {i}', ('a',)) for i in range(pool)]
+    made.asked = []
+
+    def collect(step, noise, questions=()):
+        questions = questions or made.questions_of(step)
+        made.asked.append([q.id for q in questions])
+        return [trajectory(q, s, rewards_of(q, s)) for q in questions for s in range(GROUP)]
+
+    made.collect, made.score = collect, lambda t: float(t.status)
+    made.learner = SimpleNamespace(learn=lambda *given: made.given.append(given) or nothing(given))
+    made.given, made.mesh = [], SimpleNamespace(size=1)
+    made.model = SimpleNamespace(tokenizer=SimpleNamespace(pieces=lambda tokens: []))
+    made.policy_engine, made.simulator = SimpleNamespace(decoded_tokens=0), SimpleNamespace(engine=None)
+    return made
+
+
+def nothing(given):
+    return Learned({}, np.zeros(len(given[1])), [None] * len(given[1]))
+
+
+def test_dynamic_sampling_never_asks_a_question_of_the_step_again():
+    made = sampler(lambda question, sample: 0.0, rounds=5)
+    made.collect_dynamic(1, 0.0)
+    asked = [*itertools.chain(*made.asked)]
+    assert len(made.asked) > 2 and len(asked) == len({*asked})
+
+
+def test_the_mean_reward_under_dynamic_sampling_covers_all_sampled_groups():
+    """Of the first questions one has different rewards; what replaces the others has them too."""
+    first = {}
+    made = sampler(lambda question, sample: sample * float(first.setdefault(question.id, len(first)) not in (0, 1)), 1)
+    measured, rows = rl.train_step(made, 1, 0.0)
+    assert [len(asked) for asked in made.asked] == [3, 2]
+    assert measured['reward/kept'] == 0.5 and measured['reward/mean'] == pytest.approx(3 / 10)
+    assert measured['rollout/zero_variance_groups'] == pytest.approx(2 / 5)
+    assert [row['reward'] for row in rows] == [0.0, 1.0] * 3  # and those are trained on
+    assert 'reward/kept' not in rl.train_step(sampler(lambda *_: 1.0, 0), 1, 0.0)[0]
+
+
+def test_the_samples_of_a_question_are_one_group():
+    made = sampler(lambda question, sample: float(sample), rounds=0)
+    rl.train_step(made, 1, 0.0)
+    ((_, _, rewards, groups, valid),) = made.given
+    assert groups.tolist() == [0, 0, 1, 1, 2, 2]  # as the trajectories: question by question
+    assert rewards.tolist() == [0.0, 1.0] * 3 and valid.all()
+
+
+def test_last_good_is_the_state_whose_rollouts_were_the_last_good_ones(tmp_path):
+    """Rollouts of step 5 look wrong: they show the weights after step 4; those after step 3 made good ones."""
+    kept, past = [], rl.Past()
+    checkpoints = SimpleNamespace(put_aside=lambda path, step: kept.append((path.name, step)))
+    cfg = SimpleNamespace(alarms=alarms.AlarmConfig(window=3))
+    for step in range(1, 6):
+        row = dict.fromkeys(alarms.WATCHED, 1.0) | {
+            'loss/kl': 0.0,
+            'loss/logprob_gap_max': 0.0,
+            'rollout/failed': 0.0,
+            'rollout/zero_variance_groups': 0.0,
+            'loss/entropy': 1.0 if step < 5 else 0.0,
+        }
+        rl._sound_alarms(past, tmp_path, cfg, checkpoints, step, row)
+    assert kept == [('last_good', 3)]
