@@ -8,14 +8,24 @@ module run. What is in the results is not run again; then the survivors are prin
 
 import argparse
 import ast
+import copy
 import json
 import os
 import pathlib
 import random
+import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import flax.struct  # noqa: F401
+import hypothesis.strategies  # noqa: F401
+import optax  # noqa: F401
+import orbax.checkpoint  # noqa: F401
+import pytest
+import transformers  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
 FORMULAS = 'tests/rl/test_algorithms.py -k "(paper or divides or dapo or clips or is_truncated or normalizer or k2)'
@@ -28,7 +38,7 @@ MODULES = {  # how many mutants of each, the functions that they are made in (''
     'rl/advantages.py': (
         16,
         '',
-        f'tests/rl/test_advantages.py {FORMULAS} or test_advantages or shift or leave or white or gae_is or over_the_batch"',
+        f'tests/rl/test_advantages.py {FORMULAS} or test_advantages or shift or leave or white or gae_is or over_the"',
     ),
     'rl/algorithms.py': (8, 'weigh_tokens TokenMap', f'{FORMULAS} or token_maps"'),
     'rl/losses.py': (
@@ -38,10 +48,23 @@ MODULES = {  # how many mutants of each, the functions that they are made in (''
     ),
     'rl/critic.py': (6, 'value_loss token_values', 'tests/rl/test_algorithms.py -k "value_loss or critics_value"'),
     'rl/state.py': (8, 'schedule optimizer', 'tests/rl/test_state.py'),
-    'train/learner.py': (20, 'Learner _k1_penalties _per_token _sampled _explained', LEARNER),
+    'train/learner.py': (12, 'Learner _k1_penalties _per_token _sampled _explained', LEARNER),
     'rollout/rollout.py': (16, '', EPISODES),
     'evaluate/report.py': (12, '', 'tests/evaluate/test_report.py'),
 }
+ALGORITHMS, GROUPS = 'tests/rl/test_algorithms.py -k', 'tests/train/test_dynamic_sampling.py -k'
+NAMED = [  # mutants that no test once noticed: module, text, what it becomes, the test that notices
+    ('rl/critic.py', ':-1], ((0, 0), (1, 0))', '1:], ((0, 0), (0, 1))', f'{ALGORITHMS} critics_value'),
+    ('train/learner.py', '] -= penalty', '] += penalty', f'{ALGORITHMS} k1_penalty'),
+    ('train/learner.py', "'budget': self._minibatch", "'budget': self._trajectories", f'{ALGORITHMS} denominators'),
+    ('train/learner.py', '-(-self._minibatch // MICRO)', 'self._minibatch // MICRO', f'{ALGORITHMS} denominators'),
+    ('rl/losses.py', 'log_ratio), sampled', 'log_ratio), active', 'tests/rl/test_losses.py -k gspos_mean'),
+    ('train/rl.py', ') // cfg.rollout.group', ') % cfg.rollout.questions', f'{GROUPS} one_group'),
+    ('train/rl.py', 'step - 2', 'step - 1', f'{GROUPS} last_good'),
+    ('train/trainer.py', 'if q.id not in seen', 'if q.id', f'{GROUPS} never_asks'),
+    ('evaluate/report.py', "b['em'] - a['em']", "a['em'] - b['em']", 'tests/evaluate/test_report.py -k gained'),
+    ('evaluate/tables.py', '0.025, 0.975', '0.05, 0.95', 'tests/evaluate/test_intervals.py -k strata'),
+]
 SWAPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -51,38 +74,60 @@ SWAPS = {
 
 def mutants(source: str, functions: str) -> list[tuple[int, str, str]]:
     """Every (line, what is changed, mutated source)."""
-    found, count = [], len([*ast.walk(ast.parse(source))])
-    for index in range(count):
-        tree = ast.parse(source)
-        node = [*ast.walk(tree)][index]
-        wanted = [f for f in ast.walk(tree) if getattr(f, 'name', None) in functions.split()] or [tree]
-        if not any(node is inner for f in wanted for inner in ast.walk(f)):
-            continue
-        line, before = getattr(node, 'lineno', 0), ast.unparse(node)
-        if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
-            node.ops[0] = SWAPS[type(node.ops[0])]()
-        elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in SWAPS:
-            node.op = SWAPS[type(node.op)]()
-        elif isinstance(node, ast.UnaryOp):  # of -x, ~x, not x
-            node.op = ast.UAdd()
-            if isinstance(node.operand, ast.Constant):
-                continue  # axes and indices from the end
-        elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
-            node.value = not node.value if isinstance(node.value, bool) else node.value + 1
-        else:
-            continue
-        found.append((line, f'{before}  ->  {ast.unparse(node)}', ast.unparse(tree)))
+    found, nodes = [], [*ast.walk(ast.parse(source))]
+    within = [node for node in nodes if getattr(node, 'name', None) in functions.split()] or nodes[:1]
+    inside = {inner for node in within for inner in ast.walk(node)}
+    for index, node in enumerate(nodes):
+        if node in inside and (changed := _changed(copy.deepcopy(node))):
+            whole = ast.parse(source)
+            target = [*ast.walk(whole)][index]
+            target.__dict__ = changed.__dict__
+            found.append((node.lineno, f'{ast.unparse(node)}  ->  {ast.unparse(changed)}', ast.unparse(whole)))
     return found
 
 
-def noticed(copy: pathlib.Path, tests: str) -> bool:
-    command = f'{sys.executable} -m pytest -q -x -p no:cacheprovider -m "not slow" {tests}'
-    done = subprocess.run(
-        command, shell=True, cwd=copy, env=os.environ | {'PYTHONPATH': str(copy)}, capture_output=True
-    )
-    if done.returncode not in (0, 1, 2):
-        raise RuntimeError(f'{command}\n{done.stdout.decode()[-2000:]}')
-    return done.returncode != 0
+def _changed(node: ast.AST) -> ast.AST | None:
+    """The node with one operator, comparison, sign or number changed; None if it has none."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+        node.ops[0] = SWAPS[type(node.ops[0])]()
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in SWAPS:
+        if "'" in ast.unparse(node) and isinstance(node.op, ast.Div):
+            return None  # the name of a file
+        node.op = SWAPS[type(node.op)]()
+    elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):  # of -x, ~x, not x
+        node.op = ast.UAdd()
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
+    else:
+        return None
+    return node
+
+
+def chosen(module: str, source: str) -> list[tuple[int, str, str, str]]:
+    """The named mutants of a module, and as many of the others as MODULES says, with the tests that should notice."""
+    found = []
+    for name, text, other, tests in NAMED:
+        if name == module:
+            if source.count(text) != 1:
+                raise ValueError(f'{module} has {source.count(text)} times {text!r}: bring NAMED up to date')
+            line = source[: source.index(text)].count('\n') + 1
+            found.append((line, f'{text}  ->  {other}', source.replace(text, other), tests))
+    count, functions, tests = MODULES.get(module, (0, '', ''))
+    made = mutants(source, functions) if count else []
+    return found + [(*one, tests) for one in sorted(random.Random(0).sample(made, min(count, len(made))))]
+
+
+def noticed(tree: pathlib.Path, tests: str) -> bool:
+    """Whether a test fails. In a child that has the imports which take longer than the tests, but no code of ours."""
+    child = os.fork()
+    if child:
+        return bool(os.waitpid(child, 0)[1])
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    os._exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', '-m', 'not slow', *shlex.split(tests)]))
 
 
 def main():
@@ -93,18 +138,16 @@ def main():
     known = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     done = {(row['module'], row['line'], row['change']) for row in known}
     with tempfile.TemporaryDirectory() as directory:
-        copy = pathlib.Path(directory) / 'copy'
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', 'runs', '__pycache__', '.hypothesis'))
-        for module in args.modules or MODULES:
-            count, functions, tests = MODULES[module]
-            path = copy / 'zerosearch_jax' / module
+        tree = pathlib.Path(directory) / 'tree'
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns('.git', 'runs', '__pycache__', '.hypothesis'))
+        for module in args.modules or dict.fromkeys([*MODULES, *(m for m, *_ in NAMED)]):
+            path = tree / 'zerosearch_jax' / module
             source = path.read_text()
-            made = mutants(source, functions)
-            for line, change, mutated in sorted(random.Random(0).sample(made, min(count, len(made)))):
+            for line, change, mutated, tests in chosen(module, source):
                 if (module, line, change) in done:
                     continue
                 path.write_text(mutated)
-                row = {'module': module, 'line': line, 'change': change, 'noticed': noticed(copy, tests)}
+                row = {'module': module, 'line': line, 'change': change, 'noticed': noticed(tree, tests)}
                 known.append(row)
                 print('noticed ' if row['noticed'] else 'SURVIVED', module, line, change, flush=True)
                 with args.results.open('a') as file:

@@ -72,3 +72,41 @@ def test_the_summary_tells_what_was_gained_and_that_its_intervals_are_of_one_see
     text = report.summary_text(summary, run)
     assert '4 questions, 95 % intervals over questions alone, of this seed' in text
     assert 'EM gain +0.500 [+0.000, +1.000], paired by question' in text
+
+
+def test_a_trajectory_is_shown_by_what_followed_its_prompt():
+    segments = [{'kind': kind, 'text': f'<{kind}>'} for kind in ('prompt', 'action', 'observation', 'action')]
+    row = {'question': 'q?', 'golden_answers': ['a', 'b'], 'answer': 'a', 'reward': 0.5, 'status': 'answered'}
+    text = report.trajectory_text(row | {'segments': segments})
+    assert text == 'q?\ngold: a / b\nanswer: a  reward 0.500  answered\n\n<action><observation><action>'
+
+
+def test_evaluations_are_known_by_their_rows_and_forgotten_after_the_step_of_a_resume(tmp_path):
+    assert not report.has_evaluation(tmp_path, 0)
+    run = make_run(tmp_path / 'run', 0, {0: [1], 4: [0], 6: [0]})
+    jsonl.write_jsonl(run / 'metrics.jsonl', [{'step': 4, 'eval/em': 0.0}, {'step': 5, 'reward/mean': 0.1}])
+    assert [report.has_evaluation(run, number) for number in (4, 5, 6)] == [True, False, False]
+    report.forget_evaluations_after(run, 4)
+    assert list(report.evaluations(run)) == [0, 4]
+
+
+def test_the_summary_counts_what_all_steps_took(tmp_path):
+    run = make_run(tmp_path / 'run', 0, {}, prices={'search_query': 0.5})
+    steps = [{'step': n, 'reward/mean': n / 10, 'cost/queries': n, 'speed/device_seconds': 2} for n in (1, 2, 3)]
+    jsonl.write_jsonl(run / 'metrics.jsonl', [{'step': 0, 'eval/em': 0.0}, *steps])
+    summary = report.summarize(run)
+    assert (summary['steps'], summary['last_reward'], summary['evaluations']) == (3, 0.3, {})
+    cost = summary['cost']
+    assert (cost['queries'], cost['tokens'], cost['device_seconds'], cost['api_dollars']) == (6, 0, 6, 3.0)
+    assert 'em_gain' not in summary
+
+
+def test_a_gain_needs_two_evaluations_and_one_run_may_be_pooled(tmp_path):
+    once = make_run(tmp_path / 'once', 0, {0: [1]})
+    later = make_run(tmp_path / 'later', 0, {2: [1], 4: [0]})
+    for run in (once, later):
+        for path in (run / 'evaluation').iterdir():
+            jsonl.write_jsonl(path, [row | {'cover_em': 0.0} for row in jsonl.read_jsonl(path)])
+        assert 'em_gain' not in report.summarize(run)
+    pooled = report.pool([make_run(tmp_path / 'one', 3, {0: [0, 0], 2: [1, 0]})])
+    assert pooled['em']['gain'] == {'mean': 0.5, 'interval': (0.0, 1.0)} and pooled['em']['runs'] == {3: 0.5}
