@@ -171,7 +171,7 @@ def test_weights_that_are_not_there_are_told_before_anything_runs(sources, tmp_p
 def test_the_simulator_can_answer_the_searches(sources, tmp_path):
     made = config(sources, 'rag,agent', simulated=True)
     made.simulator.update(model='tiny', prompt_tokens=768, max_tokens=8, attempts=2, slots=2)
-    with pytest.raises(OutsideFailed, match=r'rag, x: the search of 3 of 3 .* \(3 count\)'):
+    with pytest.raises(OutsideFailed, match=r'rag, x, .*: 3 of 3 failed \(3 count\)'):
         run(made, tmp_path / 'out')  # random weights write no documents
     found, _ = results(tmp_path / 'out')
     assert {row['status'] for row in found.values()} == {'search_failed'}
@@ -214,7 +214,7 @@ def test_an_engine_that_fails_every_search_ends_an_evaluation_in_its_words(sourc
             return [SearchFailed('status_404', 'no such model') for _ in queries]
 
     monkeypatch.setattr(result_sources, 'open_search_engine', lambda *_: Engine())
-    with pytest.raises(OutsideFailed, match=r'rag, x: .*3 of 3.*3 status_404\); the other side says: no such model'):
+    with pytest.raises(OutsideFailed, match=r'rag, x, .*3 of 3.*3 status_404\); the other side says: no such model'):
         run(config(sources, 'direct,rag'), tmp_path / 'out')
     monkeypatch.undo()
     run(config(sources, 'direct,rag'), tmp_path / 'out')

@@ -8,6 +8,7 @@ from servers import Server
 
 from zerosearch_jax.search import journal
 from zerosearch_jax.search.journal import Journal
+from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.judge import judge, verdict
 from zerosearch_jax.simulator.writers import ENDPOINT_KEY, EndpointConfig, EndpointWriter
 
@@ -184,6 +185,17 @@ def test_a_judge_that_fails_loses_nothing_and_resumes(tmp_path):
     server.requests.clear()
     judge(searches[:1], writer(server), Journal(path), name='another judge')
     assert len(server.requests) == 1
+
+
+def test_a_judge_that_is_dead_ends_the_job_in_its_words_and_keeps_what_it_judged_before(tmp_path):
+    replies = {f'q{i}': says('Yes') if i < 2 else (503, '{"error": "model is loading"}') for i in range(8)}
+    server = Server(lambda message: replies[next(q for q in replies if f'\n{q}\n' in message)])
+    searches, path = [(q, [f'document of {q}']) for q in replies], tmp_path / 'verdicts.log'
+    judge(searches[:2], writer(server), Journal(path), name='m')
+    with pytest.raises(OutsideFailed, match=r'judge: 6 of 6 failed \(6 status_503\); .* says: model is loading'):
+        judge(searches, writer(server), Journal(path), name='m')
+    replies.update(dict.fromkeys(replies, says('no')))
+    assert judge(searches, writer(server), Journal(path), name='m') == ['useful'] * 2 + ['noisy'] * 6
 
 
 def test_a_judges_thoughts_are_no_verdict_and_null_is_a_failure_that_is_asked_again(tmp_path):

@@ -90,7 +90,9 @@ def test_a_search_service_that_dies_ends_the_run_and_the_next_start_ends_it_as_i
     made.evaluation.before = False
     whole = run(made, tmp_path / 'whole')
     FAILS.add('all')
-    with pytest.raises(OutsideFailed, match=r'step 1 rollouts: .*searched failed \(\d+ status_503\)'):
+    with pytest.raises(
+        OutsideFailed, match=r'step 1 rollouts, episodes that search: \d of \d failed \(\d+ status_503\)'
+    ):
         run(made, tmp_path / 'part')
     assert 'run the same command again to continue' in capsys.readouterr().err
     assert not (tmp_path / 'part' / 'metrics.jsonl').exists()
@@ -104,7 +106,7 @@ def test_a_search_service_that_dies_ends_the_run_and_the_next_start_ends_it_as_i
 
 def test_an_evaluation_in_which_nearly_all_searches_fail_ends_the_run_and_is_made_at_the_next_start(made, tmp_path):
     FAILS.add('all')
-    with pytest.raises(OutsideFailed, match='evaluation after step 0: the search of 7 of 7 episodes'):
+    with pytest.raises(OutsideFailed, match='evaluation after step 0, episodes that search: 7 of 7 failed'):
         run(made, tmp_path / 'run')
     FAILS.clear()
     assert run(made, tmp_path / 'run')['evaluations']['0']['em']['mean'] == 1

@@ -26,7 +26,7 @@ from zerosearch_jax.evaluate.sources import open_source
 from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import fitting
-from zerosearch_jax.rollout.rollout import Trajectory, refuse_outage
+from zerosearch_jax.rollout.rollout import Trajectory, check_searches
 from zerosearch_jax.run import cost, jsonl, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.remote import EngineConfig
@@ -147,7 +147,7 @@ def _evaluate(cfg: Config, workdir: pathlib.Path) -> str:
                 for dataset, asked in parts.items():
                     bar.set_postfix_str(f'{method}, {dataset}')
                     made = evaluator.run(method, dataset, asked, bar.update)
-                    refuse_outage(made, f'{method}, {dataset}', len(questions[dataset]) - len(asked))
+                    check_searches(made, f'{method}, {dataset}', len(questions[dataset]) - len(asked))
                     if bar.disable:
                         progress.log(f'{method}, {dataset}: {len(asked)} questions')
     if jax.process_index():

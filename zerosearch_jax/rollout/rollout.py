@@ -7,7 +7,6 @@ The loop always advances the model with more rows to decode, so that neither wai
 batches stay full. All decisions depend on tokens alone.
 """
 
-import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
@@ -16,7 +15,7 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine, Request, Stopped
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
-from zerosearch_jax.search.search import OutsideFailed, Query, Result, SearchSource
+from zerosearch_jax.search.search import FEWEST, Query, Result, SearchSource, refuse_outage
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind, Segment
@@ -48,25 +47,15 @@ class Trajectory:
         return sum(len(s.tokens) for s in self.segments if s.kind is Kind.ACTION)
 
 
-OUTAGE = 0.9  # share of the episodes that search: where so many fail, nothing can be learned or measured
-FEWEST = 4  # that make an outage, or half of all episodes: a query or two may be at fault themselves
+def check_searches(trajectories: Sequence[Trajectory], what: str, before: int = 0):
+    """Raises OutsideFailed where (nearly) all episodes of `what` that search were failed by the outside.
 
-
-def refuse_outage(trajectories: Sequence[Trajectory], what: str, before: int = 0):
-    """Raises OutsideFailed, with the words of the other side, where (nearly) all episodes of `what` that search fail.
-
-    `before` counts further episodes of it, which did not fail.
+    `before` counts further episodes of it, which were not. Half of all are enough where they are few.
     """
     searched = before + sum(bool(t.searches) for t in trajectories)
     failures = [s for t in trajectories if t.failed for s in t.searches if s.failure]
-    if len(failures) < max(OUTAGE * searched, min(FEWEST, (before + len(trajectories)) / 2), 1):
-        return
-    kinds = collections.Counter(s.failure for s in failures).most_common()
-    said = next((f'; the other side says: {s.detail}' for s in failures if s.detail), '')
-    raise OutsideFailed(
-        f'{what}: the search of {len(failures)} of {searched} episodes that searched failed '
-        f'({", ".join(f"{count} {kind}" for kind, count in kinds)}){said}'
-    )
+    fewest = min(FEWEST, (before + len(trajectories)) / 2)
+    refuse_outage(f'{what}, episodes that search', failures, searched, fewest)
 
 
 class _Episode:

@@ -5,6 +5,7 @@ that fails is a typed result, never a text. Sources: a real engine or an oracle 
 the engine (simulator/simulator.py), and what stands between (evaluate/refine.py).
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
@@ -67,6 +68,27 @@ class SearchFailed:
 
 class OutsideFailed(OSError):
     """A service of the outside cannot be used; the message says which, and what it said."""
+
+
+OUTAGE = 0.9  # share of what is asked: where so much fails, nothing can be learned or measured
+FEWEST = 4  # failures that make an outage: one or two queries may be at fault themselves
+
+
+def refuse_outage(what: str, failures: Sequence, asked: int, fewest: float = FEWEST):
+    """Raises OutsideFailed, with the words of the other side, where (nearly) all failed.
+
+    Args:
+      what: was asked.
+      failures: whatever has `failure` and `detail`.
+      asked: how many, the failures included.
+      fewest: failures that are enough.
+    """
+    if len(failures) < max(OUTAGE * asked, fewest, 1):
+        return
+    kinds = collections.Counter(f.failure for f in failures).most_common()
+    said = next((f'; the other side says: {f.detail}' for f in failures if f.detail), '')
+    counts = ', '.join(f'{count} {kind}' for kind, count in kinds)
+    raise OutsideFailed(f'{what}: {len(failures)} of {asked} failed ({counts}){said}')
 
 
 class SearchSource(Protocol):

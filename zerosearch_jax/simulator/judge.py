@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from zerosearch_jax.search.journal import Journal
+from zerosearch_jax.search.search import refuse_outage
 from zerosearch_jax.simulator.writers import Writer
 from zerosearch_jax.text import protocol
 
@@ -59,6 +60,9 @@ def judge(
       log: of verdicts.
       name: the judge's name, part of the keys: another judge judges anew.
       progress: called with the number of searches that were judged.
+
+    Raises:
+      OutsideFailed: (nearly) all verdicts that were asked for failed.
     """
     messages = [
         protocol.fill(JUDGE_PROMPT, query=query, documents=protocol.render_documents(documents))
@@ -69,7 +73,8 @@ def judge(
     for key, message in dict(zip(keys, messages, strict=True)).items():
         if labels[key] is None:
             writer.ask(key, message, ('judge', key))
-    progress(sum(label is not None for label in labels.values()))
+    known, failures = sum(label is not None for label in labels.values()), []
+    progress(known)
     while writer.active:
         for written in writer.step():
             good = verdict(written.text)
@@ -77,5 +82,8 @@ def judge(
             labels[written.handle] = label
             if not written.failure:
                 log.put(written.handle, label)
+            elif written.failure != 'too_long':
+                failures.append(written)
             progress(1)
+    refuse_outage('verdicts of the judge', failures, len(labels) - known)
     return [labels[key] for key in keys]

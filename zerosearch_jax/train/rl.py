@@ -19,7 +19,7 @@ from zerosearch_jax.evaluate import report
 from zerosearch_jax.evaluate.scores import METRICS, as_row, counted, mean_scores
 from zerosearch_jax.policy import export_weights
 from zerosearch_jax.rl import advantages
-from zerosearch_jax.rollout.rollout import refuse_outage
+from zerosearch_jax.rollout.rollout import check_searches
 from zerosearch_jax.run import alarms, disk, jsonl, metrics, preemption, trackers
 from zerosearch_jax.run.checkpoint import Checkpoints
 from zerosearch_jax.run.workdir import claim
@@ -249,7 +249,7 @@ def _evaluate_at(trainer: Trainer, workdir: pathlib.Path, writer, step: int):
     missing = [question for question in trainer.test_questions if question.id not in found]
     if missing:
         made = trainer.evaluate(missing)
-        refuse_outage(made, f'evaluation after step {step}', len(found))
+        check_searches(made, f'evaluation after step {step}', len(found))
         found |= {t.question.id: as_row(t, trainer.model.tokenizer, step=step) for t in made}
         if writer is not None:
             jsonl.write_jsonl(path, [found[question.id] for question in trainer.test_questions])

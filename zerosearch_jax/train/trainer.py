@@ -16,7 +16,7 @@ from zerosearch_jax.policy import make_trainable, open_policy
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rewards import Scorer
-from zerosearch_jax.rollout.rollout import Trajectory, refuse_outage, rollout
+from zerosearch_jax.rollout.rollout import Trajectory, check_searches, rollout
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import RemoteSearch, open_search_engine
@@ -174,7 +174,7 @@ class Trainer:
             temperature=cfg.rollout.temperature,
             identity=(cfg.seed, step),
         )
-        refuse_outage(found, title)
+        check_searches(found, title)
         return found
 
     def collect_dynamic(self, step: int, noise: float) -> tuple[list[Trajectory], list[Trajectory], int]:
