@@ -65,15 +65,14 @@ def load_pairs(
       FileNotFoundError: no such file.
       ValueError: a row of no known form, or with a wrong value; the message starts with `file:line:`.
     """
-    name, stem, found = rows.open_rows(source, split)
 
-    def read(item: tuple[str, int, dict]) -> list[Pair | RecordedSearch]:
-        where, line, row = item
+    def read(item: tuple[dict, str, str]) -> list[Pair | RecordedSearch]:
+        row, where, _ = item
         if folds and _fold(row, where) not in folds:
             return []
-        return [*_row(row, where, rows.row_id(row, where, f'{stem}-{line}'), corpus or {}, label, control)]
+        return [*_row(row, where, rows.row_id(*item), corpus or {}, label, control)]
 
-    made = rows.usable(rows.numbered_rows(name, found), read, 'skip', f'{source}: answers that cannot be scored')
+    made = rows.usable(rows.read_rows(source, split), read, 'skip', f'{source}: answers that cannot be scored')
     return [item for items in made for item in items]
 
 

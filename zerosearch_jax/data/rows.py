@@ -130,7 +130,7 @@ def find_file(path: str) -> Path:
     raise FileNotFoundError(f'{path} is not here {hint}; give a path that exists or set ZEROSEARCH_DATA')
 
 
-def open_rows(source: str, split: str) -> tuple[str, str, Iterable]:
+def _open_rows(source: str, split: str) -> tuple[str, str, Iterable]:
     """(name for messages, stem for ids, rows) of a file or hub data set; a row is bytes (of JSON) or a dict."""
     if source.startswith('hub:'):
         return source, source.split('/')[-1], _hub_rows(source.removeprefix('hub:'), split)
@@ -179,8 +179,9 @@ def _line(error: Exception) -> str:
     return ' '.join(str(error).split())
 
 
-def numbered_rows(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
-    """('file:line', line, row) of every row that is not blank, one at least; lines count from 1."""
+def read_rows(source: str, split: str) -> Iterator[tuple[dict, str, str]]:
+    """(row, 'file:line', 'stem-line') of every row of a source that is not blank, one at least; lines count from 1."""
+    name, stem, rows = _open_rows(source, split)
     empty = True
     for line, row in enumerate(rows, start=1):
         where = f'{name}:{line}'
@@ -194,7 +195,7 @@ def numbered_rows(name: str, rows: Iterable) -> Iterator[tuple[str, int, dict]]:
         if not isinstance(row, dict):
             raise ValueError(f'{where}: found {type(row).__name__}, expected an object; write one object per line')
         empty = False
-        yield where, line, row
+        yield row, where, f'{stem}-{line}'
     if empty:
         raise ValueError(f'{name} holds no rows')
 

@@ -37,14 +37,9 @@ def load_questions(source: str, split: str = 'train', unscorable: Choice = 'skip
     if source in benchmarks.DATASETS:
         found = load_questions(*benchmarks.locate(source, split), unscorable)
         return [dataclasses.replace(q, dataset=q.dataset or source) for q in found]
-    name, stem, found = rows.open_rows(source, split)
-    read = rows.usable(
-        rows.numbered_rows(name, found),
-        lambda item: (item[0], rows.as_question(item[2], item[0], f'{stem}-{item[1]}')),
-        unscorable,
-        f'{source}: answers that cannot be scored',
-    )
-    questions = rows.check_unique(read)
+    found, why = rows.read_rows(source, split), f'{source}: answers that cannot be scored'
+    placed = rows.usable(found, lambda item: (item[1], rows.as_question(*item)), unscorable, why)
+    questions = rows.check_unique(placed)
     if not questions:
         raise ValueError(f'{source}: none of its questions has an answer that can be scored')
     return questions
@@ -71,8 +66,4 @@ def load_passages(source: str) -> list[Passage]:
     """
     if source in rows.BUILT_IN:
         return list(_built_in(source).passages)
-    name, stem, found = rows.open_rows(source, 'train')
-    read = (
-        (where, rows.as_passage(row, where, f'{stem}-{line}')) for where, line, row in rows.numbered_rows(name, found)
-    )
-    return rows.check_unique(read)
+    return rows.check_unique((item[1], rows.as_passage(*item)) for item in rows.read_rows(source, 'train'))

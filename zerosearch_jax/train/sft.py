@@ -142,10 +142,8 @@ def _read(cfg: Config, control: Sequence[str] = ()) -> tuple[list, list]:
 
     def load(folds: tuple[int, ...]) -> list:
         found: list = []
-        for source in cfg.demos.source.split(','):
-            found += pairs.load_pairs(
-                source.strip(), corpus=corpus, label=cfg.demos.label, folds=folds, control=control
-            )
+        for source in map(str.strip, cfg.demos.source.split(',')):
+            found += pairs.load_pairs(source, corpus=corpus, label=cfg.demos.label, folds=folds, control=control)
         cut = (
             demonstrations.recorded_search(item, cfg.simulator.documents, cfg.simulator.words)
             if isinstance(item, pairs.RecordedSearch)

@@ -28,11 +28,7 @@ from zerosearch_jax.train.learner import Learner
 
 
 def load_questions(cfg: Config) -> tuple[list[Question], list[Question]]:
-    """The questions of training, and those of evaluations.
-
-    Raises:
-      ValueError: they are too few, or not those of the built-in corpus that they are looked up in.
-    """
+    """The questions of training and of evaluations; ValueError where they are too few, or foreign to their corpus."""
     data, evaluation, local = cfg.data, cfg.evaluation, cfg.engine.kind == 'bm25'
     if cfg.simulator.kind == 'oracle' or (cfg.simulator.kind == 'engine' and local):
         sources.check_corpus(data.train, data.corpus)
