@@ -20,10 +20,7 @@ _PROCESS = flags.DEFINE_integer('process', 0, 'Which of them this is.')
 
 
 def run(main, *, arguments: bool = False):
-    """Parses the command line, in which other `arguments` than flags may be allowed, and calls `main(argv)`.
-
-    What does not parse is told in one line, with exit code 2.
-    """
+    """Parses the flags, and `arguments` beside them where allowed, and calls `main(argv)`; exit code 2 on a mistake."""
     app.run(main, flags_parser=functools.partial(_parse, arguments=arguments))
 
 
@@ -109,6 +106,11 @@ def set_up_jax():
         jax.config.update('jax_enable_compilation_cache', False)
     elif not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))
+
+
+def given() -> set[str]:
+    """The fields of the configuration that flags set, as dotted names."""
+    return set(config_flags.get_override_values(flags.FLAGS['config']))
 
 
 def default_workdir() -> str:

@@ -3,9 +3,11 @@
   python -m launch.evaluate --config configs/eval.py
   python -m launch.evaluate --config configs/eval.py --config.evaluation.methods=direct,rag,agent \\
       --config.evaluation.datasets=nq,hotpotqa --config.evaluation.corpus=corpus.jsonl
+  python -m launch.evaluate --config configs/eval.py runs/quickstart --step=3
 
-Methods: direct, cot, rag, agent, search_o1, and, with config.trained, r1, search_r1, zerosearch. The same command goes
-on where it was; with other methods, data sets or trained weights and the same --workdir they join its tables.
+Methods: direct, cot, rag, agent, search_o1, and, with config.trained, r1, search_r1, zerosearch. A run, under way or
+done, stands for that of config.trained which it was trained as, evaluated alone. The same command goes on where it
+was; with other methods, data sets or trained weights and the same --workdir they join its tables.
 """
 
 import pathlib
@@ -14,23 +16,26 @@ from absl import flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: a file of configs/.', lock_config=True)
+_STEP = flags.DEFINE_integer('step', None, 'Of the runs in config.trained, the checkpoint; default: end, or newest.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the results; default: runs/NAME_OF_THE_CONFIG.')
 
 
-def main(_):
+def main(argv):
     from launch import common
 
     with common.one_line_errors():
         from zerosearch_jax import settings
         from zerosearch_jax.evaluate import evaluation
 
+        evaluation.name_run(_CONFIG.value, argv[1:])
         cfg = evaluation.parse(_CONFIG.value)
         common.set_up_jax()
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
-        print(evaluation.evaluate(cfg, workdir, settings.to_json(_CONFIG.value)))
+        config_json = settings.to_json(_CONFIG.value)
+        print(evaluation.evaluate(cfg, workdir, config_json, common.given(), _STEP.value))
 
 
 if __name__ == '__main__':
     from launch import common
 
-    common.run(main)
+    common.run(main, arguments=True)

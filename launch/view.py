@@ -8,7 +8,9 @@ The directory is the --workdir of a training or of an evaluation, under way or d
 
 import pathlib
 
-from absl import app
+from absl import app, flags
+
+_STEP = flags.DEFINE_integer('step', None, 'The last step that is shown; default: all that are there.')
 
 
 def main(argv):
@@ -19,7 +21,7 @@ def main(argv):
 
         if len(argv) != 2:
             raise ValueError('which run? give its directory, for example runs/quickstart')
-        print(view.write(pathlib.Path(argv[1])))
+        print(view.write(pathlib.Path(argv[1]), _STEP.value))
 
 
 if __name__ == '__main__':

@@ -33,6 +33,14 @@ class Model:
         return known + [b''] * (self.cfg.vocab_size - len(known))
 
 
+def open_model(reference: str) -> Model:
+    """A model's configuration and tokenizer, without its weights; arguments and errors as of load_model."""
+    if reference == 'tiny':
+        return Model(PRESETS['tiny'], byte_tokenizer(), {})
+    path = download.resolve(reference, weights=False)
+    return Model(loading.read_config(path), Tokenizer.load(path), {})
+
+
 def load_model(reference: str, mesh: jax.sharding.Mesh, dtype='float32') -> Model:
     """Loads weights and tokenizer.
 

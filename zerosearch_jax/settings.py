@@ -166,6 +166,10 @@ MAY_CHANGE = (
 )
 
 
+# what of a training its steps so far do not depend on: how long it goes on, what is written, asked and watched
+MAY_CHANGE_IN_A_RUN = (*MAY_CHANGE, 'rl.steps', 'run', 'evaluation', 'alarms')
+
+
 def is_named(field: str, names: Iterable[str]) -> bool:
     """Whether a dotted field, or its section, is among the names."""
     return field in names or field.partition('.')[0] in names

@@ -59,7 +59,7 @@ def test_a_shipped_adapter_and_a_peft_directory(run):
 def test_what_is_not_there_is_told(run):
     (run / 'adapter.safetensors').unlink()
     (run / 'checkpoints').mkdir()
-    with pytest.raises(FileNotFoundError, match='run its command again'):
+    with pytest.raises(FileNotFoundError, match='has no checkpoint: it has none yet'):
         trained.find(str(run))
     with pytest.raises(FileNotFoundError, match='shipped adapters: miniature_policy'):
         trained.find('nothing')

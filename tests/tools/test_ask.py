@@ -153,7 +153,7 @@ def test_a_question_that_is_too_long_ends_nothing(config, scripted, capsys):
     assert 'more than config.rollout.prompt_tokens' in asked_err(config, ('why ' * 300,), capsys)
 
 
-@pytest.mark.parametrize(('asked_for', 'documents', 'tokens'), [(0, 2, 176), (4, 4, 320)])
+@pytest.mark.parametrize(('asked_for', 'documents', 'tokens'), [(0, 2, 176), (4, 4, 176)])
 def test_a_policy_is_shown_as_many_documents_as_in_its_training(
     config, scripted, tmp_path, asked_for, documents, tokens
 ):

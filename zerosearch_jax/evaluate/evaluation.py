@@ -12,7 +12,7 @@ import functools
 import hashlib
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 
@@ -93,8 +93,7 @@ class Config:
     def weights(self, method: str) -> str:
         """Where the weights of a method come from, local ones with a hash of them; '' where a trained one has none."""
         if METHODS[method].trained:
-            given = getattr(self.trained, method)
-            own = (trained.find(given).reference if given else '',)
+            own = (getattr(self.trained, method),)
         else:
             own = (self.policy.model, self.policy.adapter)
         return ' + '.join(_marked(path) for path in own if path)
@@ -104,6 +103,20 @@ FREE = (*settings.MAY_CHANGE, 'evaluation.methods', 'evaluation.datasets', 'trai
 
 
 parse = functools.partial(settings.build, Config)
+
+
+def name_run(config, arguments: Sequence[str]):
+    """Puts a run of the command line into a ConfigDict: as the weights of the one method that is evaluated."""
+    if not arguments:
+        return
+    if len(arguments) > 1 or not (pathlib.Path(arguments[0]) / 'config.json').is_file():
+        raise ValueError(f'unexpected argument {arguments[-1]!r}: one run, by its directory, may be named')
+    run = settings.read_json(pathlib.Path(arguments[0]) / 'config.json')
+    kind = run.get('simulator', {}).get('kind')
+    method = {'none': 'r1', 'engine': 'search_r1'}.get(kind, 'zerosearch')
+    config.trained[method] = arguments[0]
+    config.evaluation.methods = method
+    config.policy.model = run.get('policy', {}).get('model', config.policy.model)
 
 
 def _marked(reference: str) -> str:
@@ -123,21 +136,34 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(filter(None, (part.strip() for part in text.split(',')))))
 
 
-def evaluate(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
-    """Runs what is missing; returns the tables of all results in `workdir`."""
+def evaluate(
+    cfg: Config, workdir: pathlib.Path, config_json: str, given: Collection[str] = (), step: int | None = None
+) -> str:
+    """Runs what is missing; returns the tables of all results in `workdir`.
+
+    Args:
+      cfg: what is asked, and of whom.
+      workdir: of the results.
+      config_json: the configuration as JSON text.
+      given: fields that were set expressly: trained weights are asked as in their training but for these.
+      step: of the runs in config.trained, the checkpoint; None: as trained.find.
+    """
     settings.require_positive(cfg.evaluation, 'documents')
     with claim(workdir, config_json, ('results.jsonl',), FREE):
-        return _evaluate(cfg, workdir)
+        names = dataclasses.asdict(cfg.trained)
+        found = {name: trained.resolve_reference(reference, step) for name, reference in names.items()}
+        cfg = dataclasses.replace(cfg, trained=TrainedConfig(**found), policy=trained.resolve(cfg.policy))
+        return _evaluate(cfg, workdir, given)
 
 
-def _evaluate(cfg: Config, workdir: pathlib.Path) -> str:
+def _evaluate(cfg: Config, workdir: pathlib.Path, given: Collection[str]) -> str:
     weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is told now, not after hours
     if not any(weights.values()):
         raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')
     questions = load_questions(cfg)
     missing = _missing(weights, workdir / 'results.jsonl', questions)
     if missing:
-        evaluator = Evaluator(cfg, weights, workdir)
+        evaluator = Evaluator(cfg, weights, workdir, given)
         asked = dict.fromkeys(q for parts in missing.values() for part in parts.values() for q in part)
         fit = evaluator.fitting([*asked], [*missing])
         missing = {m: {name: [q for q in part if q in fit] for name, part in p.items()} for m, p in missing.items()}
@@ -203,19 +229,23 @@ def _key(row: dict) -> tuple[str, str, str, str]:
 class Evaluator:
     """Owns the engines of one evaluation: the search engine, and the model of the method at hand."""
 
-    def __init__(self, cfg: Config, weights: dict[str, str], workdir: pathlib.Path):
-        self._cfg, self._weights, self._workdir = cfg, weights, workdir
+    def __init__(self, cfg: Config, weights: dict[str, str], workdir: pathlib.Path, given: Collection[str] = ()):
+        self._cfg, self._weights, self._workdir, self._given = cfg, weights, workdir, given
         self._mesh = sharding.make_mesh(cfg.mesh)
         self._search, self._simulator_engine = open_source(cfg, self._mesh, workdir / 'searches.log')
         self._trained: str | None = None
         self._refiner: EngineWriter | None = None
         self._loaded: tuple[str, pretrained.Model] | None = None
+        self._opened: RolloutConfig | None = None
 
     def fitting(self, questions: Sequence[Question], methods: Sequence[str]) -> set[Question]:
         """The questions whose prompts are not too long for any method; they are refused now, not after hours."""
         self._use('')
         for method in methods:
-            size = episode_config(METHODS[method], self._cfg.rollout)
+            size = self._cfg.rollout
+            if METHODS[method].trained:
+                size = trained.find(getattr(self._cfg.trained, method)).rollout_config(size, self._given)
+            size = episode_config(METHODS[method], size)
             questions = fitting(questions, self._model.tokenizer, size, self._cfg.evaluation.too_long)
         return {*questions}
 
@@ -246,7 +276,7 @@ class Evaluator:
             kind,
             questions,
             self._policy,
-            self._search,
+            functools.partial(self._search, self._documents),
             refiner,
             self._model.tokenizer,
             self._size,
@@ -259,15 +289,19 @@ class Evaluator:
         if given == self._trained:
             return
         cfg = self._cfg
-        policy, self._size = cfg.policy, cfg.rollout
+        policy, self._size, self._documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
         if given:
             found = trained.find(given)
-            policy, self._size = found.policy_config(policy), found.rollout_config(self._size, 'prompt_format')
+            policy, self._size = found.policy_config(policy), found.rollout_config(self._size, self._given)
+            self._documents = found.documents(self._documents, self._given)
+            progress.log(f'{given} is asked as in its training: {trained.asked_line(self._size, self._documents)}')
             if found.base not in ('', cfg.policy.model) and not found.is_model:
                 progress.log(f'{given} was trained over {found.base}; here it is put on {cfg.policy.model}')
         if self._loaded is None or self._loaded[0] != policy.model:
-            self._loaded = policy.model, pretrained.load_model(policy.model, self._mesh)
-            self._policy = open_policy(self._model, cfg.rollout, self._mesh, dtype=cfg.policy.dtype)
+            self._loaded, self._opened = (policy.model, pretrained.load_model(policy.model, self._mesh)), None
+        if self._opened != self._size:
+            self._policy = open_policy(self._model, self._size, self._mesh, dtype=cfg.policy.dtype)
+            self._opened = self._size
         self._trained, self._refiner = given, None
         self._params = policy_params(self._model, policy, self._mesh)
         self._policy.load(self._params, temperature=cfg.evaluation.temperature)

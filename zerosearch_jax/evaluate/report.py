@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from zerosearch_jax import progress
 from zerosearch_jax.evaluate import intervals
 from zerosearch_jax.evaluate.scores import METRICS, counted
 from zerosearch_jax.run import cost, curves, jsonl
@@ -65,6 +66,19 @@ def forget_evaluations_after(workdir: pathlib.Path, number: int):
     for path in (workdir / 'evaluation').glob('step_*.jsonl'):
         if _step_of(path) > number:
             path.unlink()
+
+
+def put_evaluations_aside(workdir: pathlib.Path):
+    """Moves the evaluations so far to a directory of their own: what follows is asked otherwise, and not compared."""
+    directory = workdir / 'evaluation'
+    made = sorted(directory.glob('step_*.jsonl'))
+    if jax.process_index() or not made:
+        return
+    aside = directory / f'before_{1 + len(list(directory.glob("before_*")))}'
+    aside.mkdir()
+    for path in made:
+        path.rename(aside / path.name)
+    progress.log(f'{len(made)} evaluations were asked otherwise: they are in {aside}, and are not compared with others')
 
 
 def summarize(workdir: pathlib.Path) -> dict:

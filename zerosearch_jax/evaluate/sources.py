@@ -24,13 +24,14 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
       log: file of a remote engine's results; None: not written.
 
     Returns:
-      what makes a source for one rollout; and the simulator's engine, if that is a model of ours.
+      what makes a source for one rollout, of so many documents a search of a real engine; and the simulator's engine,
+        if that is a model of ours.
     """
     passages = functools.partial(sources.load_passages, cfg.evaluation.corpus)
     open_real = functools.partial(open_search_engine, cfg.engine, passages, Journal(log))
     if not cfg.evaluation.simulated:
         engine = open_real()
-        return lambda: engine_search(engine.search, cfg.evaluation.documents), None
+        return lambda documents=cfg.evaluation.documents: engine_search(engine.search, documents), None
     simulator = open_simulator(
         cfg.simulator,
         cfg.endpoint,
@@ -39,4 +40,4 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
         corpus=lambda: (BM25(passages()).search, passages()),
         search_engine=open_real,
     )
-    return lambda: simulator.source(seed=cfg.seed, step=0, noise=0.0), simulator.engine
+    return lambda documents=0: simulator.source(seed=cfg.seed, step=0, noise=0.0), simulator.engine

@@ -1,18 +1,33 @@
-"""What a run left: where its weights are, which model they belong to, and how they were trained.
+"""What a run left, or has so far: where its weights are, which model they belong to, and how they were trained.
 
-runs/x                       a run's directory, with adapter.safetensors or model/ in it
+runs/x                       a run's directory: what it exported at its end, else its newest complete checkpoint
+runs/x/checkpoints/3         one of its checkpoints; runs/x/last_good: the one that an alarm kept
 runs/x/adapter.safetensors   what it exported, as also the name of a shipped adapter
 exported                     what launch.export wrote, or any other model or adapter in peft's format
+
+The weights of a checkpoint are written to runs/x/weights/step_000003, beside what the run itself writes, once.
 """
 
 import dataclasses
 import json
 import pathlib
+import shutil
+import tempfile
+from collections.abc import Collection
+from typing import TypeVar
 
 from zerosearch_jax import pretrained, settings
-from zerosearch_jax.policy import PolicyConfig
+from zerosearch_jax.policy import PolicyConfig, export_weights
 from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.run import checkpoint
+from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.weights import peft, trees
+
+T = TypeVar('T')  # a section of a configuration that has `model` and `adapter`
+# of config.rollout, how a policy was asked in training
+PROTOCOL = ('prompt', 'prompt_format', 'max_turns', 'turn_tokens', 'observation_tokens', 'response_tokens')
+PROTOCOL += ('prompt_tokens',)
+EXPORTED_STEP = 'exported.json'  # {"step": ...}, beside what a run exported: one that goes on has newer weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,60 +39,170 @@ class Trained:
     base: str  # the model that they were trained from; '': they do not say
     run: dict  # the configuration of the run; {}: they do not say
     directory: pathlib.Path | None = None  # of the run, if they lie in it
+    step: int | None = None  # after which they were saved, of a checkpoint
+
+    @property
+    def state(self) -> str:
+        """Of a run that is not at its end: which of its steps these weights are of; else ''."""
+        total = (self.run.get('rl') or self.run.get('sft') or {}).get('steps', 0)
+        return f'step {self.step} of {total}' if self.step is not None and self.step < total else ''
 
     def policy_config(self, policy: PolicyConfig) -> PolicyConfig:
         """`policy` with these weights, an adapter over its model."""
         place = {'model': self.reference, 'adapter': ''} if self.is_model else {'adapter': self.reference}
         return dataclasses.replace(policy, **place)
 
-    def rollout_config(self, size: RolloutConfig, *names: str) -> RolloutConfig:
-        """`size` with these fields as they were in training, where that is known."""
+    def rollout_config(self, size: RolloutConfig, given: Collection[str] = ()) -> RolloutConfig:
+        """`size` with protocol and budgets as they were in training, where that is known.
+
+        Args:
+          size: of the configuration.
+          given: what was asked for expressly and stays, dotted names as on the command line, `rollout.max_turns` say.
+        """
         trained = self.run.get('rollout', {})
-        kept = {name: trained[name] for name in names if name in trained}
+        kept = {name: trained[name] for name in PROTOCOL if name in trained and f'rollout.{name}' not in given}
         return settings.section(RolloutConfig, dataclasses.asdict(size) | kept, f'{self.reference}: config.rollout')
 
-    @property
-    def documents(self) -> int:
-        """Of a search of its training; 0: it does not say."""
-        return self.run.get('simulator', {}).get('documents', 0)
+    def documents(self, asked: int, given: Collection[str] = ()) -> int:
+        """Documents of a search: as in its training where that is known, else as asked, or expressly `given`."""
+        known = self.run.get('simulator', {}).get('documents', 0)
+        return known if known and 'evaluation.documents' not in given else asked
 
 
-def find(reference: str) -> Trained:
+def asked_line(size: RolloutConfig, documents: int) -> str:
+    """How a policy is asked, in one line."""
+    return (
+        f"prompt '{size.prompt}' ({size.prompt_format}), {size.max_turns} searches of {documents} documents at most, "
+        f'{size.turn_tokens} tokens a turn, {size.observation_tokens} an observation, {size.response_tokens} in all'
+    )
+
+
+def find(reference: str, step: int | None = None) -> Trained:
     """Finds weights.
+
+    Args:
+      reference: as above.
+      step: of a run's directory, the checkpoint that is wanted; None: the end of the run, or its newest one.
 
     Raises:
       FileNotFoundError: there are none.
+      ValueError: a step of what is no run; a checkpoint is damaged.
     """
-    path = pathlib.Path(_exported(reference))
+    path = pathlib.Path(reference)
+    exported = _exported(path)
+    if step is None and exported and not _is_outdated(path):
+        path = exported
+    elif place := _checkpoints(path):
+        return _of_checkpoint(*place, step)
+    elif step is not None:
+        raise ValueError(f'--step={step}: {reference} is no directory of a run with checkpoints')
     if (path / 'config.json').is_file():
         run = _run_beside(path) if path.name == 'model' else {}
         return Trained(str(path), True, _base(run), run, path.parent if run else None)
     found = pretrained.find_adapter(str(path))
     if found.is_dir():
         return Trained(str(path), False, peft.base(found), {})
-    run = json.loads(trees.tree_metadata(found).get('config', '{}'))
-    inside = run and _run_beside(found) == run
+    run = settings.parse_json(trees.tree_metadata(found).get('config', '{}'))
+    inside = run and not settings.changes(_run_beside(found), run, settings.MAY_CHANGE_IN_A_RUN)
     return Trained(str(path), False, _base(run), run, found.parent if inside else None)
 
 
-def _exported(reference: str) -> str:
-    """The weights in a run's directory; any other reference as it is."""
-    directory = pathlib.Path(reference)
+def resolve(section: T, where: str = 'config.policy') -> T:
+    """The section with files in place of what its `model` and `adapter` name of runs; others stay as they are."""
+    changed = {}
+    if _is_run(section.model):
+        found = find(section.model)
+        if not found.is_model and section.adapter:
+            raise ValueError(f'{where}.model = {section.model!r} holds an adapter; leave {where}.adapter empty')
+        changed = {'model': found.reference} if found.is_model else {'model': found.base, 'adapter': found.reference}
+    if _is_run(section.adapter):
+        found = find(section.adapter)
+        if found.is_model:
+            raise ValueError(f'{where}.adapter = {section.adapter!r} holds a whole model; name it in {where}.model')
+        changed['adapter'] = found.reference
+    return dataclasses.replace(section, **changed)
+
+
+def resolve_reference(reference: str, step: int | None = None) -> str:
+    """The files of the weights that `find` finds; '' stays ''."""
+    return find(reference, step).reference if reference else ''
+
+
+def _is_run(reference: str) -> bool:
+    path = pathlib.Path(reference)
+    return bool(reference) and bool(_exported(path) or _checkpoints(path))
+
+
+def _exported(directory: pathlib.Path) -> pathlib.Path | None:
+    """The weights that a run exported into its directory."""
     if (directory / 'adapter.safetensors').is_file():
-        return str(directory / 'adapter.safetensors')
-    if (directory / 'model' / 'config.json').is_file():
-        return str(directory / 'model')
-    if (directory / 'checkpoints').is_dir():
-        raise FileNotFoundError(
-            f'{directory} holds no weights yet; a run exports them at its end: run its command again to finish it'
-        )
-    return reference
+        return directory / 'adapter.safetensors'
+    return directory / 'model' if (directory / 'model' / 'config.json').is_file() else None
+
+
+def _is_outdated(directory: pathlib.Path) -> bool:
+    """Whether a run went on after it exported."""
+    path = directory / EXPORTED_STEP
+    if not path.is_file():
+        return False
+    return max(checkpoint.complete_steps(directory / 'checkpoints'), default=0) > settings.read_json(path)['step']
+
+
+def _checkpoints(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | None:
+    """A run's directory, and that of its checkpoints, or of the one that is named; None: no such thing."""
+    if (path / 'checkpoints').is_dir():
+        return path, path / 'checkpoints'
+    if path.name == 'last_good' and path.is_dir():
+        return path.parent, path
+    if path.name.isdigit() and path.parent.name in ('checkpoints', 'last_good'):
+        return path.parent.parent, path
+    return None
+
+
+def _of_checkpoint(run: pathlib.Path, place: pathlib.Path, step: int | None) -> Trained:
+    if place.name.isdigit():
+        step, place = int(place.name), place.parent
+
+    def written() -> tuple[int, str]:
+        there = checkpoint.complete_steps(place)
+        at = max(there, default=None) if step is None else step
+        if at not in there:
+            held = ', '.join(map(str, there)) or 'none yet; it saves one every config.run.checkpoint_every steps'
+            raise FileNotFoundError(f'{place} has no checkpoint{"" if at is None else f" of step {at}"}: it has {held}')
+        try:
+            return at, str(_write(run, place / str(at)))
+        except (ValueError, OSError):
+            if step is None and at not in checkpoint.complete_steps(place):
+                return written()  # the run, which goes on, has newer ones and dropped it meanwhile
+            raise
+
+    step, reference = on_first_process(written)
+    config = settings.read_json(run / 'config.json')
+    return Trained(reference, reference.endswith('model'), _base(config), config, run, step)
+
+
+def _write(run: pathlib.Path, saved: pathlib.Path) -> pathlib.Path:
+    """The weights of a checkpoint as files, made unless they are there and not older than it."""
+    place = run / 'weights' / f'step_{int(saved.name):06d}'
+    if place.is_dir() and place.stat().st_mtime >= saved.stat().st_mtime:
+        return _exported(place)
+    params, config = checkpoint.read_params(saved), settings.read_json(run / 'config.json')
+    is_adapter = any(name.endswith('_lora_a') for name in params['layers'])
+    place.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix='.') as scratch:
+        partial = pathlib.Path(scratch) / 'weights'
+        text = json.dumps(config, indent=2, sort_keys=True)
+        export_weights(params, None if is_adapter else pretrained.open_model(_base(config)), is_adapter, partial, text)
+        (partial / 'config.json').write_text(text)
+        shutil.rmtree(place, ignore_errors=True)
+        partial.rename(place)
+    return _exported(place)
 
 
 def _run_beside(path: pathlib.Path) -> dict:
     """The configuration of the run in whose directory the weights lie; {} if it is none."""
     beside = path.parent / 'config.json'
-    run = json.loads(beside.read_text()) if beside.is_file() else {}
+    run = settings.read_json(beside) if beside.is_file() else {}
     return run if 'rollout' in run else {}
 
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import jax
 
@@ -20,7 +21,6 @@ from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 from zerosearch_jax.tools.screen import Screen
 
-PROTOCOL = ('prompt', 'prompt_format')  # how a policy was asked in training is how it is asked here
 DOCUMENTS = 3  # a search, where the policy does not say
 
 
@@ -31,19 +31,29 @@ class Asker:
       cfg: of an evaluation; its methods and data sets are not looked at.
       checkpoint: trained weights, see run/trained.py; '': those of cfg.policy.
       base: the model that an adapter belongs to; '': what it says, else cfg.policy.model.
+      step: of a run, the checkpoint; None: as trained.find.
+      given: fields that were set expressly: the policy is asked as in its training but for these.
 
     Raises:
       FileNotFoundError, ValueError: with what to put where.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str = '', base: str = ''):
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str = '',
+        base: str = '',
+        step: int | None = None,
+        given: Collection[str] = (),
+    ):
         if cfg.evaluation.simulated and cfg.simulator.kind == 'oracle':
             raise ValueError("config.simulator.kind = 'oracle' needs the answers of what is asked; choose another")
+        cfg = dataclasses.replace(cfg, policy=trained.resolve(cfg.policy))
         policy, self._size, documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
         if checkpoint or cfg.policy.adapter:
-            found = trained.find(checkpoint or cfg.policy.adapter)
-            names = PROTOCOL if documents else (*PROTOCOL, 'observation_tokens')
-            self._size, documents = found.rollout_config(cfg.rollout, *names), documents or found.documents
+            found = trained.find(checkpoint or cfg.policy.adapter, step)
+            self._size, documents = found.rollout_config(cfg.rollout, given), documents or found.documents(DOCUMENTS)
+            progress.log(f'{found.reference} {found.state}: {trained.asked_line(self._size, documents)}')
         if checkpoint:
             policy = found.policy_config(dataclasses.replace(policy, model=base or found.base or policy.model))
         evaluation = dataclasses.replace(cfg.evaluation, documents=documents or DOCUMENTS)
@@ -73,6 +83,13 @@ class Asker:
             on_tokens=on_tokens,
         )
         return trajectory
+
+
+def split_arguments(checkpoint: str, arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The weights, a directory before the questions where no checkpoint is named, and the questions."""
+    if arguments and not checkpoint and pathlib.Path(arguments[0]).is_dir():
+        return arguments[0], arguments[1:]
+    return checkpoint, arguments
 
 
 def read_lines() -> Iterator[str]:

@@ -33,6 +33,7 @@ def card(found: Trained, name: str, base: str, whole: bool) -> str:
         _front_matter(base, whole),
         f'# {_line(name)}',
         _about(found, base, whole),
+        *([f'The training is not finished: these weights are of {found.state}.'] if found.state else []),
         f'## Results\n\n{_results(found)}',
         *([] if is_simulator(found.run) else [f'## Use\n\n{_use(found.run)}']),
         f'## Configuration\n\n{_code(json.dumps(found.run, indent=2, sort_keys=True)) if found.run else "Not known."}',
@@ -71,10 +72,12 @@ def _results(found: Trained) -> str:
     run, directory = found.run, found.directory
     written = directory / 'metrics.jsonl' if directory else None
     rows = jsonl.read_jsonl(written) if written and written.is_file() else []
+    rows = [row for row in rows if found.step is None or row['step'] <= found.step]
     if 'demos' in run:
         losses = [(row['step'], row['loss/held_out']) for row in rows if 'loss/held_out' in row]
         return f'Held-out loss after step {losses[-1][0]}: {losses[-1][1]:.4f} nats a token.' if losses else 'Not run.'
     evaluated = report.evaluations(directory) if directory else {}
+    evaluated = {step: each for step, each in evaluated.items() if found.step is None or step <= found.step}
     if not evaluated:
         return 'Not run.'
     lines = ['| after step | EM | F1 | searches a question |', '|---|---|---|---|']

@@ -15,7 +15,15 @@ from zerosearch_jax.tools import card
 from zerosearch_jax.weights import huggingface, peft
 
 
-def export(reference: str, directory: pathlib.Path, *, base: str = '', merge: bool = False, dtype: str = 'bfloat16'):
+def export(
+    reference: str,
+    directory: pathlib.Path,
+    *,
+    base: str = '',
+    merge: bool = False,
+    dtype: str = 'bfloat16',
+    step: int | None = None,
+):
     """Writes weights to a directory.
 
     Args:
@@ -24,12 +32,13 @@ def export(reference: str, directory: pathlib.Path, *, base: str = '', merge: bo
       base: the model that an adapter belongs to; '': what it says.
       merge: an adapter becomes part of its model.
       dtype: of a whole model.
+      step: of a run, the checkpoint; None: as trained.find.
 
     Raises:
       FileNotFoundError, ValueError: no such weights, an adapter without a model, or a directory that holds the other
         form, the weights that are read, or the run that they are of.
     """
-    found, mesh = trained.find(reference), sharding.make_mesh()
+    found, mesh = trained.find(reference, step), sharding.make_mesh()
     base = base or found.base
     _check_apart(directory, pathlib.Path(found.reference), found.directory, pathlib.Path(base))
     whole = found.is_model or merge

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from zerosearch_jax import settings
 from zerosearch_jax.evaluate import report
 from zerosearch_jax.evaluate.scores import METRICS
 from zerosearch_jax.run import curves, jsonl
@@ -39,17 +40,24 @@ BODY = ('golden_answers', 'searches', 'segments')
 TOGETHER = 32  # bodies
 
 
-def write(workdir: pathlib.Path) -> pathlib.Path:
+def write(workdir: pathlib.Path, step: int | None = None) -> pathlib.Path:
     """Writes WORKDIR/view.html; returns its path.
+
+    Args:
+      workdir: of a run, under way or done.
+      step: the last one that is shown; None: all that are there.
 
     Raises:
       FileNotFoundError: there is no run.
       ValueError: a row is not what a run writes.
     """
-    sources = _sources(workdir)
-    series = {
-        key: points for key, points in curves.series_of(_read(workdir / 'metrics.jsonl')).items() if key != 'step'
+    sources = {
+        name: rows for name, found in _sources(workdir).items() if (rows := [row for row in found if _shown(row, step)])
     }
+    written = [row for row in _read(workdir / 'metrics.jsonl') if _shown(row, step)]
+    series = {key: points for key, points in curves.series_of(written).items() if key != 'step'}
+    config = _json(workdir / 'config.json')
+    summary = _json(workdir / 'summary.json') if step is None else {}
     if not sources and not series:
         raise FileNotFoundError(
             f'{workdir} holds no run: nothing in metrics.jsonl, trajectories.jsonl, evaluation/ or results.jsonl; '
@@ -58,9 +66,9 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     rows = [row for found in sources.values() for row in found]
     facts = {
         'name': workdir.resolve().name,
-        'about': _about(_json(workdir / 'config.json')),
-        'headline': _headline(_json(workdir / 'summary.json'), series),
-        'config': _json(workdir / 'config.json'),
+        'about': _about(config, written),
+        'headline': _headline(summary, series),
+        'config': config,
         'panels': _panels(series),
         'series': series,
         'evaluations': [_scores(name, found) for name, found in sources.items() if name != 'training'],
@@ -110,8 +118,12 @@ def _read(path: pathlib.Path) -> list[dict]:
     return jsonl.read_jsonl(path) if path.is_file() else []
 
 
+def _shown(row: dict, step: int | None) -> bool:
+    return step is None or row.get('step', 0) <= step
+
+
 def _json(path: pathlib.Path) -> dict:
-    return json.loads(path.read_text('utf-8')) if path.is_file() else {}
+    return settings.read_json(path) if path.is_file() else {}
 
 
 def _sources(workdir: pathlib.Path) -> dict[str, list[dict]]:
@@ -166,12 +178,15 @@ def _scores(name: str, rows: list[dict]) -> list:
     return [name, len(rows), *means, float(np.mean([len(row['searches']) for row in rows]))]
 
 
-def _about(config: dict) -> str:
-    """What the run is, in a few words."""
+def _about(config: dict, written: Sequence[dict]) -> str:
+    """What the run is, and how much of it this is where that is not all, in a few words."""
     named = [config.get('policy', {}).get('model'), config.get('rl', {}).get('algorithm')]
     simulator = config.get('simulator', {}).get('kind')
     seed = f'seed {config["seed"]}' if 'seed' in config else None
-    return ', '.join(filter(None, [*named, simulator and f'simulator: {simulator}', seed]))
+    total = (config.get('rl') or config.get('sft') or {}).get('steps', 0)
+    done = max((row['step'] for row in written), default=0)
+    part = f'not finished: step {done} of {total}' if done < total else None
+    return ', '.join(filter(None, [*named, simulator and f'simulator: {simulator}', seed, part]))
 
 
 def _headline(summary: dict, series: dict) -> list[list[str]]:

@@ -1,6 +1,9 @@
 """The configuration of reinforcement learning: one frozen dataclass a section, checked before anything is loaded."""
 
 import dataclasses
+import pathlib
+
+import numpy as np
 
 from zerosearch_jax import settings
 from zerosearch_jax.data import rows
@@ -10,11 +13,12 @@ from zerosearch_jax.rl.config import CriticConfig, RLConfig
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.rewards import RewardConfig
 from zerosearch_jax.run.alarms import AlarmConfig
+from zerosearch_jax.run.checkpoint import complete_steps
 from zerosearch_jax.run.cost import PricesConfig
 from zerosearch_jax.run.trackers import TrackersConfig
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator.config import SimulatorConfig
-from zerosearch_jax.simulator.curriculum import Curriculum
+from zerosearch_jax.simulator.curriculum import Curriculum, noise_probability
 from zerosearch_jax.simulator.writers import EndpointConfig
 
 
@@ -113,6 +117,32 @@ class Config:
                 f'config.rl.row_length = {self.rl.row_length} is less than rollout.prompt_tokens + '
                 f'rollout.response_tokens = {longest}; raise it'
             )
+
+
+def check_steps(cfg: Config, workdir: pathlib.Path):
+    """Checks that the steps which the run in `workdir` has made would be the same with this many in all.
+
+    Raises:
+      ValueError: the learning rate or the curriculum of one of them depends on it.
+    """
+    done = max(complete_steps(workdir / 'checkpoints'), default=0)
+    before = settings.read_json(workdir / 'config.json').get('rl', {}).get('steps', RLConfig.steps) if done else 0
+    if not done or before == cfg.rl.steps:
+        return
+    rate = [state.schedule(cfg.optimizer, total)(np.arange(done)) for total in (before, cfg.rl.steps)]
+    schedules = {f"config.optimizer.schedule = '{cfg.optimizer.schedule}'": np.array_equal(*rate)}
+    if cfg.curriculum.kind != 'adaptive':  # which follows the rewards
+        noise = [
+            [noise_probability(cfg.curriculum, step, total, seed=cfg.seed) for step in range(1, done + 1)]
+            for total in (before, cfg.rl.steps)
+        ]
+        schedules[f"config.curriculum.kind = '{cfg.curriculum.kind}'"] = noise[0] == noise[1]
+    if bent := [name for name, same in schedules.items() if not same]:
+        raise ValueError(
+            f'{workdir}: {done} steps are done, and with config.rl.steps = {cfg.rl.steps} (it was {before}) they would '
+            f'have been others: {" and ".join(bent)} stretches over all steps; keep {before}, or start another run '
+            f'from this one (--config.policy.{"adapter" if cfg.policy.lora_rank else "model"}={workdir})'
+        )
 
 
 def parse(config) -> Config:

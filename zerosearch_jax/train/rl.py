@@ -8,28 +8,32 @@ killed continues from its last checkpoint to the same end.
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import time
 
 import jax
 import numpy as np
 
-from zerosearch_jax import progress
+from zerosearch_jax import progress, settings
 from zerosearch_jax.evaluate import report
 from zerosearch_jax.evaluate.scores import METRICS, as_row, counted, mean_scores
 from zerosearch_jax.policy import export_weights
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.rollout import check_searches
-from zerosearch_jax.run import alarms, disk, jsonl, metrics, preemption, trackers
+from zerosearch_jax.run import alarms, disk, jsonl, metrics, preemption, trackers, trained
 from zerosearch_jax.run.checkpoint import Checkpoints
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.curriculum import noise_probability
+from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train.config import Config
 from zerosearch_jax.train.trainer import Trainer
 
 SHOWN = 2  # trajectories sent to the trackers, of those that are written
+# what an evaluation's result depends on, and a resumed run may change
+ASKED_OTHERWISE = {f'evaluation.{name}' for name in ('questions', 'documents', 'temperature', 'whole_batches_of')}
 DRAWN_EVERY = 10  # steps after which the trackers are sent the curves
 
 
@@ -65,8 +69,25 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
       ValueError, OSError: as workdir.claim; weights that are not finite.
     """
     trackers.check(cfg.run.wandb)
-    with claim(workdir, config_json):
+    cfg, config_json = _with_files(cfg, config_json)
+    train_config.check_steps(cfg, workdir)
+    with claim(workdir, config_json, free=settings.MAY_CHANGE_IN_A_RUN) as changed:
+        if set(changed) & ASKED_OTHERWISE:
+            report.put_evaluations_aside(workdir)
         return _train(cfg, workdir, config_json)
+
+
+def _with_files(cfg: Config, config_json: str) -> tuple[Config, str]:
+    """The configuration with files in place of the runs that it names: those go on, what it is begun from does not."""
+    values = settings.parse_json(config_json)
+    for name in ('policy', 'simulator') if cfg.simulator.kind == 'model' else ('policy',):
+        given = getattr(cfg, name)
+        section = trained.resolve(given, f'config.{name}')
+        if section != given:
+            cfg = dataclasses.replace(cfg, **{name: section})
+            values[name] |= {'model': section.model, 'adapter': section.adapter}
+            progress.log(f'config.{name}: {section.adapter or section.model}')
+    return cfg, json.dumps(values, indent=2, sort_keys=True)
 
 
 def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
@@ -87,6 +108,8 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
             elif last:
                 params, adapter = trainer.learner.state['policy'].params, bool(cfg.policy.lora_rank)
                 export_weights(params, trainer.model, adapter, workdir, config_json)
+                if main:
+                    (workdir / trained.EXPORTED_STEP).write_text(json.dumps({'step': last}) + '\n')
                 _evaluate_at(trainer, workdir, writer, last)
                 if writer is not None:
                     writer.draw(last)

