@@ -4,9 +4,12 @@ A step is visible only once it is complete (Orbax renames it into place), so a r
 the last complete one.
 """
 
+import functools
+import logging
 import os
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 import jax
@@ -29,8 +32,8 @@ def read_params(directory: pathlib.Path) -> dict:
     Raises:
       ValueError: it is damaged.
     """
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as reader:
+    _silence_threads()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         try:
             saved = reader.metadata(directory.absolute() / 'state').item_metadata.tree
             policy = saved.get('policy', saved)  # of launch.train beside the critic's, of launch.sft alone
@@ -44,6 +47,14 @@ def read_params(directory: pathlib.Path) -> dict:
         except Exception as error:
             raise _damaged(directory) from error
     return restored.get('policy', restored)['params']
+
+
+@functools.cache
+def _silence_threads():
+    """An error of ours is one line; Orbax and TensorStore would also print the traceback of each thread that met it."""
+    logging.getLogger('absl').addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda each: None if str(each.exc_value) == 'Event loop is closed' else shown(each)
 
 
 def _damaged(directory: pathlib.Path) -> ValueError:
@@ -87,6 +98,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: int = 2, keep_every: int = 0):
+        _silence_threads()
         self._directory, self._keep, self._every, self.bytes = directory, keep, keep_every, 0
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
