@@ -39,6 +39,9 @@ def main(_):
         if _PAPER.value:
             print(table.table(cfg, target, work))
             return
+        cfg, given = planner.fitted(cfg, target), cfg
+        if cfg != given:
+            print(f'mesh {given.mesh} does not fill {target}; planned with {planner.options(cfg, given)}\n')
         where = (target, *hardware.devices(target))
         if not _SUGGEST.value:
             print(planner.table(planner.plan(cfg, *where, work), target, cfg, work))

@@ -38,7 +38,9 @@ def open_model(reference: str) -> Model:
     if reference == 'tiny':
         return Model(PRESETS['tiny'], byte_tokenizer(), {})
     path = download.resolve(reference, weights=False)
-    return Model(loading.read_config(path), Tokenizer.load(path), {})
+    cfg, tokenizer = loading.read_config(path), Tokenizer.load(path)
+    tokenizer.require_fit(cfg.vocab_size, path)
+    return Model(cfg, tokenizer, {})
 
 
 def load_model(reference: str, mesh: jax.sharding.Mesh, dtype='float32') -> Model:
@@ -52,14 +54,12 @@ def load_model(reference: str, mesh: jax.sharding.Mesh, dtype='float32') -> Mode
     Raises:
       FileNotFoundError, ValueError: with what to put where.
     """
+    model = open_model(reference)
     if reference == 'tiny':
-        cfg = PRESETS['tiny']
-        params = sharding.init(transformer.layout(cfg), jax.random.key(0), mesh, dtype)
-        return Model(cfg, byte_tokenizer(), params)
-    path = download.resolve(reference)
-    cfg, tokenizer = loading.read_config(path), Tokenizer.load(path)
-    tokenizer.require_fit(cfg.vocab_size, path)
-    return Model(cfg, tokenizer, loading.load(path, cfg, mesh, dtype))
+        params = sharding.init(transformer.layout(model.cfg), jax.random.key(0), mesh, dtype)
+    else:
+        params = loading.load(download.resolve(reference), model.cfg, mesh, dtype)
+    return dataclasses.replace(model, params=params)
 
 
 def find_adapter(reference: str) -> pathlib.Path:

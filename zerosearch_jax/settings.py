@@ -74,6 +74,8 @@ def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
             resolved[name] = section(kind, config.get(name, {}), where)
         elif name in config:
             resolved[name] = _checked(config[name], kind, where)
+            if kind in (int, float) and resolved[name] < 0:
+                raise ValueError(f'{where} must not be negative, got {resolved[name]}')
         else:
             raise ValueError(f'{where} is missing; it must be {type_name(kind)}')
     return resolved

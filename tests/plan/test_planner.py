@@ -41,6 +41,28 @@ def planned(mesh, **rl):
     return planner.plan(config(mesh, **rl), TARGET, *hardware.devices(TARGET))
 
 
+# ---------------------------------------------------------------- mesh
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'target', 'expected', 'said'),
+    [
+        ((1, 8, 1), 'v5e:4x4', (1, 16, 1), '--config.mesh=1,16,1 --config.rl.rows_per_micro=16'),
+        ((1, 8, 1), 'v5e:16x16', (4, 64, 1), '--config.mesh=4,64,1 --config.rl.rows_per_micro=256'),
+        ((1, 4, 2), 'v5e:2x2', (1, 2, 2), '--config.mesh=1,2,2'),
+        ((1, 8, 1), 'a100-80gb:8', (1, 8, 1), ''),
+        ((1, -1, 1), 'v5e:4x4', (1, -1, 1), ''),
+    ],
+)
+def test_the_mesh_is_fitted_to_the_target_and_said(mesh, target, expected, said):
+    given, target = config(mesh), hardware.parse(target)
+    made = planner.fitted(given, target)
+    assert made.mesh == expected and (made == given) == (not said)
+    assert said in planner.options(made, given)
+    if said:
+        assert math.prod(made.mesh) == target.count and made.rl.rows_per_micro % (expected[0] * expected[1]) == 0
+
+
 # ---------------------------------------------------------------- memory
 
 

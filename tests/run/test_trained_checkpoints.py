@@ -133,7 +133,7 @@ def test_policy_model_or_policy_adapter_may_be_a_runs_directory(run, tmp_path):
         assert trained.resolve(plain) == plain
     whole = begin(tmp_path / 'whole', (1,), rank=0)
     assert trained.resolve(PolicyConfig(str(whole))).model == str(whole / 'weights' / 'step_000001' / 'model')
-    with pytest.raises(ValueError, match='holds a whole model; name it in config.policy.model'):
+    with pytest.raises(ValueError, match=r'holds a whole model; name it in config\.policy\.model'):
         trained.resolve(PolicyConfig('other', str(whole)))
 
 

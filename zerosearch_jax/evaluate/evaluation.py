@@ -27,7 +27,7 @@ from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rollout import Trajectory, check_searches
-from zerosearch_jax.run import cost, jsonl, trained
+from zerosearch_jax.run import cost, jsonl, preflight, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator.config import SimulatorConfig
@@ -163,6 +163,7 @@ def _evaluate(cfg: Config, workdir: pathlib.Path, given: Collection[str]) -> str
     questions = load_questions(cfg)
     missing = _missing(weights, workdir / 'results.jsonl', questions)
     if missing:
+        _check(cfg, missing)
         evaluator = Evaluator(cfg, weights, workdir, given)
         asked = dict.fromkeys(q for parts in missing.values() for part in parts.values() for q in part)
         fit = evaluator.fitting([*asked], [*missing])
@@ -179,6 +180,18 @@ def _evaluate(cfg: Config, workdir: pathlib.Path, given: Collection[str]) -> str
     if jax.process_index():
         return ''
     return tables.report(workdir, cfg.methods, weights, cfg.prices)
+
+
+def _check(cfg: Config, methods: Collection[str]):
+    """What can be known before anything is loaded, of the methods that have something to run."""
+    simulated, searches = cfg.evaluation.simulated, any(METHODS[m].prompt in ('search', 'documents') for m in methods)
+    preflight.check(
+        cfg.mesh,
+        {'policy': cfg.policy},
+        engine=cfg.engine if searches and not simulated else None,
+        simulator=cfg.simulator if searches and simulated else None,
+        endpoint=cfg.endpoint,
+    )
 
 
 def load_questions(cfg: Config) -> dict[str, list[Question]]:
@@ -240,13 +253,13 @@ class Evaluator:
 
     def fitting(self, questions: Sequence[Question], methods: Sequence[str]) -> set[Question]:
         """The questions whose prompts are not too long for any method; they are refused now, not after hours."""
-        self._use('')
+        tokenizer = pretrained.open_model(self._cfg.policy.model).tokenizer
         for method in methods:
             size = self._cfg.rollout
             if METHODS[method].trained:
                 size = trained.find(getattr(self._cfg.trained, method)).rollout_config(size, self._given)
             size = episode_config(METHODS[method], size)
-            questions = fitting(questions, self._model.tokenizer, size, self._cfg.evaluation.too_long)
+            questions = fitting(questions, tokenizer, size, self._cfg.evaluation.too_long)
         return {*questions}
 
     def run(

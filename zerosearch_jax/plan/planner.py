@@ -8,6 +8,7 @@ bandwidths, whichever takes longest.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -165,16 +166,33 @@ def suggest(
         fsdp = hardware.count // tensor
         if hardware.count % tensor or policy.num_heads % tensor or policy.hidden_size % fsdp:
             continue
-        changed = dataclasses.replace(
-            cfg,
-            mesh=(1, fsdp, tensor),
-            rl=dataclasses.replace(cfg.rl, rows_per_micro=fsdp, remat=remat),
-            rollout=dataclasses.replace(cfg.rollout, slots=_multiple(cfg.rollout.slots, fsdp)),
-            simulator=dataclasses.replace(cfg.simulator, slots=_multiple(cfg.simulator.slots, fsdp)),
-        )
+        changed = _on_mesh(cfg, (1, fsdp, tensor), rows_per_micro=fsdp, remat=remat)
         made = plan(changed, hardware, devices, compiler, work)
         if made.fits:
             yield changed, made
+
+
+def fitted(cfg: Config, hardware: Hardware) -> Config:
+    """`cfg` on a mesh of all devices of the target: `fsdp` takes as many as divide the models, `data` the rest."""
+    if -1 in cfg.mesh or math.prod(cfg.mesh) == hardware.count:
+        return cfg
+    names = {cfg.policy.model} | ({cfg.simulator.model} if cfg.simulator.kind == 'model' else set())
+    tensor = math.gcd(cfg.mesh[2], hardware.count)
+    fsdp = math.gcd(hardware.count // tensor, *(programs.model_config(name).hidden_size for name in names))
+    data = hardware.count // tensor // fsdp
+    rows = max(-(-cfg.rl.rows_per_micro // (data * fsdp)), 1) * data * fsdp
+    return _on_mesh(cfg, (data, fsdp, tensor), rows_per_micro=rows)
+
+
+def _on_mesh(cfg: Config, mesh: tuple[int, int, int], **rl) -> Config:
+    parts = mesh[0] * mesh[1]
+    return dataclasses.replace(
+        cfg,
+        mesh=mesh,
+        rl=dataclasses.replace(cfg.rl, **rl),
+        rollout=dataclasses.replace(cfg.rollout, slots=_multiple(cfg.rollout.slots, parts)),
+        simulator=dataclasses.replace(cfg.simulator, slots=_multiple(cfg.simulator.slots, parts)),
+    )
 
 
 def _multiple(slots: int, of: int) -> int:

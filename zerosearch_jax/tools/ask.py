@@ -16,7 +16,7 @@ from zerosearch_jax.evaluate.evaluation import Config
 from zerosearch_jax.policy import open_policy, policy_params
 from zerosearch_jax.rollout.prompts import PromptTooLong
 from zerosearch_jax.rollout.rollout import OnTokens, Trajectory
-from zerosearch_jax.run import trained
+from zerosearch_jax.run import preflight, trained
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 from zerosearch_jax.tools.screen import Screen
@@ -58,6 +58,13 @@ class Asker:
             policy = found.policy_config(dataclasses.replace(policy, model=base or found.base or policy.model))
         evaluation = dataclasses.replace(cfg.evaluation, documents=documents or DOCUMENTS)
         cfg = dataclasses.replace(cfg, evaluation=evaluation)
+        preflight.check(
+            cfg.mesh,
+            {'policy': policy},
+            engine=None if cfg.evaluation.simulated else cfg.engine,
+            simulator=cfg.simulator if cfg.evaluation.simulated else None,
+            endpoint=cfg.endpoint,
+        )
         self._cfg, mesh = cfg, sharding.make_mesh(cfg.mesh)
         self._method = methods.Method(self._size.prompt)
         size = methods.episode_config(self._method, self._size)

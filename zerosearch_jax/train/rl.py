@@ -21,8 +21,8 @@ from zerosearch_jax.evaluate.scores import METRICS, as_row, counted, mean_scores
 from zerosearch_jax.policy import export_weights
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.rollout import check_searches
-from zerosearch_jax.run import alarms, disk, jsonl, metrics, preemption, trackers, trained
-from zerosearch_jax.run.checkpoint import Checkpoints
+from zerosearch_jax.run import alarms, disk, jsonl, metrics, preemption, preflight, trackers, trained
+from zerosearch_jax.run.checkpoint import Checkpoints, complete_steps
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import OutsideFailed
@@ -90,7 +90,21 @@ def _with_files(cfg: Config, config_json: str) -> tuple[Config, str]:
     return cfg, json.dumps(values, indent=2, sort_keys=True)
 
 
+def _check(cfg: Config, workdir: pathlib.Path):
+    """What can be known before anything is loaded."""
+    to_come = max(complete_steps(workdir / 'checkpoints'), default=0) < cfg.rl.steps
+    searched = cfg.simulator.kind == 'engine' or (cfg.evaluation.questions and cfg.rollout.max_turns)
+    preflight.check(
+        cfg.mesh,
+        {'policy': cfg.policy},
+        engine=cfg.engine if to_come and searched else None,
+        simulator=cfg.simulator if to_come else None,
+        endpoint=cfg.endpoint,
+    )
+
+
 def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
+    _check(cfg, workdir)
     trainer, past = Trainer(cfg, workdir), Past()
     main = jax.process_index() == 0
     with contextlib.closing(Checkpoints(workdir / 'checkpoints', keep_every=cfg.run.keep_every)) as checkpoints:

@@ -24,11 +24,12 @@ from zerosearch_jax.policy import PolicyConfig, Trainable, export_weights, make_
 from zerosearch_jax.rl import losses, state
 from zerosearch_jax.rl.step import make_update, score
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.run import metrics, preemption, trackers
+from zerosearch_jax.run import metrics, preemption, preflight, trackers, trained
 from zerosearch_jax.run.checkpoint import Checkpoints
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.prompts import simulator_template
 from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatten, pack
 from zerosearch_jax.train import demonstrations
 
@@ -189,6 +190,9 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path 
 
 
 def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path | None:
+    cfg = dataclasses.replace(cfg, model=trained.resolve(cfg.model, 'config.model'))
+    preflight.check(cfg.mesh, {'model': cfg.model})
+    simulator_template(cfg.simulator.template)
     mesh = sharding.make_mesh(cfg.mesh)
     model = pretrained.load_model(cfg.model.model, mesh)
     trainable = make_trainable(model, cfg.model, mesh, cfg.seed)

@@ -64,10 +64,10 @@ class Trainer:
         self.cfg, self._workdir = cfg, workdir
         self._searches = Journal(workdir / 'searches.log' if workdir else None)
         self.mesh = sharding.make_mesh(cfg.mesh)
-        questions = load_questions(cfg)
-        self.model = pretrained.load_model(cfg.policy.model, self.mesh)
-        fit = (fitting(part, self.model.tokenizer, cfg.rollout, cfg.data.too_long) for part in questions)
+        questions, tokenizer = load_questions(cfg), pretrained.open_model(cfg.policy.model).tokenizer
+        fit = (fitting(part, tokenizer, cfg.rollout, cfg.data.too_long) for part in questions)
         self.train_questions, self.test_questions = _sized(cfg, *fit)
+        self.model = pretrained.load_model(cfg.policy.model, self.mesh)
         self.policy_engine = open_policy(self.model, cfg.rollout, self.mesh, dtype=cfg.policy.dtype)
         self.learner = self._open_learner()
         self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens)

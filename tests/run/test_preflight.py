@@ -1,0 +1,112 @@
+"""What is wrong with a configuration is told before anything is loaded, the cheap first."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from configs import tiny
+from zerosearch_jax import pretrained, settings
+from zerosearch_jax.data import sources
+from zerosearch_jax.policy import PolicyConfig
+from zerosearch_jax.run import preflight
+from zerosearch_jax.search import remote
+from zerosearch_jax.search.remote import EngineConfig
+from zerosearch_jax.simulator import load
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.writers import EndpointConfig
+from zerosearch_jax.train import config as train_config
+from zerosearch_jax.train import rl, sft
+
+POLICY, SIMULATOR = PolicyConfig('tiny'), SimulatorConfig(model='tiny')
+
+
+@pytest.fixture(autouse=True)
+def nothing_long(monkeypatch):
+    """Neither weights nor questions are loaded, and every probe is noted."""
+    probed = []
+
+    def fail(*_, **__):
+        raise AssertionError('loaded')
+
+    monkeypatch.setattr(pretrained, 'load_model', fail)
+    monkeypatch.setattr(sources, 'load_questions', fail)
+    monkeypatch.setattr(remote, 'probe', lambda cfg: probed.append(cfg.kind))
+    monkeypatch.setattr(load, 'probe', lambda cfg, _: probed.append(f'simulator: {cfg.kind}'))
+    monkeypatch.delenv(remote.SERPAPI_KEY, raising=False)
+    return probed
+
+
+# name: (a change of configs/tiny.py, what the one line says)
+WRONG = {
+    'wrong simulator id': ({'simulator.model': 'smolm2'}, "config.simulator.model: model 'smolm2'"),
+    'wrong policy id': ({'policy.model': 'smolm2'}, "config.policy.model: model 'smolm2'"),
+    'wrong template': ({'simulator.template': 'tunde'}, "template 'tunde' is no file"),
+    'adapter name of the policy': ({'policy.adapter': 'smol'}, "config.policy.adapter: adapter 'smol': no such file"),
+    'adapter name of the simulator': ({'simulator.adapter': 'smol'}, "config.simulator.adapter: adapter 'smol'"),
+    'missing key of a paid engine': ({'engine.kind': 'serpapi'}, remote.SERPAPI_KEY),
+    'no address of an endpoint': ({'simulator.kind': 'endpoint', 'endpoint.url': ''}, 'set config.endpoint.url'),
+    'mesh against devices': ({'mesh': (1, 64, 1)}, 'mesh (1, 64, 1) needs 64 devices'),
+    'seed -1': ({'seed': -1}, 'config.seed must not be negative, got -1'),
+}
+
+
+def changed(values):
+    made = tiny.get_config()
+    for name, value in values.items():
+        made.update_from_flattened_dict({name: value})
+    return made
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_told_before_anything_is_loaded(name, tmp_path, nothing_long):
+    values, line = WRONG[name]
+    with pytest.raises((ValueError, OSError)) as raised:
+        made = changed(values)
+        rl.train(train_config.parse(made), tmp_path, settings.to_json(made))
+    assert line in str(raised.value) and '\n' not in str(raised.value)
+    assert nothing_long == []  # the network is asked last
+
+
+def test_the_outside_is_asked_before_weights_are_loaded_and_not_where_it_is_not_used(tmp_path, nothing_long):
+    made = changed({'simulator.kind': 'endpoint', 'simulator.model': 'served', 'endpoint.url': 'http://h/v1'})
+    made.engine.kind = 'search_r1'
+    with pytest.raises(AssertionError, match='loaded'):
+        rl.train(train_config.parse(made), tmp_path, settings.to_json(made))
+    assert nothing_long == ['search_r1', 'simulator: endpoint']
+    (tmp_path / 'checkpoints' / str(made.rl.steps)).mkdir(parents=True)  # done: nobody will be asked
+    with pytest.raises(AssertionError, match='loaded'):
+        rl.train(train_config.parse(made), tmp_path, settings.to_json(made))
+    assert nothing_long == ['search_r1', 'simulator: endpoint']
+
+
+def test_idle_devices_are_told(capsys):
+    preflight.check((1, 2, 1), {'policy': POLICY})
+    assert f'mesh 1x2x1 uses 2 of {jax.device_count()} devices; -1 in config.mesh' in capsys.readouterr().err
+    preflight.check((1, -1, 1), {'policy': POLICY})
+    assert 'devices' not in capsys.readouterr().err
+
+
+def test_fine_tuning_too_tells_a_wrong_model_and_template(tmp_path):
+    from configs import sft as experiment
+
+    for section, field, line in (
+        ('model', 'model', "config.model.model: model 'nope'"),
+        ('model', 'adapter', "config.model.adapter: adapter 'nope'"),
+        ('simulator', 'template', "template 'nope' is no file"),
+    ):
+        made = experiment.get_config('simulator')
+        made.model.model = 'tiny'
+        made[section][field] = 'nope'
+        with pytest.raises((ValueError, OSError), match=line):
+            sft.train(sft.parse(made), tmp_path, settings.to_json(made))
+
+
+def test_a_model_that_is_cut_is_told_by_its_field(tmp_path):
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'config.json').write_text(json.dumps({'model_type': 'qwen2'})[:9])
+    broken = dataclasses.replace(SIMULATOR, model=str(tmp_path / 'model'))
+    with pytest.raises(ValueError, match=r'config\.simulator\.model: '):
+        preflight.check((1, 1, 1), {'policy': POLICY}, simulator=broken, endpoint=EndpointConfig())
+    assert preflight.check((1, 1, 1), {'policy': POLICY}, simulator=SIMULATOR, engine=EngineConfig()) is None

@@ -1,0 +1,59 @@
+"""What is checked of a configuration before anything long, in the order of cost: what needs no file, small files, the
+network. Questions, prompts and weights follow."""
+
+from collections.abc import Mapping
+
+import jax
+
+from zerosearch_jax import pretrained, progress, sharding
+from zerosearch_jax.search import remote
+from zerosearch_jax.search.remote import EngineConfig
+from zerosearch_jax.simulator import load
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.prompts import simulator_template
+from zerosearch_jax.simulator.writers import EndpointConfig, require_address
+
+
+def check(
+    mesh: tuple[int, int, int],
+    models: Mapping[str, object],
+    *,
+    engine: EngineConfig | None = None,
+    simulator: SimulatorConfig | None = None,
+    endpoint: EndpointConfig | None = None,
+):
+    """Checks what is going to be used.
+
+    Args:
+      mesh: config.mesh.
+      models: by the name of its section, what has `model` and `adapter`; a simulator of ours is added to them.
+      engine: the real search engine, if it will be asked.
+      simulator: if it will be asked.
+      endpoint: where a served one is.
+
+    Raises:
+      ValueError, OSError: in one line what is wrong, and what to set.
+    """
+    if (used := sharding.make_mesh(mesh).size) < jax.device_count():
+        shape = 'x'.join(map(str, mesh))
+        progress.log(f'mesh {shape} uses {used} of {jax.device_count()} devices; -1 in config.mesh takes the rest')
+    if simulator and simulator.kind == 'endpoint':
+        require_address(endpoint)
+    if engine and engine.kind != 'bm25':
+        remote.open_search_engine(engine)  # asks nothing, but wants its key
+    if simulator and simulator.kind in ('model', 'endpoint'):
+        simulator_template(simulator.template)
+    if simulator and simulator.kind == 'model':
+        models = {**models, 'simulator': simulator}
+    for look, field in ((pretrained.find_adapter, 'adapter'), (pretrained.open_model, 'model')):
+        for name, section in models.items():
+            if reference := getattr(section, field):
+                try:
+                    look(reference)
+                except (ValueError, OSError) as error:
+                    kind = ValueError if isinstance(error, ValueError) else OSError
+                    raise kind(f'config.{name}.{field}: {error}') from error
+    if engine:
+        remote.probe(engine)
+    if simulator:
+        load.probe(simulator, endpoint)
