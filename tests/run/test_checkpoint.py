@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -164,3 +167,22 @@ def test_the_weights_of_one_checkpoint_are_read_alone(saved, tmp_path):
     (tmp_path / '1' / 'state' / 'manifest.ocdbt').unlink()
     with pytest.raises(ValueError, match='checkpoint 1 is damaged; delete it to start over'):
         checkpoint.read_params(tmp_path / '1')
+
+
+def test_an_error_is_one_line_without_the_tracebacks_of_orbax(saved, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, 'unraisablehook', shown.append)
+    checkpoint._silence_threads.cache_clear()
+    absl = logging.getLogger('absl')
+    monkeypatch.setattr(absl, 'filters', [])
+    restore(saved)
+
+    def passes(path, error):
+        return bool(absl.filter(absl.makeRecord('absl', logging.ERROR, path, 1, 'failed', (), error)))
+
+    info = (ValueError, ValueError('disk'), None)
+    found = {(path, bool(e)): passes(path, e) for path in ('lib/orbax/x.py', 'other.py') for e in (info, None)}
+    assert found == {key: key != ('lib/orbax/x.py', True) for key in found} and len(found) == 4
+    for text in ('Event loop is closed', 'another'):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(each.exc_value) for each in shown] == ['another']

@@ -52,7 +52,11 @@ def read_params(directory: pathlib.Path) -> dict:
 @functools.cache
 def _silence_threads():
     """An error of ours is one line; Orbax and TensorStore would also print the traceback of each thread that met it."""
-    logging.getLogger('absl').addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
+
+    def ours(record: logging.LogRecord) -> bool:
+        return 'orbax' not in record.pathname or not (record.exc_info or record.levelno <= logging.WARNING)
+
+    logging.getLogger('absl').addFilter(ours)
     shown = sys.unraisablehook
     sys.unraisablehook = lambda each: None if str(each.exc_value) == 'Event loop is closed' else shown(each)
 
