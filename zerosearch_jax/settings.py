@@ -74,8 +74,6 @@ def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
             resolved[name] = section(kind, config.get(name, {}), where)
         elif name in config:
             resolved[name] = _checked(config[name], kind, where)
-            if kind in (int, float) and resolved[name] < 0:
-                raise ValueError(f'{where} must not be negative, got {resolved[name]}')
         else:
             raise ValueError(f'{where} is missing; it must be {type_name(kind)}')
     return resolved
@@ -83,7 +81,10 @@ def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
 
 def build(cls: type[T], config: Mapping[str, Any]) -> T:
     """The whole configuration as `cls`, a dataclass with one dataclass a section; raises as `resolve`."""
-    return cls(**resolve(config, typing.get_type_hints(cls)))
+    resolved = resolve(config, typing.get_type_hints(cls))
+    if resolved.get('seed', 0) < 0:
+        raise ValueError(f'config.seed must not be negative, got {resolved["seed"]}')
+    return cls(**resolved)
 
 
 def resolve_name(name: str, known: Mapping[str, Any], field: str) -> Any:

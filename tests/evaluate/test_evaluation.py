@@ -21,6 +21,7 @@ from zerosearch_jax.models import lora
 from zerosearch_jax.policy import PolicyConfig, export_weights, make_trainable
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.cost import PricesConfig
+from zerosearch_jax.search import remote
 from zerosearch_jax.search.search import OutsideFailed, SearchFailed
 from zerosearch_jax.weights import peft
 
@@ -111,17 +112,33 @@ def test_trained_weights_are_those_that_are_named(sources, tmp_path):
     assert len(jsonl.read_jsonl(tmp_path / 'file' / 'results.jsonl')) == before + 6
 
 
-def test_trained_weights_are_asked_in_the_format_of_their_training(sources, tmp_path, capsys):
+def test_trained_weights_are_asked_with_protocol_and_budgets_of_their_training(sources, tmp_path, capsys):
     mesh = sharding.make_mesh()
     model = pretrained.load_model('tiny', mesh)
     adapter = make_trainable(model, PolicyConfig(lora_rank=2), mesh, 0).params
-    trained_on = {'policy': {'model': 'another'}, 'rollout': {'prompt_format': 'raw'}}
+    size = {'prompt_format': 'raw', 'max_turns': 0, 'turn_tokens': 8, 'response_tokens': 100}
+    trained_on = {'policy': {'model': 'another'}, 'rollout': size, 'simulator': {'documents': 2}}
     made = config(sources, 'cot,r1')
     made.trained.r1 = str(export_weights(adapter, model, True, tmp_path, json.dumps(trained_on)))
     run(made, tmp_path / 'out')
     prompts = {key[0]: row['segments'][0]['text'] for key, row in results(tmp_path / 'out')[0].items()}
     assert '<|im_start|>' in prompts['cot'] and '<|im_start|>' not in prompts['r1']
-    assert 'was trained over another; here it is put on tiny' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'was trained over another; here it is put on tiny' in said
+    line = "prompt 'search' (raw), 0 searches of 2 documents at most, 8 tokens a turn, 64 an observation, 100 in all"
+    assert f'adapter.safetensors is asked as in its training: {line}' in said
+    tokens = {key[0]: row['response_tokens'] for key, row in results(tmp_path / 'out')[0].items()}
+    assert tokens['r1'] <= 8 < 16 * 4 >= tokens['cot']
+
+
+def test_a_run_is_evaluated_as_what_it_was_trained_as(tmp_path):
+    for kind, method in (('none', 'r1'), ('engine', 'search_r1'), ('model', 'zerosearch')):
+        (tmp_path / 'config.json').write_text(json.dumps({'simulator': {'kind': kind}, 'policy': {'model': 'base'}}))
+        made = sections(evaluation.Config)
+        evaluation.name_run(made, [str(tmp_path)])
+        assert (made.trained[method], made.evaluation.methods, made.policy.model) == (str(tmp_path), method, 'base')
+    with pytest.raises(ValueError, match="unexpected argument 'nothing'"):
+        evaluation.name_run(made, ['nothing'])
 
 
 def test_a_prompt_that_is_too_long_is_told_before_anything_runs(sources, tmp_path):
@@ -255,7 +272,8 @@ class BadHandler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_slow_and_broken_server_loses_and_doubles_nothing(sources, tmp_path):
+def test_a_slow_and_broken_server_loses_and_doubles_nothing(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, 'probe', lambda cfg: None)  # it would be right to refuse this one
     rows = [{'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['b'], 'dataset': 'x'} for i in range(200)]
     jsonl.write_jsonl(sources / 'q.jsonl', rows)
     server, made = BadServer(), config(sources, 'rag')

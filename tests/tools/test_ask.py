@@ -172,15 +172,26 @@ def test_a_server_of_another_protocol_answers_and_its_failure_is_told(config, sc
     server = serve_search.Server(serve_search.ServeConfig(port=0), engine.search)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     config.engine.update(kind='search_r1', url=server.url, retries=0)
+    asker = ask.Asker(evaluation.parse(config))
     assert 'Doc 1: Served. about Rome' in asked(config, capsys, False)
     server.shutdown()
     server.server_close()
-    assert 'no answer: search failed (connection)  (1 search, ' in asked(config, capsys, False)
+    ask.answer_all(asker, ('Where is Rome',), as_json=False)
+    assert 'no answer: search failed (connection)  (1 search, ' in capsys.readouterr().out
+    with pytest.raises(OSError, match=r'engine search_r1 at .* cannot be used: connection'):  # before it is loaded
+        ask.Asker(evaluation.parse(config))
+
+
+def test_a_run_before_the_questions_is_what_is_asked(tmp_path):
+    assert ask.split_arguments('', (str(tmp_path), 'why?')) == (str(tmp_path), ('why?',))
+    assert ask.split_arguments('', ('why?', 'where?')) == ('', ('why?', 'where?'))
+    assert ask.split_arguments('weights', (str(tmp_path),)) == ('weights', (str(tmp_path),))
 
 
 def test_a_simulator_is_asked_without_an_answer_that_nobody_knows(config, scripted, capsys, monkeypatch):
     writer = FakeWriter('Doc 1: Rome is in Italy\nDoc 2: so it is\nDoc 3: yes')
     monkeypatch.setattr(load, 'open_writer', lambda *_, **__: writer)
+    monkeypatch.setattr(load, 'probe', lambda *_: None)
     config.evaluation.simulated = True
     config.simulator.update(kind='endpoint', attempts=1)
     config.endpoint.url = 'http://127.0.0.1:1/v1'

@@ -122,7 +122,7 @@ def parse(words):
     importlib.import_module('launch.common'), importlib.import_module(words[0])
     rest = flags.FLAGS(words)
     if 'config' in flags.FLAGS and len(words) > 1:
-        assert len(rest) == 1 or words[0] == 'launch.ask', rest  # questions
+        assert len(rest) == 1 or words[0] in ('launch.ask', 'launch.evaluate'), rest  # questions, a run
         parsers[words[0].removeprefix('launch.')](flags.FLAGS.config)
 
 for command, words in json.loads(sys.argv[1]).items():
