@@ -32,6 +32,7 @@ from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.writers import EndpointConfig, EngineWriter
+from zerosearch_jax.text.tokenizer import template_arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,5 +338,6 @@ class Evaluator:
             dtype=cfg.policy.dtype,
         )
         engine.load(self._params, temperature=cfg.evaluation.temperature)
-        limit = cfg.evaluation.refine_tokens
-        return EngineWriter(engine, self._model.tokenizer, prompt_tokens=most, max_tokens=limit)
+        budgets = {'prompt_tokens': most, 'max_tokens': cfg.evaluation.refine_tokens}
+        arguments = template_arguments(size.template_arguments)
+        return EngineWriter(engine, self._model.tokenizer, **budgets, arguments=arguments)

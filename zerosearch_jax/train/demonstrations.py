@@ -20,7 +20,7 @@ from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.prompts import request
 from zerosearch_jax.text import protocol
-from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.tokenizer import Tokenizer, template_arguments
 from zerosearch_jax.text.trajectory import Kind, Segment
 
 Search = Callable[[Sequence[str], int], list[list[Document]]]
@@ -118,7 +118,8 @@ def simulator_example(
         completion = protocol.render_documents(texts)
         for token in control_tokens(tokenizer):
             completion = completion.replace(token, ' ')
-    prompt = tuple(tokenizer.chat([*history, {'role': 'user', 'content': message}]))
+    arguments = template_arguments(cfg.template_arguments)
+    prompt = tuple(tokenizer.chat([*history, {'role': 'user', 'content': message}], arguments=arguments))
     return [Segment(Kind.PROMPT, prompt), Segment(Kind.ACTION, (*tokenizer.encode(completion), tokenizer.eos_ids[0]))]
 
 
