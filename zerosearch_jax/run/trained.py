@@ -26,7 +26,7 @@ from zerosearch_jax.weights import peft, trees
 T = TypeVar('T')  # a section of a configuration that has `model` and `adapter`
 # of config.rollout, how a policy was asked in training
 PROTOCOL = ('prompt', 'prompt_format', 'max_turns', 'turn_tokens', 'observation_tokens', 'response_tokens')
-PROTOCOL += ('prompt_tokens',)
+PROTOCOL += ('prompt_tokens', 'template_arguments')
 EXPORTED_STEP = 'exported.json'  # {"step": ...}, beside what a run exported: one that goes on has newer weights
 
 
