@@ -252,10 +252,10 @@ class Service(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 512
-    fault: Callable | None = None
-    sick: Callable[[], bool] = lambda: False  # from when on there is the fault
 
     def __init__(self):
+        self.fault: Callable | None = None
+        self.sick: Callable[[], bool] = lambda: False  # whether there is the fault
         super().__init__(('127.0.0.1', 0), _Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
