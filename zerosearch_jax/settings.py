@@ -158,6 +158,7 @@ MAY_CHANGE = (
     'mesh',
     'run.wandb',
     'sft.wandb',
+    'sft.checkpoint_every',
     *(f'{role}.{name}' for role in ('rollout', 'simulator') for name in ('slots', 'cache_gib')),
     # begun with 'refuse', a run has nothing to leave out
     *(f'{section}.{name}' for section in ('data', 'evaluation') for name in ('unscorable', 'too_long')),

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from zerosearch_jax import sharding
-from zerosearch_jax.run import checkpoint
+from zerosearch_jax.run import checkpoint, disk
 from zerosearch_jax.run.checkpoint import Checkpoints
 
 PLACE = sharding.named(sharding.make_mesh())
@@ -149,13 +149,21 @@ def test_full_disk_while_a_checkpoint_is_written_is_one_line(tmp_path, monkeypat
     checkpoints.close()
 
 
-def test_the_space_that_checkpoints_will_take(tmp_path):
-    with contextlib.closing(Checkpoints(tmp_path, keep_every=5)) as checkpoints:
-        size = 4 * (1000 + 4 + 1)
-        assert checkpoints.space(state(0, 1000), 20) == (2 + 1 + 4) * size
-        checkpoints.save(5, state(0, 1000), {})
-    with contextlib.closing(Checkpoints(tmp_path, keep_every=5)) as checkpoints:
-        assert checkpoints.space(state(0, 1000), 20) == 6 * size
+def test_disk_needed_by_checkpoints_and_exported_weights_is_told_and_refused(tmp_path, monkeypatch, capsys):
+    made, size = state(0, 256 * 1024), 2**20 + 20
+    free = [10 * size]
+    monkeypatch.setattr(disk.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=free[0]))
+    with contextlib.closing(Checkpoints(tmp_path / 'c', keep_every=5)) as checkpoints:
+        checkpoints.require_space(made, 20, made['policy']['params'])
+        line = f'checkpoints and weights in {tmp_path} will take up to'
+        assert f'{line} 9.0 MiB; 10.0 MiB are free' in capsys.readouterr().err  # 2 + 2 + 4 and what is exported
+        free[0] = 8 * size
+        with pytest.raises(disk.DiskFull, match=r'up to 9\.0 MiB; 8\.0 MiB are free: free some space'):
+            checkpoints.require_space(made, 20, made['policy']['params'])
+        checkpoints.save(5, made, {})
+    with contextlib.closing(Checkpoints(tmp_path / 'c', keep_every=5)) as checkpoints:
+        checkpoints.require_space(made, 20, made['policy']['params'])
+        assert f'{line} 8.0 MiB' in capsys.readouterr().err  # one is there
 
 
 def test_the_weights_of_one_checkpoint_are_read_alone(saved, tmp_path):

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from zerosearch_jax import progress
 from zerosearch_jax.run import disk
+from zerosearch_jax.search.journal import on_first_process
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:
@@ -96,14 +98,11 @@ class Checkpoints:
       directory: holds one sub-directory a step.
       keep: newest checkpoints kept.
       keep_every: beside them those of every so many steps; 0: none.
-
-    Attributes:
-      bytes: of the last state that was measured or saved.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: int = 2, keep_every: int = 0):
         _silence_threads()
-        self._directory, self._keep, self._every, self.bytes = directory, keep, keep_every, 0
+        self._directory, self._keep, self._every, self._bytes = directory, keep, keep_every, 0
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
@@ -113,11 +112,17 @@ class Checkpoints:
         """The last complete step, None if there is none."""
         return self._manager.latest_step()
 
-    def space(self, state, steps: int) -> int:
-        """Bytes that the checkpoints of a run of so many steps will take beyond those that are there."""
-        self.bytes = _size(state)
-        kept = self._keep + 1 + (steps // self._every if self._every else 0)  # one more while it is written
-        return max(kept - len(complete_steps(self._directory)), 1) * self.bytes
+    def require_space(self, state, steps: int, exported):
+        """Tells what a run of so many steps will take of the disk, one put aside and what it exports included.
+
+        Raises:
+          disk.DiskFull: that is not free.
+        """
+        self._bytes = _size(state)
+        kept = self._keep + 2 + (steps // self._every if self._every else 0)  # one more while it is written
+        needed = max(kept - len(complete_steps(self._directory)), 1) * self._bytes + _size(exported)
+        require = functools.partial(disk.require, self._directory.parent, needed, 'checkpoints and weights')
+        progress.log(on_first_process(require))
 
     def save(self, step: int, state, host: dict):
         """Saves in the background; the state may be donated right after.
@@ -133,13 +138,13 @@ class Checkpoints:
                 f'the weights after step {step} are not finite and are not saved; {kept} in {self._directory}; lower '
                 'the learning rate, look at the rewards, or start over from there'
             )
-        self.bytes = _size(state)
+        self._bytes = _size(state)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         with self._told():
             self._manager.save(step, args=items)
 
     def _told(self):
-        return disk.told_when_full(self._directory, self.bytes, 'a checkpoint')
+        return disk.told_when_full(self._directory, self._bytes, 'a checkpoint')
 
     def restore(self, step: int, abstract, shardings) -> tuple[Any, dict]:
         """Reads a step into the given shapes and shardings, on whatever mesh they name.

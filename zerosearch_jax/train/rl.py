@@ -21,10 +21,9 @@ from zerosearch_jax.evaluate.scores import METRICS, as_row, counted, mean_scores
 from zerosearch_jax.policy import export_weights
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.rollout import check_searches
-from zerosearch_jax.run import alarms, disk, jsonl, metrics, preemption, preflight, trackers, trained
+from zerosearch_jax.run import alarms, jsonl, metrics, preemption, preflight, trackers, trained
 from zerosearch_jax.run.checkpoint import Checkpoints, complete_steps
 from zerosearch_jax.run.workdir import claim
-from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.curriculum import noise_probability
 from zerosearch_jax.train import config as train_config
@@ -108,8 +107,9 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
     trainer, past = Trainer(cfg, workdir), Past()
     main = jax.process_index() == 0
     with contextlib.closing(Checkpoints(workdir / 'checkpoints', keep_every=cfg.run.keep_every)) as checkpoints:
-        _check_disk(trainer, checkpoints, workdir)
-        start = checkpoints.latest() or 0
+        start, learner = checkpoints.latest() or 0, trainer.learner
+        if start < cfg.rl.steps:
+            checkpoints.require_space(learner.state, cfg.rl.steps, learner.state['policy'].params)
         if start:
             past = _restore(trainer, checkpoints, start)
         writer = _writer(cfg, workdir, start) if main else None
@@ -139,14 +139,6 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
     if stopped:
         return None
     return summary if main else {}
-
-
-def _check_disk(trainer: Trainer, checkpoints: Checkpoints, workdir: pathlib.Path):
-    """Tells what the run will take of the disk, last_good/ and what is exported included, and refuses too little."""
-    learner, steps = trainer.learner, trainer.cfg.rl.steps
-    exported = sum(4 * x.size for x in jax.tree.leaves(learner.state['policy'].params))
-    needed = checkpoints.space(learner.state, steps) + checkpoints.bytes + exported
-    progress.log(on_first_process(lambda: disk.require(workdir, needed, 'checkpoints and weights')))
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:

@@ -205,6 +205,7 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path
         _writer(cfg, workdir, checkpoints.latest() or 0) as writer,
     ):
         learner = _Learner(cfg, model, trainable, mesh, workdir, config_json)
+        checkpoints.require_space(learner.state, cfg.sft.steps, learner.state.params)
         learner.resume(checkpoints)
         _loop(learner, examples, held_out, checkpoints, writer)
         if writer:
@@ -235,23 +236,23 @@ class _Learner:
         form = attention.choose(model.cfg, cfg.model.dtype, mesh, cfg.sft.row_length).name
         self._compute = losses.Compute(cfg.model.dtype, cfg.sft.remat, cfg.sft.chunk, form)
         self._update = make_update(model.cfg, tx, self._shardings, None, self._compute)
-        self._state = state.create(trainable.params, tx, self._shardings)
+        self.state = state.create(trainable.params, tx, self._shardings)
         self.step = 0  # steps done
         self.best, self.since = math.inf, 0  # the lowest held-out loss, and evaluations since
 
     def resume(self, checkpoints: Checkpoints):
         latest = checkpoints.latest()
         if latest:
-            abstract = jax.eval_shape(lambda: self._state)
-            self._state = None  # memory is for one
-            self._state, host = checkpoints.restore(latest, abstract, self._shardings)
+            abstract = jax.eval_shape(lambda: self.state)
+            self.state = None  # memory is for one
+            self.state, host = checkpoints.restore(latest, abstract, self._shardings)
             self.step, self.since = host['step'], host['since']
             self.best = math.inf if host['best'] is None else host['best']
             progress.log(f'resuming after step {self.step}')
 
     def save(self, checkpoints: Checkpoints):
         best = self.best if math.isfinite(self.best) else None
-        checkpoints.save(self.step, self._state, {'step': self.step, 'best': best, 'since': self.since})
+        checkpoints.save(self.step, self.state, {'step': self.step, 'best': best, 'since': self.since})
 
     @property
     def finished(self) -> bool:
@@ -261,7 +262,7 @@ class _Learner:
     def learn(self, sequences: list[TokenSequence]) -> dict[str, float]:
         began = time.perf_counter()
         batch = self._batch(sequences)
-        self._state, measured = self._update(self._state, self._frozen, batch)
+        self.state, measured = self._update(self.state, self._frozen, batch)
         self.step += 1
         row = {f'loss/{name}': float(value) for name, value in measured.items()}
         return row | {'speed/tokens_per_second': float((batch.segments > 0).sum()) / (time.perf_counter() - began)}
@@ -272,7 +273,7 @@ class _Learner:
         starts = range(0, len(held_out), size)
         for start in progress.track(starts, 'held-out loss', 'batch'):
             batch = self._batch(held_out[start : start + size])
-            logprobs = score(self._state.params, self._frozen, batch, 1.0, cfg=self._model.cfg, compute=self._compute)
+            logprobs = score(self.state.params, self._frozen, batch, 1.0, cfg=self._model.cfg, compute=self._compute)
             total -= float(jnp.sum(logprobs * batch.weights))
             weight += float(batch.weights.sum())
         loss = total / weight
@@ -300,7 +301,7 @@ class _Learner:
         path = self._workdir / ('adapter.safetensors' if adapter else 'model')
         if final and self.cfg.sft.patience and path.exists():
             return path
-        return export_weights(self._state.params, self._model, adapter, self._workdir, self._resolved)
+        return export_weights(self.state.params, self._model, adapter, self._workdir, self._resolved)
 
 
 _SHOWN = ('loss/nll', 'loss/held_out', 'speed/tokens_per_second')
