@@ -121,6 +121,17 @@ def test_the_file_holds_curves_and_every_trajectory(tmp_path):
     assert bodies[5]['segments'] == rows[5]['segments']
 
 
+def test_a_run_at_a_step_is_shown_up_to_there_and_says_that_it_is_not_finished(tmp_path):
+    rows = [episode(i, step=step) for step in (1, 3) for i in range(2)]
+    make_run(tmp_path, rows)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(config | {'rl': config.get('rl', {}) | {'steps': 9}}))
+    facts = facts_of(view.write(tmp_path, 2).read_text())
+    assert len(facts['rows']) == 2 + 1 and max(step for step, _ in facts['series']['reward/mean']) == 2
+    assert 'not finished: step 2 of 9' in facts['about']
+    assert len(facts_of(view.write(tmp_path).read_text())['rows']) == 4 + 2
+
+
 def test_what_anybody_wrote_cannot_leave_its_place(tmp_path):
     rows = [episode(i, question=text, answer=text, documents=[text]) for i, text in enumerate(HOSTILE)]
     plain = make_run(tmp_path / 'plain', [episode(i) for i in range(len(HOSTILE))]).read_text()
