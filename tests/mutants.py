@@ -28,28 +28,23 @@ import pytest
 import transformers  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
-FORMULAS = 'tests/rl/test_algorithms.py -k "(paper or divides or dapo or clips or is_truncated or normalizer or k2)'
 LEARNER = (
-    'tests/rl/test_algorithms.py -k "minibatches_are or denominators or hardly or k1_penalty or failed_trajectories or '
-    'alone_first or only_where_asked or gaps_are or k1_is or returns_to_go or truncated_importance or critic_learns"'
+    'minibatches_are or denominators or hardly or k1_penalty or only_where_asked or k1_is or returns_to_go or alone'
 )
-EPISODES = 'tests/rollout/test_rollout.py -k "not real and not malformed"'
+LOSSES = 'reference or clipping or ratio or advantage or gspos or k2 or k3 or stale or d2 or mask or observations_get'
+BATCHES = 'test_advantages or leave_one or batch or shift or single or gae_is or whitening'
 MODULES = {  # how many mutants of each, the functions that they are made in ('': all), the tests that should notice
-    'rl/advantages.py': (
-        16,
-        '',
-        f'tests/rl/test_advantages.py {FORMULAS} or test_advantages or shift or leave or white or gae_is or over_the"',
-    ),
-    'rl/algorithms.py': (8, 'weigh_tokens TokenMap', f'{FORMULAS} or token_maps"'),
-    'rl/losses.py': (
-        16,
-        'policy_loss segment_mean',
-        f'tests/rl/test_losses.py {FORMULAS} or test_losses and not logits"',
-    ),
+    'rl/advantages.py': (16, '', f'tests/rl/test_advantages.py tests/rl/test_algorithms.py -k "{BATCHES}"'),
+    'rl/algorithms.py': (8, 'weigh_tokens TokenMap', 'tests/rl/test_algorithms.py -k "token_map or weighed"'),
+    'rl/losses.py': (10, 'policy_loss segment_mean', f'tests/rl/test_losses.py -k "{LOSSES}"'),
     'rl/critic.py': (6, 'value_loss token_values', 'tests/rl/test_algorithms.py -k "value_loss or critics_value"'),
-    'rl/state.py': (8, 'schedule optimizer', 'tests/rl/test_state.py'),
-    'train/learner.py': (12, 'Learner _k1_penalties _per_token _sampled _explained', LEARNER),
-    'rollout/rollout.py': (16, '', EPISODES),
+    'rl/state.py': (6, 'schedule optimizer', 'tests/rl/test_state.py'),
+    'train/learner.py': (
+        12,
+        'learn _pack _recomputed _critic_advantages _updates _k1_penalties _per_token _sampled',
+        f'tests/rl/test_algorithms.py -k "{LEARNER}"',
+    ),
+    'rollout/rollout.py': (16, '', 'tests/rollout/test_rollout.py -k "not real and not malformed"'),
     'evaluate/report.py': (12, '', 'tests/evaluate/test_report.py'),
 }
 ALGORITHMS, GROUPS = 'tests/rl/test_algorithms.py -k', 'tests/train/test_dynamic_sampling.py -k'

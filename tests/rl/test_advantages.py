@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from zerosearch_jax.rl.advantages import grpo, reinforce, reinforce_baseline, zero_variance_share
+from zerosearch_jax.rl.advantages import (
+    dr_grpo,
+    grpo,
+    reinforce,
+    reinforce_baseline,
+    whiten,
+    zero_variance,
+    zero_variance_share,
+)
 from zerosearch_jax.rl.algorithms import ALGORITHMS
 
 ADVANTAGES = {name: algorithm.advantage for name, algorithm in ALGORITHMS.items() if algorithm.advantage}
@@ -35,6 +43,20 @@ def test_grpo_is_the_standard_score_in_the_group_with_unbiased_std():
     expected = [-1, 1, 0, -0.5 / np.sqrt(0.1875), 0.25 / np.sqrt(0.1875), 0.25 / np.sqrt(0.1875)]
     expected[0], expected[1] = -0.5 / 0.5, 0.5 / 0.5
     np.testing.assert_allclose(grpo(REWARDS, GROUPS, VALID), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dr_grpo_is_the_reward_minus_the_mean_of_the_group():
+    expected = [-0.5, 0.5, 0, -0.5, 0.25, 0.25]
+    np.testing.assert_allclose(dr_grpo(REWARDS, GROUPS, VALID), expected, atol=1e-6)
+
+
+def test_two_rewards_a_millionth_apart_are_equal_and_more_are_not():
+    groups, valid = np.zeros(2, int), np.ones(2, bool)
+    for gap, equal in ((0.5e-6, True), (2e-6, False)):
+        rewards = np.array([0.0, gap])
+        assert all((not f(rewards, groups, valid).any()) == equal for n, f in ADVANTAGES.items() if n != 'reinforce')
+        assert zero_variance(rewards, groups, valid).tolist() == [equal] * 2
+        assert (not np.any(whiten([rewards]))) == equal
 
 
 @pytest.mark.parametrize('name', ADVANTAGES)

@@ -537,6 +537,29 @@ def test_old_logprobs_of_the_trainer_weigh_tokens_by_the_truncated_importance_of
         RLConfig(importance_cap=2.0, epochs=2)
 
 
+def test_tokens_are_weighed_as_their_aggregate_says():
+    sequences, *_ = ragged(0)  # nine
+    silent = dataclasses.replace(sequences[0], weights=np.zeros_like(sequences[0].weights))
+    for aggregate in ('token', 'budget'):
+        for before, after in zip(sequences, algorithms.weigh_tokens(sequences, aggregate, 4), strict=True):
+            np.testing.assert_array_equal(after.weights, before.weights)
+    sums = [s.weights.sum() for s in algorithms.weigh_tokens([*sequences, silent], 'sequence', 4)]
+    np.testing.assert_allclose(sums, [1.0] * 9 + [0.0], rtol=1e-6)
+    sums = [s.weights.sum() for s in algorithms.weigh_tokens(sequences, 'micro', 4)]
+    np.testing.assert_allclose([sum(sums[:4]), sum(sums[4:8]), sums[8]], 1, rtol=1e-6)
+
+
+def test_a_token_map_takes_numbers_from_a_packed_batch_and_puts_them_back():
+    sequences, parts, *_ = ragged(0)
+    token_map = algorithms.TokenMap(sequences)
+    batch = pack(sequences, token_map.numbers, row_length=48, rows_per_micro=4)
+    token_map.locate(batch)
+    for sequence, tokens in zip(sequences, token_map.gather(batch.tokens), strict=True):
+        np.testing.assert_array_equal(tokens, sequence.tokens[sequence.weights > 0])
+    placed = token_map.scatter([part['old'] for part in parts])
+    np.testing.assert_array_equal(placed, np.where(batch.weights > 0, batch.old_logprobs, 0))
+
+
 def test_token_maps_count_in_integers_beyond_those_of_float32():
     size = 2**24 + 3
     tokens = [np.ones(n, np.float32) for n in (size, 2)]

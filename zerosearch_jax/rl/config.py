@@ -44,19 +44,14 @@ class RLConfig:
         if self.has_critic and self.drop_zero_variance:
             raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for a critic')
         if self.token_advantages and self.observations == 'policy':
-            raise ValueError(
-                "observations='policy' needs an advantage a trajectory, which neither a critic gives nor "
-                "reinforce_plus_plus with kl_estimator='k1'"
-            )
+            raise ValueError("observations='policy' needs an advantage a trajectory; here every token has its own")
         if self.algorithm in ('grpo', 'gspo') and self.kl and self.kl_estimator == 'k1':
             raise ValueError(
                 f"kl_estimator='k1' and {self.algorithm}: divided by the group's deviation, differences of the KL "
                 "alone would count as much as those of the reward; use 'k3', or another algorithm"
             )
         if self.importance_cap and self.old_logprobs == 'engine' and (self.epochs > 1 or self.minibatch):
-            raise ValueError(
-                "importance_cap is for one update a step: set epochs=1 and minibatch=0, or old_logprobs='trainer'"
-            )
+            raise ValueError("importance_cap: set epochs=1 and minibatch=0 (one update), or old_logprobs='trainer'")
 
     @property
     def has_critic(self) -> bool:
@@ -65,8 +60,7 @@ class RLConfig:
     @property
     def token_advantages(self) -> bool:
         """Whether every token has its own advantage, not its trajectory's."""
-        returns = algorithms.find_algorithm(self.algorithm).returns and self.kl_estimator == 'k1'
-        return self.has_critic or returns
+        return self.has_critic or (algorithms.find_algorithm(self.algorithm).returns and self.kl_estimator == 'k1')
 
     @property
     def min_group(self) -> int:
