@@ -186,6 +186,16 @@ def require_positive(section: Any, *names: str) -> None:
             raise ValueError(f'{name} must be positive, got {getattr(section, name)}')
 
 
+def with_defaults(config: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """A configuration that an earlier version wrote; what its sections did not have then is at the default of now."""
+    filled = dict(config)
+    for name, kind in typing.get_type_hints(schema).items():
+        if dataclasses.is_dataclass(kind):
+            defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+            filled[name] = defaults | filled.get(name, {})
+    return filled
+
+
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, str]:
     """The fields, those in `free` left out, in which two configurations differ, as JSON values.
 

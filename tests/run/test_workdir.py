@@ -16,57 +16,61 @@ from zerosearch_jax.run.workdir import claim
 
 def test_only_the_first_process_writes_the_configuration(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_index', lambda: 1)
-    with claim(tmp_path / 'run', '{}'):
+    with claim(tmp_path / 'run', dict, '{}'):
         assert (tmp_path / 'run').is_dir() and not any((tmp_path / 'run').iterdir())
     monkeypatch.undo()
-    with claim(tmp_path / 'run', '{}'):
+    with claim(tmp_path / 'run', dict, '{}'):
         assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == ['.lock', 'config.json']
 
 
 def test_two_processes_in_one_workdir_are_refused(tmp_path):
     """Until the first one is gone, however it went."""
     holds = 'import sys, pathlib\nfrom zerosearch_jax.run.workdir import claim\n'
-    holds += 'with claim(pathlib.Path(sys.argv[1]), "{}"):\n    print("held", flush=True)\n    input()'
+    holds += 'with claim(pathlib.Path(sys.argv[1]), dict, "{}"):\n    print("held", flush=True)\n    input()'
     command = [sys.executable, '-c', holds, str(tmp_path)]
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'cwd': ROOT, 'env': ENVIRONMENT, 'text': True}
     with subprocess.Popen(command, **pipes) as first:
         try:
             assert first.stdout.readline() == 'held\n'
             line = f'{tmp_path} is in use by process {first.pid} on .*; wait for it, stop it, or choose another'
-            with pytest.raises(OSError, match=line), claim(tmp_path, '{}'):
+            with pytest.raises(OSError, match=line), claim(tmp_path, dict, '{}'):
                 pass
         finally:
             first.kill()
-    with claim(tmp_path, '{}'):
+    with claim(tmp_path, dict, '{}'):
         pass
 
 
 def test_a_second_claim_within_a_process_is_refused_and_the_lock_ends_with_an_error(tmp_path):
-    with claim(tmp_path, '{}'), pytest.raises(OSError, match='is in use by process'), claim(tmp_path, '{}'):
+    with (
+        claim(tmp_path, dict, '{}'),
+        pytest.raises(OSError, match='is in use by process'),
+        claim(tmp_path, dict, '{}'),
+    ):
         pass
-    with pytest.raises(ZeroDivisionError), claim(tmp_path, '{}'):
+    with pytest.raises(ZeroDivisionError), claim(tmp_path, dict, '{}'):
         raise ZeroDivisionError
-    with claim(tmp_path, '{}'):
+    with claim(tmp_path, dict, '{}'):
         pass
 
 
 def test_what_differs_is_told_by_field_with_old_and_new_value(tmp_path):
     old = {'seed': 1, 'rl': {'clip': 0.2, 'kl': 0.1}, 'run': {'trajectories': 8}}
     new = {'seed': 1, 'rl': {'clip': 0.3, 'kl': 0.0, 'epochs': 2}, 'run': {'trajectories': 4}}
-    with claim(tmp_path, json.dumps(old)):
+    with claim(tmp_path, dict, json.dumps(old)):
         (tmp_path / 'metrics.jsonl').touch()
     line = 'rl.clip = 0.3 (it was 0.2); rl.kl = 0.0 (it was 0.1); rl.epochs = 2 (it was not set); choose another'
-    with pytest.raises(ValueError, match=re.escape(line)), claim(tmp_path, json.dumps(new), free=('run',)):
+    with pytest.raises(ValueError, match=re.escape(line)), claim(tmp_path, dict, json.dumps(new), free=('run',)):
         pass
     assert json.loads((tmp_path / 'config.json').read_text()) == old
 
 
 def test_an_allowed_change_is_logged_and_becomes_the_configuration(tmp_path, capsys):
     old, new = {'seed': 1, 'run': {'trajectories': 8}}, {'seed': 1, 'run': {'trajectories': 4}}
-    with claim(tmp_path, json.dumps(old)) as changed:
+    with claim(tmp_path, dict, json.dumps(old)) as changed:
         assert changed == []
         (tmp_path / 'metrics.jsonl').touch()
-    with claim(tmp_path, json.dumps(new), free=('run',)) as changed:
+    with claim(tmp_path, dict, json.dumps(new), free=('run',)) as changed:
         assert changed == ['run.trajectories']
     assert json.loads((tmp_path / 'config.json').read_text()) == new
     assert 'run.trajectories = 4 (it was 8)' in capsys.readouterr().err
@@ -81,7 +85,7 @@ def test_an_allowed_change_is_logged_and_becomes_the_configuration(tmp_path, cap
     ],
 )
 def test_full_disk_is_one_line_with_its_path(tmp_path, error):
-    with pytest.raises(disk.DiskFull) as raised, claim(tmp_path, '{}'):
+    with pytest.raises(disk.DiskFull) as raised, claim(tmp_path, dict, '{}'):
         try:
             raise error
         finally:

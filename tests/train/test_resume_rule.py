@@ -38,7 +38,7 @@ def workdir(tmp_path):
 def resume(workdir, values):
     made = changed(dict(values))
     train_config.check_steps(train_config.parse(made), workdir)
-    with claim(workdir, settings.to_json(made), free=settings.MAY_CHANGE_IN_A_RUN) as names:
+    with claim(workdir, train_config.Config, settings.to_json(made), free=settings.MAY_CHANGE_IN_A_RUN) as names:
         return names
 
 

@@ -72,7 +72,7 @@ parse = functools.partial(settings.build, Config)
 def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs, or resumes, an audit in `workdir`; returns the table of all audits there, '' on other processes than 0."""
     here = workdir / cfg.audit.name
-    with claim(here, config_json, ('answers.jsonl',)):
+    with claim(here, Config, config_json, ('answers.jsonl',)):
         return _audit(cfg, workdir, here)
 
 

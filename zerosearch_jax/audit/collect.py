@@ -66,7 +66,7 @@ parse = functools.partial(settings.build, Config)
 
 def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs, or resumes, a collection in `workdir`; returns one line about what it holds."""
-    with claim(workdir, config_json, ('trajectories.jsonl',)):
+    with claim(workdir, Config, config_json, ('trajectories.jsonl',)):
         return _collect(cfg, workdir)
 
 

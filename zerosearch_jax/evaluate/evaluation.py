@@ -150,7 +150,7 @@ def evaluate(
       step: of the runs in config.trained, the checkpoint; None: as trained.find.
     """
     settings.require_positive(cfg.evaluation, 'documents')
-    with claim(workdir, config_json, ('results.jsonl',), FREE):
+    with claim(workdir, Config, config_json, ('results.jsonl',), FREE):
         names = dataclasses.asdict(cfg.trained)
         found = {name: trained.resolve_reference(reference, step) for name, reference in names.items()}
         cfg = dataclasses.replace(cfg, trained=TrainedConfig(**found), policy=trained.resolve(cfg.policy))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from zerosearch_jax import progress
+from zerosearch_jax import progress, settings
 from zerosearch_jax.evaluate import intervals
 from zerosearch_jax.evaluate.scores import METRICS, counted
 from zerosearch_jax.run import cost, curves, jsonl
@@ -93,10 +93,9 @@ def summarize(workdir: pathlib.Path) -> dict:
         summary['failed_searches'] = sum(row.get('cost/failed_queries', 0) for row in steps)
     evaluated = evaluations(workdir)
     summary['evaluations'] = {str(number): scores_with_intervals(found) for number, found in evaluated.items()}
-    if 0 in evaluated and len(evaluated) > 1:
-        pairs = paired(evaluated[0], evaluated[max(evaluated)])
-        summary['em_gain'] = intervals.with_interval([b['em'] - a['em'] for a, b in pairs])
-        summary['em_gain']['failed'] = len(evaluated[0]) - len(pairs)
+    if 0 in evaluated and len(evaluated) > 1 and (pairs := paired(evaluated[0], evaluated[max(evaluated)])):
+        gain = intervals.with_interval([b['em'] - a['em'] for a, b in pairs])
+        summary['em_gain'] = gain | {'failed': len(evaluated[0]) - len(pairs)}
     (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
     return summary
 
@@ -127,7 +126,7 @@ def scores_with_intervals(group: list[dict]) -> dict:
     return {
         'questions': len(valid),
         'failed': len(group) - len(valid),
-        **{name: intervals.with_interval([row[name] for row in valid]) for name in METRICS},
+        **{name: intervals.with_interval([row[name] for row in valid]) if valid else None for name in METRICS},
     }
 
 
@@ -164,8 +163,8 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
 
     Returns:
       'before', 'after' and 'gain' for EM and F1: the mean over questions and runs and its interval, which covers both
-      (of one run: questions alone), 'searches' before
-      and after, and 'runs' with the gain of each. The comparison is paired: the same questions before and after.
+      (of one run: questions alone), 'searches' before and after, and 'runs' with the gain of each. The comparison is
+      paired: the 'questions' that all evaluations have an answer to; 'failed' counts those that the outside failed.
 
     Raises:
       ValueError: no run is there, it has not been evaluated twice, or the runs differ in more than their seed.
@@ -173,13 +172,13 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
     for workdir in workdirs:
         if not (workdir / 'config.json').exists():
             raise ValueError(f'{workdir} holds no run: it has no config.json')
-    configs = [json.loads((workdir / 'config.json').read_text()) for workdir in workdirs]
+    configs = [settings.read_json(workdir / 'config.json') for workdir in workdirs]
     for workdir, config in zip(workdirs, configs, strict=True):
         if config | {'seed': 0} != configs[0] | {'seed': 0}:
             raise ValueError(f'{workdir} and {workdirs[0]} have different configurations: only seeds may differ')
     if len({config['seed'] for config in configs}) < len(configs):
         raise ValueError(f'of {len(configs)} runs some have the same seed')
-    pairs = []
+    pairs, asked = [], set()
     for workdir in workdirs:
         evaluated = evaluations(workdir)
         if 0 not in evaluated or len(evaluated) < 2:
@@ -187,14 +186,19 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
             raise ValueError(
                 f'{workdir} was evaluated after {at} steps; a gain needs one before the first and one after'
             )
-        pairs.append((evaluated[0], evaluated[max(evaluated)]))
-    pooled: dict = {'questions': len(pairs[0][0])}
+        asked |= {row['id'] for row in evaluated[0]}
+        pairs.append({row['id']: (row, later) for row, later in paired(evaluated[0], evaluated[max(evaluated)])})
+    common = sorted(set.intersection(*map(set, pairs)))
+    if not common:
+        raise ValueError('no question has an answer in all evaluations of all these runs')
+    pooled: dict = {'questions': len(common), 'failed': len(asked) - len(common)}
+    rows = [[[found[i][part] for found in pairs] for i in common] for part in (0, 1)]
     for name in ('em', 'f1'):
-        before, after = (np.array([[row[name] for row in pair[i]] for pair in pairs]).T for i in (0, 1))
+        before, after = (np.array([[row[name] for row in runs] for runs in part]) for part in rows)
         parts = {'before': before, 'after': after, 'gain': after - before}
         pooled[name] = {part: intervals.with_interval(x, (-1 if part == 'gain' else 0, 1)) for part, x in parts.items()}
         pooled[name]['runs'] = {
             config['seed']: float(gain) for config, gain in zip(configs, parts['gain'].mean(0), strict=True)
         }
-    pooled['searches'] = [float(np.mean([len(row['searches']) for pair in pairs for row in pair[i]])) for i in (0, 1)]
+    pooled['searches'] = [float(np.mean([len(row['searches']) for runs in part for row in runs])) for part in rows]
     return pooled

@@ -18,11 +18,12 @@ from zerosearch_jax.search.journal import on_first_process
 @contextlib.contextmanager
 def claim(
     workdir: Path,
+    schema: type,
     config_json: str,
     results: Sequence[str] = ('metrics.jsonl', 'evaluation'),
     free: Iterable[str] = settings.MAY_CHANGE,
 ) -> Iterator[list[str]]:
-    """Makes `workdir` the place of the job with this configuration (JSON text) for as long as it is entered.
+    """Makes `workdir` the place of the job with this configuration, a `schema`, for as long as it is entered.
 
     A run that wrote none of its `results` yet, say because its data was not found, does not hold the place. Fields in
     `free`, sections or dotted names, may differ: they are logged and from now on those of the run.
@@ -39,7 +40,8 @@ def claim(
     with _locked(workdir), disk.told_when_full(workdir):
         path = workdir / 'config.json'
         begun = path.exists() and any((workdir / name).exists() for name in results)
-        changes = settings.changes(settings.read_json(path), settings.parse_json(config_json)) if begun else {}
+        now = settings.parse_json(config_json)
+        changes = settings.changes(settings.with_defaults(settings.read_json(path), schema), now) if begun else {}
         if refused := [text for name, text in changes.items() if not settings.is_named(name, free)]:
             raise ValueError(
                 f'{workdir} holds a run with another configuration: {"; ".join(refused)}; '

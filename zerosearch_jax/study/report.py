@@ -19,8 +19,10 @@ import numpy as np
 from zerosearch_jax import settings
 from zerosearch_jax.evaluate.intervals import detectable, p_value, shown, with_interval
 from zerosearch_jax.evaluate.report import evaluations
+from zerosearch_jax.evaluate.scores import counted
 from zerosearch_jax.evaluate.tables import SCORES
 from zerosearch_jax.run import jsonl
+from zerosearch_jax.train.config import Config
 
 LAST = 0.2  # share of the steps at the end over which the training reward is averaged
 EXAMPLES = 5
@@ -53,9 +55,10 @@ def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
 def is_finished(kept: pathlib.Path, config_json: str) -> bool:
     """Whether the results of a run of this configuration are there, wherever and how fast it ran."""
     path = kept / 'config.json'
-    return path.exists() and not settings.changes(
-        settings.read_json(path), settings.parse_json(config_json), settings.MAY_CHANGE
-    )
+    if not path.exists():
+        return False
+    before = settings.with_defaults(settings.read_json(path), Config)
+    return not settings.changes(before, settings.parse_json(config_json), settings.MAY_CHANGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Runs:
     costs: Mapping[int, dict]
     examples: list[dict]  # of the first seed
     made: int  # runs: fewer than seeds where a variant has its own
+    failed: int  # answers that the outside failed; they are not in `answers`
 
     @property
     def seeds(self) -> list[int]:
@@ -96,13 +100,15 @@ def read_runs(places: Mapping[int, pathlib.Path]) -> Runs:
     Args:
       places: directories by seed.
     """
-    answers, steps, costs = {}, {}, {}
+    answers, steps, costs, failed = {}, {}, {}, 0
     for seed, place in places.items():
-        answers[seed] = {row['id']: row for row in jsonl.read_jsonl(place / 'answers.jsonl')}
+        written = jsonl.read_jsonl(place / 'answers.jsonl')
+        answers[seed] = {row['id']: row for row in counted(written)}
+        failed += len(written) - len(answers[seed])
         steps[seed] = [row for row in jsonl.read_jsonl(place / 'metrics.jsonl') if 'reward/mean' in row]
         costs[seed] = json.loads((place / 'summary.json').read_text()).get('cost', {})
     first = next(iter(places.values()))
-    return Runs(answers, steps, costs, jsonl.read_jsonl(first / 'examples.jsonl'), len(set(places.values())))
+    return Runs(answers, steps, costs, jsonl.read_jsonl(first / 'examples.jsonl'), len(set(places.values())), failed)
 
 
 def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs], pairs) -> str:
@@ -134,7 +140,7 @@ def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs]
 
 
 def _measured(runs: Runs) -> dict:
-    figures: dict = {'seeds': runs.seeds, 'runs': runs.made}
+    figures: dict = {'seeds': runs.seeds, 'runs': runs.made, 'failed': runs.failed}
     for name in SCORES:
         if scores := runs.scores(name, runs.seeds):
             figures[name] = with_interval([*scores.values()], (0, 1)) | {'questions': len(scores)}
@@ -182,6 +188,8 @@ def _scores_table(names: Sequence[str], facts: dict) -> str:
     for name in names:
         figures = facts['variants'].get(name, {})
         reward, made = '', str(figures['runs']) if figures else 'not run'
+        if figures.get('failed'):
+            made += f' ({figures["failed"]} answers failed)'
         if 'reward' in figures:
             each = ', '.join(f'{value:.3f}' for value in figures['reward']['seeds'])
             reward = f'{figures["reward"]["mean"]:.3f} ({each})'

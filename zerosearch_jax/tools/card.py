@@ -4,7 +4,9 @@ import json
 import pathlib
 import re
 
+from zerosearch_jax import settings
 from zerosearch_jax.evaluate import report
+from zerosearch_jax.evaluate.intervals import shown
 from zerosearch_jax.rollout import prompts
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.trained import Trained
@@ -80,12 +82,12 @@ def _results(found: Trained) -> str:
     evaluated = {step: each for step, each in evaluated.items() if found.step is None or step <= found.step}
     if not evaluated:
         return 'Not run.'
-    lines = ['| after step | EM | F1 | searches a question |', '|---|---|---|---|']
+    lines = ['| after step | EM | F1 | searches a question | questions that failed |', '|---|---|---|---|---|']
     for step, group in evaluated.items():
         scores = report.scores_with_intervals(group)
-        cells = ['{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]'.format(**scores[name]) for name in ('em', 'f1')]
+        cells = [shown(scores[name]) for name in ('em', 'f1')]
         searches = sum(len(row['searches']) for row in group) / len(group)
-        lines.append(f'| {step} | {cells[0]} | {cells[1]} | {searches:.2f} |')
+        lines.append(f'| {step} | {cells[0]} | {cells[1]} | {searches:.2f} | {scores["failed"]} |')
     count, data, engine = len(group), _line(run['data']['test']), _line(run['engine']['kind'])
     how = f'temperature {run["evaluation"]["temperature"]}, engine {engine}'
     lines.append(f'\n{count} held-out questions of {data}, {how}; bootstrap intervals of 95 %.')
@@ -94,10 +96,16 @@ def _results(found: Trained) -> str:
 
 def _training(directory: pathlib.Path, rows: list[dict]) -> list[str]:
     rewards = [(row['step'], row['reward/mean']) for row in rows if 'reward/mean' in row]
-    lines = [f'\nMean reward: {rewards[0][1]:.3f} at step 1, {rewards[-1][1]:.3f} at step {rewards[-1][0]}.']
-    summary = directory / 'summary.json'
-    cost = json.loads(summary.read_text()).get('cost', {}).get('text') if summary.is_file() else None
-    return (lines if rewards else []) + ([f'Training took {_line(cost.removeprefix("cost: "))}.'] if cost else [])
+    lines = []
+    if rewards:
+        lines.append(f'\nMean reward: {rewards[0][1]:.3f} at step 1, {rewards[-1][1]:.3f} at step {rewards[-1][0]}.')
+    path = directory / 'summary.json'
+    summary = settings.read_json(path) if path.is_file() else {}
+    if cost := summary.get('cost', {}).get('text'):
+        lines.append(f'Training took {_line(cost.removeprefix("cost: "))}.')
+    if failed := summary.get('failed_searches'):
+        lines.append(f'{failed} of its searches failed; their episodes do not count.')
+    return lines
 
 
 def _use(run: dict) -> str:

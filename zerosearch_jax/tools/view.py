@@ -22,7 +22,7 @@ import numpy as np
 
 from zerosearch_jax import settings
 from zerosearch_jax.evaluate import report
-from zerosearch_jax.evaluate.scores import METRICS
+from zerosearch_jax.evaluate.scores import METRICS, counted
 from zerosearch_jax.run import curves, jsonl
 
 PANELS = (
@@ -173,9 +173,10 @@ def _panels(series: dict) -> list[dict]:
 
 
 def _scores(name: str, rows: list[dict]) -> list:
-    """A row of the table of evaluations: its name, questions, mean scores and searches."""
-    means = [float(np.mean([row[key] for row in rows])) for key in METRICS]
-    return [name, len(rows), *means, float(np.mean([len(row['searches']) for row in rows]))]
+    """A row of the table of evaluations: its name, questions, mean scores, searches, and how many failed."""
+    valid = counted(rows)
+    means = [float(np.mean([row[key] for row in valid])) if valid else None for key in METRICS]
+    return [name, len(valid), *means, float(np.mean([len(row['searches']) for row in rows])), len(rows) - len(valid)]
 
 
 def _about(config: dict, written: Sequence[dict]) -> str:
@@ -197,14 +198,15 @@ def _headline(summary: dict, series: dict) -> list[list[str]]:
         tiles.append(['reward, last step', f'{reward[-1][1]:.3f}', f'first step {reward[0][1]:.3f}'])
     evaluated = summary.get('evaluations', {})
     for number in sorted(map(int, evaluated))[-1:]:
-        em = evaluated[str(number)]['em']
+        em, failed = evaluated[str(number)]['em'], evaluated[str(number)].get('failed')
         low, high = em['interval']
-        tiles.append(
-            [f'exact match after step {number}', f'{em["mean"]:.3f}', f'95 % interval {low:.3f} to {high:.3f}']
-        )
+        note = f'95 % interval {low:.3f} to {high:.3f}' + (f'; incomplete: {failed} questions failed' if failed else '')
+        tiles.append([f'exact match after step {number}', f'{em["mean"]:.3f}', note])
     if gain := summary.get('em_gain'):
         low, high = gain['interval']
         tiles.append(['gain in exact match', f'{gain["mean"]:+.3f}', f'paired, {low:+.3f} to {high:+.3f}'])
+    if failed := summary.get('failed_searches'):
+        tiles.append(['failed searches', str(failed), 'their episodes do not count'])
     if cost := summary.get('cost'):
         tiles.append(['cost', f'{cost["tokens"]:,} tokens', cost['text'].removeprefix('cost: ')])
     return tiles

@@ -70,7 +70,7 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
     trackers.check(cfg.run.wandb)
     cfg, config_json = _with_files(cfg, config_json)
     train_config.check_steps(cfg, workdir)
-    with claim(workdir, config_json, free=settings.MAY_CHANGE_IN_A_RUN) as changed:
+    with claim(workdir, Config, config_json, free=settings.MAY_CHANGE_IN_A_RUN) as changed:
         if set(changed) & ASKED_OTHERWISE:
             report.put_evaluations_aside(workdir)
         return _train(cfg, workdir, config_json)

@@ -185,7 +185,7 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path 
     None where SIGTERM came: the run is saved, and the same call continues it.
     """
     trackers.check(cfg.sft.wandb)
-    with claim(workdir, config_json):
+    with claim(workdir, Config, config_json):
         return _train(cfg, workdir, config_json)
 
 
