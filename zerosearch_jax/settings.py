@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import math
 import re
 import types
 import typing
@@ -47,7 +48,9 @@ def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             raise ValueError(f'{where}.{name} is missing; it must be {type_name(hints[name])}')
     checked = {name: _checked(values[name], hints[name], f'{where}.{name}') for name in values}
     for name, value in checked.items():
-        if type(value) in (int, float) and not value >= 0 and f'{where}.{name}' not in SIGNED:
+        if type(value) in (int, float) and not math.isfinite(value):
+            raise ValueError(f'{where}.{name} must be finite, got {value}')
+        if type(value) in (int, float) and value < 0 and f'{where}.{name}' not in SIGNED:
             raise ValueError(f'{where}.{name} must not be negative, got {value}')
     try:
         return cls(**checked)

@@ -480,3 +480,25 @@ def test_everything_one_can_use_has_a_name(page, run, hash_):
     roles = {role for role, _ in named}
     assert {'main', 'navigation', 'banner'} <= roles
     assert {'': 'slider', '#view=list': 'search'}.get(hash_, 'radio') in roles
+
+
+def test_a_key_that_an_old_configuration_holds_is_not_on_the_page(tmp_path):
+    (tmp_path / 'config.json').write_text('{"engine": {"url": "http://h/?api_key=abcdef123"}}')
+    jsonl.write_jsonl(tmp_path / 'metrics.jsonl', [{'step': 1, 'reward/mean': 0.5}])
+    page = view.write(tmp_path).read_text()
+    assert 'http://h/' in page and 'abcdef123' not in page
+
+
+def test_failed_searches_and_questions_are_on_the_page(tmp_path):
+    rows = [
+        {'id': i, 'question': 'why?', 'golden_answers': ['b'], 'answer': None, 'searches': [], 'segments': []}
+        | {'status': 'search_failed' if i == 'x' else 'answered', 'em': 1.0 * (i == 'a'), 'f1': 0.0, 'cover_em': 0.0}
+        for i in 'abx'
+    ]
+    jsonl.write_jsonl(report.evaluation_file(tmp_path, 0), rows)
+    jsonl.write_jsonl(tmp_path / 'metrics.jsonl', [{'step': 1, 'reward/mean': 0.5, 'cost/failed_queries': 7}])
+    summary = {'failed_searches': 7, 'evaluations': {'0': report.scores_with_intervals(rows)}}
+    (tmp_path / 'summary.json').write_text(json.dumps(summary))
+    facts = view.write(tmp_path).read_text()
+    assert '["evaluation after step 0",2,0.5,0.0,0.0,0.0,1]' in facts
+    assert '["failed searches","7",' in facts and 'incomplete: 1 questions failed' in facts

@@ -144,9 +144,15 @@ def _labels(cfg: Config, workdir: pathlib.Path, written: list[dict], mesh) -> di
         cfg.judge, cfg.endpoint, mesh=mesh, decode_steps=cfg.judge.max_tokens, log=Journal(workdir / 'calls.log')
     )
     texts = [(row['searches'][turn]['query'], row['searches'][turn]['documents']) for row, turn in found]
+    log, name = Journal(workdir / 'verdicts.log'), _judge_name(cfg.judge)
     with progress.bar(len(texts), 'judging', 'search') as bar:
-        labels = judge(texts, writer, Journal(workdir / 'verdicts.log'), name=cfg.judge.model, progress=bar.update)
+        labels = judge(texts, writer, log, name=name, progress=bar.update)
     return dict(zip(names, labels, strict=True))
+
+
+def _judge_name(cfg: JudgeConfig) -> str:
+    """What tells a judge from others: verdicts are kept by it."""
+    return ' '.join(filter(None, (cfg.model, cfg.adapter, cfg.template_arguments)))
 
 
 def _pair(cfg: Config, row: dict, turn: int, label: str) -> dict | None:

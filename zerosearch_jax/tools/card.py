@@ -38,7 +38,7 @@ def card(found: Trained, name: str, base: str, whole: bool) -> str:
         *([f'The training is not finished: these weights are of {found.state}.'] if found.state else []),
         f'## Results\n\n{_results(found)}',
         *([] if is_simulator(found.run) else [f'## Use\n\n{_use(found.run)}']),
-        f'## Configuration\n\n{_code(json.dumps(found.run, indent=2, sort_keys=True)) if found.run else "Not known."}',
+        f'## Configuration\n\n{_code(settings.to_json(found.run)) if found.run else "Not known."}',
     ]
     return '\n\n'.join(parts) + '\n'
 

@@ -56,7 +56,7 @@ def write(workdir: pathlib.Path, step: int | None = None) -> pathlib.Path:
     }
     written = [row for row in _read(workdir / 'metrics.jsonl') if _shown(row, step)]
     series = {key: points for key, points in curves.series_of(written).items() if key != 'step'}
-    config = _json(workdir / 'config.json')
+    config = settings.parse_json(settings.to_json(_json(workdir / 'config.json')))  # an old one may hold keys
     summary = _json(workdir / 'summary.json') if step is None else {}
     if not sources and not series:
         raise FileNotFoundError(
