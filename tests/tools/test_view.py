@@ -13,6 +13,7 @@ import pytest
 from helpers import ROOT
 
 from zerosearch_jax.data.rows import Question
+from zerosearch_jax.evaluate import report
 from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.rollout.rollout import Trajectory
 from zerosearch_jax.run import jsonl

@@ -7,7 +7,9 @@ import dataclasses
 import html
 import json
 import logging
+import os
 import pathlib
+import time
 import uuid
 from collections.abc import Mapping
 
@@ -25,7 +27,7 @@ class TrackersConfig:
 
 
 class TensorBoard:
-    """Event files in a directory.
+    """Event files in a directory, written at once: a full disk is the caller's error, not one of a thread's.
 
     Args:
       directory: made if missing.
@@ -36,26 +38,38 @@ class TensorBoard:
     """
 
     def __init__(self, directory: pathlib.Path, resume_step: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
 
-        self._events = SummaryWriter(str(directory), purge_step=resume_step + 1, flush_secs=10)
+        self._summary, self._event = summary, event_pb2.Event
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(directory / 'events'), f'.{os.getpid()}')
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(resume_step + 1, session_log=start)
+
+    def _write(self, step: int, **content):
+        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
 
     def scalars(self, step: int, numbers: Mapping[str, float]):
         for name, number in numbers.items():
-            self._events.add_scalar(name, number, step)
+            self._write(step, summary=self._summary.scalar(name, number))
+        self._file.flush()
 
     def text(self, step: int, name: str, text: str):
         """Text as it is: TensorBoard renders Markdown, in which an indented block is code."""
-        self._events.add_text(name, '\n'.join(f'    {line}' for line in text.splitlines()), step)
+        block = '\n'.join(f'    {line}' for line in text.splitlines())
+        self._write(step, summary=self._summary.text(name, block))
 
     def image(self, step: int, name: str, path: pathlib.Path):
         from matplotlib.image import imread
 
         pixels_HxWx4 = imread(path)
-        self._events.add_image(name, (pixels_HxWx4[..., :3] * 255).astype('uint8'), step, dataformats='HWC')
+        pixels = (pixels_HxWx4[..., :3] * 255).astype('uint8')
+        self._write(step, summary=self._summary.image(name, pixels, dataformats='HWC'))
 
     def close(self):
-        self._events.close()
+        self._file.close()
 
 
 class WeightsAndBiases:
