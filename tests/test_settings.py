@@ -193,7 +193,12 @@ def test_json_nested_too_deep_is_a_value_error(tmp_path):
         ('{"u": "http://h?key=abc", "v": "KEY=1"}', '{"u": "http://h?key=***", "v": "KEY=1"}'),
         ('?X-Amz-Signature=1&secret=2&apikey=3&token=4', '?X-Amz-Signature=***&secret=***&apikey=***&token=***'),
         ('http://h/?keyword=cat&monkey=1', 'http://h/?keyword=cat&monkey=1'),
-        ('Authorization: Bearer abc.def', 'Authorization: Bearer ***'),
+        ('http://h/?accessToken=1&subscriptionKey=2&code=3', 'http://h/?accessToken=***&subscriptionKey=***&code=***'),
+        ('http://h/#token=1', 'http://h/#token=***'),
+        ('http://h/?passwd=1&pwd=2&credential=3', 'http://h/?passwd=***&pwd=***&credential=***'),
+        ('Authorization: Bearer abc.defg', 'Authorization: Bearer ***'),
+        ('Authorization: Basic dXNlcjpwYXNz', 'Authorization: Basic ***'),
+        ('the basic idea', 'the basic idea'),
         ('mail me@h.org about https://h/a', 'mail me@h.org about https://h/a'),
     ],
 )

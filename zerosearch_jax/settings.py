@@ -133,10 +133,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
 # what stands for a key in an address: whom it belongs to, and parameters of these names
 _USER = re.compile(r'(?<=://)[^/\s"\'?#]+@')
 _SECRET = re.compile(
-    r'([?&;](?:[\w.-]*[_.-])?(?:api_?key|key|token|secret|password|auth|sig|signature)=)([^&;\s"\'#<>)]+)',
-    re.IGNORECASE,
+    r'([?&;#](?:(?:[\w.-]*[_.-])?(?i:api_?key|key|token|secret|passw(?:or)?d|pwd|auth|code|credentials?|sig|signature)'
+    r'|\w*(?:Key|Token|Secret|Password|Credential|Signature))=)([^&;\s"\'#<>)]+)'
 )
-_BEARER = re.compile(r'(\bBearer\s+)[^\s"\']+', re.IGNORECASE)
+_BEARER = re.compile(r'(\b(?:Bearer|Basic)\s+)(?=\S{8})[^\s"\']+', re.IGNORECASE)
 
 
 def redacted(text: str) -> str:

@@ -141,6 +141,17 @@ def test_a_run_is_evaluated_as_what_it_was_trained_as(tmp_path):
         evaluation.name_run(made, ['nothing'])
 
 
+def test_a_prompt_of_rag_is_checked_without_the_tokens_of_its_documents(sources, tmp_path):
+    made = config(sources, 'rag')
+    run(made, tmp_path / 'out')
+    tokens = [row['segments'][0]['tokens'] for row in results(tmp_path / 'out')[0].values()]
+    made.rollout.prompt_tokens = max(tokens) - 40  # there is room only with those of the documents
+    made.evaluation.documents = 1
+    with pytest.raises(ValueError, match=r'its prompt has \d+ tokens, more than'):
+        run(made, tmp_path / 'other')
+    assert not (tmp_path / 'other' / 'results.jsonl').exists()
+
+
 def test_a_prompt_that_is_too_long_is_told_before_anything_runs(sources, tmp_path):
     made = config(sources, 'direct,cot')
     made.rollout.prompt_tokens = 20

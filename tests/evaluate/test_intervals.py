@@ -136,3 +136,8 @@ def test_p_knows_of_seeds(spread):
     """Five in a hundred studies without an effect are below 0.05, however much seeds differ."""
     found = [intervals.p_value(values - MEAN) < 0.05 for values in studies(1500, 200, 3, spread, 0.3)]
     assert 0.02 <= np.mean(found) <= 0.07
+
+
+def test_the_p_of_a_clear_difference_is_told():
+    values = np.random.default_rng(0).normal(0.3, 0.02, (500, 10))
+    assert intervals.p_value(values) == 0.0 < intervals.p_value(values - 0.2985) < 1

@@ -48,10 +48,16 @@ def test_pooling_compares_the_same_questions_first_and_last(tmp_path):
 @pytest.mark.parametrize(
     ('seed', 'evaluations', 'config', 'message'),
     [
-        (1, {0: [1], 2: [1]}, {'x': 2}, 'different configurations'),
+        (1, {0: [1], 2: [1]}, {'x': 2}, r'only the seed may differ .*: x = 2 \(it was 1\)'),
         (0, {0: [1], 2: [1]}, {'x': 1}, 'same seed'),
         (1, {0: [1]}, {'x': 1}, 'evaluated after 0 steps'),
         (1, {1: [1], 2: [1]}, {'x': 1}, 'after 1, 2 steps; a gain needs one before'),
+        (
+            1,
+            {0: [1], 3: [1]},
+            {'x': 1},
+            'the last evaluations are of different steps: .*/a after step 2, .*/b after step 3',
+        ),
     ],
 )
 def test_runs_that_cannot_be_pooled_are_refused(tmp_path, seed, evaluations, config, message):
@@ -110,3 +116,13 @@ def test_a_gain_needs_two_evaluations_and_one_run_may_be_pooled(tmp_path):
         assert 'em_gain' not in report.summarize(run)
     pooled = report.pool([make_run(tmp_path / 'one', 3, {0: [0, 0], 2: [1, 0]})])
     assert pooled['em']['gain'] == {'mean': 0.5, 'interval': (0.0, 1.0)} and pooled['em']['runs'] == {3: 0.5}
+
+
+def test_questions_that_failed_are_in_no_gain_of_pooled_runs_and_counted(tmp_path):
+    runs = [make_run(tmp_path / str(seed), seed, {0: [0, 0, 1], 2: [1, 1, 1]}) for seed in (0, 1)]
+    path = report.evaluation_file(runs[1], 2)
+    rows = jsonl.read_jsonl(path)
+    rows[0] |= {'status': 'search_failed', 'em': 0.0}
+    jsonl.write_jsonl(path, rows)
+    pooled = report.pool(runs)
+    assert (pooled['questions'], pooled['failed'], pooled['em']['gain']['mean']) == (2, 1, 0.5)

@@ -1,5 +1,6 @@
 """A run's directory: one job at a time, one configuration, and what of it may change; what a full disk says."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -74,6 +75,23 @@ def test_an_allowed_change_is_logged_and_becomes_the_configuration(tmp_path, cap
         assert changed == ['run.trajectories']
     assert json.loads((tmp_path / 'config.json').read_text()) == new
     assert 'run.trajectories = 4 (it was 8)' in capsys.readouterr().err
+
+
+def test_a_field_that_one_configuration_leaves_out_is_at_its_default(tmp_path):
+    """As after an update that added it, or where a file of an experiment has not all sections."""
+    section = dataclasses.make_dataclass('Section', [('kept', int), ('added', int, 7)])
+    schema = dataclasses.make_dataclass('Schema', [('seed', int), ('section', section), ('other', section)])
+    texts = {'seed': 1, 'section': {'kept': 2}}, {'seed': 1, 'section': {'kept': 2, 'added': 7}}
+    for old, new in (texts, texts[::-1]):
+        with claim(tmp_path, schema, json.dumps(old)):
+            (tmp_path / 'metrics.jsonl').touch()
+        with claim(tmp_path, schema, json.dumps(new)) as changed:
+            assert changed == []
+    with (
+        pytest.raises(ValueError, match=r'section\.added = 8'),
+        claim(tmp_path, schema, json.dumps({'seed': 1, 'section': {'kept': 2, 'added': 8}})),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def run(tmp_path):
     (directory / 'config.json').write_text(resolved)
     export_weights(adapter, model, True, directory, resolved)
     for step, em in ((0, 0.25), (3, 0.75)):
-        rows = [{'step': step, 'em': em, 'f1': em / 2, 'cover_em': em, 'searches': [{}] * step}] * 4
+        about = {'step': step, 'status': 'answered', 'searches': [{}] * step}
+        rows = [{'id': i, 'em': em, 'f1': em / 2, 'cover_em': em} | about for i in range(4)]
         jsonl.write_jsonl(directory / 'evaluation' / f'step_{step:06d}.jsonl', rows)
     jsonl.write_jsonl(directory / 'metrics.jsonl', [{'step': i, 'reward/mean': i / 4} for i in (1, 2, 3)])
     return directory
@@ -87,8 +88,8 @@ def test_the_card_says_what_was_measured(run, tmp_path):
         'tags': ['zerosearch', 'search', 'lora'],
     }  # a local model has no name on the hub
     assert '(grpo)' in body and 'search that a language model simulates' in body
-    assert '| 0 | 0.250 [0.250, 0.250] | 0.125 [0.125, 0.125] | 0.00 |' in body
-    assert '| 3 | 0.750 [0.750, 0.750] | 0.375 [0.375, 0.375] | 3.00 |' in body
+    assert '| 0 | 0.250 [0.250, 0.250] | 0.125 [0.125, 0.125] | 0.00 | 0 |' in body
+    assert '| 3 | 0.750 [0.750, 0.750] | 0.375 [0.375, 0.375] | 3.00 | 0 |' in body
     assert '4 held-out questions of world, temperature 0.0, engine bm25' in body
     assert 'Mean reward: 0.250 at step 1, 0.750 at step 3.' in body
     assert '\n    Question: {question}\n' in body and '`</search>` or `</answer>`' in body

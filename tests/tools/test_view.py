@@ -155,7 +155,7 @@ def test_an_evaluation_of_methods_opens_too(tmp_path):
     facts = facts_of(view.write(tmp_path).read_text())
     assert facts['sources'] == ['rag, nq', 'agent, nq']
     assert [row[view.COLUMNS.index('group')] for row in facts['rows']] == [0, 0]
-    assert facts['evaluations'][0] == ['rag, nq', 1, 1.0, 1.0, 1.0, 1.0]
+    assert facts['evaluations'][0] == ['rag, nq', 1, 1.0, 1.0, 1.0, 1.0, 0]
 
 
 def test_a_directory_that_is_no_run_is_told_in_one_line(tmp_path):

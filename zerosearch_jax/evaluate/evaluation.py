@@ -20,7 +20,7 @@ from zerosearch_jax import pretrained, progress, settings, sharding
 from zerosearch_jax.data import benchmarks, rows, sources
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.evaluate import refine, tables
-from zerosearch_jax.evaluate.methods import METHODS, answer_questions, episode_config
+from zerosearch_jax.evaluate.methods import METHODS, answer_questions
 from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.evaluate.sources import open_source
 from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
@@ -163,21 +163,19 @@ def _evaluate(cfg: Config, workdir: pathlib.Path, given: Collection[str]) -> str
         raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')
     questions = load_questions(cfg)
     missing = _missing(weights, workdir / 'results.jsonl', questions)
-    if missing:
+    fit = _fitting(cfg, missing, given)
+    jobs = [(m, name, [q for q in part if q in fit]) for m, parts in missing.items() for name, part in parts.items()]
+    if any(asked for _, _, asked in jobs):
         _check(cfg, missing)
         evaluator = Evaluator(cfg, weights, workdir, given)
-        asked = dict.fromkeys(q for parts in missing.values() for part in parts.values() for q in part)
-        fit = evaluator.fitting([*asked], [*missing])
-        missing = {m: {name: [q for q in part if q in fit] for name, part in p.items()} for m, p in missing.items()}
-        total = sum(len(part) for parts in missing.values() for part in parts.values())
-        with progress.bar(total, 'evaluation', 'question', leave=True) as bar:
-            for method, parts in missing.items():
-                for dataset, asked in parts.items():
-                    bar.set_postfix_str(f'{method}, {dataset}')
-                    made = evaluator.run(method, dataset, asked, bar.update)
-                    check_searches(made, f'{method}, {dataset}', len(questions[dataset]) - len(asked))
-                    if bar.disable:
-                        progress.log(f'{method}, {dataset}: {len(asked)} questions')
+        with progress.bar(sum(len(asked) for *_, asked in jobs), 'evaluation', 'question', leave=True) as bar:
+            for method, dataset, asked in jobs:
+                bar.set_postfix_str(f'{method}, {dataset}')
+                made = evaluator.run(method, dataset, asked, bar.update)
+                before = len(questions[dataset]) - len(missing[method][dataset])
+                check_searches(made, f'{method}, {dataset}', before)
+                if bar.disable:
+                    progress.log(f'{method}, {dataset}: {len(asked)} questions')
     if jax.process_index():
         return ''
     return tables.report(workdir, cfg.methods, weights, cfg.prices)
@@ -240,6 +238,19 @@ def _key(row: dict) -> tuple[str, str, str, str]:
     return row['method'], row['weights'], row['dataset'], row['id']
 
 
+def _fitting(cfg: Config, missing: dict[str, dict[str, list[Question]]], given: Collection[str]) -> set[Question]:
+    """The questions whose prompts, without documents, are not too long for any method that has to answer them."""
+    questions = [*dict.fromkeys(q for parts in missing.values() for part in parts.values() for q in part)]
+    for method in missing:
+        model, size = cfg.policy.model, cfg.rollout
+        if METHODS[method].trained:
+            found = trained.find(getattr(cfg.trained, method))
+            model, size = found.policy_config(cfg.policy).model, found.rollout_config(size, given)
+        size = dataclasses.replace(size, prompt=METHODS[method].prompt)  # documents have a budget of their own
+        questions = fitting(questions, pretrained.open_model(model).tokenizer, size, cfg.evaluation.too_long)
+    return {*questions}
+
+
 class Evaluator:
     """Owns the engines of one evaluation: the search engine, and the model of the method at hand."""
 
@@ -251,17 +262,6 @@ class Evaluator:
         self._refiner: EngineWriter | None = None
         self._loaded: tuple[str, pretrained.Model] | None = None
         self._opened: RolloutConfig | None = None
-
-    def fitting(self, questions: Sequence[Question], methods: Sequence[str]) -> set[Question]:
-        """The questions whose prompts are not too long for any method; they are refused now, not after hours."""
-        tokenizer = pretrained.open_model(self._cfg.policy.model).tokenizer
-        for method in methods:
-            size = self._cfg.rollout
-            if METHODS[method].trained:
-                size = trained.find(getattr(self._cfg.trained, method)).rollout_config(size, self._given)
-            size = episode_config(METHODS[method], size)
-            questions = fitting(questions, tokenizer, size, self._cfg.evaluation.too_long)
-        return {*questions}
 
     def run(
         self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]

@@ -74,8 +74,10 @@ def p_value(values: Sequence) -> float:
     found = Estimate.of(values)
     if not found.share:
         return sign_flip_p([_table(values).mean(1)])
-    ratio = abs(found.mean) / found.error
-    return float(2 * optimize.brentq(lambda p: found.quantile(1 - p) - ratio, 1e-15, 0.5)) if ratio < 1e6 else 0.0
+    ratio, least = abs(found.mean) / found.error, 1e-15
+    if ratio >= found.quantile(1 - least):
+        return 0.0
+    return float(2 * optimize.brentq(lambda p: found.quantile(1 - p) - ratio, least, 0.5))
 
 
 def detectable(values: Sequence) -> float:

@@ -45,7 +45,7 @@ def evaluation_means(rows: Sequence[dict]) -> dict[str, float]:
     """
     valid = counted(rows)
     means = {f'eval/{name}': float(np.mean([row[name] for row in valid])) for name in METRICS}
-    means['eval/searches'] = float(np.mean([len(row['searches']) for row in rows]))
+    means['eval/searches'] = float(np.mean([len(row['searches']) for row in valid]))
     return means | ({'eval/failed': len(rows) - len(valid)} if len(valid) < len(rows) else {})
 
 
@@ -53,7 +53,7 @@ def evaluation_text(means: dict[str, float]) -> str:
     """An evaluation's row of metrics.jsonl in a line."""
     failed = means.get('eval/failed')
     return f'EM {means["eval/em"]:.3f}  F1 {means["eval/f1"]:.3f}  searches {means["eval/searches"]:.2f}' + (
-        f'  INCOMPLETE: {failed} questions failed, run the same command again' if failed else ''
+        f'  INCOMPLETE: {failed} questions failed' if failed else ''
     )
 
 
@@ -174,11 +174,12 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
             raise ValueError(f'{workdir} holds no run: it has no config.json')
     configs = [settings.read_json(workdir / 'config.json') for workdir in workdirs]
     for workdir, config in zip(workdirs, configs, strict=True):
-        if config | {'seed': 0} != configs[0] | {'seed': 0}:
-            raise ValueError(f'{workdir} and {workdirs[0]} have different configurations: only seeds may differ')
+        if changes := settings.changes(configs[0], config, (*settings.MAY_CHANGE, 'seed')):
+            different = '; '.join(changes.values())
+            raise ValueError(f'only the seed may differ between {workdirs[0]} and {workdir}: {different}')
     if len({config['seed'] for config in configs}) < len(configs):
         raise ValueError(f'of {len(configs)} runs some have the same seed')
-    pairs, asked = [], set()
+    pairs, asked, last = [], set(), {}
     for workdir in workdirs:
         evaluated = evaluations(workdir)
         if 0 not in evaluated or len(evaluated) < 2:
@@ -187,7 +188,11 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
                 f'{workdir} was evaluated after {at} steps; a gain needs one before the first and one after'
             )
         asked |= {row['id'] for row in evaluated[0]}
+        last[max(evaluated)] = workdir
         pairs.append({row['id']: (row, later) for row, later in paired(evaluated[0], evaluated[max(evaluated)])})
+    if len(last) > 1:
+        steps = ', '.join(f'{workdir} after step {step}' for step, workdir in last.items())
+        raise ValueError(f'the last evaluations are of different steps: {steps}')
     common = sorted(set.intersection(*map(set, pairs)))
     if not common:
         raise ValueError('no question has an answer in all evaluations of all these runs')

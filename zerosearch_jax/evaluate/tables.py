@@ -66,7 +66,7 @@ def summarize(sets: dict[str, dict[str, dict]]) -> dict:
         found['datasets'][dataset] = {
             'questions': len(each),
             'failed': len(rows) - len(each),
-            'searches': float(np.mean([len(row['searches']) for row in rows.values()])),
+            'searches': float(np.mean([len(row['searches']) for row in each or rows.values()])),
             'tokens': float(np.mean([row['tokens'] for row in rows.values()])),
             **{name: _with_interval([[row[name] for row in each]]) if each else None for name in SCORES},
         }

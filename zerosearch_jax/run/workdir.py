@@ -40,8 +40,8 @@ def claim(
     with _locked(workdir), disk.told_when_full(workdir):
         path = workdir / 'config.json'
         begun = path.exists() and any((workdir / name).exists() for name in results)
-        now = settings.parse_json(config_json)
-        changes = settings.changes(settings.with_defaults(settings.read_json(path), schema), now) if begun else {}
+        texts = (settings.read_json(path), settings.parse_json(config_json)) if begun else ({}, {})
+        changes = settings.changes(*(settings.with_defaults(config, schema) for config in texts))
         if refused := [text for name, text in changes.items() if not settings.is_named(name, free)]:
             raise ValueError(
                 f'{workdir} holds a run with another configuration: {"; ".join(refused)}; '

@@ -23,7 +23,7 @@ from zerosearch_jax.data.rows import Passage, split_title
 from zerosearch_jax.search import journal, outside
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.outside import RequestFailed
-from zerosearch_jax.search.search import Document, SearchFailed
+from zerosearch_jax.search.search import Document, OutsideFailed, SearchFailed
 
 SERPAPI, SERPAPI_KEY = 'https://serpapi.com', 'SERPAPI_API_KEY'
 
@@ -59,7 +59,7 @@ class EngineConfig:
             raise ValueError(f'fields has no {min(unknown)!r}; it has {", ".join(known)}')
 
 
-class SpendingCapReached(OSError):
+class SpendingCapReached(OutsideFailed):
     """The next request would cost more than is allowed."""
 
 
@@ -85,7 +85,7 @@ class RemoteSearch:
     @property
     def spent(self) -> float:
         """Dollars of all requests of this log, failed attempts included."""
-        return self._log.get(f'spent on {self._name}') or 0.0
+        return self._log.get(f'spent on {self._cfg.kind}') or 0.0
 
     def search(self, queries: Sequence[str], k: int, moment: str = '') -> list[list[Document] | SearchFailed]:
         """Up to k documents of each query, or how it failed.
@@ -162,7 +162,7 @@ class RemoteSearch:
                         f'${self.spent:.2f} were spent on {self._name}; one more request would exceed the cap of '
                         f'${cfg.spending_cap:.2f}. Results so far are kept: raise spending_cap to go on'
                     )
-                self._log.put(f'spent on {self._name}', total)
+                self._log.put(f'spent on {self._cfg.kind}', total)
             now = time.monotonic()
             start = max(now, self._next_start)
             self._next_start = start + (1 / cfg.per_second if cfg.per_second else 0.0)

@@ -57,8 +57,8 @@ def is_finished(kept: pathlib.Path, config_json: str) -> bool:
     path = kept / 'config.json'
     if not path.exists():
         return False
-    before = settings.with_defaults(settings.read_json(path), Config)
-    return not settings.changes(before, settings.parse_json(config_json), settings.MAY_CHANGE)
+    texts = settings.read_json(path), settings.parse_json(config_json)
+    return not settings.changes(*(settings.with_defaults(each, Config) for each in texts), settings.MAY_CHANGE)
 
 
 @dataclasses.dataclass(frozen=True)

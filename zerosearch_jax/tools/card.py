@@ -7,6 +7,7 @@ import re
 from zerosearch_jax import settings
 from zerosearch_jax.evaluate import report
 from zerosearch_jax.evaluate.intervals import shown
+from zerosearch_jax.evaluate.scores import counted
 from zerosearch_jax.rollout import prompts
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.trained import Trained
@@ -86,11 +87,11 @@ def _results(found: Trained) -> str:
     for step, group in evaluated.items():
         scores = report.scores_with_intervals(group)
         cells = [shown(scores[name]) for name in ('em', 'f1')]
-        searches = sum(len(row['searches']) for row in group) / len(group)
+        searches = sum(len(row['searches']) for row in counted(group)) / max(scores['questions'], 1)
         lines.append(f'| {step} | {cells[0]} | {cells[1]} | {searches:.2f} | {scores["failed"]} |')
     count, data, engine = len(group), _line(run['data']['test']), _line(run['engine']['kind'])
     how = f'temperature {run["evaluation"]["temperature"]}, engine {engine}'
-    lines.append(f'\n{count} held-out questions of {data}, {how}; bootstrap intervals of 95 %.')
+    lines.append(f'\n{count} held-out questions of {data}, {how}; 95 % intervals over the questions alone.')
     return '\n'.join([*lines, *_training(directory, rows)])
 
 

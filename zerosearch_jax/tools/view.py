@@ -176,7 +176,11 @@ def _scores(name: str, rows: list[dict]) -> list:
     """A row of the table of evaluations: its name, questions, mean scores, searches, and how many failed."""
     valid = counted(rows)
     means = [float(np.mean([row[key] for row in valid])) if valid else None for key in METRICS]
-    return [name, len(valid), *means, float(np.mean([len(row['searches']) for row in rows])), len(rows) - len(valid)]
+    return [name, len(valid), *means, _searches(valid), len(rows) - len(valid)]
+
+
+def _searches(rows: list[dict]) -> float | None:
+    return float(np.mean([len(row['searches']) for row in rows])) if rows else None
 
 
 def _about(config: dict, written: Sequence[dict]) -> str:
@@ -197,7 +201,7 @@ def _headline(summary: dict, series: dict) -> list[list[str]]:
         tiles.append(['steps', str(reward[-1][0]), ''])
         tiles.append(['reward, last step', f'{reward[-1][1]:.3f}', f'first step {reward[0][1]:.3f}'])
     evaluated = summary.get('evaluations', {})
-    for number in sorted(map(int, evaluated))[-1:]:
+    for number in sorted(int(step) for step, found in evaluated.items() if found['em'])[-1:]:
         em, failed = evaluated[str(number)]['em'], evaluated[str(number)].get('failed')
         low, high = em['interval']
         note = f'95 % interval {low:.3f} to {high:.3f}' + (f'; incomplete: {failed} questions failed' if failed else '')
