@@ -245,6 +245,13 @@ def test_a_commit_has_the_results_of_itself():
 
 
 @pytest.mark.slow
+def test_what_is_injected_into_a_run_loses_nothing():
+    found = run('faults --only doubled,hostile').splitlines()
+    rows = [line.split(' | ') for line in found if line.startswith('| ') and not line.startswith('| fault')]
+    assert len(rows) == 2 and all(row[-1] == 'nothing lost |' for row in rows), found
+
+
+@pytest.mark.slow
 def test_the_model_is_written_for_the_peers(tmp_path):
     run(f'peers.export --model tiny --out {tmp_path}')
     assert {'model.safetensors', 'config.json', 'tokenizer.json'} <= {path.name for path in tmp_path.iterdir()}
