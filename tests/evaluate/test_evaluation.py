@@ -228,7 +228,7 @@ def test_questions_that_the_engine_failed_are_asked_again(sources, tmp_path, mon
     monkeypatch.setattr(result_sources, 'open_search_engine', lambda *_: Engine())
     broken.append('why 0?')
     table = run(config(sources, 'rag'), tmp_path / 'out')
-    assert '| rag | x | 2 | 1 |' in table and '0.0 / 0.0 / 0.0 (1 failed)' in table
+    assert '| rag | x | 2 | 1 |' in table and '0.0 / 0.0 / 0.0 (incomplete: 1 failed)' in table
     assert '| rag | x | 2 | 1 |' in run(config(sources, 'direct'), tmp_path / 'out')  # not what this one asks
     broken.clear()
     table = run(config(sources, 'rag'), tmp_path / 'out')

@@ -49,7 +49,15 @@ def test_a_reward_of_ones_own_is_named_by_its_dotted_name():
 
 def returned(trajectory, golds):
     """What the question's only golden answer spells; a KeyError where it spells nothing that is known."""
-    values = {'NaN': float('nan'), 'inf': -np.inf, 'None': None, 'text': '1.0', 'list': [1.0], 'huge': 10**400}
+    values = {
+        'NaN': float('nan'),
+        'inf': -np.inf,
+        'None': None,
+        'text': '1.0',
+        'list': [1.0],
+        'huge': 10**400,
+        'beyond float32': 1e300,
+    }
     values |= {'True': True, 'numpy': np.float32(0.5), 'array': np.ones(2), 'jax': jnp.float32(0.25), 'int': 2}
     return values[golds[0]]
 
@@ -65,6 +73,7 @@ def rewarded(what):
     [
         ('NaN', 'nan'),
         ('inf', '-inf'),
+        ('beyond float32', '1e+300'),
         ('None', 'TypeError: must be real number, not NoneType'),
         ('text', 'TypeError: must be real number, not str'),
         ('list', 'TypeError: must be real number, not list'),

@@ -62,8 +62,8 @@ def test_a_stock_request_is_answered_in_the_documented_form(server):
         ({'queries': [1]}, 422, '"queries" must be'),
         ({'queries': ['a'], 'topk': 0}, 422, '"topk" must be'),
         ({'queries': ['a'], 'topk': True}, 422, '"topk" must be'),
-        ({'queries': ['a'], 'topk': 100_000}, 422, '"queries" times "topk" may be 16384 at most, got 1 x 100000'),
-        ({'queries': ['a'] * 100_000, 'topk': 1}, 422, '"queries" times "topk" may be 16384 at most, got 100000 x 1'),
+        ({'queries': ['a'], 'topk': 100_000}, 422, '"queries" times "topk" may be 2048 at most, got 1 x 100000'),
+        ({'queries': ['a'] * 100_000, 'topk': 1}, 422, '"queries" may be 256 at most, got 100000'),
         ({'queries': ['a'], 'topk': 10**4000}, 422, 'at most'),
     ],
 )
@@ -302,6 +302,29 @@ def engine(fetch, log=None, **cfg):
     return RemoteSearch(fetch, 1, 'e', EngineConfig(**{'retries': 0, 'pause_s': 0.0} | cfg), log or Journal())
 
 
+def test_one_query_that_a_server_does_not_take_fails_no_other_of_its_request():
+    requests = []
+
+    def fetch(queries, k):
+        requests.append(len(queries))
+        if '?' in queries:
+            raise remote.RequestFailed('status_500', True)
+        return [[Document('', query)] for query in queries]
+
+    asked = [*'abcdef', '?', *'ghijklmn']
+    cfg = EngineConfig(retries=2, pause_s=0.0)
+    found = RemoteSearch(fetch, 64, 'e', cfg, Journal()).search(asked, 1)
+    assert found == [SearchFailed('status_500') if q == '?' else [Document('', q)] for q in asked]
+    assert requests[:4] == [15, 15, 15, 7] and len(requests) < 12  # further attempts are of the whole alone
+
+
+@pytest.mark.parametrize('own', [lambda queries, k: {}['oops'], lambda queries: [], lambda queries, k: 1 / 0])
+def test_an_own_engine_that_raises_is_one_line_with_its_name(own):
+    cfg = EngineConfig('builtins.len', retries=0)
+    with pytest.raises(ValueError, match=r'^builtins\.len failed: \w+Error: '):
+        RemoteSearch(own, 64, 'e', cfg, Journal()).search(['a'], 1)
+
+
 def test_spending_stops_before_the_cap_and_keeps_what_was_paid(tmp_path):
     fetch, asked, _ = recording()
     limits = {'query_price': 0.01, 'spending_cap': 0.025, 'concurrency': 1}
@@ -317,12 +340,12 @@ def test_spending_stops_before_the_cap_and_keeps_what_was_paid(tmp_path):
 def test_an_engine_that_breaks_loses_no_other_answer(tmp_path):
     def fetch(queries, k):
         if queries == ['b']:
-            raise RuntimeError('not foreseen')
+            raise OSError('not foreseen')
         asked.append(queries[0])
         return [[Document('', queries[0])]]
 
     asked, path = [], tmp_path / 'log'
-    with pytest.raises(RuntimeError, match='not foreseen'):
+    with pytest.raises(OSError, match='not foreseen'):
         engine(fetch, Journal(path), concurrency=1).search(list('abcd'), 1)
     assert engine(fetch, Journal(path)).search(list('acd'), 1) == [[Document('', c)] for c in 'acd']
     assert asked == list('acd')

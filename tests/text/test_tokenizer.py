@@ -305,7 +305,7 @@ def test_end_tokens_are_the_union_of_config_and_generation_config(tmp_path, ours
 
 
 @pytest.mark.parametrize('name', ['config.json', 'generation_config.json'])
-@pytest.mark.parametrize('ends', [[[11]], '<|im_end|>', ['11'], True, 1.5, {'a': 1}], ids=str)
+@pytest.mark.parametrize('ends', [[[11]], '<|im_end|>', ['11'], True, 1.5, {'a': 1}, -1], ids=str)
 def test_end_tokens_of_wrong_types_are_refused(tmp_path, name, ends):
     byte_tokenizer().save(tmp_path)
     (tmp_path / name).write_text(json.dumps({'eos_token_id': ends}))

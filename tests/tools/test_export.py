@@ -130,7 +130,7 @@ def listing(directory):
 
 
 @pytest.mark.parametrize('merge', [False, True])
-@pytest.mark.parametrize('place', ['peft', 'run', 'file', 'base', 'model', 'link'])
+@pytest.mark.parametrize('place', ['peft', 'run', 'file', 'base', 'model', 'link', 'inside'])
 def test_export_into_the_directory_that_it_reads_is_refused(run, tmp_path, place, merge):
     exported(run, tmp_path)
     (tmp_path / 'link').symlink_to(tmp_path / 'out')
@@ -138,6 +138,7 @@ def test_export_into_the_directory_that_it_reads_is_refused(run, tmp_path, place
     reference, directory = {
         'peft': (tmp_path / 'out', tmp_path / 'out'),
         'run': (run, run),
+        'inside': (run, run / 'weights'),
         'file': (run / 'adapter.safetensors', run),
         'base': (run, base),
         'model': (tmp_path / 'base', base),

@@ -146,3 +146,18 @@ def test_questions_that_the_outside_failed_are_asked_again_at_the_next_start_and
     ASKED.clear()
     run(made, tmp_path / 'run')
     assert not ASKED
+
+
+def test_a_dead_engine_is_noticed_where_few_search(made, tmp_path):
+    """Two searches a step: too few to tell in one, and none that was answered in three."""
+    rows = [{'id': f'q{i}x' if i else 'q0', 'question': f'why {i}?', 'golden_answers': ['b']} for i in range(4)]
+    jsonl.write_jsonl(tmp_path / 'few.jsonl', rows)
+    made.data.train = str(tmp_path / 'few.jsonl')
+    made.evaluation.before = False
+    made.rl.steps = 9
+    made.rollout.update(questions=4, group=1)
+    made.rl.algorithm = 'reinforce'
+    FAILS.add('all')
+    with pytest.raises(OutsideFailed, match='searches since the last one that was answered: 4 of 4 failed'):
+        run(made, tmp_path / 'run')
+    assert len(metrics(tmp_path / 'run')) == 3

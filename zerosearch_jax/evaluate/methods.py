@@ -122,5 +122,9 @@ def _searched(questions: Sequence[Question], source: DocumentSearch) -> dict[str
 
 def _all_of_it(trajectory: Trajectory, tokenizer: Tokenizer) -> str | None:
     """What the policy wrote after its thoughts, for prompts that ask for the answer and nothing else."""
-    tokens = [token for s in trajectory.segments if s.kind is Kind.ACTION for token in s.tokens]
-    return protocol.without_thoughts(tokenizer.decode(tokens)) or None
+    prompt, written = (
+        [token for s in trajectory.segments if s.kind is kind for token in s.tokens]
+        for kind in (Kind.PROMPT, Kind.ACTION)
+    )
+    opened = '<think>' if protocol.opens_thought(tokenizer.decode_bytes(prompt)) else ''
+    return protocol.without_thoughts(opened + tokenizer.decode(written)) or None

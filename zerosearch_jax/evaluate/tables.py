@@ -115,7 +115,7 @@ def _scores_table(order, datasets, summary) -> str:
 def _three(found: dict | None, missing: str = 'not run', failed: int = 0) -> str:
     if found is None:
         return missing
-    lost = f' ({failed} failed)' if failed else ''
+    lost = f' (incomplete: {failed} failed)' if failed else ''
     scores = [f'{100 * found[name]["mean"]:.1f}' for name in SCORES if found[name]]
     return (' / '.join(scores) or 'no result') + lost
 

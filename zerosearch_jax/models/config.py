@@ -86,6 +86,9 @@ def from_hf(config: dict) -> ModelConfig:
     rope, tied = _rope(config), config.get('tie_word_embeddings') or False
     if type(tied) is not bool:
         raise ValueError(f'tie_word_embeddings must be true or false, got {tied!r}')
+    kv_heads = positive('num_key_value_heads', config.get('num_key_value_heads') or heads, int)
+    if heads % kv_heads:
+        raise ValueError(f'num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}')
     return ModelConfig(
         family=family,
         vocab_size=vocab,
@@ -93,7 +96,7 @@ def from_hf(config: dict) -> ModelConfig:
         mlp_size=mlp,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=positive('num_key_value_heads', config.get('num_key_value_heads') or heads, int),
+        num_kv_heads=kv_heads,
         head_dim=positive('head_dim', config.get('head_dim') or hidden // heads, int),
         rope_theta=positive('rope_theta', rope.get('rope_theta') or config.get('rope_theta') or 10000.0, float),
         norm_eps=positive('rms_norm_eps', config['rms_norm_eps'], float),

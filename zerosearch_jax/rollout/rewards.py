@@ -16,11 +16,14 @@ from zerosearch_jax import settings
 from zerosearch_jax.data.rows import holds_answer
 from zerosearch_jax.rollout import answers
 from zerosearch_jax.rollout.rollout import Trajectory
-from zerosearch_jax.text.protocol import ANSWER_STOP
+from zerosearch_jax.text.protocol import ANSWER_STOP, opens_thought
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 
 PUBLISHED_DEFAULT = 'Beijing'  # what the published parser finds in its own prompt where there is no answer (defect D4)
+
+
+LARGEST = 1e18  # of a reward: its square has to be a float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +76,17 @@ class Scorer:
         return total + overlong_penalty(trajectory.response_tokens, self._budget, cfg.overlong_tokens)
 
     def _answer_score(self, trajectory: Trajectory) -> float:
-        """Of the function; raises ValueError where a user's own fails, or returns anything but a finite number."""
+        """Of the function; raises ValueError where a user's own fails, or returns what is no number below LARGEST."""
         question = trajectory.question
         if trajectory.answer is None and self._cfg.missing == 'published':
             trajectory = dataclasses.replace(trajectory, answer=PUBLISHED_DEFAULT)
         what = f'config.reward.answer = {self._cfg.answer!r} gives no finite number for question {question.id!r}'
         try:
             value = self._answer(trajectory, question.golden_answers)
-            finite = math.isfinite(value)
+            usable = math.isfinite(value) and abs(value) < LARGEST
         except Exception as error:
             raise ValueError(f'{what} ({question.question}): {type(error).__name__}: {error}') from error
-        if not finite:
+        if not usable:
             raise ValueError(f'{what} ({question.question}): {value}')
         return float(value)
 
@@ -96,14 +99,13 @@ def actions(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
     parts = [s.tokens for s in trajectory.segments if s.kind is Kind.ACTION]
     texts = [tokenizer.decode_bytes(tokens).decode('utf-8', 'replace') for tokens in parts]
     prompt = b''.join(tokenizer.decode_bytes(s.tokens) for s in trajectory.segments if s.kind is Kind.PROMPT)
-    if texts and prompt.rstrip().endswith(_OPEN.encode()):
-        texts[0] = _OPEN + texts[0]
+    if texts and opens_thought(prompt):
+        texts[0] = '<think>' + texts[0]
     end = next((i for i, text in enumerate(texts, 1) if ANSWER_STOP in text), len(texts))
     return texts[:end]
 
 
-_OPEN = '<think>'
-_THINK = rf'\s*{_OPEN}((?!</?\w+>).)*</think>'
+_THINK = r'\s*<think>((?!</?\w+>).)*</think>'
 _SOMETHING = r'\s*(?!</?\w+>)\S((?!</?\w+>).)*'
 _SEARCH = re.compile(_THINK + rf'\s*<search>{_SOMETHING}</search>\s*', re.DOTALL)
 _FINAL = re.compile(_THINK + rf'\s*<answer>{_SOMETHING}</answer>\s*', re.DOTALL)

@@ -121,16 +121,24 @@ class RemoteSearch:
 
         return journal.call_once(self._log, keys, ask)
 
-    def _attempts(self, queries: list[str], k: int) -> list[dict]:
-        """JSON results of one request, tried again where that may help."""
+    def _attempts(self, queries: list[str], k: int, retries: int | None = None) -> list[dict]:
+        """JSON results of one request, tried again where that may help; halved where one query may fail the others."""
         try:
-            found = self.request(queries, k)
+            found = self.request(queries, k, retries)
         except RequestFailed as error:
+            if len(queries) > 1 and error.kind in OF_A_QUERY:
+                half = len(queries) // 2
+                return [*self._attempts(queries[:half], k, 0), *self._attempts(queries[half:], k, 0)]
             return [{'failure': error.kind, 'detail': error.detail} for _ in queries]
         return [{'documents': [dataclasses.asdict(d) for d in documents]} for documents in found]
 
-    def request(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+    def request(self, queries: Sequence[str], k: int, retries: int | None = None) -> list[list[Document]]:
         """Up to k documents of each of at most a batch of queries, past the log.
+
+        Args:
+          queries: texts.
+          k: documents a query.
+          retries: after the first attempt; None: as configured.
 
         Raises:
           RequestFailed: also after further attempts.
@@ -138,7 +146,12 @@ class RemoteSearch:
         """
 
         def ask() -> list[list[Document]]:
-            returned = self._fetch(queries, k)
+            try:
+                returned = self._fetch(queries, k)
+            except (RequestFailed, OSError):
+                raise
+            except Exception as error:  # of a function of the user's own
+                raise ValueError(f'{self._cfg.kind} failed: {type(error).__name__}: {error}') from error
             try:
                 found = [[_plain(document) for document in list(documents)[:k]] for documents in returned]
             except (TypeError, ValueError):
@@ -149,7 +162,8 @@ class RemoteSearch:
                 raise RequestFailed('invalid', detail=f'results of {len(found)} queries; {len(queries)} were asked')
             return found
 
-        return outside.ask_again(ask, self._cfg.retries, self._cfg.pause_s, self._start)
+        most = self._cfg.retries if retries is None else retries
+        return outside.ask_again(ask, most, self._cfg.pause_s, self._start)
 
     def _start(self):
         """Waits for the next free start, and pays for it."""
@@ -229,6 +243,8 @@ def _probe(cfg: EngineConfig):
     try:
         open_search_engine(cfg).request(['Rome'], 1)
     except RequestFailed as error:
+        if cfg.kind not in SERVERS:
+            raise OutsideFailed(f'engine {cfg.kind} cannot be used: {error.kind} {error.detail}') from None
         other = f'does it speak engine.kind = {cfg.kind!r}? engine.fields maps other names'
         hint = other if error.kind == 'invalid' else ''
         raise outside.unusable(f'engine {cfg.kind}', cfg.url, error, hint) from None
@@ -317,6 +333,7 @@ def _probe_serpapi(cfg: EngineConfig):
 
 
 BATCH = 64  # queries of one request at most
+OF_A_QUERY = ('invalid', 'status_400', 'status_413', 'status_422', 'status_500')  # may be the fault of one of them
 # our names of a document's fields; 'contents' is title and text in one, 'document' holds all but the score
 DOCUMENT = {name: name for name in ('document', 'id', 'title', 'text', 'contents', 'score')}
 # what the servers call what is asked and answered, dots between levels of 'results', '' where there is none;

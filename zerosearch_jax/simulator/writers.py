@@ -68,12 +68,14 @@ class EngineWriter:
         self.engine, self._tokenizer, self._arguments = engine, tokenizer, arguments
         self._prompt_tokens, self._max_tokens = prompt_tokens, max_tokens
         self._ready: list[Completion] = []
+        self._opened = ''  # what its chat template begins of every text
 
     def ask(self, handle: Hashable, message: str, identity: tuple[int | str, ...]):
         prompt = tuple(self._tokenizer.chat([{'role': 'user', 'content': message}], arguments=self._arguments))
         if len(prompt) > self._prompt_tokens:
             self._ready.append(Completion(handle, failure='too_long'))
             return
+        self._opened = '<think>' if protocol.opens_thought(self._tokenizer.decode_bytes(prompt)) else ''
         self.engine.open(Request(handle, prompt, prng.row_key('simulator', *identity), self._max_tokens))
 
     @property
@@ -84,7 +86,7 @@ class EngineWriter:
         done, self._ready = self._ready, []
         for stopped in self.engine.step():
             self.engine.close(stopped.handle)
-            done.append(completion(stopped.handle, self._tokenizer.decode(stopped.tokens)))
+            done.append(completion(stopped.handle, self._opened + self._tokenizer.decode(stopped.tokens)))
         return done
 
 

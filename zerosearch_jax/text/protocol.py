@@ -51,6 +51,11 @@ def without_thoughts(text: str) -> str:
     return '' if said.startswith('<think>') else said
 
 
+def opens_thought(prompt: bytes) -> bool:
+    """Whether a chat template opened a thought at the end of a prompt: what is written then begins within it."""
+    return prompt.rstrip().endswith(b'<think>')
+
+
 def render_documents(texts: Sequence[str]) -> str:
     """Documents as the policy sees them and as the simulator writes them: one line each, 'Doc 1: ...'."""
     return '\n'.join(f'Doc {i}: {" ".join(text.split())}' for i, text in enumerate(texts, start=1))

@@ -58,7 +58,7 @@ class Tokenizer:
         _require_byte_level(spec)
         added = {token['content']: token['id'] for token in spec['added_tokens']}
         special = {token['content'] for token in spec['added_tokens'] if token['special']}
-        special = {content for content in special if not protocol.TAG.fullmatch(content)}
+        special = {content for content in special if not protocol.TAG.fullmatch(content.strip())}
         self.token_bytes = _token_bytes(spec['model']['vocab'], added, special)
         self.vocab_size = len(self.token_bytes)
         ends = [tokenizer.eos_token_id, *extra_eos_ids, *(added.get(token) for token in END_TOKENS)]
@@ -310,7 +310,7 @@ def _end_ids(directory: pathlib.Path) -> list[int]:
     for path in (directory / 'config.json', directory / 'generation_config.json'):
         ends = settings.read_json(path).get('eos_token_id') if path.is_file() else None
         ids = ends if isinstance(ends, list) else [ends]
-        if any(type(i) is not int for i in ids if i is not None):
+        if any(type(i) is not int or i < 0 for i in ids if i is not None):
             raise ValueError(f'{path}: eos_token_id must be the id of a token or a list of ids, got {ends!r}')
         found += [i for i in ids if i is not None]
     return found

@@ -21,9 +21,9 @@ from zerosearch_jax import settings
 from zerosearch_jax.search.search import Document
 
 LONGEST_REQUEST = 4 * 2**20  # bytes
-MOST_DOCUMENTS = 16384  # of one reply: queries times topk
+MOST_QUERIES, MOST_DOCUMENTS = 256, 2048  # of one request, and of its reply: queries times topk
 MOST_CONNECTIONS = 64  # at once; others wait
-TIMEOUT_S = 10.0  # for a request to arrive, and for its reply to be taken
+TIMEOUT_S = 3.0  # for a request to arrive, and for its reply to be taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         k = self.server.cfg.documents if body.get('topk') is None else body['topk']
         if type(k) is not int or k < 1:
             raise ValueError('"topk" must be a positive integer or null')
+        if len(queries) > MOST_QUERIES:
+            raise ValueError(f'"queries" may be {MOST_QUERIES} at most, got {len(queries)}')
         if len(queries) * k > MOST_DOCUMENTS:
             raise ValueError(f'"queries" times "topk" may be {MOST_DOCUMENTS} at most, got {len(queries)} x {k}')
         return queries, k, bool(body.get('return_scores', False))

@@ -20,7 +20,7 @@ from zerosearch_jax.rollout.rollout import Trajectory, check_searches, rollout
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import RemoteSearch, open_search_engine
-from zerosearch_jax.search.search import engine_search
+from zerosearch_jax.search.search import Result, engine_search, refuse_outage
 from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.simulator import CompactedQuestions
 from zerosearch_jax.train.config import Config
@@ -63,6 +63,7 @@ class Trainer:
     def __init__(self, cfg: Config, workdir: pathlib.Path | None):
         self.cfg, self._workdir = cfg, workdir
         self._searches = Journal(workdir / 'searches.log' if workdir else None)
+        self._unanswered: list[Result] = []
         self.mesh = sharding.make_mesh(cfg.mesh)
         questions, tokenizer = load_questions(cfg), pretrained.open_model(cfg.policy.model).tokenizer
         fit = (fitting(part, tokenizer, cfg.rollout, cfg.data.too_long) for part in questions)
@@ -171,7 +172,14 @@ class Trainer:
             identity=(cfg.seed, step),
         )
         check_searches(found, title)
+        self._check_in_a_row(found)
         return found
+
+    def _check_in_a_row(self, trajectories: Sequence[Trajectory]):
+        """Raises OutsideFailed where few search, and none of them has been answered for a while."""
+        searched = [t.searches[-1] for t in trajectories if t.searches]
+        self._unanswered = [*self._unanswered, *searched] if all(s.failure for s in searched) else []
+        refuse_outage('searches since the last one that was answered', self._unanswered, len(self._unanswered))
 
     def collect_dynamic(self, step: int, noise: float) -> tuple[list[Trajectory], list[Trajectory], int]:
         """The step's trajectories, groups of equal rewards replaced by new questions for some rounds.
