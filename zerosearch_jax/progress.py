@@ -1,5 +1,6 @@
 """Progress bars: tqdm on a terminal, nothing elsewhere (plain lines per step are printed instead)."""
 
+import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,10 +46,15 @@ def track(items: Sequence[T], description: str, unit: str = 'it') -> Iterator[T]
             made.update()
 
 
-def keep(path: pathlib.Path):
-    """Appends what is logged to a file, too, from now on."""
+@contextlib.contextmanager
+def kept(path: pathlib.Path) -> Iterator[None]:
+    """Appends what is logged to a file, too, for as long as it is entered."""
     global _log
-    _log = path
+    before, _log = _log, path
+    try:
+        yield
+    finally:
+        _log = before
 
 
 def log(line: str):

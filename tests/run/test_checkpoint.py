@@ -1,6 +1,7 @@
 """Checkpoints: what is kept and put aside stays; what is damaged, too large for the disk or not finite is told."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import re
 import shutil
 import sys
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +91,8 @@ def test_newest_checkpoint_cut_or_incomplete_is_told_with_the_one_to_continue_fr
         try:
             found, host = restore(directory)
         except ValueError as error:
-            line = f'checkpoint 3 is damaged; delete it to continue from 2: rm -r {directory / "3"}'
-            assert str(error) == line, what
+            line = rf'checkpoint 3 is damaged \(.{{1,160}}\); delete it to continue from 2: rm -r {directory / "3"}'
+            assert re.fullmatch(line, str(error)), (what, error)
             told += 1
             shutil.rmtree(directory / '3')
             found, host = restore(directory)
@@ -104,8 +106,34 @@ def test_newest_checkpoint_cut_or_incomplete_is_told_with_the_one_to_continue_fr
 def test_the_only_checkpoint_damaged_means_to_start_over(saved, tmp_path):
     shutil.copytree(saved / '3', tmp_path / '3')
     (tmp_path / '3' / 'host' / 'metadata').unlink()
-    with pytest.raises(ValueError, match='checkpoint 3 is damaged; delete it to start over'):
+    with pytest.raises(ValueError, match=r'checkpoint 3 is damaged \(.*host.*\); delete it to start over'):
         restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        PermissionError(errno.EACCES, 'Permission denied', '/c/3/state'),
+        ValueError('Error opening "/c/3/state": [OS error 24: Too many open files]'),
+        ValueError('Error reading "/c/3/state": [OS error 5: Input/output error]'),
+    ],
+)
+def test_a_disk_that_does_not_let_a_checkpoint_be_read_is_not_damage(saved, monkeypatch, error):
+    def fail(*_, **__):
+        raise Exception('while reading') from error
+
+    monkeypatch.setattr(ocp.CheckpointManager, 'restore', fail)
+    monkeypatch.setattr(ocp.Checkpointer, 'restore', fail)
+    for read in (lambda: restore(saved, 3), lambda: checkpoint.read_params(saved / '3')):
+        with pytest.raises(OSError, match=r'Permission denied|Too many open files|Input/output error') as raised:
+            read()
+        assert '3' in raised.value.filename and 'rm -r' not in str(raised.value)
+
+
+def test_a_checkpoint_that_was_dropped_meanwhile_is_not_to_be_deleted(saved):
+    for read in (lambda: restore(saved, 1), lambda: checkpoint.read_params(saved / '1')):
+        with pytest.raises(FileNotFoundError, match=rf'^checkpoint 1 is gone from {saved}, which has 2, 3$'):
+            read()
 
 
 def test_another_model_is_not_taken_for_damage(saved):
@@ -154,16 +182,40 @@ def test_disk_needed_by_checkpoints_and_exported_weights_is_told_and_refused(tmp
     free = [10 * size]
     monkeypatch.setattr(disk.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=free[0]))
     with contextlib.closing(Checkpoints(tmp_path / 'c', keep_every=5)) as checkpoints:
-        checkpoints.require_space(made, 20, made['policy']['params'])
+        checkpoints.require_space(made, made['policy']['params'], 20, 1)
         line = f'checkpoints and weights in {tmp_path} will take up to'
         assert f'{line} 9.0 MiB; 10.0 MiB are free' in capsys.readouterr().err  # 2 + 2 + 4 and what is exported
         free[0] = 8 * size
         with pytest.raises(disk.DiskFull, match=r'up to 9\.0 MiB; 8\.0 MiB are free: free some space'):
-            checkpoints.require_space(made, 20, made['policy']['params'])
+            checkpoints.require_space(made, made['policy']['params'], 20, 1)
         checkpoints.save(5, made, {})
     with contextlib.closing(Checkpoints(tmp_path / 'c', keep_every=5)) as checkpoints:
-        checkpoints.require_space(made, 20, made['policy']['params'])
+        checkpoints.require_space(made, made['policy']['params'], 20, 1)
         assert f'{line} 8.0 MiB' in capsys.readouterr().err  # one is there
+
+
+@pytest.mark.parametrize(
+    ('steps', 'every', 'done', 'aside', 'needed'),
+    [
+        (1, 1, (), None, 1),
+        (10, 4, (), None, 3),  # 4, 8 and 10
+        (10, 5, (), None, 2),
+        (20, 1, (), None, 4),  # two kept, one put aside, one that is being written
+        (20, 1, (8, 9), 6, 1),
+        (20, 1, (8, 9), 8, 2),  # a link to what is there
+        (10, 4, (4, 7), None, 2),  # 7: told to stop there
+    ],
+)
+def test_disk_needed_is_that_of_checkpoints_to_come(tmp_path, capsys, steps, every, done, aside, needed):
+    made = state(0, 256 * 1024)
+    with contextlib.closing(Checkpoints(tmp_path / 'c')) as checkpoints:
+        for step in done:
+            checkpoints.save(step, made, {})
+    if aside:
+        (tmp_path / 'last_good' / str(aside)).mkdir(parents=True)
+    with contextlib.closing(Checkpoints(tmp_path / 'c')) as checkpoints:
+        checkpoints.require_space(made, made['policy']['params'], steps, every)
+    assert f'will take up to {needed + 1}.0 MiB' in capsys.readouterr().err
 
 
 def test_the_weights_of_one_checkpoint_are_read_alone(saved, tmp_path):
@@ -173,7 +225,7 @@ def test_the_weights_of_one_checkpoint_are_read_alone(saved, tmp_path):
         checkpoints.save(1, state(7)['policy'], {})
     assert (checkpoint.read_params(tmp_path / '1')['w'] == 7).all()
     (tmp_path / '1' / 'state' / 'manifest.ocdbt').unlink()
-    with pytest.raises(ValueError, match='checkpoint 1 is damaged; delete it to start over'):
+    with pytest.raises(ValueError, match=r'checkpoint 1 is damaged \(.*\); delete it to start over'):
         checkpoint.read_params(tmp_path / '1')
 
 
@@ -181,16 +233,43 @@ def test_an_error_is_one_line_without_the_tracebacks_of_orbax(saved, monkeypatch
     shown = []
     monkeypatch.setattr(sys, 'unraisablehook', shown.append)
     checkpoint._silence_threads.cache_clear()
-    absl = logging.getLogger('absl')
+    absl, tasks = logging.getLogger('absl'), logging.getLogger('asyncio')
     monkeypatch.setattr(absl, 'filters', [])
+    monkeypatch.setattr(tasks, 'filters', [])
     restore(saved)
 
-    def passes(path, error):
-        return bool(absl.filter(absl.makeRecord('absl', logging.ERROR, path, 1, 'failed', (), error)))
+    def error(module):
+        """As raised by a function of that file."""
+        names = {}
+        exec(compile('def fail(): raise ValueError("disk")', f'lib/{module}.py', 'exec'), names)
+        try:
+            names['fail']()
+        except ValueError:
+            return sys.exc_info()
 
-    info = (ValueError, ValueError('disk'), None)
-    found = {(path, bool(e)): passes(path, e) for path in ('lib/orbax/x.py', 'other.py') for e in (info, None)}
-    assert found == {key: key != ('lib/orbax/x.py', True) for key in found} and len(found) == 4
-    for text in ('Event loop is closed', 'another'):
-        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
-    assert [str(each.exc_value) for each in shown] == ['another']
+    def passes(log, path, info, level=logging.ERROR, text='failed'):
+        return bool(log.filter(log.makeRecord(log.name, level, path, 1, text, (), info)))
+
+    infos = {name: error(name) for name in ('orbax/x', 'other')} | {'none': None}
+    found = {(path, name): passes(absl, path, infos[name]) for path in ('lib/orbax/x.py', 'a.py') for name in infos}
+    assert {key for key, passed in found.items() if not passed} == {
+        ('lib/orbax/x.py', 'orbax/x'),
+        ('lib/orbax/x.py', 'other'),
+    }
+    assert passes(absl, 'lib/orbax/x.py', None, logging.WARNING)  # it may be of use
+    assert [passes(tasks, 'events.py', infos[name]) for name in infos] == [False, True, True]
+    assert not passes(tasks, 'events.py', None, text='Task was destroyed: <coro=<f() at lib/orbax/x.py:1>>')
+
+    with warnings.catch_warnings(record=True) as warned:
+        checkpoint._silence_threads.cache_clear()
+        checkpoint._silence_threads()
+        warnings.warn("coroutine 'read' was never awaited", RuntimeWarning, stacklevel=1)
+        warnings.warn('another', RuntimeWarning, stacklevel=1)
+    assert [str(each.message) for each in warned] == ['another']
+
+    def met(info):
+        sys.unraisablehook(types.SimpleNamespace(exc_type=info[0], exc_value=info[1], exc_traceback=info[2]))
+
+    for info in (infos['orbax/x'], infos['other'], (RuntimeError, RuntimeError('Event loop is closed'), None)):
+        met(info)
+    assert [each.exc_value for each in shown] == [infos['other'][1]]

@@ -1,5 +1,6 @@
 """A run's directory: one job at a time, one configuration, and what of it may change; what a full disk says."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -11,6 +12,7 @@ import jax
 import pytest
 from helpers import ENVIRONMENT, ROOT
 
+from zerosearch_jax import progress
 from zerosearch_jax.run import disk
 from zerosearch_jax.run.workdir import claim
 
@@ -92,6 +94,37 @@ def test_a_field_that_one_configuration_leaves_out_is_at_its_default(tmp_path):
         claim(tmp_path, schema, json.dumps({'seed': 1, 'section': {'kept': 2, 'added': 8}})),
     ):
         pass
+
+
+def test_what_a_change_calls_for_is_done_before_it_becomes_the_configuration(tmp_path):
+    """A start that was killed in between sees the change again."""
+    old, new = {'seed': 1, 'run': {'trajectories': 8}}, {'seed': 1, 'run': {'trajectories': 4}}
+    with claim(tmp_path, dict, json.dumps(old)):
+        (tmp_path / 'metrics.jsonl').touch()
+    seen = []
+
+    def killed(changed):
+        seen.append((changed, json.loads((tmp_path / 'config.json').read_text())))
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), claim(tmp_path, dict, json.dumps(new), free=('run',), prepare=killed):
+            pass
+    assert seen == [(['run.trajectories'], old)] * 2
+
+
+def test_lines_are_kept_in_a_run_until_it_is_left(tmp_path):
+    with contextlib.suppress(ZeroDivisionError), claim(tmp_path, dict, '{}'):
+        progress.log('of the run')
+        raise ZeroDivisionError
+    progress.log('of what follows')
+    assert (tmp_path / 'log.txt').read_text() == 'of the run\n'
+
+
+def test_a_line_that_a_full_disk_does_not_take_names_the_place(tmp_path):
+    (tmp_path / 'log.txt').symlink_to('/dev/full')
+    with pytest.raises(disk.DiskFull, match=f'^{tmp_path}.*: no space left'), claim(tmp_path, dict, '{}'):
+        progress.log('of the run')
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Calls to the outside: a server that fails in every way loses nothing, and a second run asks for the rest only."""
 
 import collections
+import fcntl
 import json
+import threading
 
+import jax
 import pytest
 from servers import Server
 
+from zerosearch_jax import sharding
 from zerosearch_jax.search import journal
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import OutsideFailed
@@ -156,6 +160,34 @@ def test_a_file_that_is_no_log_is_refused(tmp_path):
     (tmp_path / 'x').write_text('hello\nworld\n')
     with pytest.raises(ValueError, match=r'x:1: not a line of this log'):
         Journal(tmp_path / 'x')
+
+
+def test_a_file_that_process_0_refuses_is_told_to_all(tmp_path, monkeypatch):
+    (tmp_path / 'x').write_text('hello\nworld\n')
+    sent = []
+    monkeypatch.setattr(sharding, 'from_first_process', lambda value: sent.append(value) or value)
+    with pytest.raises(ValueError, match='not a line of this log'):
+        Journal(tmp_path / 'x')
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    monkeypatch.setattr(sharding, 'from_first_process', lambda _: sent[0])
+    with pytest.raises(OSError, match=r'process 0: .*x:1: not a line of this log'):
+        Journal(tmp_path / 'x')
+
+
+def test_a_file_is_appended_to_and_repaired_by_one_process_at_a_time(tmp_path):
+    path = tmp_path / 'shared'
+    mine = Journal(path)
+    mine.put('a', 1)
+    for work in (lambda: mine.put('b', 2), lambda: Journal(path)):
+        with open(path) as file:  # another process has it
+            fcntl.flock(file, fcntl.LOCK_EX)
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join(0.1)
+            assert thread.is_alive()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert [Journal(path).get(key) for key in 'ab'] == [1, 2]
 
 
 # ---------------------------------------------------------------- judge

@@ -1,15 +1,18 @@
 """What a resumed run may change: what the steps so far do not depend on; the rest is told with both values."""
 
 import json
+import pathlib
 
+import jax
 import pytest
 
 from configs import tiny
-from zerosearch_jax import settings
+from zerosearch_jax import settings, sharding
 from zerosearch_jax.evaluate import report
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.train import config as train_config
+from zerosearch_jax.train import rl
 
 DONE = 2  # of four steps
 
@@ -119,6 +122,56 @@ def test_evaluations_asked_otherwise_are_put_aside_and_not_compared(tmp_path):
     report.put_evaluations_aside(tmp_path)  # there is nothing more
     kept = sorted(str(path.relative_to(tmp_path / 'evaluation')) for path in tmp_path.rglob('step_*'))
     assert kept == ['before_1/step_000000.jsonl', 'before_1/step_000002.jsonl', 'before_2/step_000002.jsonl']
+
+
+def test_putting_evaluations_aside_is_ended_after_a_crash_and_replaces_none_of_before(tmp_path, monkeypatch):
+    for step in (0, 2):
+        jsonl.write_jsonl(report.evaluation_file(tmp_path, step), [{'step': step}])
+    (tmp_path / 'evaluation' / 'before_2').mkdir()  # before_1 was deleted
+    replace = pathlib.Path.replace
+
+    def killed(path, target):
+        monkeypatch.undo()
+        replace(path, target)
+        raise KeyboardInterrupt
+
+    for name in ('replace', 'rename'):  # in the midst of them, and when all are moved
+        monkeypatch.setattr(pathlib.Path, name, killed if name == 'replace' else lambda *_: 1 / 0)
+        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+            report.put_evaluations_aside(tmp_path)
+        monkeypatch.undo()
+    report.put_evaluations_aside(tmp_path)
+    kept = sorted(str(path.relative_to(tmp_path / 'evaluation')) for path in tmp_path.rglob('*'))
+    assert [each for each in kept if 'before' in each] == [
+        *('before_2', 'before_3', 'before_3/step_000000.jsonl', 'before_3/step_000002.jsonl')
+    ]
+
+
+def test_evaluations_are_put_aside_before_the_new_configuration_is_that_of_the_run(workdir, monkeypatch):
+    made = changed({'evaluation.questions': 9})
+    place, asked = workdir(), []
+    monkeypatch.setattr(rl.trackers, 'check', lambda _: None)
+    monkeypatch.setattr(rl, '_with_files', lambda cfg, config_json: (cfg, config_json))
+    monkeypatch.setattr(rl, '_train', lambda *_: None)
+    aside = lambda _: asked.append(settings.read_json(place / 'config.json')['evaluation']['questions'])  # noqa: E731
+    monkeypatch.setattr(report, 'put_evaluations_aside', aside)
+    for _ in range(2):
+        rl.train(train_config.parse(made), place, settings.to_json(made))
+    assert len(asked) == 1 and asked[0] != 9  # once, and while the old one was there
+
+
+def test_rows_that_process_0_cannot_cut_back_are_told_to_all(tmp_path, monkeypatch):
+    (tmp_path / 'metrics.jsonl').write_text('no\n{}\n')
+    cfg, sent = train_config.parse(changed({})), []
+    monkeypatch.setattr(sharding, 'from_first_process', lambda value: sent.append(value) or value)
+    with pytest.raises(ValueError, match=r'metrics.jsonl:1: not a JSON object'):
+        rl._writer(cfg, tmp_path, 1)
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    monkeypatch.setattr(sharding, 'from_first_process', lambda _: sent[0])
+    with pytest.raises(OSError, match=r'process 0: .*metrics.jsonl:1: not a JSON object'):
+        rl._writer(cfg, tmp_path, 1)
+    monkeypatch.setattr(sharding, 'from_first_process', lambda _: (None, None))
+    assert rl._writer(cfg, tmp_path, 1) is None
 
 
 def test_keep_every_is_a_multiple_of_checkpoint_every():

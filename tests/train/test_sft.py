@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from configs.common import sections
 from zerosearch_jax import settings, sharding
-from zerosearch_jax.run import jsonl
+from zerosearch_jax.run import disk, jsonl
 from zerosearch_jax.train import sft
 from zerosearch_jax.weights import loading, trees
 
@@ -82,6 +83,12 @@ def test_an_interrupted_run_ends_as_the_one_that_was_not(whole, rows, tmp_path, 
     first, second = adapter(whole[0]), adapter(path)
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert timeless(tmp_path) == timeless(whole[1])
+
+
+def test_a_run_that_is_done_needs_no_space(whole, rows, monkeypatch):
+    full = types.SimpleNamespace(free=0)
+    monkeypatch.setattr(disk.shutil, 'disk_usage', lambda _: full)
+    assert run(whole[1], config(rows)) == whole[0]
 
 
 def test_it_stops_early_and_exports_the_best(rows, tmp_path):

@@ -69,16 +69,23 @@ def forget_evaluations_after(workdir: pathlib.Path, number: int):
 
 
 def put_evaluations_aside(workdir: pathlib.Path):
-    """Moves the evaluations so far to a directory of their own: what follows is asked otherwise, and not compared."""
+    """Moves the evaluations so far to a directory of their own: what follows is asked otherwise, and not compared.
+
+    Called again after a crash, it ends what it began.
+    """
     directory = workdir / 'evaluation'
+    partial = directory / '.before.partial'
     made = sorted(directory.glob('step_*.jsonl'))
-    if jax.process_index() or not made:
+    if not made and not partial.exists():
         return
-    aside = directory / f'before_{1 + len(list(directory.glob("before_*")))}'
-    aside.mkdir()
+    partial.mkdir(exist_ok=True)
     for path in made:
-        path.rename(aside / path.name)
-    progress.log(f'{len(made)} evaluations were asked otherwise: they are in {aside}, and are not compared with others')
+        path.replace(partial / path.name)
+    numbers = [path.name.removeprefix('before_') for path in directory.glob('before_*')]
+    aside = directory / f'before_{1 + max((int(number) for number in numbers if number.isdigit()), default=0)}'
+    partial.rename(aside)
+    count = len(list(aside.iterdir()))
+    progress.log(f'{count} evaluations were asked otherwise: they are in {aside}, and are not compared with others')
 
 
 def summarize(workdir: pathlib.Path) -> dict:

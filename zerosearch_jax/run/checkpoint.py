@@ -4,12 +4,16 @@ A step is visible only once it is complete (Orbax renames it into place), so a r
 the last complete one.
 """
 
+import errno
 import functools
 import logging
 import os
 import pathlib
 import shutil
 import sys
+import textwrap
+import traceback
+import warnings
 from typing import Any
 
 import jax
@@ -20,6 +24,9 @@ import orbax.checkpoint as ocp
 from zerosearch_jax import progress
 from zerosearch_jax.run import disk
 from zerosearch_jax.search.journal import on_first_process
+
+MOST_OF_A_CAUSE = 160  # characters of it that a message quotes
+_OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # files are missing; other errors are of the disk
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:
@@ -33,6 +40,7 @@ def read_params(directory: pathlib.Path) -> dict:
 
     Raises:
       ValueError: it is damaged.
+      OSError: it is gone, or the disk does not let it be read.
     """
     _silence_threads()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -47,27 +55,49 @@ def read_params(directory: pathlib.Path) -> dict:
         except MemoryError:
             raise
         except Exception as error:
-            raise _damaged(directory) from error
+            raise _unread(directory, error) from error
     return restored.get('policy', restored)['params']
 
 
 @functools.cache
 def _silence_threads():
-    """An error of ours is one line; Orbax and TensorStore would also print the traceback of each thread that met it."""
-
-    def ours(record: logging.LogRecord) -> bool:
-        return 'orbax' not in record.pathname or not (record.exc_info or record.levelno <= logging.WARNING)
-
-    logging.getLogger('absl').addFilter(ours)
+    """An error of ours is one line; Orbax would also print the traceback of each thread and task that met it."""
+    logging.getLogger('absl').addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
+    # of reads that Orbax gave up when another one failed: a collected task, or a coroutine that nobody awaits
+    logging.getLogger('asyncio').addFilter(lambda record: not _of_orbax(record.exc_info, record.getMessage()))
+    warnings.filterwarnings('ignore', "coroutine '.*' was never awaited", RuntimeWarning)
     shown = sys.unraisablehook
-    sys.unraisablehook = lambda each: None if str(each.exc_value) == 'Event loop is closed' else shown(each)
+
+    def hook(each):
+        info = (each.exc_type, each.exc_value, each.exc_traceback)
+        if str(each.exc_value) != 'Event loop is closed' and not _of_orbax(info, ''):
+            shown(each)
+
+    sys.unraisablehook = hook
 
 
-def _damaged(directory: pathlib.Path) -> ValueError:
-    step = int(directory.name)
-    before = max((other for other in complete_steps(directory.parent) if other < step), default=None)
+def _of_orbax(info, text: str) -> bool:
+    """Whether Orbax is in the traceback of an error, as logging knows it, or in what is said of it."""
+    frames = traceback.walk_tb(info[2] if info else None)
+    return 'orbax' in text or any('orbax' in frame.f_code.co_filename for frame, _ in frames)
+
+
+def _unread(directory: pathlib.Path, error: Exception) -> Exception:
+    """What to tell of a checkpoint that could not be read: only what is there and damaged is to be deleted."""
+    step, there = int(directory.name), complete_steps(directory.parent)
+    if not directory.exists():
+        held = ', '.join(map(str, there)) or 'none'
+        return FileNotFoundError(f'checkpoint {step} is gone from {directory.parent}, which has {held}')
+    for cause in disk.causes(error):
+        number = cause.errno if isinstance(cause, OSError) else disk.error_number(str(cause))
+        if number and number not in _OF_DAMAGE:
+            where = getattr(cause, 'filename', None) or directory
+            return OSError(number, os.strerror(number), str(where))
+    before = max((other for other in there if other < step), default=None)
     then = 'start over' if before is None else f'continue from {before}'
-    return ValueError(f'checkpoint {step} is damaged; delete it to {then}: rm -r {directory}')
+    *_, root = disk.causes(error)
+    cause = textwrap.shorten(str(root) or type(root).__name__, MOST_OF_A_CAUSE, placeholder=' ...')
+    return ValueError(f'checkpoint {step} is damaged ({cause}); delete it to {then}: rm -r {directory}')
 
 
 def _shapes(tree) -> list[tuple[int, ...]]:
@@ -112,15 +142,23 @@ class Checkpoints:
         """The last complete step, None if there is none."""
         return self._manager.latest_step()
 
-    def require_space(self, state, steps: int, exported):
-        """Tells what a run of so many steps will take of the disk, one put aside and what it exports included.
+    def require_space(self, state, exported, steps: int, every: int):
+        """Tells what is yet to be taken of the disk, one put aside in last_good/ and what is exported included.
+
+        Args:
+          state: of the run.
+          exported: what of it is exported at the end.
+          steps: of the whole run.
+          every: so many of them are between two checkpoints.
 
         Raises:
           disk.DiskFull: that is not free.
         """
-        self._bytes = _size(state)
+        self._bytes, done = _size(state), self.latest() or 0
+        to_come = steps // every - done // every + bool(steps % every)
         kept = self._keep + 2 + (steps // self._every if self._every else 0)  # one more while it is written
-        needed = max(kept - len(complete_steps(self._directory)), 1) * self._bytes + _size(exported)
+        held = {*complete_steps(self._directory), *complete_steps(self._directory.with_name('last_good'))}
+        needed = min(max(kept - len(held), 1), to_come) * self._bytes + _size(exported)
         require = functools.partial(disk.require, self._directory.parent, needed, 'checkpoints and weights')
         progress.log(on_first_process(require))
 
@@ -151,6 +189,7 @@ class Checkpoints:
 
         Raises:
           ValueError: the checkpoint is damaged, or holds other weights than the configuration asks for.
+          OSError: it is gone, or the disk does not let it be read.
         """
         target = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, shardings
@@ -163,7 +202,7 @@ class Checkpoints:
             raise
         except Exception as error:  # there are many kinds: of files that are missing, cut, or of another format
             if self._shapes(step) in (None, _shapes(target)):
-                raise _damaged(self._directory / str(step)) from error
+                raise _unread(self._directory / str(step), error) from error
             raise ValueError(
                 f'checkpoint {step} in {self._directory} does not match the configured model or adapter; '
                 'use another --workdir, or the configuration in its config.json'

@@ -1,10 +1,13 @@
-"""Space on the disk of a run: whether it will be enough, and one line where it was not."""
+"""The disk of a run: files that are replaced at once, whether space will be enough, and one line where it was not."""
 
 import contextlib
 import errno
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
+from typing import IO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_SAID = ('No space left on device', 'Disk quota exceeded')  # by libraries that have no errno
@@ -12,6 +15,23 @@ _FULL_SAID = ('No space left on device', 'Disk quota exceeded')  # by libraries 
 
 class DiskFull(OSError):
     """A disk has no room for what a run writes; the message says where, and what is needed."""
+
+
+@contextlib.contextmanager
+def replaced(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """A file to write; it takes the place of `path` once all of it is on disk: a crash leaves the old or the new."""
+    partial = path.with_name(f'.{path.name}.partial')
+    with open(partial, 'wb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_text(path: pathlib.Path, text: str):
+    """Writes a whole file at once, as `replaced` does."""
+    with replaced(path) as file:
+        file.write(text.encode())
 
 
 def require(directory: pathlib.Path, needed: int, what: str) -> str:
@@ -33,12 +53,12 @@ def told_when_full(directory: pathlib.Path, needed: int = 0, what: str = '') -> 
     try:
         yield
     except Exception as error:
-        causes = list(_causes(error))
-        if told := next((str(cause) for cause in causes if isinstance(cause, DiskFull)), ''):
+        met = list(causes(error))
+        if told := next((str(cause) for cause in met if isinstance(cause, DiskFull)), ''):
             raise DiskFull(told) from error
-        if not any(_is_full(cause) for cause in causes):
+        if not any(_is_full(cause) for cause in met):
             raise
-        file = next((cause.filename for cause in causes if getattr(cause, 'filename', None)), directory)
+        file = next((cause.filename for cause in met if getattr(cause, 'filename', None)), directory)
         wants = f', and {what} takes {shown(needed)}' if needed else ''
         raise DiskFull(
             f'{file}: no space left on this disk ({shown(shutil.disk_usage(directory).free)} are free{wants}); '
@@ -50,7 +70,14 @@ def _is_full(error: BaseException) -> bool:
     return getattr(error, 'errno', None) in _FULL or any(text in str(error) for text in _FULL_SAID)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def error_number(text: str) -> int:
+    """That of the operating system's error that a library tells in words, 0 if it tells none."""
+    found = re.search(r'\[OS error (\d+): ', text)
+    return int(found[1]) if found else 0
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from or while handling, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

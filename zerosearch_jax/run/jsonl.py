@@ -1,15 +1,15 @@
 """JSON lines on disk: read, written at once, appended, cut back; a line that a crash tore is left out."""
 
+import functools
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from zerosearch_jax import settings, sharding
+from zerosearch_jax import settings
+from zerosearch_jax.run import disk
+from zerosearch_jax.search.journal import on_first_process
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -26,12 +26,8 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a whole JSON-lines file at once: a crash leaves either nothing or all of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    with open(partial, 'w', encoding='utf-8') as file:
-        file.writelines(json.dumps(as_json(row), allow_nan=False) + '\n' for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with disk.replaced(path) as file:
+        file.writelines(_line(row).encode() for row in rows)
 
 
 def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -39,7 +35,7 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', encoding='utf-8') as file:
-        file.write(''.join(json.dumps(as_json(row), allow_nan=False) + '\n' for row in rows))
+        file.write(''.join(map(_line, rows)))
 
 
 def recover_jsonl(path: str | Path) -> list[dict]:
@@ -52,8 +48,12 @@ def recover_jsonl(path: str | Path) -> list[dict]:
 
 
 def shared_jsonl(path: str | Path) -> list[dict]:
-    """What `recover_jsonl` finds on process 0, on all processes."""
-    return sharding.from_first_process(recover_jsonl(path) if jax.process_index() == 0 else None)
+    """What `recover_jsonl` finds on process 0, on all processes.
+
+    Raises:
+      as on_first_process.
+    """
+    return on_first_process(functools.partial(recover_jsonl, path))
 
 
 def _rows(path: Path) -> Iterable[tuple[bytes, dict]]:
@@ -65,7 +65,7 @@ def _rows(path: Path) -> Iterable[tuple[bytes, dict]]:
                 if not isinstance(row, dict):
                     raise ValueError('not an object')
             except ValueError as error:
-                if file.read(1):  # more follows, so this is not the line that a crash tore
+                if line.endswith(b'\n') and file.read(1):  # neither torn by a crash nor still being written
                     raise ValueError(f'{path}:{number}: not a JSON object') from error
                 return
             yield line.rstrip(b'\n'), row
@@ -73,16 +73,16 @@ def _rows(path: Path) -> Iterable[tuple[bytes, dict]]:
 
 def truncate_jsonl(path: Path, last_step: int) -> None:
     """Keeps the rows with step <= last_step; the file is replaced whole, so that a crash leaves old or new."""
-    partial = path.with_name(f'.{path.name}.partial')
-    with open(partial, 'wb') as file:
+    with disk.replaced(path) as file:
         for number, (line, row) in enumerate(_rows(path), 1):
             if type(row.get('step')) is not int:
                 raise ValueError(f'{path}:{number}: a row without an integer step; move this file elsewhere')
             if row['step'] <= last_step:
                 file.write(line + b'\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(as_json(row), allow_nan=False) + '\n'
 
 
 def as_json(value: Any) -> Any:

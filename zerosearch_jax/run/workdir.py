@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -22,11 +22,13 @@ def claim(
     config_json: str,
     results: Sequence[str] = ('metrics.jsonl', 'evaluation'),
     free: Iterable[str] = settings.MAY_CHANGE,
+    prepare: Callable[[Sequence[str]], None] = lambda changed: None,
 ) -> Iterator[list[str]]:
     """Makes `workdir` the place of the job with this configuration, a `schema`, for as long as it is entered.
 
     A run that wrote none of its `results` yet, say because its data was not found, does not hold the place. Fields in
     `free`, sections or dotted names, may differ: they are logged and from now on those of the run.
+    `prepare` is given their names on process 0 before that: a start after a crash sees the change again.
 
     Yields:
       the dotted names of the fields that differ from those of the run so far.
@@ -36,8 +38,8 @@ def claim(
       ValueError: it holds a run with another configuration.
       disk.DiskFull: the disk was full.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _locked(workdir), disk.told_when_full(workdir):
+
+    def take() -> list[str]:
         path = workdir / 'config.json'
         begun = path.exists() and any((workdir / name).exists() for name in results)
         texts = (settings.read_json(path), settings.parse_json(config_json)) if begun else ({}, {})
@@ -49,12 +51,14 @@ def claim(
             )
         if changes:
             progress.log(f'{workdir} goes on with another configuration: {"; ".join(changes.values())}')
-        if jax.process_index() == 0:
-            partial = path.with_name(f'.{path.name}.partial')
-            partial.write_text(config_json)
-            os.replace(partial, path)
-            progress.keep(workdir / 'log.txt')
-        yield list(changes)
+        prepare([*changes])
+        disk.write_text(path, config_json)
+        return [*changes]
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    log = progress.kept(workdir / 'log.txt') if jax.process_index() == 0 else contextlib.nullcontext()
+    with _locked(workdir), disk.told_when_full(workdir), log:
+        yield on_first_process(take)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,14 @@ Process 0 calls; every result is appended to a journal as soon as it is there, t
 was interrupted, or is run again, takes from the journal what it asked before.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jax
 
@@ -17,7 +19,7 @@ from zerosearch_jax import settings, sharding
 
 
 class Journal:
-    """JSON values by key, the same on all processes, and in a file if one is given.
+    """JSON values by key, the same on all processes, and in a file if one is given, which several jobs may share.
 
     Args:
       path: JSON lines {"key": ..., "value": ...}, read if there; ''  or None: remembered by this object only.
@@ -29,9 +31,13 @@ class Journal:
     def __init__(self, path: str | os.PathLike | None = None):
         self._path = pathlib.Path(path) if path else None
         self._lock, self._held = threading.Lock(), []
-        main = jax.process_index() == 0
-        read = dict(_read(self._path)) if main and self._path and self._path.exists() else {}
-        self._known: dict[str, Any] = sharding.from_first_process(read)
+        self._known: dict[str, Any] = on_first_process(self._read)
+
+    def _read(self) -> dict[str, Any]:
+        if not self._path or not self._path.exists():
+            return {}
+        with _locked(self._path, 'r'):
+            return dict(_rows(self._path))
 
     def get(self, key: str) -> Any:
         """The value, None if there is none."""
@@ -43,7 +49,7 @@ class Journal:
             self._known[key] = value
             if self._path and jax.process_index() == 0:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self._path, 'a', encoding='utf-8') as file:
+                with _locked(self._path, 'a') as file:
                     file.write(json.dumps({'key': key, 'value': value}) + '\n')
 
     def hold(self, key: str, value: Any):
@@ -83,12 +89,12 @@ def call_once(
                     journal.put(keys[position], value)
         except Exception as error:  # the other processes wait for the results: they have to know
             problem = error
-    fresh, failed = sharding.from_first_process((fresh, problem and f'process 0: {problem}'))
+    fresh, problem = _known_to_all(fresh, problem)
     for key, (value, keep) in fresh.items():
         if keep and journal.get(key) is None:
             journal.put(key, value)
-    if failed:
-        raise problem or OSError(failed)
+    if problem:
+        raise problem
     return [fresh[key][0] if key in fresh else journal.get(key) for key in keys]
 
 
@@ -98,10 +104,34 @@ def on_first_process(call: Callable[[], Any]) -> Any:
     Raises:
       what `call` raises on process 0, and OSError with its message on all others.
     """
-    return call_once(Journal(), [''], lambda _: iter([(0, call(), False)]))[0]
+    value, problem = None, None
+    if jax.process_index() == 0:
+        try:
+            value = call()
+        except Exception as error:  # the other processes wait for the value: they have to know
+            problem = error
+    value, problem = _known_to_all(value, problem)
+    if problem:
+        raise problem
+    return value
 
 
-def _read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+def _known_to_all(value: Any, problem: Exception | None) -> tuple[Any, Exception | None]:
+    """Process 0's value and what went wrong there: the error itself, on the others an OSError with its message."""
+    value, failed = sharding.from_first_process((value, problem and f'process 0: {problem}'))
+    return value, (problem or OSError(failed)) if failed else None
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, mode: str) -> Iterator[IO[str]]:
+    """The file, which no other process reads, appends to or repairs meanwhile, where its file system has locks."""
+    with open(path, mode, encoding='utf-8') as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     """(key, value) of every line; a last line that a crash tore is cut off, so that the next one begins anew."""
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from zerosearch_jax.rollout.rollout import check_searches
 from zerosearch_jax.run import alarms, jsonl, metrics, preemption, preflight, trackers, trained
 from zerosearch_jax.run.checkpoint import Checkpoints, complete_steps
 from zerosearch_jax.run.workdir import claim
+from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.curriculum import noise_probability
 from zerosearch_jax.train import config as train_config
@@ -70,9 +72,12 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
     trackers.check(cfg.run.wandb)
     cfg, config_json = _with_files(cfg, config_json)
     train_config.check_steps(cfg, workdir)
-    with claim(workdir, Config, config_json, free=settings.MAY_CHANGE_IN_A_RUN) as changed:
+
+    def prepare(changed: Sequence[str]):
         if set(changed) & ASKED_OTHERWISE:
             report.put_evaluations_aside(workdir)
+
+    with claim(workdir, Config, config_json, free=settings.MAY_CHANGE_IN_A_RUN, prepare=prepare):
         return _train(cfg, workdir, config_json)
 
 
@@ -108,11 +113,12 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
     main = jax.process_index() == 0
     with contextlib.closing(Checkpoints(workdir / 'checkpoints', keep_every=cfg.run.keep_every)) as checkpoints:
         start, learner = checkpoints.latest() or 0, trainer.learner
-        if start < cfg.rl.steps:
-            checkpoints.require_space(learner.state, cfg.rl.steps, learner.state['policy'].params)
         if start:
             past = _restore(trainer, checkpoints, start)
-        writer = _writer(cfg, workdir, start) if main else None
+        if start < cfg.rl.steps and not (cfg.alarms.stop and past.fired):
+            policy, every = learner.state['policy'].params, cfg.run.checkpoint_every
+            checkpoints.require_space(learner.state, policy, cfg.rl.steps, every)
+        writer = _writer(cfg, workdir, start)
         try:
             if _evaluated(cfg, start):
                 _evaluate_at(trainer, workdir, writer, start)
@@ -151,9 +157,16 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:
     return Past(host['history'], host['rung'])
 
 
-def _writer(cfg: Config, workdir: pathlib.Path, step: int) -> metrics.MetricWriter:
-    report.forget_evaluations_after(workdir, step)
-    return metrics.MetricWriter(workdir, resume_step=step, trackers=cfg.run)
+def _writer(cfg: Config, workdir: pathlib.Path, step: int) -> metrics.MetricWriter | None:
+    """Of several processes the first one writes; the others have None."""
+    made: list[metrics.MetricWriter] = []
+
+    def make():
+        report.forget_evaluations_after(workdir, step)
+        made.append(metrics.MetricWriter(workdir, resume_step=step, trackers=cfg.run))
+
+    on_first_process(make)
+    return made[0] if made else None
 
 
 def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoints, start: int) -> tuple[int, bool]:

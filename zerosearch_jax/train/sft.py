@@ -205,8 +205,10 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path
         _writer(cfg, workdir, checkpoints.latest() or 0) as writer,
     ):
         learner = _Learner(cfg, model, trainable, mesh, workdir, config_json)
-        checkpoints.require_space(learner.state, cfg.sft.steps, learner.state.params)
         learner.resume(checkpoints)
+        if not learner.finished:
+            every = cfg.sft.checkpoint_every
+            checkpoints.require_space(learner.state, learner.state.params, cfg.sft.steps, every)
         _loop(learner, examples, held_out, checkpoints, writer)
         if writer:
             writer.draw(learner.step)
