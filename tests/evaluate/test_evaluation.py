@@ -137,6 +137,9 @@ def test_a_run_is_evaluated_as_what_it_was_trained_as(tmp_path):
         made = sections(evaluation.Config)
         evaluation.name_run(made, [str(tmp_path)])
         assert (made.trained[method], made.evaluation.methods, made.policy.model) == (str(tmp_path), method, 'base')
+    (tmp_path / 'config.json').write_text(json.dumps({'model': {'model': 'taught'}}))  # of launch.sft
+    evaluation.name_run(made, [str(tmp_path)])
+    assert made.policy.model == 'taught'
     with pytest.raises(ValueError, match="unexpected argument 'nothing'"):
         evaluation.name_run(made, ['nothing'])
 

@@ -1,6 +1,7 @@
 """The summary of a run, and the pooling of runs over seeds."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -25,6 +26,19 @@ def make_run(directory, seed, evaluations, **config):
 
 def coins(seed, share):
     return np.random.default_rng(seed).random(QUESTIONS) < share
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    run = make_run(tmp_path / 'x', 0, {})
+    (run / 'summary.json').write_text('before')
+
+    def crash(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'fsync', crash)
+    with pytest.raises(KeyboardInterrupt):
+        report.summarize(run)
+    assert (run / 'summary.json').read_text() == 'before'
 
 
 def test_pooling_compares_the_same_questions_first_and_last(tmp_path):

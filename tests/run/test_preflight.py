@@ -81,6 +81,11 @@ def test_the_outside_is_asked_before_weights_are_loaded_and_not_where_it_is_not_
     assert nothing_long == ['search_r1', 'simulator: endpoint']
 
 
+def test_the_process_that_asks_an_engine_needs_its_key_and_no_other(monkeypatch):
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    preflight.check((1, 1, 1), {'policy': POLICY}, engine=EngineConfig('serpapi'))
+
+
 def test_idle_devices_are_told(capsys):
     preflight.check((1, 2, 1), {'policy': POLICY})
     assert f'mesh 1x2x1 uses 2 of {jax.device_count()} devices; -1 in config.mesh' in capsys.readouterr().err

@@ -1,9 +1,12 @@
 """A run is used while it goes on, after it was stopped and at a step: its weights come from its checkpoints."""
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -82,6 +85,17 @@ def test_the_end_of_a_run_is_what_it_exported_unless_it_went_on(run):
     assert step_in(trained.find(str(run), 2)) == 2
 
 
+def test_a_run_that_exported_before_this_was_noted_and_goes_on_is_newer_than_its_export(run):
+    trained.note_earlier_export(run, 2)  # nothing is exported yet
+    assert not (run / trained.EXPORTED_STEP).exists()
+    export_weights(weights(9), pretrained.load_model('tiny', MESH), True, run, json.dumps(CONFIG))
+    trained.note_earlier_export(run, 2)
+    assert step_in(trained.find(str(run))) == 3
+    trained.note_export(run, 3)
+    trained.note_earlier_export(run, 2)
+    assert step_in(trained.find(str(run))) == 9
+
+
 def test_an_exported_adapter_keeps_its_run_when_that_may_go_on_for_longer(run):
     longer = CONFIG | {'rl': {'steps': 50}}
     export_weights(weights(9), pretrained.load_model('tiny', MESH), True, run, json.dumps(CONFIG))
@@ -97,6 +111,69 @@ def test_a_checkpoint_made_again_is_read_again(run):
     shutil.copytree(run / 'checkpoints' / '2', run / 'checkpoints' / '3')
     os.utime(run / 'checkpoints' / '3', (2e9, 2e9))
     assert step_in(trained.find(str(run), 3)) == 2
+
+
+def test_of_several_readers_of_a_live_run_one_writes_and_all_get_the_file(run, monkeypatch):
+    written = []
+
+    def slow(*arguments):
+        written.append(arguments)
+        time.sleep(0.2)
+        return export_weights(*arguments)
+
+    monkeypatch.setattr(trained, 'export_weights', slow)
+    with concurrent.futures.ThreadPoolExecutor() as readers:
+        found = {each.reference for each in readers.map(trained.find, [str(run)] * 4)}
+    assert len(written) == 1 and found == {str(run / 'weights' / 'step_000003' / 'adapter.safetensors')}
+
+
+def test_weights_that_are_not_whole_are_written_again(run):
+    (run / 'weights' / 'step_000003').mkdir(parents=True)
+    assert step_in(trained.find(str(run))) == 3
+
+
+def test_weights_of_a_run_that_is_not_ours_are_read(run, monkeypatch):
+    found = trained.find(str(run))
+    (run / 'weights' / '.lock').unlink()
+    (run / 'weights' / '.lock').mkdir()  # cannot be opened
+    assert trained.find(str(run)) == found
+
+
+def test_the_first_process_looks_for_all(run, monkeypatch):
+    def look():
+        return trained.find(str(run)), trained.resolve(PolicyConfig('other', str(run)))
+
+    sent = []
+    monkeypatch.setattr(
+        trained, 'on_first_process', lambda call: sent.append(json.dumps(call())) or json.loads(sent[-1])
+    )
+    first = look()
+    shutil.rmtree(run)  # the others may find other files, or none
+    monkeypatch.setattr(trained, 'on_first_process', lambda _: json.loads(sent.pop(0)))
+    assert look() == first
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    policy: PolicyConfig
+    simulator: SimulatorConfig
+
+
+@pytest.mark.parametrize('field', ['model', 'adapter'])
+def test_what_is_begun_from_a_live_run_keeps_its_files_when_that_goes_on(run, tmp_path, field):
+    given = PolicyConfig(**{'model': 'tiny', field: str(run)})
+    cfg, workdir = Sections(given, SimulatorConfig(model='tiny', adapter=str(run))), tmp_path / 'new'
+    text = json.dumps(dataclasses.asdict(cfg))
+    resolved = trained.with_files(cfg, text, workdir, ('policy', 'simulator'))
+    begun = PolicyConfig('tiny', str(run / 'weights' / 'step_000003' / 'adapter.safetensors'))
+    assert resolved[0].policy == begun and resolved[0].simulator.adapter == begun.adapter
+    assert json.loads(resolved[1]) == dataclasses.asdict(resolved[0])
+    workdir.mkdir()
+    (workdir / 'config.json').write_text(resolved[1])
+    export_weights(weights(9), pretrained.load_model('tiny', MESH), True, run, json.dumps(CONFIG))
+    assert trained.with_files(cfg, text, workdir, ('policy', 'simulator')) == resolved
+    fresh, _ = trained.with_files(cfg, text, tmp_path / 'newer', ('policy',))
+    assert (fresh.policy.adapter, fresh.simulator) == (str(run / 'adapter.safetensors'), cfg.simulator)
 
 
 def test_a_step_that_is_not_there_is_told_with_those_that_are(run, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from helpers import ENVIRONMENT, ROOT
 
 from zerosearch_jax import progress
-from zerosearch_jax.run import disk
+from zerosearch_jax.run import disk, trained
 from zerosearch_jax.run.workdir import claim
 
 
@@ -143,6 +144,19 @@ def test_full_disk_is_one_line_with_its_path(tmp_path, error):
             raise RuntimeError('in what followed')
     where = 'DIR/metrics.jsonl' if isinstance(error, OSError) else str(tmp_path)
     assert re.match(rf'{where}: no space left on this disk \(\d.* are free\); free some and', str(raised.value))
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    disk.write_text(tmp_path / 'a.json', 'old')
+
+    def crash(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'fsync', crash)
+    for write in (disk.write_text, lambda path, _: trained.note_export(path.parent, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / 'a.json', 'new')
+    assert (tmp_path / 'a.json').read_text() == 'old' and not (tmp_path / trained.EXPORTED_STEP).exists()
 
 
 def test_other_errors_pass_a_full_disk(tmp_path):

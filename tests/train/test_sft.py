@@ -11,7 +11,7 @@ import pytest
 
 from configs.common import sections
 from zerosearch_jax import settings, sharding
-from zerosearch_jax.run import disk, jsonl
+from zerosearch_jax.run import disk, jsonl, trained
 from zerosearch_jax.train import sft
 from zerosearch_jax.weights import loading, trees
 
@@ -103,6 +103,15 @@ def test_it_stops_early_and_exports_the_best(rows, tmp_path):
     made.sft.update(steps=best, patience=0)
     expected = adapter(run(short, made))
     assert all(np.array_equal(expected[name], value) for name, value in adapter(path).items())
+
+
+def test_what_is_taught_from_a_run_names_the_files_that_it_began_with(whole, rows, tmp_path):
+    made = config(rows, steps=1)
+    made.model.model = str(whole[1])
+    assert trained.find(str(run(tmp_path, made))).base == 'tiny'
+    model = json.loads((tmp_path / 'config.json').read_text())['model']
+    assert (model['model'], model['adapter']) == ('tiny', str(whole[0]))
+    run(tmp_path, made)
 
 
 def test_folds_and_labels_are_kept_apart(rows):

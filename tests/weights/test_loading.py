@@ -250,6 +250,14 @@ def test_save_bfloat16(tmp_path):
     assert (tmp_path / 'model.safetensors').stat().st_size < 0.6 * (path / 'model.safetensors').stat().st_size
 
 
+def test_arrays_of_numpy_are_saved_without_a_device(tmp_path, monkeypatch):
+    path, cfg = fixture('qwen2')
+    params = jax.tree.map(np.asarray, load(path, cfg))
+    monkeypatch.setattr(jax.lax, 'dynamic_index_in_dim', None)
+    huggingface.save(params, cfg, tmp_path)
+    assert_trees_equal(load(tmp_path, cfg), params)
+
+
 def test_save_over_another_save(tmp_path):
     """Files of an earlier save must not shadow those of this one, whichever was split; other files stay."""
     path, cfg = fixture('llama')

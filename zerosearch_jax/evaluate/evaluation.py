@@ -117,7 +117,7 @@ def name_run(config, arguments: Sequence[str]):
     method = {'none': 'r1', 'engine': 'search_r1'}.get(kind, 'zerosearch')
     config.trained[method] = arguments[0]
     config.evaluation.methods = method
-    config.policy.model = run.get('policy', {}).get('model', config.policy.model)
+    config.policy.model = trained.base_of(run) or config.policy.model
 
 
 def _marked(reference: str) -> str:
@@ -152,7 +152,7 @@ def evaluate(
     settings.require_positive(cfg.evaluation, 'documents')
     with claim(workdir, Config, config_json, ('results.jsonl',), FREE):
         names = dataclasses.asdict(cfg.trained)
-        found = {name: trained.resolve_reference(reference, step) for name, reference in names.items()}
+        found = {name: reference and trained.find(reference, step).reference for name, reference in names.items()}
         cfg = dataclasses.replace(cfg, trained=TrainedConfig(**found), policy=trained.resolve(cfg.policy))
         return _evaluate(cfg, workdir, given)
 

@@ -10,7 +10,7 @@ import numpy as np
 from zerosearch_jax import progress, settings
 from zerosearch_jax.evaluate import intervals
 from zerosearch_jax.evaluate.scores import METRICS, counted
-from zerosearch_jax.run import cost, curves, jsonl
+from zerosearch_jax.run import cost, curves, disk, jsonl
 
 COVERED = '95 % intervals over questions alone, of this seed'
 
@@ -103,7 +103,7 @@ def summarize(workdir: pathlib.Path) -> dict:
     if 0 in evaluated and len(evaluated) > 1 and (pairs := paired(evaluated[0], evaluated[max(evaluated)])):
         gain = intervals.with_interval([b['em'] - a['em'] for a, b in pairs])
         summary['em_gain'] = gain | {'failed': len(evaluated[0]) - len(pairs)}
-    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    disk.write_text(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
     return summary
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from zerosearch_jax import pretrained, progress, sharding
-from zerosearch_jax.search import remote
+from zerosearch_jax.search import journal, remote
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator import load
 from zerosearch_jax.simulator.config import SimulatorConfig
@@ -40,7 +40,10 @@ def check(
     if simulator and simulator.kind == 'endpoint':
         require_address(endpoint)
     if engine and engine.kind != 'bm25':
-        remote.open_search_engine(engine)  # asks nothing, but wants its key
+        log = journal.Journal()
+        journal.on_first_process(
+            lambda: remote.open_search_engine(engine, log=log) and None
+        )  # asks nothing, wants a key
     if simulator and simulator.kind in ('model', 'endpoint'):
         simulator_template(simulator.template)
     if simulator and simulator.kind == 'model':

@@ -8,22 +8,24 @@ exported                     what launch.export wrote, or any other model or ada
 The weights of a checkpoint are written to runs/x/weights/step_000003, beside what the run itself writes, once.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Collection
-from typing import TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
-from zerosearch_jax import pretrained, settings
+from zerosearch_jax import pretrained, progress, settings
 from zerosearch_jax.policy import PolicyConfig, export_weights
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.run import checkpoint
+from zerosearch_jax.run import checkpoint, disk
 from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.weights import peft, trees
 
-T = TypeVar('T')  # a section of a configuration that has `model` and `adapter`
+T = TypeVar('T')  # a configuration, or a section of one that has `model` and `adapter`
 # of config.rollout, how a policy was asked in training
 PROTOCOL = ('prompt', 'prompt_format', 'max_turns', 'turn_tokens', 'observation_tokens', 'response_tokens')
 PROTOCOL += ('prompt_tokens', 'template_arguments')
@@ -78,7 +80,7 @@ def asked_line(size: RolloutConfig, documents: int) -> str:
 
 
 def find(reference: str, step: int | None = None) -> Trained:
-    """Finds weights.
+    """Finds weights: process 0 looks, for a run that goes on may change its files meanwhile.
 
     Args:
       reference: as above.
@@ -88,6 +90,16 @@ def find(reference: str, step: int | None = None) -> Trained:
       FileNotFoundError: there are none.
       ValueError: a step of what is no run; a checkpoint is damaged.
     """
+
+    def fields() -> dict[str, Any]:
+        found = _find(reference, step)
+        return dataclasses.asdict(found) | {'directory': str(found.directory or '')}
+
+    found = on_first_process(fields)
+    return Trained(**found | {'directory': pathlib.Path(found['directory']) if found['directory'] else None})
+
+
+def _find(reference: str, step: int | None = None) -> Trained:
     path = pathlib.Path(reference)
     exported = _exported(path)
     if step is None and exported and not _is_outdated(path):
@@ -98,34 +110,69 @@ def find(reference: str, step: int | None = None) -> Trained:
         raise ValueError(f'--step={step}: {reference} is no directory of a run with checkpoints')
     if (path / 'config.json').is_file():
         run = _run_beside(path) if path.name == 'model' else {}
-        return Trained(str(path), True, _base(run), run, path.parent if run else None)
+        return Trained(str(path), True, base_of(run), run, path.parent if run else None)
     found = pretrained.find_adapter(str(path))
     if found.is_dir():
         return Trained(str(path), False, peft.base(found), {})
     run = settings.parse_json(trees.tree_metadata(found).get('config', '{}'))
     inside = run and not settings.changes(_run_beside(found), run, settings.MAY_CHANGE_IN_A_RUN)
-    return Trained(str(path), False, _base(run), run, found.parent if inside else None)
+    return Trained(str(path), False, base_of(run), run, found.parent if inside else None)
 
 
-def resolve(section: T, where: str = 'config.policy') -> T:
-    """The section with files in place of what its `model` and `adapter` name of runs; others stay as they are."""
+def resolve(section: T, where: str = 'config.policy', begun: dict[str, Any] | None = None) -> T:
+    """The section with files in place of what its `model` and `adapter` name of runs; others stay as they are.
+
+    Args:
+      section: of the configuration.
+      where: what it is called.
+      begun: the section of a run that goes on: files that it took of a run, it keeps.
+    """
+    return dataclasses.replace(section, **on_first_process(lambda: _files(section, where, begun or {})))
+
+
+def with_files(cfg: T, config_json: str, workdir: pathlib.Path, names: Collection[str]) -> tuple[T, str]:
+    """Replaces run directories by the weight files that they hold now: a live run's newest weights change.
+
+    A run in `workdir` goes on with the files that it began with.
+
+    Args:
+      cfg: checked configuration.
+      config_json: the same as JSON text.
+      workdir: of the run that is configured.
+      names: sections that have `model` and `adapter`.
+    """
+    path, values = workdir / 'config.json', settings.parse_json(config_json)
+    begun = on_first_process(lambda: settings.read_json(path) if path.is_file() else {})
+    for name in names:
+        given = getattr(cfg, name)
+        section = resolve(given, f'config.{name}', begun.get(name))
+        if section != given:
+            cfg = dataclasses.replace(cfg, **{name: section})
+            values[name] |= {'model': section.model, 'adapter': section.adapter}
+            progress.log(f'config.{name}: {section.adapter or section.model}')
+    return cfg, json.dumps(values, indent=2, sort_keys=True)
+
+
+def _files(section: Any, where: str, begun: dict[str, Any]) -> dict[str, str]:
+    """The fields of the section that change."""
     changed = {}
     if _is_run(section.model):
-        found = find(section.model)
+        found = _find(_kept(section.model, begun))
         if not found.is_model and section.adapter:
             raise ValueError(f'{where}.model = {section.model!r} holds an adapter; leave {where}.adapter empty')
         changed = {'model': found.reference} if found.is_model else {'model': found.base, 'adapter': found.reference}
     if _is_run(section.adapter):
-        found = find(section.adapter)
+        found = _find(_kept(section.adapter, begun))
         if found.is_model:
             raise ValueError(f'{where}.adapter = {section.adapter!r} holds a whole model; name it in {where}.model')
         changed['adapter'] = found.reference
-    return dataclasses.replace(section, **changed)
+    return changed
 
 
-def resolve_reference(reference: str, step: int | None = None) -> str:
-    """The files of the weights that `find` finds; '' stays ''."""
-    return find(reference, step).reference if reference else ''
+def _kept(reference: str, begun: dict[str, Any]) -> str:
+    """The file inside a run's directory that was taken before; the directory if none was."""
+    taken = filter(None, (begun.get('adapter'), begun.get('model')))
+    return next((file for file in taken if pathlib.Path(file).is_relative_to(reference)), reference)
 
 
 def _is_run(reference: str) -> bool:
@@ -138,6 +185,17 @@ def _exported(directory: pathlib.Path) -> pathlib.Path | None:
     if (directory / 'adapter.safetensors').is_file():
         return directory / 'adapter.safetensors'
     return directory / 'model' if (directory / 'model' / 'config.json').is_file() else None
+
+
+def note_export(directory: pathlib.Path, step: int):
+    """Says beside what a run exported that it did so after this step."""
+    disk.write_text(directory / EXPORTED_STEP, json.dumps({'step': step}) + '\n')
+
+
+def note_earlier_export(directory: pathlib.Path, step: int):
+    """The same of a run that goes on after this step, whose version did not say so."""
+    if _exported(directory) and not (directory / EXPORTED_STEP).is_file():
+        note_export(directory, step)
 
 
 def _is_outdated(directory: pathlib.Path) -> bool:
@@ -170,33 +228,47 @@ def _of_checkpoint(run: pathlib.Path, place: pathlib.Path, step: int | None) -> 
             held = ', '.join(map(str, there)) or 'none yet; it saves one every config.run.checkpoint_every steps'
             raise FileNotFoundError(f'{place} has no checkpoint{"" if at is None else f" of step {at}"}: it has {held}')
         try:
-            return at, str(_write(run, place / str(at)))
+            return at, str(_written(run, place / str(at)))
         except (ValueError, OSError):
             if step is None and at not in checkpoint.complete_steps(place):
                 return written()  # the run, which goes on, has newer ones and dropped it meanwhile
             raise
 
-    step, reference = on_first_process(written)
+    step, reference = written()
     config = settings.read_json(run / 'config.json')
-    return Trained(reference, reference.endswith('model'), _base(config), config, run, step)
+    return Trained(reference, reference.endswith('model'), base_of(config), config, run, step)
 
 
-def _write(run: pathlib.Path, saved: pathlib.Path) -> pathlib.Path:
+def _written(run: pathlib.Path, saved: pathlib.Path) -> pathlib.Path:
     """The weights of a checkpoint as files, made unless they are there and not older than it."""
     place = run / 'weights' / f'step_{int(saved.name):06d}'
-    if place.is_dir() and place.stat().st_mtime >= saved.stat().st_mtime:
-        return _exported(place)
+    place.parent.mkdir(exist_ok=True)
+    with _locked(place.parent):
+        made = _exported(place)
+        return made if made and place.stat().st_mtime >= saved.stat().st_mtime else _write(run, saved, place)
+
+
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+    """One reader of a run writes at a time, the others wait; without a lock where the disk has none, or is not ours."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stack.enter_context(open(directory / '.lock', 'a', encoding='utf-8')), fcntl.LOCK_EX)
+        yield
+
+
+def _write(run: pathlib.Path, saved: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
     params, config = checkpoint.read_params(saved), settings.read_json(run / 'config.json')
     is_adapter = any(name.endswith('_lora_a') for name in params['layers'])
-    place.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix='.') as scratch:
         partial = pathlib.Path(scratch) / 'weights'
         text = json.dumps(config, indent=2, sort_keys=True)
-        export_weights(params, None if is_adapter else pretrained.open_model(_base(config)), is_adapter, partial, text)
+        model = None if is_adapter else pretrained.open_model(base_of(config))
+        made = export_weights(params, model, is_adapter, partial, text)
         (partial / 'config.json').write_text(text)
         shutil.rmtree(place, ignore_errors=True)
         partial.rename(place)
-    return _exported(place)
+    return place / made.name
 
 
 def _run_beside(path: pathlib.Path) -> dict:
@@ -206,6 +278,7 @@ def _run_beside(path: pathlib.Path) -> dict:
     return run if 'rollout' in run else {}
 
 
-def _base(run: dict) -> str:
+def base_of(run: dict) -> str:
+    """The model that a run's configuration is of; '' if it does not say."""
     section = run.get('policy') or run.get('model') or {}  # of launch.train, of launch.sft
     return section.get('model', '')

@@ -8,7 +8,6 @@ killed continues from its last checkpoint to the same end.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Sequence
@@ -70,7 +69,8 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
       ValueError, OSError: as workdir.claim; weights that are not finite.
     """
     trackers.check(cfg.run.wandb)
-    cfg, config_json = _with_files(cfg, config_json)
+    names = ('policy', 'simulator') if cfg.simulator.kind == 'model' else ('policy',)
+    cfg, config_json = trained.with_files(cfg, config_json, workdir, names)
     train_config.check_steps(cfg, workdir)
 
     def prepare(changed: Sequence[str]):
@@ -79,19 +79,6 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
 
     with claim(workdir, Config, config_json, free=settings.MAY_CHANGE_IN_A_RUN, prepare=prepare):
         return _train(cfg, workdir, config_json)
-
-
-def _with_files(cfg: Config, config_json: str) -> tuple[Config, str]:
-    """The configuration with files in place of the runs that it names: those go on, what it is begun from does not."""
-    values = settings.parse_json(config_json)
-    for name in ('policy', 'simulator') if cfg.simulator.kind == 'model' else ('policy',):
-        given = getattr(cfg, name)
-        section = trained.resolve(given, f'config.{name}')
-        if section != given:
-            cfg = dataclasses.replace(cfg, **{name: section})
-            values[name] |= {'model': section.model, 'adapter': section.adapter}
-            progress.log(f'config.{name}: {section.adapter or section.model}')
-    return cfg, json.dumps(values, indent=2, sort_keys=True)
 
 
 def _check(cfg: Config, workdir: pathlib.Path):
@@ -119,6 +106,8 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
             policy, every = learner.state['policy'].params, cfg.run.checkpoint_every
             checkpoints.require_space(learner.state, policy, cfg.rl.steps, every)
         writer = _writer(cfg, workdir, start)
+        if main and start < cfg.rl.steps:
+            trained.note_earlier_export(workdir, start)
         try:
             if _evaluated(cfg, start):
                 _evaluate_at(trainer, workdir, writer, start)
@@ -129,7 +118,7 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
                 params, adapter = trainer.learner.state['policy'].params, bool(cfg.policy.lora_rank)
                 export_weights(params, trainer.model, adapter, workdir, config_json)
                 if main:
-                    (workdir / trained.EXPORTED_STEP).write_text(json.dumps({'step': last}) + '\n')
+                    trained.note_export(workdir, last)
                 _evaluate_at(trainer, workdir, writer, last)
                 if writer is not None:
                     writer.draw(last)

@@ -185,12 +185,12 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path 
     None where SIGTERM came: the run is saved, and the same call continues it.
     """
     trackers.check(cfg.sft.wandb)
+    cfg, config_json = trained.with_files(cfg, config_json, workdir, ('model',))
     with claim(workdir, Config, config_json):
         return _train(cfg, workdir, config_json)
 
 
 def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path | None:
-    cfg = dataclasses.replace(cfg, model=trained.resolve(cfg.model, 'config.model'))
     preflight.check(cfg.mesh, {'model': cfg.model})
     simulator_template(cfg.simulator.template)
     mesh = sharding.make_mesh(cfg.mesh)

@@ -138,6 +138,8 @@ def _publish(scratch: pathlib.Path, directory: pathlib.Path) -> None:
             old.unlink()
 
 
-def _to_file(name: str, leaf: jax.Array, layer: int | None, key: str, dtype: str) -> np.ndarray:
+def _to_file(name: str, leaf: jax.Array | np.ndarray, layer: int | None, key: str, dtype: str) -> np.ndarray:
+    if layer is not None and isinstance(leaf, np.ndarray):  # a device would be sent the whole stack
+        leaf, layer = leaf[layer], None
     array = gather(leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False))
     return require_finite(name, (array.T if NAMES[key].transpose else array).astype(jnp.dtype(dtype)))
