@@ -375,7 +375,7 @@ def judge(lab: Lab) -> Iterator[Row]:
     policy = {'policy.model': lab.scratch / 'warm_start' / 'model', 'policy.adapter': '', 'rollout.slots': 8}
     sizes = {'rollout.prompt_tokens': 640, 'rollout.response_tokens': 384, 'rollout.turn_tokens': 128}
     sizes |= {'rollout.observation_tokens': 128, 'rollout.max_turns': 2}
-    data = {'collect.questions_from': 'toy', 'collect.corpus': 'toy', 'collect.questions': 8}
+    data = {'collect.questions_from': 'toy', 'collect.corpus': 'toy', 'collect.questions': 24}
     options = (
         policy | sizes | data | {'judge.kind': 'endpoint', 'judge.model': 'm', 'endpoint.url': f'{service.url}/v1'}
     )

@@ -43,7 +43,12 @@ def read_params(directory: pathlib.Path) -> dict:
       OSError: it is gone, or the disk does not let it be read.
     """
     _silence_threads()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    # one process reads, and waits for no other
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix='read'
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         try:
             saved = reader.metadata(directory.absolute() / 'state').item_metadata.tree
             policy = saved.get('policy', saved)  # of launch.train beside the critic's, of launch.sft alone

@@ -57,7 +57,7 @@ def claim(
 
     workdir.mkdir(parents=True, exist_ok=True)
     log = progress.kept(workdir / 'log.txt') if jax.process_index() == 0 else contextlib.nullcontext()
-    with _locked(workdir), disk.told_when_full(workdir), log:
+    with disk.told_when_full(workdir), _locked(workdir), log:
         yield on_first_process(take)
 
 

@@ -18,6 +18,8 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from zerosearch_jax import progress, settings
 from zerosearch_jax.data.rows import Passage, split_title
 from zerosearch_jax.search import journal, outside
@@ -133,12 +135,7 @@ class RemoteSearch:
         return [{'documents': [dataclasses.asdict(d) for d in documents]} for documents in found]
 
     def request(self, queries: Sequence[str], k: int, retries: int | None = None) -> list[list[Document]]:
-        """Up to k documents of each of at most a batch of queries, past the log.
-
-        Args:
-          queries: texts.
-          k: documents a query.
-          retries: after the first attempt; None: as configured.
+        """Up to k documents of each of at most a batch of queries, past the log; `retries` None: as configured.
 
         Raises:
           RequestFailed: also after further attempts.
@@ -231,17 +228,18 @@ def probe(cfg: EngineConfig):
       ValueError: a key is missing, or a function of the user's own returns something else.
     """
     if cfg.kind != 'bm25':
-        journal.on_first_process(lambda: _probe(cfg))
+        log = journal.Journal()  # made on all processes
+        journal.on_first_process(lambda: _probe(cfg, log))
 
 
-def _probe(cfg: EngineConfig):
+def _probe(cfg: EngineConfig, log: journal.Journal):
     if cfg.kind == 'serpapi':
         return _probe_serpapi(cfg)
     if cfg.query_price:
         progress.log(f'engine {cfg.kind} is not tried beforehand: engine.query_price says that a request costs money')
         return None
     try:
-        open_search_engine(cfg).request(['Rome'], 1)
+        open_search_engine(cfg, log=log).request(['Rome'], 1)
     except RequestFailed as error:
         if cfg.kind not in SERVERS:
             raise OutsideFailed(f'engine {cfg.kind} cannot be used: {error.kind} {error.detail}') from None
@@ -262,7 +260,8 @@ def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
     """How a server of SERVERS is asked, and for how many queries at a time."""
     names = DOCUMENT | SERVERS[cfg.kind] | dict(cfg.fields)
     if cfg.kind == 'serpapi':
-        _serpapi_key()
+        if jax.process_index() == 0:  # which alone asks
+            _serpapi_key()
         ask = lambda body: _serpapi(cfg, 'search.json', body | {'engine': 'google'})  # noqa: E731
     else:
         ask = functools.partial(outside.request_json, cfg.url, timeout_s=cfg.timeout_s)

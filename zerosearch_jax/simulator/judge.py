@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from zerosearch_jax.search.journal import Journal
-from zerosearch_jax.search.search import refuse_outage
+from zerosearch_jax.search.search import FEWEST, refuse_outage
 from zerosearch_jax.simulator.writers import Writer
 from zerosearch_jax.text import protocol
 
@@ -85,5 +85,5 @@ def judge(
             elif written.failure != 'too_long':
                 failures.append(written)
             progress(1)
-    refuse_outage('verdicts of the judge', failures, len(labels) - known)
+    refuse_outage('verdicts of the judge', failures, len(labels) - known, min(FEWEST, len(labels) / 2))
     return [labels[key] for key in keys]
