@@ -288,7 +288,7 @@ def answer(body: dict) -> dict:
         found = [[{'document': {'id': 'd', 'contents': f'"Of {q}"\nAll about {q}.'}}] for q in body['queries']]
         return {'result': found}
     message = body['messages'][-1]['content']
-    text = 'Yes' if 'Yes or No' in message else '\n'.join(f'Doc {i}: Something about it.' for i in range(1, 3))
+    text = 'Yes' if 'Yes or No' in message else 'Doc 1: Something about it.\nDoc 2: Rome lies in Italy.'
     return {'choices': [{'message': {'role': 'assistant', 'content': text}}]}
 
 

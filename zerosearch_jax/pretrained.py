@@ -33,6 +33,11 @@ class Model:
         return known + [b''] * (self.cfg.vocab_size - len(known))
 
 
+def is_built_in(reference: str) -> bool:
+    """Whether it is the name of a model that needs no path."""
+    return reference == 'tiny' or reference in download.WHEELS
+
+
 def open_model(reference: str) -> Model:
     """A model's configuration and tokenizer, without its weights; arguments and errors as of load_model."""
     if reference == 'tiny':

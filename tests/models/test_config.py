@@ -71,6 +71,7 @@ REFUSED = {
     'a size is text': ({'hidden_size': '32'}, "hidden_size must be a positive whole number, got '32'"),
     'a size is a fraction': ({'num_hidden_layers': 2.5}, 'num_hidden_layers must be a positive whole number'),
     'a size is true': ({'vocab_size': True}, 'vocab_size must be a positive whole number, got True'),
+    'heads that kv heads do not divide': ({'num_attention_heads': 4, 'num_key_value_heads': 3}, 'does not divide'),
     'no heads': ({'num_attention_heads': 0}, 'num_attention_heads must be a positive whole number, got 0'),
     'an epsilon that is not a number': ({'rms_norm_eps': float('nan')}, 'rms_norm_eps must be a positive number'),
     'tied is text': ({'tie_word_embeddings': 'no'}, "tie_word_embeddings must be true or false, got 'no'"),

@@ -230,3 +230,16 @@ def test_protocol_and_budgets_are_those_of_the_run_unless_a_flag_says_otherwise(
     assert trained.asked_line(size, 2) == (
         "prompt 'reason' (chat), 1 searches of 2 documents at most, 80 tokens a turn, 50 an observation, 512 in all"
     )
+
+
+def test_a_directory_does_not_take_the_place_of_a_built_in_model(run, tmp_path, monkeypatch):
+    run.rename(tmp_path / 'tiny')
+    monkeypatch.chdir(tmp_path)
+    assert trained.resolve(PolicyConfig(model='tiny')) == PolicyConfig(model='tiny')
+
+
+def test_a_note_of_an_export_that_says_nothing_is_named(run):
+    export_weights(weights(3), pretrained.load_model('tiny', MESH), True, run, '{}')
+    (run / trained.EXPORTED_STEP).write_text('{}')
+    with pytest.raises(ValueError, match=r'exported\.json does not say after which step'):
+        trained.find(str(run))

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, drain, requests, tiny_engine, tiny_params
+from scripted import BYTES, EOS, FakeEngine
 from servers import Server
+from transformers import PreTrainedTokenizerFast
 
 from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.data.rows import Passage, Question
@@ -24,7 +26,8 @@ from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.load import open_simulator, open_writer
 from zerosearch_jax.simulator.oracle import Oracle, gold_ids, oracle_search
 from zerosearch_jax.simulator.simulator import SimulatedSearch, draw_labels
-from zerosearch_jax.simulator.writers import Completion, EndpointConfig, EndpointWriter, completion
+from zerosearch_jax.simulator.writers import Completion, EndpointConfig, EndpointWriter, EngineWriter, completion
+from zerosearch_jax.text.tokenizer import Tokenizer
 
 ROME = Question('rome', 'Where is Rome', ('Italy',))
 
@@ -239,6 +242,21 @@ def test_thoughts_without_an_end_and_empty_content_are_failures_that_are_asked_a
         assert (results['h'].documents, results['h'].attempts) == (('real',), 2)
         results, _ = run(lambda handle, _, text=text: completion(handle, text), cfg)
         assert (results['h'].failure, results['h'].detail, results['h'].attempts) == ('empty', said, 2)
+
+
+@pytest.mark.parametrize(('end', 'text'), [('<think>\n', ''), ('', 'Doc 1: a draft document')])
+def test_a_draft_in_a_thought_that_the_template_opened_is_no_document(end, text):
+    hf = PreTrainedTokenizerFast(
+        tokenizer_object=BYTES.hf.backend_tokenizer,
+        chat_template='{{ messages[0].content }}{% if add_generation_prompt %}' + end + '{% endif %}',
+        eos_token='<|im_end|>',
+    )
+    tokenizer = Tokenizer(hf)
+    engine = FakeEngine(lambda *_: [*tokenizer.encode('Doc 1: a draft document'), EOS], tokenizer, stops=())
+    writer = EngineWriter(engine, tokenizer, prompt_tokens=1000, max_tokens=100)
+    writer.ask('h', 'city', (0,))
+    (written,) = writer.step()
+    assert (written.text, written.failure) == (text, '' if text else 'empty')
 
 
 def test_what_a_served_simulator_said_goes_with_the_failure():

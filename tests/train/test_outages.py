@@ -6,6 +6,7 @@ from scripted import EOS, FakeEngine
 from configs import tiny
 from zerosearch_jax import settings
 from zerosearch_jax.run import jsonl
+from zerosearch_jax.search import remote
 from zerosearch_jax.search.remote import RemoteSearch, RequestFailed
 from zerosearch_jax.search.search import Document, OutsideFailed
 from zerosearch_jax.text.tokenizer import byte_tokenizer
@@ -59,6 +60,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, 'open_policy', lambda *_, **__: Policy())
     open_engine = lambda cfg, passages, log: RemoteSearch(engine, 1, 'ours', cfg, log)  # noqa: E731
     monkeypatch.setattr(trainer, 'open_search_engine', open_engine)
+    monkeypatch.setattr(remote, 'probe', lambda cfg: None)  # it was well when the run began
     rows = [{'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['b']} for i in range(8)]
     rows[7]['id'] = 'q7x'
     jsonl.write_jsonl(tmp_path / 'q.jsonl', rows)

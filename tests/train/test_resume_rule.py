@@ -151,7 +151,6 @@ def test_evaluations_are_put_aside_before_the_new_configuration_is_that_of_the_r
     made = changed({'evaluation.questions': 9})
     place, asked = workdir(), []
     monkeypatch.setattr(rl.trackers, 'check', lambda _: None)
-    monkeypatch.setattr(rl, '_with_files', lambda cfg, config_json: (cfg, config_json))
     monkeypatch.setattr(rl, '_train', lambda *_: None)
     aside = lambda _: asked.append(settings.read_json(place / 'config.json')['evaluation']['questions'])  # noqa: E731
     monkeypatch.setattr(report, 'put_evaluations_aside', aside)

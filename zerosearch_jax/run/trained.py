@@ -176,8 +176,10 @@ def _kept(reference: str, begun: dict[str, Any]) -> str:
 
 
 def _is_run(reference: str) -> bool:
+    if not reference or pretrained.is_built_in(reference):  # a directory of that name does not take its place
+        return False
     path = pathlib.Path(reference)
-    return bool(reference) and bool(_exported(path) or _checkpoints(path))
+    return bool(_exported(path) or _checkpoints(path))
 
 
 def _exported(directory: pathlib.Path) -> pathlib.Path | None:
@@ -203,7 +205,10 @@ def _is_outdated(directory: pathlib.Path) -> bool:
     path = directory / EXPORTED_STEP
     if not path.is_file():
         return False
-    return max(checkpoint.complete_steps(directory / 'checkpoints'), default=0) > settings.read_json(path)['step']
+    step = settings.read_json(path).get('step')
+    if type(step) is not int:
+        raise ValueError(f'{path} does not say after which step the run exported; delete it')
+    return max(checkpoint.complete_steps(directory / 'checkpoints'), default=0) > step
 
 
 def _checkpoints(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | None:

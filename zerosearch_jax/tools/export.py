@@ -60,8 +60,11 @@ def export(
 
 def _check_apart(directory: pathlib.Path, *read: pathlib.Path | None):
     """Raises ValueError where it is, or lies in, one of the places that are read, whose files it might overwrite."""
+    where = directory.resolve()
     for path in filter(None, read):
-        if path.exists() and directory.resolve().is_relative_to((path if path.is_dir() else path.parent).resolve()):
+        if (path.is_dir() and where.is_relative_to(path.resolve())) or (
+            path.is_file() and where == path.parent.resolve()
+        ):
             raise ValueError(f'{directory} holds what is to be exported; choose another directory')
 
 
