@@ -102,7 +102,7 @@ def set_up_jax():
     if _COORDINATOR.value and jax.process_index():
         progress.mute()
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:
-        # programs that are read back there may run their collectives in another order on each device: they hang
+        # cached programs of several CPU devices may order their collectives differently on each, and hang
         jax.config.update('jax_enable_compilation_cache', False)
     elif not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(download.cache_dir() / 'compiled'))

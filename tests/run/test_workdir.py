@@ -160,7 +160,7 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_other_errors_pass_a_full_disk(tmp_path):
-    with pytest.raises(FileNotFoundError), disk.told_when_full(tmp_path):
+    with pytest.raises(FileNotFoundError), disk.explain_full_disk(tmp_path):
         (tmp_path / 'nothing').read_text()
 
 

@@ -261,17 +261,17 @@ def test_a_run_that_is_resumed_sees_its_failures_again(tmp_path):
     broken = [1]
     server = Server(lambda message: 500 if broken else says('x'))
 
-    def ask(settled):
+    def ask(committed):
         cfg = EndpointConfig(url=server.url, retries=0, timeout_s=0.5)
         log = Journal(tmp_path / 'calls.log')
         run = EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log, keep_failures=True)
         run.ask('h', 'a', (0, 1))
         (written,) = run.step()
-        if settled:
-            log.settle()
+        if committed:
+            log.commit()
         return written.failure
 
-    assert ask(settled=False) == ask(settled=True) == 'status_500'  # a step that ended before it was done asks again
+    assert ask(committed=False) == ask(committed=True) == 'status_500'  # a step that is cut off asks again
     assert len(server.requests) == 2
     broken.clear()
-    assert ask(settled=True) == 'status_500' and len(server.requests) == 2
+    assert ask(committed=True) == 'status_500' and len(server.requests) == 2

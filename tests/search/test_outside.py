@@ -10,7 +10,7 @@ from servers import Server, trickle
 
 from zerosearch_jax.search import outside, remote
 from zerosearch_jax.search.journal import Journal
-from zerosearch_jax.search.outside import RequestFailed, ask_again, at_once, request_json, words
+from zerosearch_jax.search.outside import RequestFailed, map_concurrently, request_json, retry, safe_message
 from zerosearch_jax.search.remote import EngineConfig, open_search_engine
 from zerosearch_jax.search.search import Document, OutsideFailed
 from zerosearch_jax.simulator import load
@@ -133,11 +133,11 @@ def test_attempts_end_and_pauses_are_those_that_the_server_asks_for(monkeypatch)
         raise failures.pop(0)
 
     with pytest.raises(RequestFailed, match='x'):
-        ask_again(ask, 3, 1.0)
+        retry(ask, 3, 1.0)
     assert pauses == [7, 2.0, 7] and not failures
     failures[:] = [RequestFailed('x', True)] * 2001
     with pytest.raises(RequestFailed):
-        ask_again(ask, 2000, 1.0)
+        retry(ask, 2000, 1.0)
     assert max(pauses) == outside.LONGEST_PAUSE_S
     assert failure(lambda _: (429, '', {'Retry-After': '12'})).wait_s == 12
     assert failure(lambda _: (429, '', {'Retry-After': 'Wed, 21 Oct 2015 07:28:00 GMT'})).wait_s is None
@@ -146,7 +146,7 @@ def test_attempts_end_and_pauses_are_those_that_the_server_asks_for(monkeypatch)
 def test_what_breaks_loses_no_other_answer():
     found = []
     with pytest.raises(ZeroDivisionError):
-        for thing, result in at_once(lambda n: 1 // n, [1, 0, -1], 2):
+        for thing, result in map_concurrently(lambda n: 1 // n, [1, 0, -1], 2):
             found.append((thing, result))
     assert sorted(found) == [(-1, -1), (1, 1)]
 
@@ -275,7 +275,7 @@ def test_a_key_in_the_address_of_a_served_model_stays_behind_the_path():
 
 def test_who_interrupts_does_not_wait_for_requests_that_have_not_begun():
     asked = []
-    for _ in at_once(lambda n: asked.append(n) or time.sleep(0.02), range(100), 1):
+    for _ in map_concurrently(lambda n: asked.append(n) or time.sleep(0.02), range(100), 1):
         break
     assert len(asked) < 10
 
@@ -297,4 +297,4 @@ def test_limits_that_are_none_are_refused(values, line):
 
 
 def test_words_of_text_are_text():
-    assert words('a\x00b') == 'a b'
+    assert safe_message('a\x00b') == 'a b'

@@ -360,7 +360,7 @@ def test_within_a_moment_of_a_run_a_failure_stays_one_and_a_success_is_never_ask
     path, (fetch, asked, broken) = tmp_path / 'searches.log', recording({'b'})
     log = Journal(path)
     first = engine(fetch, log).search(['a', 'b', 'b'], 2, 'step 1')
-    log.settle()
+    log.commit()
     assert first == [[Document('', 'a')], SearchFailed('status_500'), SearchFailed('status_500')]
     broken.clear()
     resumed = engine(fetch, Journal(path))

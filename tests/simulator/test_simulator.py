@@ -182,7 +182,7 @@ def test_a_replayed_run_with_a_memory_counts_what_the_first_counted(written, tmp
         query = Query('h', ROME, sample, 0, 'city')
         log = Journal(memory)
         results, writer = run(script, cfg, [query], noise=0.0, step=step, memory=log)
-        log.settle()
+        log.commit()
         return results['h'], len(writer.asked)
 
     first, _ = played(script)
@@ -200,7 +200,7 @@ def test_a_failure_that_is_of_no_run_is_not_remembered(tmp_path):
     for _ in range(2):
         log = Journal(tmp_path / 'memory')
         _, writer = run(lambda *_: 'x', SimulatorConfig(attempts=1), memory=log, step=0)
-        log.settle()
+        log.commit()
         assert writer.asked
 
 

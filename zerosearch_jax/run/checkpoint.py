@@ -187,7 +187,7 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def _told(self):
-        return disk.told_when_full(self._directory, self._bytes, 'a checkpoint')
+        return disk.explain_full_disk(self._directory, self._bytes, 'a checkpoint')
 
     def restore(self, step: int, abstract, shardings) -> tuple[Any, dict]:
         """Reads a step into the given shapes and shardings, on whatever mesh they name.

@@ -48,7 +48,7 @@ def require(directory: pathlib.Path, needed: int, what: str) -> str:
 
 
 @contextlib.contextmanager
-def told_when_full(directory: pathlib.Path, needed: int = 0, what: str = '') -> Iterator[None]:
+def explain_full_disk(directory: pathlib.Path, needed: int = 0, what: str = '') -> Iterator[None]:
     """Turns whatever a full disk raises into DiskFull: which disk, what is free and, where known, what was needed."""
     try:
         yield

@@ -1,5 +1,4 @@
-"""What is checked of a configuration before anything long, in the order of cost: what needs no file, small files, the
-network. Questions, prompts and weights follow."""
+"""Checks a configuration before anything is loaded, in the order of cost: no file, small files, the network."""
 
 from collections.abc import Mapping
 

@@ -57,7 +57,7 @@ def claim(
 
     workdir.mkdir(parents=True, exist_ok=True)
     log = progress.kept(workdir / 'log.txt') if jax.process_index() == 0 else contextlib.nullcontext()
-    with disk.told_when_full(workdir), _locked(workdir), log:
+    with disk.explain_full_disk(workdir), _locked(workdir), log:
         yield on_first_process(take)
 
 

@@ -30,7 +30,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike | None = None):
         self._path = pathlib.Path(path) if path else None
-        self._lock, self._held = threading.Lock(), []
+        self._lock, self._deferred = threading.Lock(), []
         self._known: dict[str, Any] = on_first_process(self._read)
 
     def _read(self) -> dict[str, Any]:
@@ -52,15 +52,15 @@ class Journal:
                 with _locked(self._path, 'a') as file:
                     file.write(json.dumps({'key': key, 'value': value}) + '\n')
 
-    def hold(self, key: str, value: Any):
+    def defer(self, key: str, value: Any):
         """Remembers a failure; it is in the file once its step is done: a step that is begun anew asks again."""
         self._known[key] = value
-        self._held.append(key)
+        self._deferred.append(key)
 
-    def settle(self):
+    def commit(self):
         """The step is done: a run that is resumed sees the failures that it saw."""
-        held, self._held = self._held, []
-        for key in held:
+        deferred, self._deferred = self._deferred, []
+        for key in deferred:
             self.put(key, self._known[key])
 
 

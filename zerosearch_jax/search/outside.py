@@ -1,6 +1,6 @@
 """The one caller of the outside: requests to search engines, served models and paid services all pass here.
 
-    reply = ask_again(lambda: request_json(url, {'query': 'who wrote hamlet'}, timeout_s=30), retries=3)
+    reply = retry(lambda: request_json(url, {'query': 'who wrote hamlet'}, timeout_s=30), retries=3)
 
 A request has a deadline for the whole of it and a cap on bytes, and follows no redirect. What fails is a RequestFailed
 with the kind of failure and the other side's own words, without keys.
@@ -77,7 +77,7 @@ def request_json(url: str, body: dict | None = None, *, timeout_s: float, key: s
         status, headers, data = exchange.result(timeout_s)
     except concurrent.futures.TimeoutError:
         raise RequestFailed('timeout', True, f'no whole reply within {timeout_s:g} seconds') from None
-    said = lambda text: words(text, key, *settings.secrets(url))  # noqa: E731
+    said = lambda text: safe_message(text, key, *settings.secrets(url))  # noqa: E731
     if status != 200:
         _refuse(status, headers, data, said)
     try:
@@ -128,7 +128,7 @@ def _refuse(status: int, headers: Any, data: bytes, said: Callable[[bytes | str]
     raise RequestFailed(f'status_{status}', status >= 500 or status == 408, said(data))
 
 
-def words(data: bytes | str, *secrets: str) -> str:
+def safe_message(data: bytes | str, *secrets: str) -> str:
     """What the other side says, of JSON its error: on one short line without control characters, markup, `secrets`."""
     text = data if isinstance(data, str) else data[: 2**20].decode('utf-8', 'replace')
     with contextlib.suppress(ValueError):
@@ -150,13 +150,13 @@ def _error(reply: Any) -> str:
     return reply if isinstance(reply, str) else ''
 
 
-def about(reply: Any, *secrets: str) -> str:
+def describe_reply(reply: Any, *secrets: str) -> str:
     """What a reply of another schema says: its error, which some send as a success, or what it is."""
     what = f'an object of {", ".join(reply)}' if isinstance(reply, dict) else f'a {type(reply).__name__}'
-    return words(_error(reply if isinstance(reply, dict) else None) or f'the reply is {what}', *secrets)
+    return safe_message(_error(reply if isinstance(reply, dict) else None) or f'the reply is {what}', *secrets)
 
 
-def ask_again(ask: Callable[[], T], retries: int, pause_s: float = 0.5, before: Callable[[], None] = lambda: None) -> T:
+def retry(ask: Callable[[], T], retries: int, pause_s: float = 0.5, before: Callable[[], None] = lambda: None) -> T:
     """What `ask` returns, which is called again, after growing pauses, where it fails and another attempt may help.
 
     Args:
@@ -180,7 +180,7 @@ def ask_again(ask: Callable[[], T], retries: int, pause_s: float = 0.5, before: 
     raise AssertionError('unreachable')
 
 
-def at_once(ask: Callable[[T], R], things: Sequence[T], most: int) -> Iterator[tuple[T, R]]:
+def map_concurrently(ask: Callable[[T], R], things: Sequence[T], most: int) -> Iterator[tuple[T, R]]:
     """(thing, ask(thing)) of every thing, as they come; at most `most` are asked at a time.
 
     Raises:

@@ -107,7 +107,7 @@ class RemoteSearch:
         found = dict(zip(asked, self._ask(asked, k), strict=True))
         for query, value in found.items():
             if moment and 'failure' in value:
-                self._log.hold(failed[query], value)
+                self._log.defer(failed[query], value)
         return [_result(known.get(query) or found[query]) for query in queries]
 
     def _ask(self, queries: list[str], k: int) -> list[dict]:
@@ -117,7 +117,7 @@ class RemoteSearch:
         def ask(positions: list[int]) -> Iterator[tuple[int, dict, bool]]:
             parts = [tuple(positions[i : i + self._batch]) for i in range(0, len(positions), self._batch)]
             call = lambda part: self._attempts([queries[i] for i in part], k)  # noqa: E731
-            for part, found in outside.at_once(call, parts, self._cfg.concurrency):
+            for part, found in outside.map_concurrently(call, parts, self._cfg.concurrency):
                 for position, value in zip(part, found, strict=True):
                     yield position, value, 'failure' not in value
 
@@ -160,7 +160,7 @@ class RemoteSearch:
             return found
 
         most = self._cfg.retries if retries is None else retries
-        return outside.ask_again(ask, most, self._cfg.pause_s, self._start)
+        return outside.retry(ask, most, self._cfg.pause_s, self._start)
 
     def _start(self):
         """Waits for the next free start, and pays for it."""
@@ -218,7 +218,7 @@ def open_search_engine(
 
 
 def probe(cfg: EngineConfig):
-    """Asks the configured engine something small, so that one that cannot be used is told before anything long.
+    """Asks the configured engine something small: reports one that cannot be used before the long work starts.
 
     An engine in this process is not asked. Of one whose requests cost money no request is paid: SerpAPI is asked what
     is left of the account, another is left alone, which is said.
@@ -274,7 +274,7 @@ def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
             found = _list(functools.reduce(operator.getitem, filter(None, names['results'].split('.')), reply))
             return [[_document(item, names) for item in _list(each)] for each in ([found] if names['query'] else found)]
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
-            raise RequestFailed('invalid', detail=outside.about(reply, *settings.secrets(cfg.url))) from None
+            raise RequestFailed('invalid', detail=outside.describe_reply(reply, *settings.secrets(cfg.url))) from None
 
     return fetch, 1 if names['query'] else BATCH
 
@@ -311,10 +311,10 @@ def _serpapi(cfg: EngineConfig, path: str, parameters: dict) -> dict:
     query = urllib.parse.urlencode(parameters | {'api_key': _serpapi_key()})
     reply = outside.request_json(f'{SERPAPI}/{path}?{query}', timeout_s=cfg.timeout_s)
     if not isinstance(reply, dict):
-        raise RequestFailed('invalid', detail=outside.about(reply))
+        raise RequestFailed('invalid', detail=outside.describe_reply(reply))
     error = str(reply.get('error') or '')
     if error and "hasn't returned any results" not in error:
-        raise RequestFailed('refused', detail=outside.words(error, _serpapi_key()))
+        raise RequestFailed('refused', detail=outside.safe_message(error, _serpapi_key()))
     found = reply.get('organic_results')
     if isinstance(found, list):
         found = [item for item in found if not isinstance(item, dict) or item.get('snippet')]
@@ -324,7 +324,7 @@ def _serpapi(cfg: EngineConfig, path: str, parameters: dict) -> dict:
 def _probe_serpapi(cfg: EngineConfig):
     """Asks for the account, which costs nothing."""
     try:
-        account = outside.ask_again(lambda: _serpapi(cfg, 'account.json', {}), cfg.retries, cfg.pause_s)
+        account = outside.retry(lambda: _serpapi(cfg, 'account.json', {}), cfg.retries, cfg.pause_s)
         if account.get('total_searches_left') == 0:
             raise RequestFailed('refused', detail='no searches are left in this account')
     except RequestFailed as error:

@@ -39,7 +39,7 @@ class Simulator(NamedTuple):
 
     source: Callable  # of (seed, step, noise), all named: the source of one step's results; noise is the curriculum's
     engine: Engine | None = None  # of a model of ours
-    journals: tuple[Journal, ...] = ()  # to be settled when a step is done
+    journals: tuple[Journal, ...] = ()  # committed when a step is done
 
 
 def open_simulator(
@@ -100,7 +100,7 @@ def _weights_digest(cfg: SimulatorConfig) -> str:
 
 
 def probe(cfg: SimulatorConfig | JudgeConfig, endpoint: EndpointConfig):
-    """Asks a served model for a few tokens, so that one that cannot be used is told before anything long.
+    """Asks a served model for a few tokens: reports one that cannot be used before the long work starts.
 
     Of another kind nothing is asked: of kind 'engine' that is search.remote.probe's.
 
@@ -132,7 +132,7 @@ def _probe(model: str, endpoint: EndpointConfig):
 def _served(endpoint: EndpointConfig) -> list[str]:
     """Names of the models that a server has; [] where it does not say."""
     try:
-        return [outside.words(model['id']) for model in endpoint.ask('models')['data']]
+        return [outside.safe_message(model['id']) for model in endpoint.ask('models')['data']]
     except (RequestFailed, LookupError, TypeError, AttributeError):
         return []
 

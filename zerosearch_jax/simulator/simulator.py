@@ -106,7 +106,7 @@ class SimulatedSearch:
             if not failure:
                 count = search.labels.count(noisy)
                 documents, failure = prompts.parse_documents(written.text, count, self._cfg.words)
-                detail = outside.words(written.text)
+                detail = outside.safe_message(written.text)
             if failure and written.failure in ('', 'empty') and attempt < self._cfg.attempts:
                 self._ask(search, noisy, attempt + 1)
                 continue
@@ -117,7 +117,7 @@ class SimulatedSearch:
             value['attempts'] = attempt
             search.take(noisy, **value)
             if self._memory and key:
-                (self._memory.hold if failure else self._memory.put)(key, value)
+                (self._memory.defer if failure else self._memory.put)(key, value)
             self._finish(search)
         done, self._ready = self._ready, []
         return done

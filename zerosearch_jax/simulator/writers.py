@@ -110,7 +110,7 @@ class EndpointConfig:
         base, mark, query = self.url.partition('?')
         url, key = f'{base.rstrip("/")}/{path}{mark}{query}', _key()
         request = functools.partial(outside.request_json, url, body, timeout_s=self.timeout_s, key=key)
-        return outside.ask_again(request, self.retries)
+        return outside.retry(request, self.retries)
 
     def chat(self, message: str, options: dict) -> str:
         """What the served model writes after a message, '' included; raises RequestFailed."""
@@ -120,7 +120,7 @@ class EndpointConfig:
         except (LookupError, TypeError):
             text = None
         if not isinstance(text, str):
-            raise RequestFailed('invalid', detail=outside.about(reply, _key()))
+            raise RequestFailed('invalid', detail=outside.describe_reply(reply, _key()))
         return text
 
 
@@ -180,14 +180,14 @@ class EndpointWriter:
 
         def ask(positions: list[int]) -> Iterator[tuple[int, tuple[str, str, str], bool]]:
             call = lambda i: self._complete(*queue[i][1:])  # noqa: E731
-            for position, value in outside.at_once(call, positions, self._cfg.concurrency):
+            for position, value in outside.map_concurrently(call, positions, self._cfg.concurrency):
                 yield position, value, not completion(None, *value).failure
 
         keys = [repr((self._options, message, identity)) for _, message, identity in queue]
         values = journal.call_once(self._log, keys, ask)
         for key, value in zip(keys, values, strict=True):
             if self._keep_failures and self._log.get(key) is None:
-                self._log.hold(key, value)
+                self._log.defer(key, value)
         return [completion(handle, *value) for (handle, _, _), value in zip(queue, values, strict=True)]
 
     def _complete(self, message: str, identity: tuple[int | str, ...]) -> tuple[str, str, str]:

@@ -147,7 +147,7 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:
 
 
 def _writer(cfg: Config, workdir: pathlib.Path, step: int) -> metrics.MetricWriter | None:
-    """Of several processes the first one writes; the others have None."""
+    """Process 0 has a writer, the others None."""
     made: list[metrics.MetricWriter] = []
 
     def make():
@@ -171,7 +171,7 @@ def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoint
         while step < cfg.rl.steps and not stopped and not (cfg.alarms.stop and past.fired):
             step += 1
             measured, trajectories = train_step(trainer, step, past.noise(cfg, step))
-            trainer.settle()
+            trainer.commit_failures()
             if writer is not None:
                 _write(writer, cfg, step, measured, trajectories)
             _sound_alarms(past, workdir, cfg, checkpoints, step, measured)

@@ -216,7 +216,7 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path
 
 
 def _writer(cfg: Config, workdir: pathlib.Path, step: int):
-    """Of several processes the first one writes; the others have None."""
+    """Process 0 has a writer, the others None."""
     if jax.process_index():
         return contextlib.nullcontext()
     return metrics.MetricWriter(workdir, resume_step=step, trackers=trackers.TrackersConfig(wandb=cfg.sft.wandb))

@@ -111,10 +111,10 @@ class Trainer:
         if not self.learner.frozen:
             self.model = dataclasses.replace(self.model, params={})  # the simulator has a copy, the learner its own
 
-    def settle(self):
+    def commit_failures(self):
         """A step is done: what failed in it stays failed when the run is resumed."""
         for journal in (*self.simulator.journals, self._searches):
-            journal.settle()
+            journal.commit()
 
     @functools.cached_property
     def search_engine(self) -> BM25 | RemoteSearch:
