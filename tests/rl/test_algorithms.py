@@ -408,10 +408,10 @@ def test_gaps_are_between_the_trainer_before_its_first_update_and_the_engine():
     scoring = learner(kl=0.5)  # its reference is the policy before any update
     with jax.set_mesh(MESH):
         before = scoring._reference_logprobs([flatten(e) for e in found])
-    for fields, counted in (({}, 6), ({'minibatch': 4}, 4), ({'observations': 'policy', 'epochs': 2}, 6)):
+    for fields, counted in (({}, 6), ({'minibatch': 4}, 2), ({'observations': 'policy', 'epochs': 2}, 6)):
         gaps = learner(**fields).learn(1, found, rewards, groups, np.arange(6) != 2).gaps
         assert gaps[2] is None and [g is not None for g in gaps].count(True) == min(counted, 5)
-        for i in (0, 1, 3):
+        for i in [i for i, gap in enumerate(gaps) if gap is not None]:
             engine = np.concatenate([s.logprobs for s in found[i] if s.kind is Kind.ACTION])
             np.testing.assert_allclose(gaps[i], before[i] - engine, atol=1e-4)
 

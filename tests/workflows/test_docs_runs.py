@@ -66,7 +66,7 @@ def run(tmp_path_factory):
 
 def test_the_metrics_of_reinforcement_learning(run):
     names = documented('`metrics.jsonl` of reinforcement learning')
-    assert sorted(names) == sorted(written(run[1]))
+    assert sorted({*names} - {'eval/failed'}) == sorted(written(run[1]))  # of evaluations with failures alone
 
 
 def test_the_summary(run):
@@ -127,7 +127,11 @@ def test_failed_searches_are_counted_though_their_trajectories_are_left_out():
         model=SimpleNamespace(tokenizer=BYTES),
     )
     measured, _ = rl.train_step(trainer, 1, noise=0.0)
-    assert (measured['rollout/failed'], measured['rollout/search_failed'], measured['rollout/searches']) == (0.5, 1, 0)
+    assert (measured['rollout/failed'], measured['rollout/search_failed'], measured['rollout/searches']) == (
+        0.5,
+        1,
+        0.5,
+    )
 
 
 # ---------------------------------------------------------------- worked examples

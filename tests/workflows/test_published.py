@@ -24,19 +24,22 @@ def small(monkeypatch, tmp_path):
     """Makes a run of two steps of an experiment: fewer questions and tokens, models that `shrink` makes smaller."""
 
     def make(name, preset, shrink):
-        def load(reference, mesh, dtype='float32'):
-            cfg = shrink(programs.model_config(reference))
-            return pretrained.Model(
-                cfg, byte_tokenizer(), sharding.init(transformer.layout(cfg), jax.random.key(0), mesh, dtype)
-            )
+        def describe(reference):
+            return pretrained.Model(shrink(programs.model_config(reference)), byte_tokenizer(), {})
 
+        def load(reference, mesh, dtype='float32'):
+            model = describe(reference)
+            params = sharding.init(transformer.layout(model.cfg), jax.random.key(0), mesh, dtype)
+            return dataclasses.replace(model, params=params)
+
+        monkeypatch.setattr(pretrained, 'open_model', describe)
         monkeypatch.setattr(pretrained, 'load_model', load)
         questions = [{'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['b']} for i in range(8)]
         (tmp_path / 'questions.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in questions))
         (tmp_path / 'corpus.jsonl').write_text(json.dumps({'id': 'p', 'title': 'because', 'text': 'of all'}) + '\n')
         config = importlib.import_module(f'configs.{name}').get_config(preset)
         config.data.update(train=str(tmp_path / 'questions.jsonl'), test=str(tmp_path / 'questions.jsonl'))
-        config.data.corpus = str(tmp_path / 'corpus.jsonl')
+        config.data.corpus, config.engine.kind = str(tmp_path / 'corpus.jsonl'), 'bm25'
         config.rollout.update(
             questions=4, prompt_tokens=896, turn_tokens=16, observation_tokens=64, response_tokens=128
         )
