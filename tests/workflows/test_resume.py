@@ -248,4 +248,5 @@ def test_a_run_of_an_earlier_version_goes_on_and_its_adapter_loads(tmp_path):
     new, old = (trees.load_tree(each.reference)[0]['layers'] for each in (found, then))
     assert new.keys() == old.keys()
     for name in new:  # another processor rounds otherwise; a step moves a weight by up to the learning rate, 1e-3
-        np.testing.assert_allclose(np.float32(new[name]), np.float32(old[name]), atol=5e-4)
+        # that version rounded to bfloat16
+        np.testing.assert_allclose(np.float32(new[name]), np.float32(old[name]), atol=5e-4, rtol=2**-8)
