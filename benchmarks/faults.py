@@ -21,6 +21,7 @@ import os
 import pathlib
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,7 @@ class Run:
         lines = [line for line in self.written.splitlines() if line.strip()]
         told = [line for line in lines if line.startswith(('error:', 'told to stop', 'interrupted'))]
         line = told[-1] if told else ('(nothing)' if code < 0 else lines[-1])
+        line = re.sub(r'(.)\1{9,}', r'\1\1\1...', line)
         return f'`{line.replace(str(self.workdir), "WORKDIR").replace(str(self.workdir.parent), "DIRECTORY")}`'
 
     def steps(self) -> int:
@@ -264,7 +266,8 @@ class Service(http.server.ThreadingHTTPServer):
         return f'http://127.0.0.1:{self.server_port}'
 
     def handle_error(self, *_):
-        """Clients hang up."""
+        if not isinstance(sys.exception(), OSError):  # clients hang up
+            super().handle_error(*_)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

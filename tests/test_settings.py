@@ -198,7 +198,7 @@ def test_json_nested_too_deep_is_a_value_error(tmp_path):
         ('http://h/?passwd=1&pwd=2&credential=3', 'http://h/?passwd=***&pwd=***&credential=***'),
         ('Authorization: Bearer abc.defg', 'Authorization: Bearer ***'),
         ('Authorization: Basic dXNlcjpwYXNz', 'Authorization: Basic ***'),
-        ('the basic idea', 'the basic idea'),
+        ('basic encyclopedia passages', 'basic encyclopedia passages'),
         ('mail me@h.org about https://h/a', 'mail me@h.org about https://h/a'),
     ],
 )

@@ -94,7 +94,7 @@ def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> d
     layers = tree.get('layers') if tree.keys() == {'layers'} else None
     targets = tuple(name for name in lora.TARGETS if f'{name}_lora_a' in (layers or {}))
     if not targets or layers.keys() != {f'{name}_lora_{part}' for name in targets for part in 'ab'}:
-        raise ValueError(f'adapter {reference!r}: the file holds no adapter of ours; of one of peft name its directory')
+        raise ValueError(f'adapter {reference!r}: it holds no adapter of ours; for one of peft give its directory')
     layout = lora.layout(cfg, max(layers[f'{targets[0]}_lora_a'].shape[-1:], default=0), targets)
     for name, param in layout['layers'].items():
         if trees.require_finite(f'adapter {reference!r}: {name}', layers[name]).shape != param.shape:

@@ -136,7 +136,7 @@ _SECRET = re.compile(
     r'([?&;#](?:(?:[\w.-]*[_.-])?(?i:api_?key|key|token|secret|passw(?:or)?d|pwd|auth|code|credentials?|sig|signature)'
     r'|\w*(?:Key|Token|Secret|Password|Credential|Signature))=)([^&;\s"\'#<>)]+)'
 )
-_BEARER = re.compile(r'(\b(?:Bearer|Basic)\s+)(?=\S{8})[^\s"\']+', re.IGNORECASE)
+_BEARER = re.compile(r'(\bBearer\s+|\bAuthorization\W{1,4}Basic\s+)[^\s"\']+', re.IGNORECASE)
 
 
 def redacted(text: str) -> str:

@@ -162,7 +162,7 @@ def test_a_file_that_is_no_adapter_of_ours_is_refused(adapter, tmp_path):
     half = {f'layers.{key}': value for key, value in adapter['layers'].items() if key != 'q_lora_b'}
     save_file(half, tmp_path / 'half.safetensors')
     for name in ('adapter_model', 'half'):
-        with pytest.raises(ValueError, match='no adapter of ours; of one of peft name its directory'):
+        with pytest.raises(ValueError, match='no adapter of ours; for one of peft give its directory'):
             pretrained.load_adapter(str(tmp_path / f'{name}.safetensors'), TINY, MESH)
 
 

@@ -29,6 +29,7 @@ from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rollout import Trajectory, check_searches
 from zerosearch_jax.run import cost, jsonl, preflight, trained
 from zerosearch_jax.run.workdir import claim
+from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.writers import EndpointConfig, EngineWriter
@@ -214,14 +215,15 @@ def load_questions(cfg: Config) -> dict[str, list[Question]]:
 def _missing(weights: dict[str, str], path: pathlib.Path, questions: dict[str, list[Question]]):
     """{method: {data set: questions without a result}}; episodes that the outside failed are asked again."""
     asked = {(m, w, name, q.id) for m, w in weights.items() for name, each in questions.items() for q in each}
-    done = []
-    if jax.process_index() == 0:
+
+    def done() -> list[tuple[str, str, str, str]]:
         found = jsonl.recover_jsonl(path)
         kept = [row for row in found if row['status'] != 'search_failed' or _key(row) not in asked]
         if len(kept) < len(found):
             jsonl.write_jsonl(path, kept)
-        done = [_key(row) for row in kept]
-    finished = set(map(tuple, sharding.from_first_process(done)))
+        return [_key(row) for row in kept]
+
+    finished = set(map(tuple, on_first_process(done)))
     missing: dict[str, dict[str, list[Question]]] = {}
     for method, marked in weights.items():
         if not marked:
@@ -241,13 +243,14 @@ def _key(row: dict) -> tuple[str, str, str, str]:
 def _fitting(cfg: Config, missing: dict[str, dict[str, list[Question]]], given: Collection[str]) -> set[Question]:
     """The questions whose prompts, without documents, are not too long for any method that has to answer them."""
     questions = [*dict.fromkeys(q for parts in missing.values() for part in parts.values() for q in part)]
+    tokenizer_of = functools.cache(lambda model: pretrained.open_model(model).tokenizer)
     for method in missing:
         model, size = cfg.policy.model, cfg.rollout
         if METHODS[method].trained:
             found = trained.find(getattr(cfg.trained, method))
             model, size = found.policy_config(cfg.policy).model, found.rollout_config(size, given)
         size = dataclasses.replace(size, prompt=METHODS[method].prompt)  # documents have a budget of their own
-        questions = fitting(questions, pretrained.open_model(model).tokenizer, size, cfg.evaluation.too_long)
+        questions = fitting(questions, tokenizer_of(model), size, cfg.evaluation.too_long)
     return {*questions}
 
 

@@ -80,7 +80,8 @@ class Scorer:
         question = trajectory.question
         if trajectory.answer is None and self._cfg.missing == 'published':
             trajectory = dataclasses.replace(trajectory, answer=PUBLISHED_DEFAULT)
-        what = f'config.reward.answer = {self._cfg.answer!r} gives no finite number for question {question.id!r}'
+        wanted = f'finite number below {LARGEST:g} for question {question.id!r}'
+        what = f'config.reward.answer = {self._cfg.answer!r} gives no {wanted}'
         try:
             value = self._answer(trajectory, question.golden_answers)
             usable = math.isfinite(value) and abs(value) < LARGEST

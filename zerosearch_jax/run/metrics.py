@@ -1,13 +1,28 @@
 """What a run writes while it trains: metrics as JSON lines, and the same to its trackers."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from zerosearch_jax.run.curves import plot_curves
 from zerosearch_jax.run.jsonl import as_json, truncate_jsonl
 from zerosearch_jax.run.trackers import TrackersConfig, open_trackers
+from zerosearch_jax.search.journal import on_first_process
+
+
+def open_writer(
+    workdir: Path, resume_step: int, trackers: TrackersConfig, prepare: Callable[[], None] = lambda: None
+) -> 'MetricWriter | None':
+    """A MetricWriter on process 0, after `prepare`; None on the others, which hear of what goes wrong there."""
+    made: list[MetricWriter] = []
+
+    def make():
+        prepare()
+        made.append(MetricWriter(workdir, resume_step=resume_step, trackers=trackers))
+
+    on_first_process(make)
+    return made[0] if made else None
 
 
 class MetricWriter:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from zerosearch_jax import pretrained, progress, sharding
-from zerosearch_jax.search import journal, remote
+from zerosearch_jax.search import remote
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator import load
 from zerosearch_jax.simulator.config import SimulatorConfig
@@ -38,11 +38,8 @@ def check(
         progress.log(f'mesh {shape} uses {used} of {jax.device_count()} devices; -1 in config.mesh takes the rest')
     if simulator and simulator.kind == 'endpoint':
         require_address(endpoint)
-    if engine and engine.kind != 'bm25':
-        log = journal.Journal()
-        journal.on_first_process(
-            lambda: remote.open_search_engine(engine, log=log) and None
-        )  # asks nothing, wants a key
+    if engine:
+        remote.require_key(engine)
     if simulator and simulator.kind in ('model', 'endpoint'):
         simulator_template(simulator.template)
     if simulator and simulator.kind == 'model':

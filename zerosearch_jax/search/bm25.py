@@ -8,11 +8,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from zerosearch_jax import progress, sharding
 from zerosearch_jax.data.rows import Passage
+from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import Document
 
 MANY = 10_000  # passages that take so long to index that it is shown
@@ -54,9 +54,7 @@ class BM25:
         """
         mark = Path(directory) / _MARK
         if not sharding.from_first_process(mark.exists()):
-            if jax.process_index() == 0:
-                cls(passages).save(directory)
-            sharding.from_first_process(None)  # the others wait until it is there
+            on_first_process(lambda: cls(passages).save(directory))  # the others wait until it is there
         elif mark.read_text() != json.dumps(_fingerprint(passages)):
             raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
         return cls.load(directory)

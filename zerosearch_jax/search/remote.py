@@ -18,8 +18,6 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-
 from zerosearch_jax import progress, settings
 from zerosearch_jax.data.rows import Passage, split_title
 from zerosearch_jax.search import journal, outside
@@ -152,9 +150,8 @@ class RemoteSearch:
             try:
                 found = [[_plain(document) for document in list(documents)[:k]] for documents in returned]
             except (TypeError, ValueError):
-                wanted = 'for each query a list of search.Document(title, text)'
-                line = f'{self._cfg.kind} must return {wanted}; it returned {repr(returned)[:80]}'
-                raise ValueError(line) from None
+                wanted = f'{self._cfg.kind} must return for each query a list of search.Document(title, text)'
+                raise ValueError(f'{wanted}; it returned {repr(returned)[:80]}') from None
             if len(found) != len(queries):
                 raise RequestFailed('invalid', detail=f'results of {len(found)} queries; {len(queries)} were asked')
             return found
@@ -233,18 +230,17 @@ def probe(cfg: EngineConfig):
 
 
 def _probe(cfg: EngineConfig, log: journal.Journal):
-    if cfg.kind == 'serpapi':
-        return _probe_serpapi(cfg)
-    if cfg.query_price:
-        progress.log(f'engine {cfg.kind} is not tried beforehand: engine.query_price says that a request costs money')
-        return None
     try:
-        open_search_engine(cfg, log=log).request(['Rome'], 1)
+        if cfg.kind == 'serpapi':
+            _probe_serpapi(cfg)
+        elif cfg.query_price:
+            progress.log(f'engine {cfg.kind} is not tried beforehand: engine.query_price says that requests cost money')
+        else:
+            open_search_engine(cfg, log=log).request(['Rome'], 1)
     except RequestFailed as error:
         if cfg.kind not in SERVERS:
             raise OutsideFailed(f'engine {cfg.kind} cannot be used: {error.kind} {error.detail}') from None
-        other = f'does it speak engine.kind = {cfg.kind!r}? engine.fields maps other names'
-        hint = other if error.kind == 'invalid' else ''
+        hint = 'does it speak this protocol? engine.fields maps other names' if error.kind == 'invalid' else ''
         raise outside.unusable(f'engine {cfg.kind}', cfg.url, error, hint) from None
 
 
@@ -260,8 +256,7 @@ def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
     """How a server of SERVERS is asked, and for how many queries at a time."""
     names = DOCUMENT | SERVERS[cfg.kind] | dict(cfg.fields)
     if cfg.kind == 'serpapi':
-        if jax.process_index() == 0:  # which alone asks
-            _serpapi_key()
+        require_key(cfg)
         ask = lambda body: _serpapi(cfg, 'search.json', body | {'engine': 'google'})  # noqa: E731
     else:
         ask = functools.partial(outside.request_json, cfg.url, timeout_s=cfg.timeout_s)
@@ -298,6 +293,12 @@ def _document(item: Any, names: dict[str, str]) -> Document:
         title, text = split_title(contents)
     known = isinstance(name, str | int)
     return Document(str(title or ''), text.strip(), str(name) if known else '', float(fields.get(names['score']) or 0))
+
+
+def require_key(cfg: EngineConfig):
+    """Raises an error on all processes where the engine wants a key and process 0, which alone asks, has none."""
+    if cfg.kind == 'serpapi':
+        journal.on_first_process(lambda: _serpapi_key() and None)
 
 
 def _serpapi_key() -> str:

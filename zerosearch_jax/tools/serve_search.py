@@ -21,9 +21,10 @@ from zerosearch_jax import settings
 from zerosearch_jax.search.search import Document
 
 LONGEST_REQUEST = 4 * 2**20  # bytes
-MOST_QUERIES, MOST_DOCUMENTS = 256, 2048  # of one request, and of its reply: queries times topk
+# of one request, and of its reply, queries times topk: the training of Search-R1 asks for a whole batch at once
+MOST_QUERIES, MOST_DOCUMENTS = 4096, 12288
 MOST_CONNECTIONS = 64  # at once; others wait
-TIMEOUT_S = 3.0  # for a request to arrive, and for its reply to be taken
+TIMEOUT_S = 5.0  # for a request to arrive, and for its reply to be taken
 
 
 @dataclasses.dataclass(frozen=True)

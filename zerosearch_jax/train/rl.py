@@ -24,7 +24,6 @@ from zerosearch_jax.rollout.rollout import check_searches
 from zerosearch_jax.run import alarms, jsonl, metrics, preemption, preflight, trackers, trained
 from zerosearch_jax.run.checkpoint import Checkpoints, complete_steps
 from zerosearch_jax.run.workdir import claim
-from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.curriculum import noise_probability
 from zerosearch_jax.train import config as train_config
@@ -147,15 +146,7 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:
 
 
 def _writer(cfg: Config, workdir: pathlib.Path, step: int) -> metrics.MetricWriter | None:
-    """Process 0 has a writer, the others None."""
-    made: list[metrics.MetricWriter] = []
-
-    def make():
-        report.forget_evaluations_after(workdir, step)
-        made.append(metrics.MetricWriter(workdir, resume_step=step, trackers=cfg.run))
-
-    on_first_process(make)
-    return made[0] if made else None
+    return metrics.open_writer(workdir, step, cfg.run, lambda: report.forget_evaluations_after(workdir, step))
 
 
 def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoints, start: int) -> tuple[int, bool]:

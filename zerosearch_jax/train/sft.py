@@ -216,10 +216,8 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path
 
 
 def _writer(cfg: Config, workdir: pathlib.Path, step: int):
-    """Process 0 has a writer, the others None."""
-    if jax.process_index():
-        return contextlib.nullcontext()
-    return metrics.MetricWriter(workdir, resume_step=step, trackers=trackers.TrackersConfig(wandb=cfg.sft.wandb))
+    made = metrics.open_writer(workdir, step, trackers.TrackersConfig(wandb=cfg.sft.wandb))
+    return made or contextlib.nullcontext()
 
 
 class _Learner:
