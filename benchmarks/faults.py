@@ -179,7 +179,9 @@ def terminated(lab: Lab) -> Iterator[Row]:
         run.wait_for(lambda run=run: run.steps() >= 1, running)
         running.send_signal(number)
         code = running.wait()
-        yield Row(f'{name} after a step', 1, run.saw(code), str(code), lost(run, lab.whole()[0]))
+        went_on = run.steps() == STEPS
+        saw = run.saw(code)
+        yield Row(f'{name} after a step', 1, saw, str(code), 'not stopped' if went_on else lost(run, lab.whole()[0]))
 
 
 def cut(lab: Lab) -> Iterator[Row]:
@@ -454,6 +456,7 @@ def main():
     parser.add_argument('--kills', type=int, default=30)
     parser.add_argument('--write', action='store_true', help='puts the table into docs/reliability.md')
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in a shell's background ignore
     chosen = [row for row in ROWS if not args.only or row.__name__ in args.only.split(',')]
     began, table = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ThreadPoolExecutor(2) as pool:
