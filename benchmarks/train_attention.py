@@ -1,4 +1,4 @@
-"""Gradient of training attention: query chunks against the keys up to their end, or one masked score matrix.
+"""Gradient of training attention: chunks of queries against chunks of keys, or one masked score matrix.
 
 python -m benchmarks.train_attention
 """
@@ -19,7 +19,7 @@ def main():
         mask = jnp.tril(jnp.ones((1, length, length), bool))
 
         def chunked(q, k, v, segments=segments):
-            return jnp.sum(attention.causal_attention(q, k, v, segments, segments) ** 2)
+            return jnp.sum(attention.causal_attention(segments, segments)(q, k, v) ** 2)
 
         def whole(q, k, v, mask=mask):
             return jnp.sum(jax.nn.dot_product_attention(q, k, v, mask=mask[:, None]) ** 2)

@@ -532,9 +532,48 @@ def test_old_logprobs_of_the_trainer_weigh_tokens_by_the_truncated_importance_of
         np.concatenate(given_to_updates(learner(old_logprobs='trainer', importance_cap=cap))[0][1]) for cap in (0, 1.02)
     )
     assert (weighed / plain).max() == pytest.approx(1.02) and (weighed / plain).min() < 0.99
-    RLConfig(importance_cap=2.0, epochs=2, minibatch=4, old_logprobs='trainer')
-    with pytest.raises(ValueError, match="old_logprobs='trainer'"):
-        RLConfig(importance_cap=2.0, epochs=2)
+
+
+def test_importance_stays_that_of_the_sampling_over_several_updates():
+    """min(old / engine, cap) min(rho A, clip(rho) A), rho = now / old, where old is the trainer's before them all."""
+    found, rewards, groups = episodes()
+    made = learner(importance_cap=1.05, aggregate='token', clip=0.02, epochs=2, minibatch=3)
+    seen, update = [], made._update
+
+    def spy(current, *given):
+        params = jax.tree.map(jnp.array, current.params)
+        after, measured = update(current, *given)
+        seen.append((params, float(measured['policy']), float(measured['clip_share'])))
+        return after, measured
+
+    made._update = spy
+    made.learn(1, found, rewards, groups, np.ones(6, bool))
+    flat = [flatten(e) for e in found]
+    engine = [s.logprobs[s.weights > 0].astype(np.float64) for s in flat]
+    with jax.set_mesh(MESH):
+        scored = [made._score(params, flat) for params, *_ in seen]
+    advantages = adv.grpo(rewards, groups, np.ones(6, bool))
+    for i, (part, now) in enumerate(zip([range(3), range(3, 6)] * 2, scored, strict=True)):
+        importance = np.concatenate([np.minimum(np.exp(scored[0][j] - engine[j]), 1.05) for j in part])
+        ratio = np.concatenate([np.exp(now[j].astype(np.float64) - scored[0][j]) for j in part])
+        a = np.concatenate([np.full(len(engine[j]), advantages[j]) for j in part])
+        within = np.clip(ratio, 0.98, 1.02) * a
+        assert seen[i][1] == pytest.approx(-(importance * np.minimum(ratio * a, within)).mean(), rel=1e-3, abs=1e-5)
+        assert seen[i][2] == pytest.approx((ratio * a > within).mean(), abs=0.02)
+    assert importance.max() == pytest.approx(1.05) and importance.min() < 0.98
+    assert seen[0][2] == 0 and np.abs(ratio - 1).max() > 0.02
+
+
+@pytest.mark.parametrize(
+    'fields, passes',
+    [({}, 0), ({'importance_cap': 2.0}, 0), ({'importance_cap': 2.0, 'minibatch': 4}, 1), ({'epochs': 2}, 0)],
+    ids=str,
+)
+def test_the_trainers_logprobs_are_computed_where_several_updates_need_them(fields, passes):
+    made, scored = learner(**fields), []
+    made._score = lambda *given: scored.append(given) or [s.logprobs[s.weights > 0] for s in given[1]]
+    given_to_updates(made)
+    assert len(scored) == passes and made.rl.rescores == bool(passes)
 
 
 def test_tokens_are_weighed_as_their_aggregate_says():
@@ -709,3 +748,63 @@ def test_what_does_not_go_together_is_refused():
         RLConfig(algorithm='math.pi')
     with pytest.raises(ValueError, match='epochs must be positive'):
         RLConfig(epochs=0)
+
+
+# ---------------------------------------------------------------- memory
+
+
+NEEDS = {'none': 100, 'dots': 50, 'full': 20}  # bytes that updates of a row take
+
+
+def fitted(monkeypatch, free, **fields):
+    """A learner whose device has so many free bytes, and the fits of what it compiles."""
+    made, compiled = learner(remat='auto', **fields), []
+
+    def need(program):
+        compiled.append(made._fit)
+        return NEEDS[made._fit.remat] * made._fit.rows
+
+    monkeypatch.setattr('zerosearch_jax.train.learner.own_bytes', need)
+    monkeypatch.setattr('zerosearch_jax.train.learner.free_bytes', lambda mesh: free)
+    made._settled = False  # as where a device says what it has
+    assert made.fit is None
+    return made, compiled
+
+
+def test_the_least_rematerialization_that_fits_is_compiled_once_said_and_run(monkeypatch, capsys):
+    step = (1, *episodes(), np.ones(6, bool))
+    made, compiled = fitted(monkeypatch, 60)
+    learned = made.learn(*step)
+    assert compiled == [('none', 1), ('dots', 1)] and made.fit == ('dots', 1) and made._compute.remat == 'dots'
+    assert 'rl.remat=dots, rl.rows_per_micro=1' in capsys.readouterr().err
+    made.learn(*step)
+    assert len(compiled) == 2
+    assert learned.metrics == learner(remat='dots').learn(*step).metrics
+    most, compiled = fitted(monkeypatch, 1)
+    with jax.set_mesh(MESH):
+        most._settle()
+    assert most.fit == ('full', 1) == compiled[-1]  # it may fit after all
+
+
+def test_rows_of_a_micro_batch_fill_the_memory_and_change_nothing(monkeypatch):
+    step = (1, *episodes(), np.ones(6, bool))
+    made, compiled = fitted(monkeypatch, 330, rows_per_micro=0)
+    measured = made.learn(*step).metrics
+    assert compiled == [('none', 1), ('none', 3)]  # three rows hold all that a step may have
+    expected = learner().learn(*step).metrics
+    for name in ('loss', 'grad_norm', 'policy'):
+        assert measured[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
+
+
+def test_a_resumed_run_keeps_its_fit_where_the_configuration_leaves_it_open():
+    assert learner(rows_per_micro=0).fit == ('none', 1)  # a CPU does not say what it has
+    for fields, fit in (
+        (dict(remat='auto', rows_per_micro=0), ('full', 2)),
+        (dict(remat='dots', rows_per_micro=0), ('dots', 2)),
+        (dict(remat='auto', rows_per_micro=3), ('full', 3)),
+    ):
+        made = learner(**fields)
+        made.resume(['full', 2])
+        assert made.fit == fit and made._compute.remat == fit[0]
+        made.resume(None)  # of a run of an earlier version
+        assert made.fit == fit

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import jax
 import pytest
@@ -176,3 +177,13 @@ def test_rows_that_process_0_cannot_cut_back_are_told_to_all(tmp_path, monkeypat
 def test_keep_every_is_a_multiple_of_checkpoint_every():
     with pytest.raises(ValueError, match=r'config\.run: keep_every = 5 must be a multiple of checkpoint_every = 2'):
         train_config.parse(changed({'run.keep_every': 5, 'run.checkpoint_every': 2}))
+
+
+def test_a_resumed_learner_is_told_how_updates_fitted_into_memory():
+    told = []
+    learner = types.SimpleNamespace(state={}, shardings={}, resume=told.append)
+    for fit in ({'fit': ['dots', 2]}, {}):  # an earlier version's checkpoint does not say
+        host = {'step': 2, 'history': [], 'rung': [], **fit}
+        checkpoints = types.SimpleNamespace(restore=lambda *_, host=host: ({}, host))
+        rl._restore(types.SimpleNamespace(learner=learner), checkpoints, 2)
+    assert told == [['dots', 2], None]

@@ -3,6 +3,8 @@
 Float32 products are asked for in full precision: a GPU's default rounds their operands to ten bits.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from helpers import FIXTURES, TINY, drain, full_logits, random_batch, requests, 
 from configs import tiny
 from zerosearch_jax import settings, sharding
 from zerosearch_jax.models import attention, transformer
+from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.run import jsonl
@@ -58,7 +61,7 @@ def test_the_fused_kernel_agrees_in_value_and_gradient(model, length):
 
     def both(form, dtype):
         def total(*qkv):
-            out = attention.causal_attention(*(x.astype(dtype) for x in qkv), segments, prefixes, form)
+            out = attention.causal_attention(segments, prefixes, form)(*(x.astype(dtype) for x in qkv))
             return jnp.sum(out.astype(jnp.float32) * direction), out
 
         return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*inputs)
@@ -67,6 +70,29 @@ def test_the_fused_kernel_agrees_in_value_and_gradient(model, length):
     assert apart(out, expected) < 1e-2
     for name, got, want in zip('qkv', d_inputs, d_expected, strict=True):
         assert apart(got, want) < 1.5e-2, name
+
+
+@pytest.mark.parametrize('tokens', [1, 128])
+def test_the_kernel_that_reads_the_cache_agrees(tokens):
+    """With matrix products in float32; the third row is idle, and the fourth fills its slot."""
+    cfg, mesh, rng = PRESETS['qwen2.5-1.5b'], sharding.make_mesh(), np.random.default_rng(tokens)
+    assert kv.choose(cfg, 'bfloat16', mesh) == 'cudnn'
+    q, k, v = (rng.normal(size=(4, tokens, n, cfg.head_dim)) for n in (cfg.num_heads, *[cfg.num_kv_heads] * 2))
+    keys, values = rng.normal(size=(2, 4, 512, cfg.num_kv_heads, cfg.head_dim))
+    slots = None if tokens == 1 else jnp.array([2, 0, 0, 3])
+    starts, counts = jnp.array([5, 200, 0, 512 - tokens]), jnp.array([tokens, 1, 0, tokens])
+
+    def attended(form, layer, dtype):
+        layer, inputs = (jax.tree.map(lambda x: jnp.asarray(x, dtype), x) for x in (layer, (q, k, v)))
+        with jax.set_mesh(mesh):
+            run = jax.jit(functools.partial(kv.attend, form, span=512))
+            return run(layer, *inputs, kv.Place(slots, starts, counts))[0]
+
+    expected = attended('einsum', (keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)), jnp.float32)
+    got = attended('cudnn', (keys, values), jnp.bfloat16)
+    assert np.isfinite(got).all()
+    written = np.arange(tokens)[None] < np.asarray(counts)[:, None]
+    assert apart(got[written], expected[written]) < 1e-2
 
 
 @pytest.mark.parametrize('family', ['llama', 'llama3scaled', 'qwen2', 'qwen3'])

@@ -4,6 +4,8 @@
 Shape letters as in models/layers.py; C is a chunk of queries, M = G x C.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 from zerosearch_jax.models.config import ModelConfig
 
 MASKED = -1e30  # finite, so that a fully masked row has finite values and gradients
-QUERY_CHUNK, MOST_CHUNKS = 128, 16  # queries a chunk at least; chunks are unrolled, so their number is bounded
+QUERY_CHUNK, MOST_CHUNKS = 128, 16  # tokens of a chunk, or a multiple of them, so that no row has more chunks
 
 
 class Choice(NamedTuple):
@@ -41,76 +43,128 @@ def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh, row_length: int) ->
     return Choice('cudnn', f'{dtype} on a GPU: a fused kernel')
 
 
-def causal_attention(
-    q_BxTxHxE: jax.Array,
-    k_BxTxKxE: jax.Array,
-    v_BxTxKxE: jax.Array,
-    segments_BxT: jax.Array,
-    prefixes_BxT: jax.Array,
-    form: str = 'chunked',
-) -> jax.Array:
-    """Attention of packed rows: a token sees itself and earlier tokens of its segment and prefix. [B, T, H * E].
+def causal_attention(segments_BxT: jax.Array, prefixes_BxT: jax.Array, form: str = 'chunked') -> Callable:
+    """Attention of packed rows: a token sees itself and earlier tokens of its segment and prefix.
 
     Args:
+      segments_BxT, prefixes_BxT: as in models/transformer.py `hidden`.
       form: key of TRAINING, see `choose`.
+
+    Returns:
+      attend(q [B, T, H, E], k [B, T, K, E], v [B, T, K, E]) -> [B, T, H * E], of any layer.
     """
-    b, t, h, e = q_BxTxHxE.shape
-    return TRAINING[form](q_BxTxHxE, k_BxTxKxE, v_BxTxKxE, segments_BxT, prefixes_BxT).reshape(b, t, h * e)
+    attend = TRAINING[form](segments_BxT, prefixes_BxT)
+    return lambda q, k, v: attend(q, k, v).reshape(*q.shape[:2], -1)
 
 
-def _sees(segments_BxT: jax.Array, prefixes_BxT: jax.Array, start: int, end: int) -> jax.Array:
-    """Whether queries start..end see the keys up to end, bool [B, C, end]."""
-    sees_BxCxS = segments_BxT[:, start:end, None] == segments_BxT[:, None, :end]
-    sees_BxCxS |= prefixes_BxT[:, start:end, None] == segments_BxT[:, None, :end]
-    return sees_BxCxS & (jnp.arange(start, end)[None, :, None] >= jnp.arange(end)[None, None, :])
+def _cudnn(segments_BxT, prefixes_BxT):
+    length = segments_BxT.shape[1]
+    mask_Bx1xTxT = _Rows.of(segments_BxT, prefixes_BxT, length).sees(0, 0, length)[:, 0]
+    # is_causal says nothing that the mask does not: it lets the kernel skip what lies above the diagonal
+    return functools.partial(jax.nn.dot_product_attention, mask=mask_Bx1xTxT, is_causal=True, implementation='cudnn')
 
 
-def _cudnn(q, k, v, segments_BxT, prefixes_BxT):
-    mask_BxTxT = _sees(segments_BxT, prefixes_BxT, 0, segments_BxT.shape[1])
-    return jax.nn.dot_product_attention(q, k, v, mask=mask_BxTxT[:, None], implementation='cudnn')
+def _chunked(segments_BxT, prefixes_BxT):
+    """Chunks of queries against those chunks of keys of which they see any: what no token sees is never computed.
+
+    keys   P 1 2 3     a row of a prefix P and three sequences, each a chunk long
+    P      #
+    1      # #
+    2      # . #       #: computed
+    3      # . . #
+    """
+    length = segments_BxT.shape[1]
+    chunk = _chunk_size(length)
+    pad = (0, 0), (0, -length % chunk)
+    rows = _Rows.of(*(jnp.pad(x, pad) for x in (segments_BxT, prefixes_BxT)), chunk)
+
+    def attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE):
+        (b, t, h, e), kv_heads = q_BxTxHxE.shape, k_BxTxKxE.shape[2]
+        q, k, v = (jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in (q_BxTxHxE * e**-0.5, k_BxTxKxE, v_BxTxKxE))
+        q_BxKxGxTxE = q.reshape(b, -1, kv_heads, h // kv_heads, e).transpose(0, 2, 3, 1, 4)
+        out_BxKxGxTxE = _attend(q_BxKxGxTxE, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), rows, chunk)
+        return out_BxKxGxTxE.transpose(0, 3, 1, 2, 4).reshape(b, -1, h, e)[:, :t]
+
+    return attend
 
 
-def _chunked(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE, segments_BxT, prefixes_BxT):
-    """Queries in chunks, each against the keys up to its own end: half of the score matrix is never made."""
-    b, t, h, e = q_BxTxHxE.shape
-    kv_heads = k_BxTxKxE.shape[2]
-    q_BxKxGxTxE = (q_BxTxHxE * e**-0.5).reshape(b, t, kv_heads, h // kv_heads, e).transpose(0, 2, 3, 1, 4)
-    k_BxKxTxE, v_BxKxTxE = k_BxTxKxE.transpose(0, 2, 1, 3), v_BxTxKxE.transpose(0, 2, 1, 3)
-    out_BxKxGxTxE = _attend(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, segments_BxT, prefixes_BxT)
-    return out_BxKxGxTxE.transpose(0, 3, 1, 2, 4)
+def _chunk_size(length: int) -> int:
+    return min(length, -(-length // (QUERY_CHUNK * MOST_CHUNKS)) * QUERY_CHUNK)
 
 
-def _chunks(length: int) -> list[tuple[int, int]]:
-    size = max(QUERY_CHUNK, -(-length // MOST_CHUNKS))
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
+class _Rows(NamedTuple):
+    """What the queries of packed rows see: token by token, and which of the N chunks of keys each chunk of them."""
+
+    segments_BxT: jax.Array
+    prefixes_BxT: jax.Array
+    order_NxN: jax.Array  # of a chunk of queries: the chunks of keys of which it sees any go first, ...
+    count_N: jax.Array  # ... and are so many
+
+    @classmethod
+    def of(cls, segments_BxT, prefixes_BxT, chunk: int):
+        def ranges(x_BxT):
+            x_BxNxC = x_BxT.reshape(x_BxT.shape[0], -1, chunk)
+            return x_BxNxC.min(-1), x_BxNxC.max(-1)
+
+        low, high = ranges(segments_BxT)
+        meets_BxNxN = jnp.zeros((), bool)
+        for least, most in ((low, high), ranges(prefixes_BxT)):
+            meets_BxNxN |= (least[:, :, None] <= high[:, None]) & (low[:, None] <= most[:, :, None])
+        sees_NxN = jnp.tril(jnp.any(meets_BxNxN, axis=0))
+        return cls(segments_BxT, prefixes_BxT, jnp.argsort(~sees_NxN, axis=1, stable=True), jnp.sum(sees_NxN, axis=1))
+
+    def sees(self, i, j, chunk: int) -> jax.Array:
+        """Whether queries of chunk i see keys of chunk j, bool [B, 1, 1, C, C]."""
+        keys, segments = (_part(self.segments_BxT, n, chunk, 1) for n in (j, i))
+        sees_BxCxC = segments[:, :, None] == keys[:, None]
+        sees_BxCxC |= _part(self.prefixes_BxT, i, chunk, 1)[:, :, None] == keys[:, None]
+        positions = jnp.arange(chunk)
+        sees_BxCxC &= (i * chunk + positions)[None, :, None] >= (j * chunk + positions)[None, None, :]
+        return sees_BxCxC[:, None, None]
 
 
-@jax.custom_vjp
-def _attend(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, segments_BxT, prefixes_BxT):
+def _part(x: jax.Array, i, chunk: int, axis: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis)
+
+
+def _put(x: jax.Array, part: jax.Array, i, axis: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), i * part.shape[axis], axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows: _Rows, chunk: int):
     """The gradient is written out for two reasons: what is kept for it grows with T, not with T x T, and every matrix
     product of it is one that XLA does fast on CPU (benchmarks/train_attention.py)."""
-    return _attend_forward(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, segments_BxT, prefixes_BxT)[0]
+    return _attend_forward(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows, chunk)[0]
 
 
-def _scores(q_BxKxGxCxE, k_BxKxSxE):
-    return jnp.einsum('bkgce,bkse->bkgcs', q_BxKxGxCxE, k_BxKxSxE, preferred_element_type=jnp.float32)
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+_SCORES = 'bkgce,bkse->bkgcs'
 
 
-def _attend_forward(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, segments_BxT, prefixes_BxT):
-    outputs, log_sums = [], []
-    for start, end in _chunks(q_BxKxGxTxE.shape[3]):
-        scores_BxKxGxCxS = _scores(q_BxKxGxTxE[:, :, :, start:end], k_BxKxTxE[:, :, :end])
-        sees_BxCxS = _sees(segments_BxT, prefixes_BxT, start, end)
-        scores_BxKxGxCxS = jnp.where(sees_BxCxS[:, None, None], scores_BxKxGxCxS, MASKED)
-        top = jnp.max(scores_BxKxGxCxS, axis=-1, keepdims=True)
-        weights = jnp.exp(scores_BxKxGxCxS - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.einsum('bkgcs,bkse->bkgce', weights.astype(v_BxKxTxE.dtype), v_BxKxTxE[:, :, :end])
-        outputs.append((out / total).astype(q_BxKxGxTxE.dtype))
-        log_sums.append(top + jnp.log(total))
-    out_BxKxGxTxE, log_sum_BxKxGxTx1 = jnp.concatenate(outputs, axis=3), jnp.concatenate(log_sums, axis=3)
-    kept = q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, segments_BxT, prefixes_BxT, out_BxKxGxTxE, log_sum_BxKxGxTx1
-    return out_BxKxGxTxE, kept
+def _attend_forward(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows, chunk):
+    """Softmax over chunks of keys one after the other, by the largest score so far (arXiv 2205.14135)."""
+    zeros_BxKxGxCx1 = jnp.zeros((*q_BxKxGxTxE.shape[:3], chunk, 1), jnp.float32)
+
+    def queries(i, found):
+        q = _part(q_BxKxGxTxE, i, chunk, 3)
+
+        def keys(n, state):
+            (top, total, out), j = state, rows.order_NxN[i, n]
+            k, v = _part(k_BxKxTxE, j, chunk, 2), _part(v_BxKxTxE, j, chunk, 2)
+            scores = jnp.where(rows.sees(i, j, chunk), _product(_SCORES, q, k), MASKED)
+            higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+            weights, kept = jnp.exp(scores - higher), jnp.exp(top - higher)
+            total = kept * total + jnp.sum(weights, axis=-1, keepdims=True)
+            return higher, total, kept * out + _product('bkgcs,bkse->bkgce', weights.astype(v.dtype), v)
+
+        nothing = zeros_BxKxGxCx1 + MASKED, zeros_BxKxGxCx1, jnp.zeros(q.shape, jnp.float32)
+        top, total, out = jax.lax.fori_loop(0, rows.count_N[i], keys, nothing)
+        return _put(found[0], out / total, i, 3), _put(found[1], top + jnp.log(total), i, 3)
+
+    nothing = jnp.zeros_like(q_BxKxGxTxE), jnp.zeros((*q_BxKxGxTxE.shape[:4], 1), jnp.float32)
+    out, log_sum = jax.lax.fori_loop(0, len(rows.count_N), queries, nothing)
+    return out, (q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows, out, log_sum)
 
 
 def _rows_last(x_BxKxGxCxE: jax.Array) -> jax.Array:
@@ -119,30 +173,39 @@ def _rows_last(x_BxKxGxCxE: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x_BxKxGxCxE.reshape(b, k, g * c, e).swapaxes(2, 3))
 
 
-def _attend_backward(kept, d_out_BxKxGxTxE):
-    q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, segments_BxT, prefixes_BxT, out_BxKxGxTxE, log_sum_BxKxGxTx1 = kept
+def _attend_backward(chunk, kept, d_out_BxKxGxTxE):
+    q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows, out_BxKxGxTxE, log_sum_BxKxGxTx1 = kept
     barrier, dtype = jax.lax.optimization_barrier, q_BxKxGxTxE.dtype
     d_out_BxKxGxTxE = barrier(d_out_BxKxGxTxE)
     b, k, _, t, e = q_BxKxGxTxE.shape
     inner = jnp.sum(d_out_BxKxGxTxE.astype(jnp.float32) * out_BxKxGxTxE, axis=-1, keepdims=True)
-    d_queries, d_keys_BxKxExT = [], jnp.zeros((b, k, e, t), jnp.float32)
-    d_values_BxKxExT = d_keys_BxKxExT
-    for start, end in _chunks(t):
-        here = (slice(None),) * 3 + (slice(start, end),)
-        queries, d_out = q_BxKxGxTxE[here], d_out_BxKxGxTxE[here]
-        sees_BxCxS = _sees(segments_BxT, prefixes_BxT, start, end)
-        scores_BxKxGxCxS = barrier(_scores(queries, k_BxKxTxE[:, :, :end]))
-        weights = jnp.where(sees_BxCxS[:, None, None], jnp.exp(scores_BxKxGxCxS - log_sum_BxKxGxTx1[here]), 0.0)
-        d_weights = barrier(_scores(d_out, v_BxKxTxE[:, :, :end]))
-        d_scores = barrier((weights * (d_weights - inner[here])).astype(dtype))
-        weights_BxKxMxS = barrier(weights.astype(dtype)).reshape(b, k, -1, end)
-        d_queries.append(jnp.einsum('bkgcs,bkse->bkgce', d_scores, k_BxKxTxE[:, :, :end]))
-        d_keys = jnp.einsum('bkem,bkms->bkes', _rows_last(queries), d_scores.reshape(b, k, -1, end))
-        d_values = jnp.einsum('bkem,bkms->bkes', _rows_last(d_out), weights_BxKxMxS)
-        d_keys_BxKxExT = d_keys_BxKxExT.at[..., :end].add(d_keys.astype(jnp.float32))
-        d_values_BxKxExT = d_values_BxKxExT.at[..., :end].add(d_values.astype(jnp.float32))
-    d_keys, d_values = (x.swapaxes(2, 3).astype(dtype) for x in (d_keys_BxKxExT, d_values_BxKxExT))
-    return jnp.concatenate(d_queries, axis=3), d_keys, d_values, None, None
+
+    def queries(i, found):
+        whole = q_BxKxGxTxE, d_out_BxKxGxTxE, log_sum_BxKxGxTx1, inner
+        q, d_out, log_sum, own = (_part(x, i, chunk, 3) for x in whole)
+        columns, d_columns = _rows_last(q), _rows_last(d_out)
+
+        def keys(n, state):
+            (d_q, d_keys, d_values), j = state, rows.order_NxN[i, n]
+            key, value = _part(k_BxKxTxE, j, chunk, 2), _part(v_BxKxTxE, j, chunk, 2)
+            scores = barrier(_product(_SCORES, q, key))
+            weights = jnp.where(rows.sees(i, j, chunk), jnp.exp(scores - log_sum), 0.0)
+            d_weights = barrier(_product(_SCORES, d_out, value))
+            d_scores = barrier((weights * (d_weights - own)).astype(dtype))
+            weights = barrier(weights.astype(dtype)).reshape(b, k, -1, chunk)
+            d_key = _product('bkem,bkms->bkes', columns, d_scores.reshape(b, k, -1, chunk))
+            d_value = _product('bkem,bkms->bkes', d_columns, weights)
+            d_keys = _put(d_keys, _part(d_keys, j, chunk, 3) + d_key, j, 3)
+            d_values = _put(d_values, _part(d_values, j, chunk, 3) + d_value, j, 3)
+            return d_q + _product('bkgcs,bkse->bkgce', d_scores, key), d_keys, d_values
+
+        d_q, *added = jax.lax.fori_loop(0, rows.count_N[i], keys, (jnp.zeros(q.shape, jnp.float32), *found[1:]))
+        return _put(found[0], d_q, i, 3), *added
+
+    zeros_BxKxExT = jnp.zeros((b, k, e, t), jnp.float32)
+    nothing = jnp.zeros_like(q_BxKxGxTxE), zeros_BxKxExT, zeros_BxKxExT
+    d_q, d_keys, d_values = jax.lax.fori_loop(0, len(rows.count_N), queries, nothing)
+    return d_q, d_keys.swapaxes(2, 3).astype(dtype), d_values.swapaxes(2, 3).astype(dtype), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

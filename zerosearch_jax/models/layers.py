@@ -22,7 +22,7 @@ def last_sum(x: jax.Array) -> jax.Array:
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last dimension, computed in float32; `weight` has that dimension alone."""
-    return _scaled(_normalized(x, eps), weight.astype(x.dtype))
+    return _scaled(_normalized(x, eps), weight)
 
 
 def _normalized(x: jax.Array, eps: float) -> jax.Array:
@@ -33,13 +33,14 @@ def _normalized(x: jax.Array, eps: float) -> jax.Array:
 
 @jax.custom_vjp
 def _scaled(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x * weight along the last dimension, with a weight's gradient as `last_sum` has it."""
-    return x * jax.lax.expand_dims(weight, range(x.ndim - 1))
+    """x * weight along the last dimension, with a weight's gradient as `last_sum` has it, in float32."""
+    return x * jax.lax.expand_dims(weight.astype(x.dtype), range(x.ndim - 1))
 
 
 def _scaled_backward(residuals, g):
     x, weight = residuals
-    return _scaled(g, weight), last_sum((g * x).reshape(-1, x.shape[-1]).T)
+    products = (g.astype(jnp.float32) * x).reshape(-1, x.shape[-1])
+    return _scaled(g, weight), last_sum(products.T).astype(weight.dtype)
 
 
 _scaled.defvjp(lambda x, weight: (_scaled(x, weight), (x, weight)), _scaled_backward)
@@ -50,21 +51,23 @@ def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """x [..., in] @ w [in, out], with a gradient whose matrix products XLA cannot rearrange.
 
     Left alone, XLA on CPU writes the incoming gradient transposed, recomputing the activation function in strided
-    order, before it multiplies: a gradient then takes twice as long (benchmarks/linear_gradient.py).
+    order, before it multiplies: a gradient then takes twice as long (benchmarks/linear_gradient.py). The product is in
+    the dtype of `x`; the gradient of `w`, in its own dtype, was accumulated in float32 and not rounded before.
     """
-    return x @ w
+    return x @ w.astype(x.dtype)
 
 
 def _matmul_forward(x, w):
-    return x @ w, (x, w)
+    return x @ w.astype(x.dtype), (x, w)
 
 
 def _matmul_backward(residuals, g):
     x, w = residuals
     g = jax.lax.optimization_barrier(g)
-    dx = jax.lax.dot_general(g, w, (((g.ndim - 1,), (1,)), ((), ())))
+    dx = jax.lax.dot_general(g, w.astype(x.dtype), (((g.ndim - 1,), (1,)), ((), ())))
     rows = tuple(range(x.ndim - 1))
-    return dx, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+    dw = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return dx, dw.astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -72,14 +75,16 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 def linear(layer: dict, name: str, x: jax.Array) -> jax.Array:
     """x @ W, times the scale of an int8 W, plus the bias and the low-rank update, where the layer has them."""
-    y = matmul(x, layer[name].astype(x.dtype))
+    y = matmul(x, layer[name])
     if f'{name}_scale' in layer:
         y *= jax.lax.expand_dims(layer[f'{name}_scale'], range(y.ndim - 1)).astype(x.dtype)
     if f'{name}_bias' in layer:
         y += jax.lax.expand_dims(layer[f'{name}_bias'], range(y.ndim - 1)).astype(x.dtype)
     if f'{name}_lora_a' in layer:
-        low = matmul(x, layer[f'{name}_lora_a'].astype(x.dtype))
-        y += matmul(low, layer[f'{name}_lora_b'].astype(x.dtype))
+        low = matmul(x, layer[f'{name}_lora_a'])
+        if f'{name}_lora_rows' in layer:  # several roles, and a row sees the columns of its own
+            low *= layer[f'{name}_lora_rows']
+        y += matmul(low, layer[f'{name}_lora_b'])
     return y
 
 
@@ -107,10 +112,12 @@ def rope(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig) -> ja
 
 def qkv(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig):
     """Rotated queries [B, T, H, E] and keys, and values [B, T, K, E]."""
-    b, t, _ = x_BxTxD.shape
-    q = linear(layer, 'q', x_BxTxD).reshape(b, t, cfg.num_heads, cfg.head_dim)
-    k = linear(layer, 'k', x_BxTxD).reshape(b, t, cfg.num_kv_heads, cfg.head_dim)
-    v = linear(layer, 'v', x_BxTxD).reshape(b, t, cfg.num_kv_heads, cfg.head_dim)
+    if 'qkv' in layer:  # one matrix: generate/serving.py
+        ends = cfg.num_heads * cfg.head_dim, (cfg.num_heads + cfg.num_kv_heads) * cfg.head_dim
+        parts = jnp.split(linear(layer, 'qkv', x_BxTxD), ends, axis=-1)
+    else:
+        parts = [linear(layer, name, x_BxTxD) for name in ('q', 'k', 'v')]
+    q, k, v = (part.reshape(*x_BxTxD.shape[:2], -1, cfg.head_dim) for part in parts)
     if cfg.qk_norm:
         q, k = rms_norm(q, layer['q_norm'], cfg.norm_eps), rms_norm(k, layer['k_norm'], cfg.norm_eps)
     return rope(q, positions_BxT, cfg), rope(k, positions_BxT, cfg), v
@@ -118,4 +125,8 @@ def qkv(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelCon
 
 def mlp(layer: dict, x_BxTxD: jax.Array) -> jax.Array:
     """SwiGLU."""
-    return linear(layer, 'down', jax.nn.silu(linear(layer, 'gate', x_BxTxD)) * linear(layer, 'up', x_BxTxD))
+    if 'gate_up' in layer:
+        gate, up = jnp.split(linear(layer, 'gate_up', x_BxTxD), 2, axis=-1)
+    else:
+        gate, up = linear(layer, 'gate', x_BxTxD), linear(layer, 'up', x_BxTxD)
+    return linear(layer, 'down', jax.nn.silu(gate) * up)

@@ -5,6 +5,7 @@
 The cached forms (prefill, decode) live in generate/programs.py; they run the same `block`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -65,9 +66,23 @@ def num_parameters(cfg: ModelConfig) -> int:
 
 def embed(params: dict, tokens_BxT: jax.Array, dtype) -> jax.Array:
     """Token embeddings [B, T, D]."""
+    return constrain(_rows_of(params['embed'], tokens_BxT, dtype), 'batch', None, None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows_of(table_VxD: jax.Array, tokens_BxT: jax.Array, dtype) -> jax.Array:
+    """Rows of a table in `dtype`, with a gradient that adds up in float32: bfloat16 cannot count a frequent token."""
     # Gathering from a table sharded over fsdp makes XLA rematerialize it whole; unshard that axis first.
-    table_VxD = constrain(params['embed'].astype(dtype), 'vocab', None)
-    return constrain(table_VxD[tokens_BxT], 'batch', None, None)
+    return constrain(table_VxD.astype(dtype), 'vocab', None)[tokens_BxT]
+
+
+def _rows_backward(dtype, residuals, g_BxTxD):
+    table_VxD, tokens_BxT = residuals
+    zeros_VxD = constrain(jnp.zeros(table_VxD.shape, jnp.float32), 'vocab', None)
+    return zeros_VxD.at[tokens_BxT].add(g_BxTxD.astype(jnp.float32)).astype(table_VxD.dtype), None
+
+
+_rows_of.defvjp(lambda table, tokens, dtype: (_rows_of(table, tokens, dtype), (table, tokens)), _rows_backward)
 
 
 def block(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig, attend: Callable):
@@ -106,10 +121,9 @@ def hidden(
       form: key of attention.TRAINING.
     """
 
-    def layer_step(x, layer):
-        def attend(q, k, v):
-            return attention.causal_attention(q, k, v, segments_BxT, prefixes_BxT, form)
+    attend = attention.causal_attention(segments_BxT, prefixes_BxT, form)
 
+    def layer_step(x, layer):
         x = block(layer, x, positions_BxT, cfg, attend)
         return constrain(x, 'batch', None, None), None
 

@@ -22,7 +22,8 @@ class RLConfig:
     # whose log-probs the ratio is over: the engine's, of the sampling, or the trainer's, recomputed before the first
     # update: in bfloat16 the two differ by more than GSPO's clip
     old_logprobs: Literal['engine', 'trainer'] = 'engine'
-    importance_cap: float = 0.0  # truncated importance sampling between engine and trainer, e.g. 2; 0: off
+    # truncated importance sampling between engine and trainer, e.g. 2, the ratio being over the trainer's; 0: off
+    importance_cap: float = 0.0
     kl: float = 0.001  # weight of the divergence from the initial policy; 0: no reference
     kl_estimator: Literal['k1', 'k2', 'k3'] = 'k3'  # k1: taken off the reward; k2, k3: in the loss
     entropy: float = 0.0  # weight of the entropy bonus
@@ -33,13 +34,14 @@ class RLConfig:
     minibatch: int = 0  # trajectories an optimizer step; 0: all
     epochs: int = 1  # passes over a step's trajectories
     row_length: int = 1024  # tokens of a packed row; at least prompt_tokens + response_tokens of config.rollout
-    rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp
-    remat: Literal['none', 'dots', 'full'] = 'none'  # the backward pass makes again: nothing, all but products, all
+    rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp; 0: as many as memory allows
+    # the backward pass makes again: nothing, all but products, all; auto: the least for which there is memory
+    remat: Literal['auto', 'none', 'dots', 'full'] = 'auto'
     chunk: int = 512  # tokens of a row whose logits exist at once
 
     def __post_init__(self):
         for name in ('steps', 'row_length', 'rows_per_micro', 'chunk', 'epochs'):
-            if getattr(self, name) < (name != 'steps'):
+            if getattr(self, name) < (name not in ('steps', 'rows_per_micro')):
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if self.has_critic and self.drop_zero_variance:
             raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for a critic')
@@ -50,8 +52,21 @@ class RLConfig:
                 f"kl_estimator='k1' and {self.algorithm}: divided by the group's deviation, differences of the KL "
                 "alone would count as much as those of the reward; use 'k3', or another algorithm"
             )
-        if self.importance_cap and self.old_logprobs == 'engine' and (self.epochs > 1 or self.minibatch):
-            raise ValueError("importance_cap: set epochs=1 and minibatch=0 (one update), or old_logprobs='trainer'")
+
+    @property
+    def rescores(self) -> bool:
+        """Whether the trainer's log-probs are computed, in a pass of their own, before the first update of a step.
+
+        Importance is between engine and trainer as they were then, whatever the updates since; a single update finds
+        the trainer's log-probs itself.
+        """
+        several = self.epochs > 1 or self.minibatch > 0
+        return self.old_logprobs == 'trainer' or (self.importance_cap > 0 and several)
+
+    @property
+    def remats(self) -> tuple[str, ...]:
+        """What `remat` may become, the fastest first."""
+        return ('none', 'dots', 'full') if self.remat == 'auto' else (self.remat,)
 
     @property
     def has_critic(self) -> bool:

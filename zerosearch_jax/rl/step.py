@@ -5,7 +5,8 @@ so that neither the split into micro-batches nor the mesh changes them.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,48 @@ from zerosearch_jax.rl import losses
 from zerosearch_jax.rl.state import TrainState
 from zerosearch_jax.sharding import constrain
 from zerosearch_jax.text.trajectory import Batch
+
+
+class Fit(NamedTuple):
+    """How an update fits into memory."""
+
+    remat: str  # key of transformer.REMAT_POLICIES
+    rows: int  # of a micro-batch
+
+
+def free_bytes(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes that are free on the fullest device of this process; None where devices do not say, as on CPU."""
+    found = [device.memory_stats() for device in mesh.local_devices]
+    return min(stats['bytes_limit'] - stats['bytes_in_use'] for stats in found) if all(found) else None
+
+
+def own_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes of each device that a program takes beside its arguments."""
+    memory = compiled.memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def fit_memory(measure: Callable[[Fit], int], free: int, remats: Sequence[str], least: int, most: int) -> int:
+    """Compiles the fit with the least rematerialization, and then with as many rows, as free memory allows.
+
+    A program that does not fit is compiled in vain; the one that fits, the last one, is the one to run.
+
+    Args:
+      measure: compiles a fit; the bytes that it needs.
+      free: bytes.
+      remats: the fastest first; the last one is taken even if it does not fit.
+      least: rows; micro-batches have a multiple of them.
+      most: rows that there can be.
+
+    Returns:
+      the bytes that the last one needs.
+    """
+    for remat in remats:
+        need = measure(Fit(remat, least))
+        if need <= free:
+            break
+    times = min(free // need, -(-most // least))  # what does not grow with the rows is counted as if it did
+    return measure(Fit(remat, times * least)) if times > 1 else need
 
 
 def shard_rows(batch: Batch) -> Batch:

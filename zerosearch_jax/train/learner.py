@@ -21,8 +21,9 @@ from zerosearch_jax.pretrained import Model
 from zerosearch_jax.rl import algorithms, critic, losses, state
 from zerosearch_jax.rl.advantages import gae, whiten, zero_variance
 from zerosearch_jax.rl.config import RLConfig
-from zerosearch_jax.rl.step import make_update, score
+from zerosearch_jax.rl.step import Fit, fit_memory, free_bytes, make_update, own_bytes, score
 from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatten, pack, padding_share
+from zerosearch_jax.train import credit
 from zerosearch_jax.train.config import Config
 
 MICRO = 64  # trajectories of the published system's micro-batch
@@ -59,7 +60,7 @@ class Learner:
         self._advantage = algorithm.advantage
         self.aggregate = rl.aggregate or algorithm.aggregate
         self.attention = attention.choose(model.cfg, cfg.policy.dtype, mesh, rl.row_length)
-        self._compute = losses.Compute(cfg.policy.dtype, rl.remat, rl.chunk, self.attention.name)
+        self._compute = losses.Compute(cfg.policy.dtype, rl.remats[0], rl.chunk, self.attention.name)
         # the reference is the initial policy; a copy, because the state's buffers are donated, and in the dtype that
         # it is computed in
         dtype = cfg.policy.dtype
@@ -68,14 +69,18 @@ class Learner:
         loss = _loss_config(rl, algorithm.ratio, float(denominators.get(self.aggregate, 0)))
         tx = state.optimizer(cfg.optimizer, rl.steps)
         self.shardings = {'policy': state.state_shardings(trainable.layout, tx, mesh)}
-        self._update = make_update(
-            model.cfg, tx, self.shardings['policy'], loss, self._compute, self._temperature, algorithm.loss
+        # not of `model`, whose weights would stay with it
+        self._make_update = lambda compute: make_update(
+            self._model_cfg, tx, self.shardings['policy'], loss, compute, self._temperature, algorithm.loss
         )
         with jax.set_mesh(mesh):
             critic_params = self._open_critic(trainable, cfg.seed) if rl.has_critic else None
             self.state = {'policy': state.create(trainable.params, tx, self.shardings['policy'])}
             if critic_params is not None:
                 self.state['critic'] = state.create(critic_params, self._critic_tx, self.shardings['critic'])
+        self._open_programs(Fit(rl.remats[0], rl.rows_per_micro or sharding.shard_count('batch', mesh)))
+        left_open = rl.remat == 'auto' or not rl.rows_per_micro
+        self._settled = not left_open or sharding.from_first_process(free_bytes(mesh)) is None
 
     def _open_critic(self, policy: Trainable, seed: int) -> dict:
         cfg, model_cfg = self.critic_cfg, self._model_cfg
@@ -93,10 +98,60 @@ class Learner:
         )
         self._critic_tx = state.optimizer(optimizer, self.rl.steps)
         self.shardings['critic'] = state.state_shardings(layout, self._critic_tx, self.mesh)
-        self._critic_update = critic.make_update(
-            model_cfg, self._critic_tx, self.shardings['critic'], cfg.clip, self._compute
-        )
         return params
+
+    def _open_programs(self, fit: Fit):
+        """Takes the programs of this fit, which compile when they are first called."""
+        self._fit, self._settled = fit, True
+        self._compute = dataclasses.replace(self._compute, remat=fit.remat)
+        self._update = self._make_update(self._compute)
+        if self.rl.has_critic:
+            shardings, clip = self.shardings['critic'], self.critic_cfg.clip
+            self._critic_update = critic.make_update(self._model_cfg, self._critic_tx, shardings, clip, self._compute)
+
+    @property
+    def fit(self) -> Fit | None:
+        """How updates fit into memory; None: the first one will find out."""
+        return self._fit if self._settled else None
+
+    def resume(self, fit: Sequence | None):
+        """Takes the fit that a run had, where the configuration leaves it open: another one rounds otherwise."""
+        if fit:
+            remat = fit[0] if self.rl.remat == 'auto' else self.rl.remat
+            self._open_programs(Fit(remat, self.rl.rows_per_micro or fit[1]))
+
+    def _settle(self):
+        """Chooses what config.rl leaves open by the memory that is free now that all else of a step is loaded."""
+        free = int(0.95 * sharding.from_first_process(free_bytes(self.mesh)))  # allocators waste some
+        most = -(-self._trajectories // (self.rl.row_length // self._longest))
+        need = fit_memory(self._compile, free, self.rl.remats, self._fit.rows, self.rl.rows_per_micro or most)
+        said = f'rl.remat={self._fit.remat}, rl.rows_per_micro={self._fit.rows}'
+        progress.log(f'{said}: an update takes {need / 2**30:.1f} of {free / 2**30:.1f} GiB that are free')
+
+    def _compile(self, fit: Fit) -> int:
+        """Compiles the policy's update; the bytes that it needs, too many where a TPU's compiler refuses it."""
+        self._open_programs(fit)
+        batch, _ = self._pack([], self._minibatch)
+        try:
+            self._update = self._update.lower(self._before('policy', 1), self.frozen, batch).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error) or fit.remat == self.rl.remats[-1]:
+                raise
+            return 2**62
+        return own_bytes(self._update)
+
+    def prepare(self):
+        """Compiles what a step runs, before the first one; all that lies beside it in memory should be loaded."""
+        with jax.set_mesh(self.mesh):
+            if self._settled:
+                self._compile(self._fit)
+            else:
+                self._settle()
+            batch, _ = self._pack([], self._trajectories)
+            scored = [self._reference] if self._reference is not None else []
+            for params in scored + [self.state['policy'].params] * self.rl.rescores:
+                arguments = params, self.frozen, batch, self._temperature
+                score.lower(*arguments, cfg=self._model_cfg, compute=self._compute).compile()
 
     @property
     def policy_params(self) -> dict:
@@ -131,9 +186,11 @@ class Learner:
         on_documents = {'masked': 0.0, 'policy': 1.0, 'likelihood': self.rl.likelihood_weight}[self.rl.observations]
         sampled = [flatten(episodes[i], on_documents) for i in trained]
         with jax.set_mesh(self.mesh):
+            if not self._settled:
+                self._settle()
             sequences, importance, gap = self._recomputed(sampled)
             reference = self._reference_logprobs(sequences)
-            penalties, divergence = _k1_penalties(self.rl, sequences, reference)
+            penalties, divergence = credit.k1_penalties(self.rl, sequences, reference)
             targets = None
             if self._advantage is None:
                 over = [flatten(episodes[i], observations=self.critic_cfg.over_observations) for i in trained]
@@ -145,13 +202,13 @@ class Learner:
                 shaped = rewards.astype(np.float64)
                 shaped[trained] -= [p.sum() for p in penalties]
                 advantages = self._advantage(shaped, groups, valid)[trained]
-            token_advantages = [_per_token(self.rl, s, a) for s, a in zip(sequences, advantages, strict=True)]
+            token_advantages = [credit.per_token(self.rl, s, a) for s, a in zip(sequences, advantages, strict=True)]
             weighed = [a * w for a, w in zip(token_advantages, importance, strict=True)]
             measured, logprobs = self._updates(step, sequences, weighed, reference, targets)
         learned.metrics.update(measured | divergence | gap)
         learned.advantages[trained] = [a.mean() if len(a) else 0.0 for a in token_advantages]
         for i, sequence, own in zip(trained, sampled, logprobs, strict=False):
-            learned.gaps[i] = (own - sequence.logprobs[sequence.weights > 0])[_sampled(sequence)]
+            learned.gaps[i] = (own - sequence.logprobs[sequence.weights > 0])[credit.sampled(sequence)]
         return learned
 
     def _pack(self, sequences: Sequence[TokenSequence], trajectories: int) -> tuple[Batch, algorithms.TokenMap]:
@@ -162,8 +219,8 @@ class Learner:
             sequences,
             token_map.numbers,
             row_length=rl.row_length,
-            rows_per_micro=rl.rows_per_micro,
-            micro_batches=-(-rows // rl.rows_per_micro),
+            rows_per_micro=self._fit.rows,
+            micro_batches=-(-rows // self._fit.rows),
         )
         token_map.locate(batch)
         return batch, token_map
@@ -179,8 +236,8 @@ class Learner:
         return token_map.gather(sharding.to_host(logprobs))
 
     def _recomputed(self, sequences: list[TokenSequence]):
-        """What rl.old_logprobs='trainer' changes: old log-probs, what an advantage counts, the gap to the engine."""
-        if self.rl.old_logprobs == 'engine':  # and importance is the loss's affair
+        """What the trainer's log-probs change: the old ones, what an advantage counts, the gap to the engine."""
+        if not self.rl.rescores:  # and importance is the loss's affair
             return sequences, [1.0] * len(sequences), {}
         found, importance, largest, cap = [], [], 0.0, self.rl.importance_cap
         for sequence, own in zip(sequences, self._score(self.state['policy'].params, sequences), strict=True):
@@ -206,12 +263,12 @@ class Learner:
         advantages, returns = [], []
         for sequence, value, reward, penalty in zip(sequences, values, rewards, penalties, strict=True):
             token_rewards = np.zeros(len(value))
-            token_rewards[_sampled(sequence)] -= penalty
+            token_rewards[credit.sampled(sequence)] -= penalty
             token_rewards[-1:] += reward
             one = gae(token_rewards, value, discount=cfg.discount, trace=cfg.trace)
             advantages.append(one[0])
             returns.append(one[1])
-        sampled = [a[_sampled(s)] for a, s in zip(whiten(advantages), sequences, strict=True)]
+        sampled = [a[credit.sampled(s)] for a, s in zip(whiten(advantages), sequences, strict=True)]
         return sampled, (sequences, returns, values)
 
     def _trunk(self) -> dict:
@@ -268,34 +325,12 @@ def _loss_config(rl: RLConfig, ratio: str, denominator: float) -> losses.LossCon
         clip=rl.clip,
         clip_high=rl.clip_high,
         ratio=ratio,
-        importance_cap=rl.importance_cap if rl.old_logprobs == 'engine' else 0.0,
+        importance_cap=0.0 if rl.rescores else rl.importance_cap,
         kl=0.0 if in_reward else rl.kl,
         kl_estimator='k3' if in_reward else rl.kl_estimator,
         entropy=rl.entropy,
         denominator=denominator,
     )
-
-
-def _k1_penalties(rl: RLConfig, sequences: list[TokenSequence], reference: list[np.ndarray] | None):
-    """What k1 takes off the reward of every sampled token: kl (log pi - log ref); and the mean divergence."""
-    if reference is None or rl.kl_estimator != 'k1':
-        return [np.zeros(int(_sampled(s).sum()), np.float32) for s in sequences], {}
-    gaps = [(s.logprobs[s.weights > 0] - r)[_sampled(s)] for s, r in zip(sequences, reference, strict=True)]
-    return [rl.kl * gap for gap in gaps], {'kl': float(np.concatenate(gaps).mean())}
-
-
-def _per_token(rl: RLConfig, sequence: TokenSequence, advantage: np.ndarray) -> np.ndarray:
-    """A trajectory's advantage, or one a sampled token, on all its weighted tokens."""
-    sampled = _sampled(sequence)
-    of_observations = advantage if rl.observations == 'policy' else 1.0
-    advantages = np.full(sampled.shape, of_observations, np.float32)
-    advantages[sampled] = advantage
-    return advantages
-
-
-def _sampled(sequence: TokenSequence) -> np.ndarray:
-    """Of the weighted tokens, those that the policy sampled."""
-    return ~np.isnan(sequence.logprobs[sequence.weights > 0])
 
 
 def _explained(returns: np.ndarray, values: np.ndarray) -> float:
