@@ -30,7 +30,7 @@ def main(_):
 
     with common.one_line_errors():
         set_environment(_HARDWARE.value)
-        from zerosearch_jax.plan import hardware, planner, table
+        from zerosearch_jax.plan import hardware, planner, report, table
         from zerosearch_jax.train import config
 
         target = hardware.parse(_HARDWARE.value)
@@ -44,14 +44,13 @@ def main(_):
             print(f'mesh {given.mesh} does not fill {target}; planned with {planner.options(cfg, given)}\n')
         where = (target, *hardware.devices(target))
         if not _SUGGEST.value:
-            print(planner.table(planner.plan(cfg, *where, work), target, cfg, work))
+            print(report.table(planner.plan(cfg, *where, work), target, cfg, work))
             return
         found = []
         for changed, made in planner.suggest(cfg, *where, work):
-            print(
-                f'{made.seconds():.1f} s a step at least, {made.peak / 2**30:.1f} GiB: {planner.options(changed, cfg)}'
-            )
-            found.append((made.seconds(), planner.options(changed, cfg)))
+            seconds, options = planner.expected_seconds(made), planner.options(changed, cfg)
+            print(f'{seconds:.1f} s a step, {made.peak / 2**30:.1f} GiB: {options}')
+            found.append((seconds, options))
         print(
             f'The fastest: {min(found)[1]}' if found else 'Nothing that was tried fits; see the plan without --suggest.'
         )

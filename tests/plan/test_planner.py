@@ -11,10 +11,11 @@ import pytest
 
 from configs import tiny
 from zerosearch_jax import sharding
-from zerosearch_jax.generate import programs as generation
+from zerosearch_jax.generate import serving
+from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS
-from zerosearch_jax.plan import compiled, hardware, planner, programs
+from zerosearch_jax.plan import compiled, hardware, planner, programs, report, schedule
 from zerosearch_jax.plan import table as plan_table
 from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.train import config as train_config
@@ -86,33 +87,11 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path):
     assert made.resident['policy'] == held(state.params)
     assert made.resident['optimizer'] == held(state.opt_state)
     assert made.resident['reference'] == held(trainer.learner._reference)
-    assert made.resident['policy cache'] == held(trainer.policy_engine._cache)
-    assert made.resident['simulator cache'] == held(trainer.simulator.engine._cache)
-    assert made.resident['simulator'] == held(trainer.simulator.engine._params)
+    assert made.resident['policy cache'] == held(trainer.policy_engine._slots._cache)
+    assert made.resident['simulator cache'] == held(trainer.simulator.engine._slots._cache)
+    assert made.resident['simulator'] == held(trainer.simulator.engine._slots._weights.get([0]))
     trainer.policy_engine.load(trainer.learner.policy_params)
-    assert made.copy == held(trainer.policy_engine._params)
-
-
-def test_what_decoding_copies_of_its_cache_is_counted():
-    """Of a slot it reads 128, 256, 512 tokens or all, and all in place."""
-    run = programs.run_programs(config((1, 1, 1)), sharding.make_mesh())
-    more = {program.name: program.more for program in run.programs if program.more}
-    held = {role: run.resident[f'{role} cache'] for role in ('policy', 'simulator')}
-    assert more == {
-        'policy: decoding': held['policy'] * 512 // 1024,
-        'simulator: decoding': held['simulator'] * 512 // 896,
-    }
-
-
-def test_times_are_expected_at_the_shares_that_were_reached():
-    made = planned((1, 8, 1))
-    parts = {'prompts': 0.27, 'decoding': 0.36, 'reference': 0.35, 'update': 0.35}
-    assert planner.expected_seconds(made) == pytest.approx(
-        sum(made.seconds(part) / share for part, share in parts.items())
-    )
-    assert planner.expected_seconds(made, 'simulator: decoding') == pytest.approx(
-        made.seconds('simulator: decoding') / 0.36
-    )
+    assert made.copy == held(trainer.policy_engine._slots._weights.get([0]))
 
 
 @pytest.mark.parametrize('rank', [0, 4])
@@ -121,9 +100,12 @@ def test_weights_to_generate_with_are_split_as_the_plan_says(rank):
     layouts = [transformer.layout(cfg), *([lora.layout(cfg, rank)] if rank else [])]
     real = functools.reduce(lora.combine, (sharding.init(one, jax.random.key(0), mesh) for one in layouts))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), real)
-    expected = programs.serving_layout(abstract, 'bfloat16')
+    base, adapter = serving.split_adapter(abstract)
+    expected = serving.abstract(base, [adapter], cfg, mesh, dtype='bfloat16')
     with jax.set_mesh(mesh):
-        made = generation.serving_layout(real, dtype='bfloat16')
+        base, adapter = serving.split_adapter(real)
+        served = serving.base_layout(base, mesh, dtype='bfloat16')
+        made = serving.with_adapters(served, [adapter], cfg, mesh, dtype='bfloat16')
     assert jax.tree.structure(made) == jax.tree.structure(expected)
     for (path, got), want in zip(jax.tree.leaves_with_path(made), jax.tree.leaves(expected), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype), path
@@ -165,7 +147,8 @@ def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(t
     cfg = config((1, 1, 1), kl=0.0)
     if not same:
         cfg = dataclasses.replace(cfg, simulator=dataclasses.replace(cfg.simulator, kind='engine'))
-    before = {id(x) for x in jax.live_arrays()}
+    there = jax.live_arrays()  # kept, so that no other gets their ids
+    before = {id(x) for x in there}
     trainer = Trainer(cfg, tmp_path)
     shape = trainer.learner.state['policy'].params['embed'].shape
     held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
@@ -175,16 +158,14 @@ def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(t
     held = [x for x in jax.live_arrays() if id(x) not in before and x.shape == shape and x.dtype == 'float32']
     assert len(held) == 3 + same  # its copy instead
     trainer.collect(1, 0.0)
-    assert trainer.policy_engine._params is None
+    assert trainer.policy_engine._slots._weights._base is None
     trainer.evaluate(trainer.test_questions)
-    assert trainer.policy_engine._params is None
+    assert trainer.policy_engine._slots._weights._base is None
 
 
 def test_slots_are_those_that_the_memory_for_the_cache_holds():
     cfg = config((1, 4, 2))
-    one = programs.size(
-        programs.abstract_cache(programs.PRESETS['tiny'], make_mesh((1, 4, 2)), 4, 2 * 1024 - 128, 'float32')
-    )
+    one = programs.size(kv.abstract(programs.PRESETS['tiny'], make_mesh((1, 4, 2)), 4, 2 * 1024 - 128, 'float32'))
     rollout = dataclasses.replace(cfg.rollout, cache_gib=1.5 * one / 2**30)
     run = programs.run_programs(dataclasses.replace(cfg, rollout=rollout), make_mesh((1, 4, 2)))
     assert run.slots == {'policy': 4, 'simulator': 8}
@@ -193,13 +174,13 @@ def test_slots_are_those_that_the_memory_for_the_cache_holds():
 def test_the_verdict_says_what_is_missing_and_what_to_try():
     made, cfg = planned((1, 1, 1)), config((1, 1, 1))
     work = planner.Workload.of(cfg)
-    assert 'It fits: ' in planner.table(made, TARGET, cfg, work)
+    assert 'It fits: ' in report.table(made, TARGET, cfg, work)
     short = dataclasses.replace(made, memory=int(made.peak / (1 - planner.RESERVE)) - 2**28)
     assert -short.spare == pytest.approx(2**28 * (1 - planner.RESERVE), rel=0.01)
-    said = planner.table(short, TARGET, cfg, work)
+    said = report.table(short, TARGET, cfg, work)
     assert 'It does not fit' in said and '0.23 GiB are missing' in said
     assert 'policy.lora_rank=32' in said and 'mesh=1,2,1' in said
-    assert 'mesh=1,16,4' in planner.table(dataclasses.replace(short, mesh=(1, 64, 1)), TARGET, cfg, work)
+    assert 'mesh=1,16,4' in report.table(dataclasses.replace(short, mesh=(1, 64, 1)), TARGET, cfg, work)
 
 
 def test_a_program_that_the_compiler_refuses_is_told_and_no_crash():
@@ -254,6 +235,21 @@ def test_operations_are_counted_through_loops_branches_and_gradients():
     assert compiled.flops(jax.jit(f).trace(x), turns=3) == (5 + 3) * 2 * one
     forward = jax.jit(jax.grad(lambda x: ((x @ w) @ w.T).sum())).trace(x)
     assert compiled.flops(forward) == 2 * one + 2 * one  # w gets no gradient
+
+
+@pytest.mark.targets
+def test_operations_of_fused_attention_are_counted():
+    pytest.importorskip('jax_cuda12_plugin')
+    q, k = jnp.ones((2, 8, 4, 16), jnp.bfloat16), jnp.ones((2, 32, 2, 16), jnp.bfloat16)
+
+    def attend(q, **how):
+        return jax.nn.dot_product_attention(q, k, k, implementation='cudnn', **how).sum()
+
+    square = 2 * 4 * 8 * 32 * 16 * 2  # of queries and keys, in every head
+    assert compiled.flops(jax.jit(attend).trace(q)) == 2 * square
+    assert compiled.flops(jax.jit(functools.partial(attend, is_causal=True)).trace(q)) == square
+    assert compiled.flops(jax.jit(attend).trace(q), read=0.25) == square / 2
+    assert compiled.flops(jax.jit(jax.grad(attend)).trace(q)) == (2 + 5) * square
 
 
 def test_what_moves_is_counted_by_axis_through_loops():
@@ -409,30 +405,131 @@ def test_the_gradient_of_the_head_is_added_up_once_and_not_in_every_chunk():
 # ---------------------------------------------------------------- times, prices, suggestions
 
 
+LEAST = {'arithmetic': 0.72, 'memory': 0.08, 'links': 0.008}
+SECOND = 0.8 * 2039e9  # bytes of an A100's memory
+
+
+@pytest.mark.parametrize(
+    ('products', 'unread', 'standin', 'expected'),
+    [
+        (0.5, 0.0, False, (1.0, 0.25, 0.0)),  # products by arithmetic; the others' bytes beside it
+        (2.0, 0.0, False, (0.0, 2.25, 0.0)),  # products by bytes
+        (2.0, 1.5, False, (1.0, 0.25, 0.0)),  # of which so many are behind what is written
+        (2.0, 0.0, True, (1.0, 0.0, 0.0)),  # a stand-in's bytes are not looked at
+    ],
+)
+def test_a_run_is_expected_to_take_products_other_bytes_and_starts(products, unread, standin, expected):
+    made = compiled.Compiled(0, 0, {}, collectives=20, kernels=1000, products=products * SECOND, others=SECOND / 4)
+    found = planner._expected(made, unread * SECOND, LEAST, TARGET, standin)
+    assert (found['arithmetic'], found['memory'], found['links']) == pytest.approx(expected)
+    assert found['launches'] == pytest.approx(1000 * 2.2e-6) and found['collectives'] == pytest.approx(20 * 15e-6)
+    slow = planner._expected(made, unread * SECOND, {**LEAST, 'links': 8.0}, TARGET, standin)
+    assert slow['links'] == pytest.approx(10 - sum(expected))  # what the rest does not hide
+
+
 def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
     cfg = config((1, 8, 1))
     work = planner.Workload(searches=2.0, sampled=100.0, written=50.0)
     made = planner.plan(cfg, TARGET, *hardware.devices(TARGET), work)
-    trajectories = cfg.rollout.questions * cfg.rollout.group
     with pytest.raises(ValueError, match='must not be negative'):
         planner.Workload.of(cfg, searches=-1.0)
-    assert made.times['policy: decoding'] == trajectories * 100 / 8
-    assert made.times['simulator: decoding'] == trajectories * 2 * 50 / 8
-    assert made.times['simulator: prompts and observations'] == trajectories * 2 * cfg.simulator.prompt_tokens / 1024
-    used = (cfg.rollout.prompt_tokens + 100 + 2 * cfg.rollout.observation_tokens) / 928
-    assert made.times['update'] == made.times['reference'] == min(used, 1)
+    turns = [turn for each in schedule.episodes(cfg, work) for turn in each]
+    for role, load in made.loads.items():  # 4 trajectories, of one search as the run has it, in 8 slots
+        assert made.times[f'{role}: decoding'] == load['decodes'] and load['rows'] <= 4 * load['decodes']
+        assert made.times[f'{role}: prompts and observations'] == load['extends']
+        assert load['rows'] == sum(-(-turn.sampled // 8) for turn in turns if turn.role == role)
+    # a trajectory in a row of its own as planned; as it is, two share a prompt of 768 tokens
+    new = min(100 + 2 * cfg.rollout.observation_tokens, cfg.rollout.response_tokens)
+    used = (768 / ((1024 - 768) / new) + new) / 1024
+    assert made.times['update'] == made.times['reference'] == pytest.approx(used)
     least = {need.name: max(need.seconds.values()) for need in made.needs}
     assert made.seconds() == pytest.approx(sum(made.times[name] * least[name] for name in least))
-    assert made.seconds('simulator') == pytest.approx(
-        sum(made.times[name] * least[name] for name in least if name.startswith('simulator'))
-    )
+    expected = sum(made.times[need.name] * sum(need.expected.values()) for need in made.needs)
+    assert planner.expected_seconds(made) == pytest.approx(expected) and expected > made.seconds()
+    assert planner.expected_seconds(made, 'simulator') < expected
     twice = TARGET._replace(shape=(16,))
     assert planner.dollars(3600, TARGET, cfg) == pytest.approx(8 * 1.475)
     assert planner.dollars(3600, twice, cfg) == pytest.approx(16 * 1.475)
-    said = planner.table(made, TARGET, cfg, work)
+    said = report.table(made, TARGET, cfg, work)
     assert f'{cfg.rl.steps} steps' in said and '$' in said
     h100 = hardware.parse('h100-80gb:8')
-    assert '--config.prices.h100_hour=DOLLARS' in planner.table(made, h100, cfg, work)
+    assert '--config.prices.h100_hour=DOLLARS' in report.table(made, h100, cfg, work)
+
+
+def test_all_passes_over_a_step_are_counted():
+    loads = {'policy': {'decodes': 5, 'extends': 2}}
+    work = planner.Workload(searches=0, sampled=128)
+
+    def times(**rl):
+        return planner._times(config((1, 8, 1), **rl), loads, work)
+
+    once = times()
+    assert times(minibatch=2)['update'] == pytest.approx(2 * once['update'])  # each batch is half as large
+    assert times(minibatch=2, epochs=3)['update'] == pytest.approx(6 * once['update'])
+    assert times(minibatch=3)['update'] == times(minibatch=2)['update']  # as the learner evens them out
+    assert times(epochs=3)['reference'] == once['reference'] == once['old log-probs']
+    plain = programs.run_programs(config((1, 8, 1)), make_mesh((1, 8, 1)))
+    extra = programs.run_programs(config((1, 8, 1), old_logprobs='trainer', minibatch=3), make_mesh((1, 8, 1)))
+    assert {p.name for p in extra.programs} - {p.name for p in plain.programs} == {'old log-probs'}
+    scored = next(p for p in extra.programs if p.name == 'old log-probs')
+    assert scored.turns == 2 and scored.arguments == plain.resident['policy']
+
+
+def test_adapters_of_one_base_have_one_engine():
+    cfg = config((1, 4, 2))
+    cfg = dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, lora_rank=4))
+    run, apart = (programs.run_programs(c, make_mesh((1, 4, 2))) for c in (cfg, config((1, 4, 2))))
+    name = 'policy and simulator'
+    assert run.engines == {name: {'policy': 8, 'simulator': 8}} and run.slots == {name: 16}
+    assert apart.engines == {'policy': {'policy': 8}, 'simulator': {'simulator': 8}}
+    assert [p.name for p in run.programs if name in p.name] == [
+        f'{name}: prompts and observations',
+        f'{name}: decoding',
+    ]
+    assert 'simulator' not in run.resident and run.copy == 0 < run.resident[name]  # it stays for the simulator
+    assert run.resident[f'{name} cache'] == 2 * apart.resident['policy cache']
+    loads = planner._loads(cfg, run, planner.Workload(searches=1, sampled=40, written=20))
+    two = planner._loads(config((1, 4, 2)), apart, planner.Workload(searches=1, sampled=40, written=20))
+    assert loads[name]['rows'] == sum(load['rows'] for load in two.values())
+
+
+def test_slots_without_a_number_are_as_many_as_trajectories():
+    model, mesh = programs.PRESETS['tiny'], make_mesh((1, 4, 2))
+    wanted = types.SimpleNamespace(slots=0, cache_gib=0.0)
+    assert programs._slots(wanted, 10, model, mesh, 1024, 'float32') == 12  # equally many on four parts
+    wanted.slots = 8
+    assert programs._slots(wanted, 10, model, mesh, 1024, 'float32') == 8
+    made = planned((1, 8, 1))
+    assert made.useful_slots('policy') == 8 < made.slots_that_fit('policy')
+    fewer = dataclasses.replace(made, trajectories=10**9)
+    assert fewer.useful_slots('policy') == made.slots_that_fit('policy')
+
+
+def bound(part, name='policy: decoding', trajectories=64, rows=8, **changes):
+    """What is said of a plan in which one part of one program takes nearly all of a step."""
+    made, cfg = planned((1, 8, 1)), config((1, 8, 1), **changes)
+    needs = [
+        dataclasses.replace(need, expected=dict.fromkeys(need.expected, 0.001) | {part: float(need.name == name)})
+        for need in made.needs
+    ]
+    loads = made.loads | {'policy': {'decodes': 10, 'rows': 10 * rows, 'extends': 0, 'tokens': 0}}
+    times = dict.fromkeys(made.times, 1.0)
+    made = dataclasses.replace(made, needs=tuple(needs), loads=loads, times=times, trajectories=trajectories)
+    return report.binding(made, cfg)
+
+
+def test_a_sentence_says_what_binds_and_what_to_change():
+    assert bound('launches') == (
+        '98% of a step is policy: decoding, bound by starts of kernels: 8 of 8 slots decode in a call; more cost '
+        'little and mean fewer calls: set rollout.slots=64.'
+    )
+    assert bound('memory', trajectories=8, rows=3).endswith(
+        'bytes of memory: 3 of 8 slots decode in a call; a larger rollout.questions costs little more.'
+    )
+    assert 'a mesh with fewer parts along fsdp' in bound('collectives', trajectories=8)
+    assert 'rl.remat=dots' in bound('arithmetic', 'update', remat='full')
+    assert 'more devices' in bound('arithmetic', 'update')
+    assert 'shorter prompts' in bound('arithmetic', 'policy: prompts and observations')
 
 
 def test_suggestions_fit_and_say_how_to_get_them():

@@ -1,4 +1,4 @@
-"""What a compiler says of a program, kept by its hash: memory of each device, and what moves between devices."""
+"""What a compiler says of a program, kept by its hash: memory, kernels, and what moves between devices."""
 
 import collections
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend import core
 
 from zerosearch_jax import sharding
+from zerosearch_jax.plan import hlo
 
 # what each of n devices receives, of an array of so many bytes (its result; of a reduce-scatter, its share)
 RECEIVED = {
@@ -24,8 +25,7 @@ RECEIVED = {
     'all-to-all': lambda size, n: size * (n - 1) / n,
     'collective-permute': lambda size, n: size,
 }
-READING = 3  # of a program's text; another number where what is read changes, so that it is compiled again
-BITS = {'pred': 8, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 'bf16': 16, 'f16': 16, 's32': 32, 'u32': 32, 'f32': 32}
+READING = 4  # of a program's text; another number where what is read changes, so that it is compiled again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,16 @@ class Compiled:
     arguments: int
     own: int  # temporaries, and results that take no argument's place
     received: Mapping[str, float]  # from other devices, by the mesh axes that they lie on ('fsdp', 'fsdp+tensor', ...)
+    collectives: int = 0
+    kernels: int = 0  # hlo.Work
+    products: float = 0.0
+    others: float = 0.0
     refused: bool = False  # by a compiler that refuses what does not fit; `own` is what it names
 
 
-def measure(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, compiler: str, cache: pathlib.Path) -> Compiled:
+def measure(
+    lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, compiler: str, cache: pathlib.Path, turns: int = 1
+) -> Compiled:
     """Compiles a program, unless it has been for the same target by the same version.
 
     Args:
@@ -46,13 +52,15 @@ def measure(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, compiler: str,
       mesh: whose axes the collectives are told by.
       compiler: and target, by name; part of the key.
       cache: directory of what was measured.
+      turns: of a loop whose length is not known before it runs.
     """
-    about = json.dumps([READING, compiler, str(mesh.devices.flat[0].device_kind), jax.__version__, dict(mesh.shape)])
+    kind = str(mesh.devices.flat[0].device_kind)
+    about = json.dumps([READING, turns, compiler, kind, jax.__version__, dict(mesh.shape)])
     digest = hashlib.sha256((about + lowered.as_text()).encode()).hexdigest()
     path = cache / f'{digest}.json'
     if path.exists():
         return Compiled(**json.loads(path.read_text()))
-    made = _compile(lowered, mesh)
+    made = _compile(lowered, mesh, turns)
     cache.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f'.{os.getpid()}')
     partial.write_text(json.dumps(dataclasses.asdict(made)))
@@ -60,7 +68,7 @@ def measure(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, compiler: str,
     return made
 
 
-def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> Compiled:
+def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, turns: int = 1) -> Compiled:
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:  # the TPU's compiler refuses what does not fit, and says how much it is
@@ -71,9 +79,12 @@ def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> Compiled:
     memory = program.memory_analysis()
     own = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     received: collections.Counter = collections.Counter()
-    for one in collectives(program.as_text(), mesh):
+    text = program.as_text()
+    found = collectives(text, mesh, turns)
+    for one in found:
         received[one.axes] += one.times * one.received
-    return Compiled(memory.argument_size_in_bytes, own, dict(received))
+    times = sum(one.times for one in found)
+    return Compiled(memory.argument_size_in_bytes, own, dict(received), times, *hlo.work(text, turns))
 
 
 # ---------------------------------------------------------------- collectives
@@ -87,13 +98,16 @@ class Collective:
     axes: str  # of the mesh that its devices lie on, joined by '+'
     shape: str  # of its largest result
     received: float  # bytes that each device receives
-    times: int  # that it runs; once in a loop whose length is not known
+    times: int  # that it runs
     operation: str  # what it was made for (jax's name stack)
 
 
-def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
-    """The collectives of compiled HLO text. A TPU's compiler hides one in several fusions, which share its channel."""
-    bodies, entry = _computations(text)
+def collectives(text: str, mesh: jax.sharding.Mesh, turns: int = 1) -> list[Collective]:
+    """The collectives of compiled HLO text. A TPU's compiler hides one in several fusions, which share its channel.
+
+    `turns` is that of a loop whose length is not known.
+    """
+    bodies, entry = hlo.computations(text)
     found: dict[str, Collective] = {}
 
     def walk(name: str, times: int, fused: bool = False):
@@ -101,70 +115,11 @@ def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
             if one := _collective(line, mesh, times):
                 channel = re.search(r'channel_id=(\d+)', line) if fused else None
                 found[channel[0] if channel else f'{name} {line}'] = one
-            for called, more in _calls(line, bodies):
+            for called, more in hlo.calls(line, bodies, turns):
                 walk(called, times * more, fused or ' fusion(' in line)
 
     walk(entry, 1)
     return [one for one in found.values() if one.axes]
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """{name: lines} of a module's computations, and the name of its entry."""
-    bodies: dict[str, list[str]] = {}
-    name = entry = ''
-    for line in text.splitlines():
-        if begins := re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line):
-            name = begins[2]
-            bodies[name] = []
-            entry = name if begins[1] else entry
-        elif name:
-            bodies[name].append(line)
-    return bodies, entry
-
-
-def _calls(line: str, bodies: Mapping[str, list[str]]) -> Iterator[tuple[str, int]]:
-    """(computation, times) that an instruction runs; the functions of reductions and sorts are not looked into."""
-    if ' while(' in line:
-        known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line)
-        condition, body = (re.search(rf'{name}=%?([\w.-]+)', line)[1] for name in ('condition', 'body'))
-        yield body, int(known[1]) if known else _turns(bodies[condition], bodies[body])
-    elif several := re.search(r'branch_computations=\{([^}]*)\}', line):
-        yield from ((name.strip().lstrip('%'), 1) for name in several[1].split(','))
-    else:
-        names = re.findall(r'(?:calls|true_computation|false_computation)=%?([\w.-]+)', line)
-        if re.search(r' (?:call|async-start)\(', line):
-            names += re.findall(r'to_apply=%?([\w.-]+)', line)
-        yield from ((name, 1) for name in dict.fromkeys(names))
-
-
-def _turns(condition: list[str], body: list[str]) -> int:
-    """Of a loop that counts from 0 to a constant, where the compiler does not say; of others 1."""
-    compared = re.search(r' compare\(%?([\w.-]+), %?([\w.-]+)\), direction=LT', _root(condition))
-    end = _constant(compared[2], condition) if compared else None
-    return -(-end // _stride(compared[1], condition, body)) if end else 1
-
-
-def _stride(counter: str, condition: list[str], body: list[str]) -> int:
-    """What a turn adds to the number that a loop's condition looks at; 1 where it is not seen."""
-    place = re.search(r'get-tuple-element\(.*\), index=(\d+)', _definition(counter, condition))
-    results = re.findall(r'%([\w.-]+)', _root(body).partition(' tuple(')[2])
-    if not place or int(place[1]) >= len(results):
-        return 1
-    added = re.search(r' add\(%?[\w.-]+, %?([\w.-]+)\)', _definition(results[int(place[1])], body))
-    return (added and _constant(added[1], body)) or 1
-
-
-def _root(lines: list[str]) -> str:
-    return next((line for line in lines if line.lstrip().startswith('ROOT ')), '')
-
-
-def _definition(name: str, lines: list[str]) -> str:
-    return next((line for line in lines if re.match(rf'\s*(?:ROOT )?%?{re.escape(name)} = ', line)), '')
-
-
-def _constant(name: str, lines: list[str]) -> int | None:
-    found = re.search(r' = [su]32\[\]\S* constant\((\d+)\)', _definition(name, lines))
-    return int(found[1]) if found else None
 
 
 def _collective(line: str, mesh: jax.sharding.Mesh, times: int) -> Collective | None:
@@ -172,11 +127,11 @@ def _collective(line: str, mesh: jax.sharding.Mesh, times: int) -> Collective | 
     match = re.match(rf'\s*(?:ROOT )?%?\S+ = (.*?) ({kinds})(-start)?\(', line)
     if not match:
         return None
-    arrays = [(kind, dims) for kind, dims in re.findall(r'(\w+)\[([\d,]*)\]', match[1]) if kind in BITS]
+    arrays = [(kind, dims) for kind, dims in re.findall(r'(\w+)\[([\d,]*)\]', match[1]) if kind in hlo.BITS]
     if match[3] and match[2] != 'all-reduce':  # a start returns operands, results, and on TPUs two numbers of its own
         results = arrays[:-2] if len(arrays) > 2 and arrays[-2:] == [('u32', '')] * 2 else arrays
         arrays = results[len(results) // 2 :]
-    sizes = [BITS[kind] // 8 * math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays]
+    sizes = [hlo.BITS[kind] // 8 * math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays]
     largest = arrays[int(np.argmax(sizes))]
     axes, count = _axes(line, mesh)
     operation = re.search(r'op_name="([^"]*)"', line)
@@ -218,28 +173,38 @@ def _ordered(sizes: str, transposed: str | None) -> np.ndarray:
     return order.transpose([int(x) for x in transposed.split(',')]) if transposed else order
 
 
+def kernels(text: str) -> int:
+    """Kernels that a call of compiled HLO text launches, collectives among them; a loop's as often as it turns."""
+    return hlo.work(text).kernels
+
+
 # ---------------------------------------------------------------- arithmetic
 
 
-def flops(traced: jax.stages.Traced, turns: int = 1) -> int:
+def flops(traced: jax.stages.Traced, turns: int = 1, read: float = 1.0) -> int:
     """Multiplications and additions of the matrix products of a program, all devices together.
 
     Args:
       traced: jax.jit(f).trace(...).
       turns: of a loop whose length is not known before it runs.
+      read: share of the keys that a fused attention kernel reads, told by their number.
     """
-    return _flops(traced.jaxpr.jaxpr, turns)
+    return int(_flops(traced.jaxpr.jaxpr, turns, read))
 
 
-def _flops(jaxpr: core.Jaxpr, turns: int) -> int:
-    total = 0
+def _flops(jaxpr: core.Jaxpr, turns: int, read: float) -> float:
+    total = 0.0
     for eqn in jaxpr.eqns:
-        inner = [_flops(sub, turns) for sub in _inside(eqn)]
+        inner = [_flops(sub, turns, read) for sub in _inside(eqn)]
         match eqn.primitive.name:
             case 'dot_general':
                 (contracted, _), _ = eqn.params['dimension_numbers']
                 shape = eqn.invars[0].aval.shape
                 total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+            case 'dot_product_attention_fwd_wrapper' | 'dot_product_attention_bwd_wrapper' as name:  # cuDNN's
+                products, causal = 5 if 'bwd' in name else 2, 'CAUSAL' in str(eqn.params['mask_type'])
+                queries, keys = math.prod(eqn.invars[0].aval.shape), eqn.invars[1].aval.shape[1]
+                total += 2 * products * queries * keys * read / (1 + causal)
             case 'scan':
                 total += eqn.params['length'] * sum(inner)
             case 'while':

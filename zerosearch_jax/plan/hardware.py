@@ -23,6 +23,25 @@ class Chip(NamedTuple):
     price: str  # field of config.prices
     tpu: bool = False
 
+    @property
+    def launch(self) -> float:
+        """Seconds that a kernel takes beside its arithmetic and its bytes: to start, to fill the chip, to run dry.
+
+        Of GPUs: what bytes leave of a token of 1.5B on an H100, measured at 1, 16 and 64 rows (docs/plans.md). Of TPUs,
+        whose programs run without a host: assumed.
+        """
+        return 1e-6 if self.tpu else 2.2e-6
+
+    @property
+    def collective(self) -> float:
+        """Seconds of a collective that moves nothing, within a host or a slice. Assumed: nothing has been measured."""
+        return 5e-6 if self.tpu else 15e-6
+
+
+# of the data sheets' arithmetic and memory bandwidth: what one large product and one long sum reach. An H100's, 713
+# TFLOP/s and 2,675 GB/s (`limits` in benchmarks/results/gpu.jsonl), of the others assumed; of links what the protocol
+# of NCCL leaves of NVLink's line rate (NVIDIA/nccl-tests, issue 212)
+REACHED = {'arithmetic': 0.72, 'memory': 0.8, 'links': 0.8}
 
 CHIPS = {
     'a100-40gb': Chip(40, 312, 1555, 600, 'a100_hour'),

@@ -2,8 +2,10 @@
 
 Its programs (plan/programs.py) are compiled for the target, by its own compiler where that is installed
 (plan/compiled.py). Memory is the compiler's figure: what a program needs at its peak, and what lies beside it
-meanwhile. Times are limits, which no program reaches: arithmetic at the chip's peak, bytes that must move at its
-bandwidths, whichever takes longest.
+meanwhile. The least times are limits, which no program reaches: arithmetic at the chip's peak, bytes that must move at
+its bandwidths, whichever takes longest. The expected ones are of what the compiled program does: its kernels' bytes,
+their number, its collectives, at what a chip was seen to reach (plan/hardware.py), called as often as a schedule
+played with the workload calls it (plan/schedule.py).
 """
 
 import dataclasses
@@ -14,45 +16,26 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from zerosearch_jax import progress, sharding
-from zerosearch_jax.plan import compiled, programs
-from zerosearch_jax.plan.hardware import Hardware
+from zerosearch_jax.plan import compiled, programs, schedule
+from zerosearch_jax.plan.hardware import REACHED, Hardware
+from zerosearch_jax.plan.schedule import Workload
 from zerosearch_jax.train.config import Config
 from zerosearch_jax.weights import download
 
 RESERVE = 0.08  # of a device's memory, for what no program accounts for: the runtime, fragments, collectives' buffers
-# what programs reach of these limits, by their names: on an H100, with a model of 1.5B (docs/measurements.md)
-REACHED = {'prompts': 0.27, 'decoding': 0.36, 'learning': 0.35}
-REACHED_SAID = f'an H100 reached ({", ".join(f"{kind} {share:.0%}" for kind, share in REACHED.items())})'
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What a trajectory does, on average; nobody knows it before the run."""
-
-    searches: float = 1.0  # in the published run 64,000 searches in 200 steps of 320 trajectories
-    sampled: float = 400.0  # tokens that the policy samples
-    written: float = 0.0  # tokens that the simulator writes a search; 0: all that it may
-
-    def __post_init__(self):
-        if min(self.searches, self.sampled, self.written) < 0:
-            raise ValueError('searches, sampled and written tokens must not be negative')
-
-    @classmethod
-    def of(cls, cfg: Config, **given) -> 'Workload':
-        work = cls(**{name: value for name, value in given.items() if value is not None})
-        return dataclasses.replace(work, written=work.written or float(cfg.simulator.max_tokens))
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """One compiled program: bytes of each device, and the least seconds of one run of it (of decoding, one token's)."""
+    """One compiled program: bytes of each device, and seconds of one run of it."""
 
     name: str
     arguments: int
     small: int  # of its arguments, those that the plan counts nowhere else
     own: int  # temporaries and results
     refused: bool
-    seconds: Mapping[str, float]  # 'arithmetic', 'memory', 'links'
+    seconds: Mapping[str, float]  # 'arithmetic', 'memory', 'links': each at the data sheet's limit
+    expected: Mapping[str, float]  # of these what no other hides, and 'launches' and 'collectives'; they add up
     received: Mapping[str, float]  # from other devices, by mesh axes
 
     @property
@@ -68,6 +51,8 @@ class Plan:
     copy: int  # bytes of the weights that the policy generates with, there as long as policy and simulator generate
     needs: tuple[ProgramCost, ...]
     slots: Mapping[str, int]
+    loads: Mapping[str, Mapping[str, int]]  # of the engines: schedule.play
+    trajectories: int  # of a step
     times: Mapping[str, float]  # that a step runs each program
     mesh: tuple[int, ...]  # data, fsdp, tensor
     compiler: str
@@ -91,9 +76,15 @@ class Plan:
         """What is left below the reserve; negative: so much is missing."""
         return int(self.memory * (1 - RESERVE)) - self.peak
 
-    def slots_that_fit(self, role: str) -> int:
-        """Slots of one role, were its cache all that could be larger."""
-        return max(int(self.slots[role] * (1 + self.spare / self.resident[f'{role} cache'])), 0)
+    def slots_that_fit(self, engine: str) -> int:
+        """Slots of one engine, were its cache all that could be larger; equally many on each part of the mesh."""
+        parts = self.mesh[0] * self.mesh[1]
+        return max(int(self.slots[engine] * (1 + self.spare / self.resident[f'{engine} cache'])) // parts * parts, 0)
+
+    def useful_slots(self, engine: str) -> int:
+        """As many as fit, and as all trajectories in all of its roles can use."""
+        parts = self.mesh[0] * self.mesh[1]
+        return min(self.slots_that_fit(engine), -(-self.trajectories // parts) * parts * len(engine.split(' and ')))
 
     @property
     def fits(self) -> bool:
@@ -107,47 +98,102 @@ class Plan:
 def plan(cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Workload | None = None) -> Plan:
     """Compiles the run's programs for these devices, and adds up."""
     run = programs.run_programs(cfg, sharding.make_mesh(cfg.mesh, devices))
+    work = work or Workload.of(cfg)
+    loads = _loads(cfg, run, work)
     needs, cache = [], download.cache_dir() / 'plans'
     with jax.set_mesh(run.mesh):
         for program in run.programs:
             progress.log(f'compiling {program.name}')
-            made = compiled.measure(program.traced.lower(), run.mesh, f'{compiler} {hardware}', cache)
+            lowered = program.traced.lower()
+            made = compiled.measure(lowered, run.mesh, f'{compiler} {hardware}', cache, program.turns)
             arguments = max(made.arguments, program.arguments)  # a refused one names none
-            seconds = _seconds(program, made, hardware, run.mesh.size)
-            sizes = arguments, arguments - program.arguments, made.own + program.more
-            needs.append(ProgramCost(program.name, *sizes, made.refused, seconds, made.received))
-    times = _times(cfg, run, work or Workload.of(cfg))
+            engine = program.name.split(':')[0]
+            read = _written(loads[engine], run, engine) if engine in loads else 1.0
+            seconds = _least(program, made, read, hardware, run.mesh.size)
+            expected = _expected(made, program.cached * (1 - read), seconds, hardware, 'stand-in' in compiler)
+            sizes = arguments, arguments - program.arguments, made.own
+            needs.append(ProgramCost(program.name, *sizes, made.refused, seconds, expected, made.received))
     return Plan(
-        run.resident, run.copy, tuple(needs), run.slots, times, run.mesh.devices.shape, compiler, hardware.memory
+        run.resident,
+        run.copy,
+        tuple(needs),
+        run.slots,
+        loads,
+        cfg.rollout.questions * cfg.rollout.group,
+        _times(cfg, loads, work),
+        run.mesh.devices.shape,
+        compiler,
+        hardware.memory,
     )
 
 
-def _seconds(program: programs.Program, made: compiled.Compiled, hardware: Hardware, count: int) -> dict[str, float]:
+def _loads(cfg: Config, run: programs.Run, work: Workload) -> dict[str, Mapping[str, int]]:
+    """How often the run's engines are called in a step, and how full they are (schedule.play)."""
+    trajectories = schedule.episodes(cfg, work)
+    others = {'search': {'simulator': len(trajectories)}}  # who has no engine answers at once
+
+    def extends(name: str, tokens: list[int]) -> int:
+        one = run.extends.get(name, programs.Extend(1, 1))
+        return -(-sum(-(-count // one.width) for count in tokens) // one.rows)
+
+    modelled = {role for roles in run.engines.values() for role in roles}
+    engines = dict(run.engines) if 'simulator' in modelled else {**run.engines, **others}
+    counts = schedule.play(trajectories, engines, cfg.rollout.decode_steps, extends)
+    return {name: counts[name] for name in run.engines}
+
+
+def _written(load: Mapping[str, int], run: programs.Run, engine: str) -> float:
+    """The share of an engine's cache that a call of `decode` finds written by rows that decode."""
+    return load['tokens'] / (load['decodes'] * run.slots[engine] * run.capacity[engine])
+
+
+def _least(
+    program: programs.Program, made: compiled.Compiled, read: float, hardware: Hardware, count: int
+) -> dict[str, float]:
     chip = hardware.chip
     return {
-        'arithmetic': compiled.flops(program.traced, program.turns) / count / (chip.tflops * 1e12),
-        'memory': program.moved / (chip.memory_gbs * 1e9),
+        'arithmetic': compiled.flops(program.traced, program.turns, read) / count / (chip.tflops * 1e12),
+        'memory': (program.moved + program.cached * read) / (chip.memory_gbs * 1e9),
         'links': sum(made.received.values()) / (chip.links_gbs / 2 * 1e9),  # in, while as much goes out
     }
 
 
-def _times(cfg: Config, run: programs.Run, work: Workload) -> dict[str, float]:
-    """How often a step runs each program, all its slots and rows in use; of decoding, its tokens a slot."""
-    trajectories = cfg.rollout.questions * cfg.rollout.group
-    updates = cfg.rl.epochs * -(-trajectories // (cfg.rl.minibatch or trajectories))
-    tokens = cfg.rollout.prompt_tokens + work.sampled + work.searches * cfg.rollout.observation_tokens
-    used = min(
-        tokens / (cfg.rollout.prompt_tokens + cfg.rollout.response_tokens), 1.0
-    )  # empty micro-batches are skipped
-    times = {'reference': used, 'critic: values': used} | dict.fromkeys(('update', 'critic: update'), used * updates)
-    read = {
-        'policy': cfg.rollout.prompt_tokens / cfg.rollout.group + work.searches * cfg.rollout.observation_tokens,
-        'simulator': work.searches * cfg.simulator.prompt_tokens,
+def _expected(
+    made: compiled.Compiled, unread: float, least: Mapping[str, float], hardware: Hardware, standin: bool
+) -> dict[str, float]:
+    """Products of matrices take the longer of arithmetic and bytes, other kernels their bytes, all kernels their start.
+
+    What moves between devices does so meanwhile. A stand-in's bytes are not the target's: then the least are taken.
+    """
+    chip, found = hardware.chip, {part: seconds / REACHED[part] for part, seconds in least.items()}
+    second = chip.memory_gbs * 1e9 * REACHED['memory']
+    products = found['memory'] if standin else max((made.products - unread) / second, 0.0)
+    others = 0.0 if standin else made.others / second
+    arithmetic = found['arithmetic'] if found['arithmetic'] > products else 0.0
+    memory = others + (0.0 if arithmetic else products)
+    return {
+        'arithmetic': arithmetic,
+        'memory': memory,
+        'links': max(found['links'] - arithmetic - memory, 0.0),
+        'launches': made.kernels * chip.launch,
+        'collectives': made.collectives * chip.collective,
     }
-    written = {'policy': work.sampled, 'simulator': work.searches * work.written}
-    for role, slots in run.slots.items():
-        times[f'{role}: prompts and observations'] = trajectories * read[role] / run.extend_tokens[role]
-        times[f'{role}: decoding'] = trajectories * written[role] / slots
+
+
+def _times(cfg: Config, loads: Mapping[str, Mapping[str, int]], work: Workload) -> dict[str, float]:
+    """How often a step runs each program; of learning, as many whole batches as its tokens fill."""
+    rl, own = cfg.rl, cfg.rollout
+    new = min(work.sampled + work.searches * own.observation_tokens, own.response_tokens)
+    share = min(max((rl.row_length - own.prompt_tokens) / max(new, 1), 1), own.group)  # samples beside one prompt
+    longest = own.prompt_tokens + own.response_tokens
+    rows = (own.prompt_tokens / share + new) / rl.row_length  # of a trajectory, packed
+    used = min(rows * (rl.row_length // longest), 1.0)  # empty micro-batches are skipped
+    updates = rl.epochs * -(-own.questions * own.group // programs.minibatch(cfg))
+    times = dict.fromkeys(('reference', 'old log-probs', 'critic: values'), used)
+    times |= dict.fromkeys(('update', 'critic: update'), used * updates)
+    for engine, load in loads.items():
+        times[f'{engine}: prompts and observations'] = load['extends']
+        times[f'{engine}: decoding'] = load['decodes']
     return times
 
 
@@ -157,19 +203,21 @@ def _times(cfg: Config, run: programs.Run, work: Workload) -> dict[str, float]:
 def suggest(
     cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Workload
 ) -> Iterator[tuple[Config, Plan]]:
-    """Plans on other mesh shapes and with fewer rows a micro-batch, those that fit, as they are found.
+    """Plans on other meshes, with fewer rows a micro-batch and a slot for every trajectory: those that fit, as found.
 
     The weights are split over all devices, `tensor` of them at a time along heads and vocabulary.
     """
-    policy = programs.model_config(cfg.policy.model)
+    policy, most = programs.model_config(cfg.policy.model), cfg.rollout.questions * cfg.rollout.group
     for tensor, remat in itertools.product((1, 2, 4, 8), dict.fromkeys((cfg.rl.remat, 'full'))):
         fsdp = hardware.count // tensor
         if hardware.count % tensor or policy.num_heads % tensor or policy.hidden_size % fsdp:
             continue
-        changed = _on_mesh(cfg, (1, fsdp, tensor), rows_per_micro=fsdp, remat=remat)
-        made = plan(changed, hardware, devices, compiler, work)
-        if made.fits:
-            yield changed, made
+        for slots in dict.fromkeys(((most, most), (cfg.rollout.slots, cfg.simulator.slots))):
+            changed = _on_mesh(cfg, (1, fsdp, tensor), slots, rows_per_micro=fsdp, remat=remat)
+            made = plan(changed, hardware, devices, compiler, work)
+            if made.fits:
+                yield changed, made
+                break
 
 
 def fitted(cfg: Config, hardware: Hardware) -> Config:
@@ -181,22 +229,18 @@ def fitted(cfg: Config, hardware: Hardware) -> Config:
     fsdp = math.gcd(hardware.count // tensor, *(programs.model_config(name).hidden_size for name in names))
     data = hardware.count // tensor // fsdp
     rows = max(-(-cfg.rl.rows_per_micro // (data * fsdp)), 1) * data * fsdp
-    return _on_mesh(cfg, (data, fsdp, tensor), rows_per_micro=rows)
+    return _on_mesh(cfg, (data, fsdp, tensor), (cfg.rollout.slots, cfg.simulator.slots), rows_per_micro=rows)
 
 
-def _on_mesh(cfg: Config, mesh: tuple[int, int, int], **rl) -> Config:
-    parts = mesh[0] * mesh[1]
+def _on_mesh(cfg: Config, mesh: tuple[int, int, int], slots: tuple[int, int], **rl) -> Config:
+    policy, simulator = (max(count // (mesh[0] * mesh[1]), 1) * mesh[0] * mesh[1] for count in slots)
     return dataclasses.replace(
         cfg,
         mesh=mesh,
         rl=dataclasses.replace(cfg.rl, **rl),
-        rollout=dataclasses.replace(cfg.rollout, slots=_multiple(cfg.rollout.slots, parts)),
-        simulator=dataclasses.replace(cfg.simulator, slots=_multiple(cfg.simulator.slots, parts)),
+        rollout=dataclasses.replace(cfg.rollout, slots=policy),
+        simulator=dataclasses.replace(cfg.simulator, slots=simulator),
     )
-
-
-def _multiple(slots: int, of: int) -> int:
-    return max(slots // of, 1) * of
 
 
 def options(changed: Config, cfg: Config) -> str:
@@ -209,98 +253,13 @@ def options(changed: Config, cfg: Config) -> str:
     return ' '.join(said)
 
 
-# ---------------------------------------------------------------- for people
-
-
-def table(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> str:
-    """The plan as Markdown, with its verdict."""
-    shape = 'x'.join(map(str, made.mesh))
-    lines = [
-        f'{cfg.policy.model} on {hardware}, mesh {shape}, by {made.compiler}; GiB of each device',
-        '',
-        '| there all the time | |',
-        '|---|---|',
-        *(f'| {name} | {_gib(count)} |' for name, count in made.resident.items()),
-        f'| as long as models generate: what the policy does so with | {_gib(made.copy)} |',
-        '',
-        '| program | arguments | beside them | its own | peak | arithmetic ms | memory ms | links ms | from others |',
-        '|---|---|---|---|---|---|---|---|---|',
-        *(_row(need, made) for need in made.needs),
-        '',
-    ]
-    return '\n'.join([*lines, *_verdict(made, cfg), '', *_durations(made, hardware, cfg, work)])
-
-
-def _gib(count: float) -> str:
-    return f'{count / 2**30:.2f}'
-
-
-def _row(need: ProgramCost, made: Plan) -> str:
-    memory = map(_gib, (need.arguments, made.beside(need), need.own, made.peak_of(need)))
-    times = (f'{1000 * need.seconds[part]:.2f}' for part in ('arithmetic', 'memory', 'links'))
-    moved = ', '.join(f'{axes} {_gib(count)}' for axes, count in need.received.items()) or '-'
-    return f'| {" | ".join([need.name + " (refused)" * need.refused, *memory, *times, moved])} |'
-
-
-def _verdict(made: Plan, cfg: Config) -> Iterator[str]:
-    spare = f'{_gib(made.peak)} of {_gib(made.memory)} GiB, {RESERVE:.0%} of which are a reserve'
-    if made.fits:
-        slots = ', '.join(f'{made.slots_that_fit(role)} of {role}' for role in made.slots)
-        yield f'It fits: {spare}. Slots that would fit, either of: {slots}.'
-    else:
-        missing = f'{_gib(max(-made.spare, 0))} GiB are missing; try {", ".join(advice(made, cfg))}'
-        yield f'It does not fit: {spare}. {missing}.'
-
-
-def _durations(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> Iterator[str]:
-    yield (
-        f'A step of {cfg.rollout.questions * cfg.rollout.group} trajectories, each with {work.searches:g} searches, '
-        f'{work.sampled:g} sampled tokens and {work.written:g} tokens written a search, takes at least '
-        f'{made.seconds():.1f} s: policy {made.seconds("policy"):.1f}, simulator {made.seconds("simulator"):.1f}, '
-        f'reference {made.seconds("reference"):.1f}, update {made.seconds("update"):.1f}.'
-    )
-    seconds = expected_seconds(made) * cfg.rl.steps
-    searches = work.searches * cfg.rollout.questions * cfg.rollout.group * cfg.rl.steps
-    api = searches * cfg.prices.search_query
-    price = f'${dollars(seconds, hardware, cfg):.2f}'
-    if not getattr(cfg.prices, hardware.chip.price):
-        price = f'no price is set (--config.prices.{hardware.chip.price}=DOLLARS)'
-    yield (
-        f'{cfg.rl.steps} steps: {made.seconds() * cfg.rl.steps / 3600:.1f} h at least; {seconds / 3600:.1f} h at the '
-        f'share of the limits that {REACHED_SAID}, {hardware.count * seconds / 3600:.0f} device-hours: {price}. '
-        f'{searches:,.0f} searches at a search API: ${api:.2f}.'
-    )
+# ---------------------------------------------------------------- hours and prices
 
 
 def expected_seconds(made: Plan, part: str = '') -> float:
-    """Seconds of a step, or of its programs whose name holds `part`, at the share of the limits that was reached."""
-
-    def reached(name: str) -> float:
-        return next((share for kind, share in REACHED.items() if kind in name), REACHED['learning'])
-
-    return sum(
-        need.min_seconds * made.times[need.name] / reached(need.name) for need in made.needs if part in need.name
-    )
+    """Seconds of a step, or of those of its programs whose name holds `part`."""
+    return sum(sum(need.expected.values()) * made.times[need.name] for need in made.needs if part in need.name)
 
 
 def dollars(seconds: float, hardware: Hardware, cfg: Config) -> float:
     return seconds / 3600 * hardware.count * getattr(cfg.prices, hardware.chip.price)
-
-
-def advice(made: Plan, cfg: Config) -> Iterator[str]:
-    """What would lower the need of the program that has the largest."""
-    data, fsdp, tensor = made.mesh
-    need = max(made.needs, key=made.peak_of)
-    learning = need.name.split(':')[0] not in made.slots
-    if learning and need.own > made.resident['optimizer'] / 2 and cfg.rl.remat != 'full':
-        yield 'rl.remat=full'
-    if learning and cfg.rl.rows_per_micro > data * fsdp:
-        yield f'rl.rows_per_micro={data * fsdp}'
-    if learning and fsdp > 8:  # embedding and head are whole on every device that has the whole vocabulary
-        yield f'mesh={data},{fsdp // 4},{4 * tensor}'
-    caches = sum(count for name, count in made.resident.items() if name.endswith('cache'))
-    if caches > made.memory / 5:
-        yield 'fewer rollout.slots or simulator.slots'
-    if not cfg.policy.lora_rank:
-        yield 'policy.lora_rank=32'
-    yield f'more devices (mesh={data},{2 * fsdp},{tensor})'

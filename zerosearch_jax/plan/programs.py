@@ -4,7 +4,6 @@ Nothing is loaded and nothing runs. A program knows what it is called with; what
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from zerosearch_jax import sharding
+from zerosearch_jax.generate import ahead, serving
 from zerosearch_jax.generate import programs as generation
-from zerosearch_jax.generate.capacity import EXTEND_WIDTH, decode_span, extend_rows, rounded_capacity, slots_that_fit
+from zerosearch_jax.generate.capacity import Shapes, rounded_capacity, shapes, slots_that_fit
 from zerosearch_jax.generate.sampling import FULL_SUPPORT, Truncation
 from zerosearch_jax.models import attention, lora, transformer
 from zerosearch_jax.models import cache as kv
@@ -26,9 +25,10 @@ from zerosearch_jax.rl import critic as critics
 from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.text import protocol, stop
 from zerosearch_jax.text.trajectory import Batch
-from zerosearch_jax.train.config import Config
+from zerosearch_jax.train.config import Config, share_base
 
 INTEGERS = ('tokens', 'positions', 'segments', 'prefixes')
+GENERATION = generation.extend, generation.decode
 
 
 class Program(NamedTuple):
@@ -37,9 +37,16 @@ class Program(NamedTuple):
     name: str
     traced: jax.stages.Traced
     arguments: int  # bytes of each device that it is called with, small ones left out
-    moved: float  # bytes of each device's memory that it reads and writes at least; of decoding, one token's
+    moved: float  # bytes of each device's memory that it reads and writes at least, the cache apart
     turns: int = 1  # of its loops whose length is not known beforehand
-    more: int = 0  # bytes of each device that it takes in another form of it, which is not compiled
+    cached: float = 0.0  # bytes of each device of the cache that it reads, were every slot full
+
+
+class Extend(NamedTuple):
+    """A call that writes given tokens."""
+
+    rows: int
+    width: int  # tokens a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +56,15 @@ class Run:
     resident: Mapping[str, int]  # bytes of each device that are there all the time
     copy: int  # bytes of each device of the weights that the policy generates with, there as long as it does
     programs: tuple[Program, ...]
-    slots: Mapping[str, int]  # of the roles' engines
-    extend_tokens: Mapping[str, int]  # that one call writes at most
+    engines: Mapping[str, Mapping[str, int]]  # slots of each of their roles
+    capacity: Mapping[str, int]  # tokens of a slot of theirs
+    extends: Mapping[str, Extend]  # what one call writes at most
     mesh: jax.sharding.Mesh
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Of the engines, all their roles together."""
+        return {name: sum(roles.values()) for name, roles in self.engines.items()}
 
 
 def model_config(reference: str) -> ModelConfig:
@@ -72,37 +85,43 @@ def model_config(reference: str) -> ModelConfig:
 
 def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
     """The programs of a run on the devices of a mesh, traced."""
-    policy = model_config(cfg.policy.model)
+    parts = sharding.shard_count('batch', mesh)
+    rl = dataclasses.replace(cfg.rl, remat=cfg.rl.remats[0], rows_per_micro=cfg.rl.rows_per_micro or parts)
+    cfg, policy = dataclasses.replace(cfg, rl=rl), model_config(cfg.policy.model)
     whole = sharding.abstract(transformer.layout(policy), mesh)
     layout = lora.layout(policy, cfg.policy.lora_rank) if cfg.policy.lora_rank else transformer.layout(policy)
     trained, frozen = sharding.abstract(layout, mesh), whole if cfg.policy.lora_rank else {}
     tx = state.optimizer(cfg.optimizer, cfg.rl.steps)
     train_state, shardings = abstract_state(layout, tx, mesh)
     resident = {'policy': size(trained) + size(frozen), 'optimizer': size(train_state.opt_state)}
-    programs, slots, tokens = [], {}, {}
+    programs, engines, capacity, extends, copy = [], {}, {}, {}, 0
     with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
         for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
-            cache = abstract_cache(role.model, mesh, role.slots, role.tokens, role.dtype)
+            slots = sum(role.slots.values())
+            cache = kv.abstract(role.model, mesh, slots, rounded_capacity(role.tokens), role.dtype)
             if role.name == 'policy':
                 copy = size(role.params)
-            else:
-                resident['simulator'] = size(role.params)
+            else:  # a base that both roles generate with stays while the policy learns
+                resident[role.name] = size(role.params)
             resident[f'{role.name} cache'] = size(cache)
-            programs += _generation(role, cache, cfg, mesh)
+            compiled = shapes(mesh, max(role.slots.values()), cache.capacity)
+            programs += _generation(role, cache, compiled, cfg, mesh)
+            engines[role.name], capacity[role.name] = role.slots, cache.capacity
             parts = sharding.shard_count('batch', mesh)
-            slots[role.name] = role.slots
-            tokens[role.name] = parts * extend_rows(parts)[-1] * EXTEND_WIDTH
+            extends[role.name] = Extend(parts * compiled.extend[-1][0], compiled.width)
         learner = _Learner(cfg, policy, trained, frozen, train_state, mesh)
         if cfg.rl.kl:
             reference = cast(trained, cfg.policy.dtype)
             resident['reference'] = size(reference)
-            programs.append(learner.score(reference))
+            programs.append(learner.score('reference', reference))
+        if cfg.rl.old_logprobs == 'trainer':
+            programs.append(learner.score('old log-probs', trained))
         programs.append(learner.update(tx, shardings))
         if cfg.rl.has_critic:
             kept, more = learner.critic(whole)
             resident['critic'] = kept
             programs += more
-    return Run(resident, copy, tuple(programs), slots, tokens, mesh)
+    return Run(resident, copy, tuple(programs), engines, capacity, extends, mesh)
 
 
 def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.TrainState, state.TrainState]:
@@ -115,8 +134,9 @@ def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.Tra
 
 
 def size(tree) -> int:
-    """Bytes of each device that abstract arrays take there."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """Bytes of each device that abstract arrays take there; small ones, which the host gives, are nowhere."""
+    placed = (x for x in jax.tree.leaves(tree) if x.sharding is not None)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed)
 
 
 def cast(tree, dtype):
@@ -127,12 +147,12 @@ def cast(tree, dtype):
 
 
 class _Role(NamedTuple):
-    """A model that generates."""
+    """A model that generates, for one role or for both."""
 
     name: str
     model: ModelConfig
     params: dict
-    slots: int
+    slots: Mapping[str, int]  # by role
     tokens: int  # of a slot
     dtype: str
     strings: tuple[str, ...]
@@ -141,85 +161,47 @@ class _Role(NamedTuple):
 
 def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Role]:
     own, sim = cfg.rollout, cfg.simulator
-    longest = own.prompt_tokens + own.response_tokens
-    slots = _slots(own, policy, mesh, longest, cfg.policy.dtype)
-    truncation = Truncation(top_p=own.top_p)
-    serving = serving_layout(params, cfg.policy.dtype)
-    yield _Role('policy', policy, serving, slots, longest, cfg.policy.dtype, protocol.STOP_STRINGS, truncation)
-    if sim.kind == 'model':
-        model, longest = model_config(sim.model), sim.prompt_tokens + sim.max_tokens
-        weights = serving_layout(sharding.abstract(transformer.layout(model), mesh), sim.dtype)
-        slots = _slots(sim, model, mesh, longest, sim.dtype)
-        yield _Role('simulator', model, weights, slots, longest, sim.dtype, (), FULL_SUPPORT)
+    tokens = {'policy': own.prompt_tokens + own.response_tokens, 'simulator': sim.prompt_tokens + sim.max_tokens}
+    shared, trajectories = share_base(cfg), own.questions * own.group
+
+    def role(name: str, model: ModelConfig, weights: dict, dtype: str, **more) -> _Role:
+        longest = max(tokens.values()) if shared else tokens[name]
+        wanted = {'policy': own, 'simulator': sim} if shared else {name: own if name == 'policy' else sim}
+        slots = {who: _slots(each, trajectories, model, mesh, longest, dtype) for who, each in wanted.items()}
+        base, adapter = serving.split_adapter(weights)
+        made = serving.Weights(model, mesh, len(slots), dtype).abstract(base, [adapter] * len(slots))
+        return _Role(' and '.join(slots), model, made, slots, longest, dtype, **more)
+
+    stops = {'strings': protocol.STOP_STRINGS, 'truncation': Truncation(top_p=own.top_p)}
+    yield role('policy', policy, params, cfg.policy.dtype, **stops)
+    if sim.kind == 'model' and not shared:
+        model = model_config(sim.model)
+        weights = sharding.abstract(transformer.layout(model), mesh)
+        yield role('simulator', model, weights, sim.dtype, strings=(), truncation=FULL_SUPPORT)
 
 
-def _slots(wanted, model: ModelConfig, mesh, longest: int, dtype: str) -> int:
+def _slots(wanted, most: int, model: ModelConfig, mesh, longest: int, dtype: str) -> int:
+    """As many as are wanted and fit; where none are, `most`, as every part of the mesh has equally many."""
+    parts = sharding.shard_count('batch', mesh)
+    slots = wanted.slots or -(-most // parts) * parts
     if not wanted.cache_gib:
-        return wanted.slots
-    return min(wanted.slots, slots_that_fit(int(wanted.cache_gib * 2**30), model, mesh, longest, dtype))
+        return slots
+    return min(slots, slots_that_fit(int(wanted.cache_gib * 2**30), model, mesh, longest, dtype))
 
 
-def abstract_cache(model: ModelConfig, mesh, slots: int, tokens: int, dtype: str) -> kv.KVCache:
-    capacity = rounded_capacity(tokens)
-    place = sharding.named(mesh, *kv.axes(model, mesh))
-
-    def layers(*shape):
-        one = jax.ShapeDtypeStruct((slots, model.num_kv_heads, *shape), jnp.dtype(dtype), sharding=place)
-        return (one,) * model.num_layers
-
-    return kv.KVCache(layers(model.head_dim, capacity), layers(capacity, model.head_dim))
-
-
-def serving_layout(params: dict, dtype: str) -> dict:
-    """What generation.serving_layout makes of abstract weights: a layer is split as its stack is."""
-    made = jax.eval_shape(functools.partial(generation.serving_layout, dtype=dtype), params)
-    mesh, embed = params['embed'].sharding.mesh, params['embed'].sharding.spec
-
-    def placed(array, *axes):
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
-
-    def layer(arrays: dict) -> dict:
-        return {name: placed(w, *params['layers'][name].sharding.spec[1:]) for name, w in arrays.items()}
-
-    flat = {name: placed(made[name], *params[name].sharding.spec) for name in params if name != 'layers'}
-    return {'head': placed(made['head'], *embed[::-1]), **flat, 'layers': tuple(map(layer, made['layers']))}
-
-
-def _generation(role: _Role, cache: kv.KVCache, cfg: Config, mesh) -> Iterator[Program]:
-    """Writing given tokens, and decoding in all slots."""
-
-    def array(shape, kind=np.int32):
-        return jax.ShapeDtypeStruct(shape, kind, sharding=sharding.named(mesh))
-
-    parts, common = sharding.shard_count('batch', mesh), {'cfg': role.model, 'dtype': role.dtype}
-    rows = parts, extend_rows(parts)[-1]
-    each, tokens = array(rows), array((*rows, EXTEND_WIDTH))
+def _generation(role: _Role, cache: kv.KVCache, shapes: Shapes, cfg: Config, mesh) -> Iterator[Program]:
+    """Writing given tokens, and decoding: of the engine's calls the largest of each."""
+    steps, slots = cfg.rollout.decode_steps, sum(role.slots.values())
+    stops = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
+    sampling = {'steps': steps, 'eos_ids': (0,), 'first_accept': stops.first_accept, 'truncation': role.truncation}
+    common = {'cfg': role.model, 'dtype': role.dtype}
+    calls = ahead.calls(role.params, cache, stops.table, shapes, slots, mesh, common, sampling)
+    largest = {call.function: call for call in calls}
     arguments, weights = size(role.params) + size(cache), size({**role.params, 'embed': ()})
-    traced = generation.extend.trace(role.params, cache, each, tokens, each, each, **common)
-    written = size(cache) * rows[0] * rows[1] / role.slots
-    yield Program(f'{role.name}: prompts and observations', traced, arguments, weights + written)
-    table = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
-    traced = generation.decode.trace(
-        role.params,
-        cache,
-        jax.tree.map(lambda x: array(x.shape, x.dtype), generation.idle_rows(role.slots)),
-        None,
-        array(table.table.shape, table.table.dtype),
-        array((), np.float32),
-        steps=cfg.rollout.decode_steps,
-        span=cache.capacity,
-        eos_ids=(0,),
-        first_accept=table.first_accept,
-        truncation=role.truncation,
-        **common,
-    )
-    half = max((span for span in _spans(cache.capacity) if span < cache.capacity), default=0)
-    copied = size(cache) * half // cache.capacity  # of the whole span nothing is
-    yield Program(f'{role.name}: decoding', traced, arguments, weights + size(cache), more=copied)
-
-
-def _spans(capacity: int) -> set[int]:
-    return {decode_span(length, capacity) for length in range(1, capacity + 1)}
+    extend, decode = (largest[f].function.trace(*largest[f].arguments, **largest[f].options) for f in GENERATION)
+    read = size(cache) * shapes.extend[-1][0] * sharding.shard_count('batch', mesh) / slots
+    yield Program(f'{role.name}: prompts and observations', extend, arguments, weights + read)
+    yield Program(f'{role.name}: decoding', decode, arguments, steps * weights, steps, steps * size(cache))
 
 
 # ---------------------------------------------------------------- learning
@@ -251,16 +233,15 @@ class _Learner:
             }
         )
 
-    def score(self, reference) -> Program:
+    def score(self, name: str, params) -> Program:
         batch = self._batch(self._cfg.rollout.questions * self._cfg.rollout.group)
         temperature = self._cfg.rollout.temperature
-        traced = step.score.trace(reference, self._frozen, batch, temperature, cfg=self._policy, compute=self._compute)
+        traced = step.score.trace(params, self._frozen, batch, temperature, cfg=self._policy, compute=self._compute)
         moved = len_micro(batch) * self._weights
-        return Program('reference', traced, size(reference) + size(self._frozen), moved, self._turns)
+        return Program(name, traced, size(params) + size(self._frozen), moved, self._turns)
 
     def update(self, tx, shardings) -> Program:
-        rl = self._cfg.rl
-        batch = self._batch(rl.minibatch or self._cfg.rollout.questions * self._cfg.rollout.group)
+        rl, batch = self._cfg.rl, self._batch(minibatch(self._cfg))
         loss = losses.LossConfig(kl=rl.kl, entropy=rl.entropy)
         update = step.make_update(self._policy, tx, shardings, loss, self._compute, self._cfg.rollout.temperature)
         moved = len_micro(batch) * (2 if rl.remat == 'none' else 3) * self._weights + 2 * size(self._state)
@@ -277,7 +258,7 @@ class _Learner:
         tx = state.optimizer(state.OptimizerConfig(own.learning_rate), rl.steps)
         train_state, shardings = abstract_state(layout, tx, self._mesh)
         everything = self._batch(self._cfg.rollout.questions * self._cfg.rollout.group)
-        batch = self._batch(rl.minibatch or self._cfg.rollout.questions * self._cfg.rollout.group)
+        batch = self._batch(minibatch(self._cfg))
         values = critics.values.trace(train_state.params, frozen, everything, cfg=self._policy, compute=self._compute)
         update = critics.make_update(self._policy, tx, shardings, own.clip, self._compute)
         update = update.trace(train_state, frozen, batch, batch.weights, batch.weights)
@@ -288,6 +269,12 @@ class _Learner:
             Program('critic: values', values, there[0], read[0]),
             Program('critic: update', update, there[1], read[1]),
         ]
+
+
+def minibatch(cfg: Config) -> int:
+    """Trajectories of an update; as the learner does, all updates of a step have as many as can be."""
+    trajectories = cfg.rollout.questions * cfg.rollout.group
+    return -(-trajectories // -(-trajectories // (cfg.rl.minibatch or trajectories)))
 
 
 def len_micro(batch: Batch) -> int:

@@ -5,7 +5,7 @@ import itertools
 
 import jax
 
-from zerosearch_jax.plan import hardware, planner
+from zerosearch_jax.plan import hardware, planner, report
 from zerosearch_jax.plan.hardware import Hardware
 from zerosearch_jax.train.config import Config
 
@@ -81,7 +81,7 @@ def _row(made: planner.Plan, target: Hardware, cfg: Config) -> str:
     largest = max(made.needs, key=made.peak_of).name
     verdict = 'fits'
     if not made.fits:
-        verdict = f'**short by {max(-made.spare, 0) / 2**30:.1f}**; try {", ".join(planner.advice(made, cfg))}'
+        verdict = f'**short by {max(-made.spare, 0) / 2**30:.1f}**; try {", ".join(report.advice(made, cfg))}'
     seconds = planner.expected_seconds(made) * cfg.rl.steps
     price = planner.dollars(seconds, target, cfg)
     cells = (
@@ -112,6 +112,6 @@ def _searches(made: planner.Plan, target: Hardware, cfg: Config, work: planner.W
     return (
         f'{SEARCHES:,} searches by {SIMULATORS[-1]} on {target}, {work.written:g} tokens each: published {HOURS} h and '
         f'${PRICE:.2f}; of our programs {at_least / 3600:.1f} h and ${next(prices):.2f} at the limits of the chip, '
-        f'{likely / 3600:.1f} h and ${next(prices):.2f} at the share of them that {planner.REACHED_SAID}; '
+        f'{likely / 3600:.1f} h and ${next(prices):.2f} expected; '
         f'a search API: ${SEARCHES * cfg.prices.search_query:.2f}.'
     )
