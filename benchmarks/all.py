@@ -8,14 +8,13 @@ flags go to every program: `--only decode --model tiny`.
 """
 
 import argparse
-import os
+import json
 import pathlib
-import subprocess
 import sys
 import time
 
-# memory in pages of 2 MiB: without, a tenth of a large update is spent on page faults
-HUGE_PAGES = 'glibc.malloc.hugetlb=1'
+from benchmarks.machine import figures
+
 PROGRAMS = ('decode', 'update', 'search_step', 'startup', 'compile_time')
 
 
@@ -26,19 +25,10 @@ def main():
     args, flags = parser.parse_known_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for program in args.only:
-        run(args.out, program, *flags)
-
-
-def run(out: pathlib.Path, program: str, *flags: str):
-    """Runs one program and appends its lines to `out`; exits with its name if it fails."""
-    print(f'{time.strftime("%H:%M:%S")} benchmarks.{program} {" ".join(flags)}', file=sys.stderr)
-    command = [sys.executable, '-m', f'benchmarks.{program}', *flags]
-    environment = {'GLIBC_TUNABLES': HUGE_PAGES, **os.environ}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
-    with out.open('a') as file:
-        file.write(done.stdout)
-    if done.returncode:
-        sys.exit(f'benchmarks.{program} failed with {done.returncode}; the lines before are in {out}')
+        print(f'{time.strftime("%H:%M:%S")} benchmarks.{program} {" ".join(flags)}', file=sys.stderr)
+        for line in figures([sys.executable, '-m', f'benchmarks.{program}', *flags]):
+            with args.out.open('a') as file:
+                file.write(json.dumps(line) + '\n')
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -103,6 +104,15 @@ def peak_gib() -> float:
     """The most memory that was in use: of the accelerator, else of this process."""
     memory = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
     return (memory or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**30
+
+
+@contextlib.contextmanager
+def guarded(name: str):
+    """Says why a figure is missing where the device refuses it (for want of memory, say), and goes on."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        print(json.dumps({'name': name, 'not_run': str(error).splitlines()[0]}), flush=True)
 
 
 def emit(name: str, **figures):

@@ -8,17 +8,20 @@ same Python environment. Times, and what is computed from them, are left out of 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 from safetensors import safe_open
 
-ROOT = pathlib.Path(__file__).parents[1]
+from benchmarks.machine import ROOT
+
 TIMES = ('speed/', 'seconds', 'device_dollars')  # what holds any of these in its name
 
 
@@ -27,20 +30,28 @@ def main():
     parser.add_argument('commit')
     parser.add_argument('--config', default='configs/tiny.py')
     args, overrides = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        other, runs = pathlib.Path(scratch) / 'other', [pathlib.Path(scratch) / name for name in ('before', 'now')]
-        subprocess.run(['git', 'worktree', 'add', '--detach', '-q', str(other), args.commit], cwd=ROOT, check=True)
-        try:
-            for tree, workdir in zip((other, ROOT), runs, strict=True):
-                run(tree, workdir, args.config, overrides)
-            found = [contents(workdir) for workdir in runs]
-        finally:
-            subprocess.run(['git', 'worktree', 'remove', '--force', str(other)], cwd=ROOT, check=True)
+    with tempfile.TemporaryDirectory() as scratch, worktree(args.commit) as other:
+        runs = [pathlib.Path(scratch) / name for name in ('before', 'now')]
+        for tree, workdir in zip((other, ROOT), runs, strict=True):
+            run(tree, workdir, args.config, overrides)
+        found = [contents(workdir) for workdir in runs]
     names = sorted(found[0].keys() | found[1].keys())
     different = [name for name in names if not same(*(each.get(name) for each in found))]
     for name in names:
         print(f'{"DIFFERENT" if name in different else "the same"}  {name}')
     sys.exit(1 if different or not names else 0)
+
+
+@contextlib.contextmanager
+def worktree(commit: str) -> Iterator[pathlib.Path]:
+    """The files of a commit, as long as they are needed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = pathlib.Path(scratch) / 'tree'
+        subprocess.run(['git', 'worktree', 'add', '--detach', '-q', str(tree), commit], cwd=ROOT, check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run(['git', 'worktree', 'remove', '--force', str(tree)], cwd=ROOT, check=True)
 
 
 def run(tree: pathlib.Path, workdir: pathlib.Path, config: str, overrides: list[str]):

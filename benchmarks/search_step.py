@@ -13,7 +13,6 @@ import json
 import pathlib
 import time
 
-import jax
 import numpy as np
 
 from benchmarks import common
@@ -46,7 +45,8 @@ def main():
     config.policy.dtype = config.simulator.dtype = args.dtype
     trainer = Trainer(train_config.parse(config), None)
     trainer.load_simulator()
-    clocks = {'policy': clock(trainer.policy_engine), 'simulator': clock(trainer.simulator.engine)}
+    engines = {'policy': trainer.policy_engine, 'simulator': trainer.simulator.engine}
+    clocks = {name: clock(engine) for name, engine in engines.items()}
     simulated = listen(trainer.simulator.engine)
     for repeat in range(args.repeats + 1):
         simulated.clear()
@@ -77,7 +77,7 @@ def main():
             seconds=ended - began,
             rollout_seconds=collected - began,
             update_seconds=ended - collected,
-            host_seconds=collected - began - figures['policy_seconds'] - figures['simulator_seconds'],
+            host_seconds=collected - began - sum(sum(seconds) for _, seconds in clocks.values()),
             searches=sum(len(t.searches) for t in trajectories),
             trajectory_tokens=sum(len(s.tokens) for t in trajectories for s in t.segments),
             **figures,
@@ -88,10 +88,9 @@ def clock(engine):
     """The engine, and a list that receives the seconds of each of its steps."""
     seconds, run = [], engine.step
 
-    def step(*on_tokens):
+    def step():
         began = time.perf_counter()
-        stopped = run(*on_tokens)
-        jax.block_until_ready(engine._cache)
+        stopped = run()
         seconds.append(time.perf_counter() - began)
         return stopped
 
@@ -107,8 +106,8 @@ def listen(engine) -> dict[tuple, list]:
         seen[request.handle[0]].append([request.prompt, 0])
         open_(request)
 
-    def step(*on_tokens):
-        stopped = run(*on_tokens)
+    def step():
+        stopped = run()
         for generation in stopped:
             seen[generation.handle[0]][-1][1] = len(generation.tokens)
         return stopped

@@ -2,7 +2,8 @@
 
 python -m benchmarks.table benchmarks/results/*.jsonl
 
-The lines of benchmarks.peers.run have a ratio and go to a table of their own. Of lines with one name the last counts.
+Lines of comparisons have a ratio and go to a table of their own. Of lines with one name the last counts; those of what
+was not run are left out.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def main():
 def filled(text: str, results: list[pathlib.Path]) -> str:
     """The page with the tables of these results."""
     lines = [json.loads(line) for path in results for line in path.read_text().splitlines()]
+    lines = [row for row in lines if 'not_run' not in row]
     rows = list({(row['name'], row.get('model'), row.get('device')): row for row in lines}.values())
     text = replaced(text, 'table', OWN, [own(row) for row in rows if 'ratio' not in row])
     return replaced(text, 'peers', PEERS, [beside(row) for row in rows if 'ratio' in row])
@@ -48,11 +50,16 @@ def own(row: dict) -> str:
 
 
 def result(row: dict) -> str:
+    if 'to_measured' in row:
+        return f'{row["to_measured"]:.2f} x the measured seconds'
     if 'tokens_per_second' in row:
         return spread(row['tokens_per_second'], 'tokens/s')
-    if 'rollout_seconds' in row:
-        parts = ', '.join(f'{part} {row[f"{part}_seconds"]:.0f}' for part in ('policy', 'simulator', 'host', 'update'))
+    if 'host_seconds' in row:
+        parts = ('policy', 'simulator', 'both', 'host', 'update')
+        parts = ', '.join(f'{part} {row[f"{part}_seconds"]:.0f}' for part in parts if f'{part}_seconds' in row)
         return f'{row["seconds"]:.0f} s ({parts})'
+    if 'call_ms' in row:
+        return f'{row["call_ms"]:.3g} ms a call, {row["token_ms"]:.3g} ms a token'
     if 'to_shallow' in row:
         return f'{row["seconds"]:.1f} s, {row["to_shallow"]:.2f} x that of 4 layers'
     return f'{row["seconds"]:.1f} s'

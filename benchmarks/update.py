@@ -1,11 +1,13 @@
 """The update: all weights of the model with AdamW, on full rows and on packed search trajectories.
 
 python -m benchmarks.update
+python -m benchmarks.update --remat none dots full --micro 1 2    # each with each
 
 `share` is of the measured matmul peak, counting 6 operations a weight and token (the logits of every weighted token
-included), nothing for recomputation.
+included), nothing for recomputation; `tflops_6n` is the common figure of 6 a weight and token, attention left out.
 """
 
+import itertools
 import json
 import pathlib
 
@@ -25,25 +27,30 @@ def main():
     parser = common.parser(__doc__)
     parser.add_argument('--rows', type=int, default=8)
     parser.add_argument('--length', type=int, default=512, help='tokens a row')
-    parser.add_argument('--micro', type=int, default=1, help='rows a micro-batch')
-    parser.add_argument('--remat', default='none', choices=transformer.REMAT_POLICIES)
+    parser.add_argument('--micro', type=int, nargs='+', default=[1], help='rows a micro-batch')
+    parser.add_argument('--remat', nargs='+', default=['none'], choices=transformer.REMAT_POLICIES)
     parser.add_argument('--groups', type=int, default=4, help='groups of 8 search trajectories in the packed batch')
     parser.add_argument('--row', type=int, default=0, help='tokens a packed row; 0: three times --length')
     parser.add_argument('--trajectories', type=pathlib.Path, help='pack these (search_step --record) instead')
     args = parser.parse_args()
     mesh = sharding.make_mesh()
     model = common.load_model(args.model, mesh)
-    measure('update, full rows', model, mesh, args, full_rows(model.cfg, args))
+    variants = list(itertools.product(args.micro, args.remat))
+    for micro, remat in variants:
+        about = f', {micro} a micro-batch, remat {remat}' if len(variants) > 1 else ''
+        with common.guarded(f'update, full rows{about}'):
+            measure(f'update, full rows{about}', model, mesh, args, full_rows(model.cfg, args, micro), remat)
     made = read(args.trajectories) if args.trajectories else invented(model.cfg, args)
     advantages, row = np.random.default_rng(0).normal(size=len(made)), args.row or 3 * args.length
-    batch = pack(made, advantages, row_length=row, rows_per_micro=args.micro)
-    measure('update, packed trajectories', model, mesh, args, batch)
+    batch = pack(made, advantages, row_length=row, rows_per_micro=args.micro[0])
+    with common.guarded('update, packed trajectories'):
+        measure('update, packed trajectories', model, mesh, args, batch, args.remat[0])
 
 
-def full_rows(cfg, args):
+def full_rows(cfg, args, micro: int):
     tokens = common.random_tokens(cfg, args.rows, args.length)
     rows = [flatten([Segment(Kind.ACTION, tuple(row.tolist()))]) for row in tokens]
-    return pack(rows, np.ones(args.rows), row_length=args.length, rows_per_micro=args.micro)
+    return pack(rows, np.ones(args.rows), row_length=args.length, rows_per_micro=micro)
 
 
 def read(path: pathlib.Path) -> list[TokenSequence]:
@@ -77,15 +84,16 @@ def invented(cfg, args) -> list[TokenSequence]:
     return made
 
 
-def measure(name: str, model, mesh, args, batch):
+def measure(name: str, model, mesh, args, batch, remat: str):
     layout, tx = transformer.layout(model.cfg), state.optimizer(state.OptimizerConfig(learning_rate=1e-6), 100)
     shardings = state.state_shardings(layout, tx, mesh)
     compute = losses.Compute(
-        args.dtype, args.remat, attention=attention.choose(model.cfg, args.dtype, mesh, batch.tokens.shape[-1]).name
+        args.dtype, remat, attention=attention.choose(model.cfg, args.dtype, mesh, batch.tokens.shape[-1]).name
     )
     update = step.make_update(model.cfg, tx, shardings, losses.LossConfig(kl=0.0), compute)
     with jax.set_mesh(mesh):
         current = state.create(jax.tree.map(lambda x: x.copy(), model.params), tx, shardings)
+        update = update.lower(current, {}, batch).compile()
 
         def once():
             nonlocal current
@@ -106,6 +114,8 @@ def measure(name: str, model, mesh, args, batch):
         tokens_per_second=common.spread([used / t for t in times]),
         share=common.spread([1e-9 * work / t / limits['gflops'] for t in times]),
         tokens=used,
+        tflops_6n=common.spread([6e-12 * used / t * transformer.num_parameters(model.cfg) for t in times]),
+        temporaries_gib=update.memory_analysis().temp_size_in_bytes / 2**30,
         padding=padding_share(batch),
         attention=compute.attention,
         limits=limits,

@@ -12,6 +12,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+STOPS = {'limit': 'to the limit', 'known': 'stops known'}  # where turns of transformers_search end; what is said of it
+
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """Flags of every peer's program."""
@@ -34,7 +36,14 @@ def spread(values: list[float]) -> dict[str, float]:
     return {name: float(f'{value:.4g}') for name, value in found.items()}
 
 
-def emit_decode(batch: int, new: int, whole: list[float], prefill: list[float], *packages: str):
+def ratio(name: str, unit: str, ours: list[float], peer: list[float]) -> dict:
+    """The line of a comparison: above 1 ours is better. A rate ('.../s') is better if high, anything else if low."""
+    pairs = zip(ours, peer, strict=True)
+    found = spread([a / b if unit.endswith('/s') else b / a for a, b in pairs])
+    return {'name': name, 'ours': spread(ours), 'peer': spread(peer), 'ratio': found, 'unit': unit, 'rounds': len(ours)}
+
+
+def emit_decode(batch: int, new: int, whole: list[float], prefill: list[float], *packages: str, **figures):
     """The line of a generation, from seconds of whole calls and of calls that write one token."""
     alone = statistics.median(prefill)
     emit(
@@ -44,6 +53,7 @@ def emit_decode(batch: int, new: int, whole: list[float], prefill: list[float], 
         with_prefill=spread([batch * new / s for s in whole]),
         tokens_per_second=spread([batch * (new - 1) / (s - alone) for s in whole]),
         prefill_seconds=spread(prefill),
+        **figures,
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from benchmarks import common
 from zerosearch_jax import prng, sharding
 from zerosearch_jax.generate.engine import Engine, Request
+from zerosearch_jax.generate.requests import Role
+from zerosearch_jax.generate.slots import Slots
 from zerosearch_jax.models import transformer
 from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.text import stop
@@ -23,15 +25,16 @@ def main():
     args = parser.parse_args()
     mesh = sharding.make_mesh()
     model = common.load_model(args.model, mesh)
-    engine = Engine(
+    slots = Slots(
         model.cfg,
         mesh,
-        slots=args.group,
+        [Role(args.group)],
         capacity=args.prompt + args.new,
         stop=stop.compile_table((), model.token_bytes),
         eos_ids=(),
         dtype=args.dtype,
     )
+    engine = Engine(slots)
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-6), 100)
     shardings = state.state_shardings(transformer.layout(model.cfg), tx, mesh)
     update = step.make_update(model.cfg, tx, shardings, losses.LossConfig(kl=0.0), losses.Compute(args.dtype))
@@ -53,7 +56,7 @@ def main():
 def rollout(engine: Engine, prompt: tuple[int, ...], args, number: int) -> list:
     for sample in range(args.group):
         key = prng.row_key('policy', 0, number, 0, sample)
-        engine.open(Request(sample, prompt, key, args.new, group='prompt'))
+        engine.open(Request(sample, prompt, key, args.new))
     done = []
     while engine.active:
         done += engine.step()

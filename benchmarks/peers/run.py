@@ -22,12 +22,10 @@ import venv
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from benchmarks.all import HUGE_PAGES
 from benchmarks.common import MODEL
-from benchmarks.machine import cpu
-from benchmarks.peers.common import spread
+from benchmarks.machine import cpu, figures
+from benchmarks.peers.common import STOPS, ratio
 
-ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = {
     'torch': ('torch==2.13.0', 'transformers>=5,<6', 'trl>=1.16,<2', 'accelerate', 'datasets', 'safetensors'),
     'tunix': ('google-tunix==0.1.7', 'numpy'),  # its next version renames what tunix_step uses
@@ -42,7 +40,7 @@ class Figure(NamedTuple):
     title: str
     line: str
     field: str
-    unit: str  # a rate ('.../s') is better if high, anything else if low
+    unit: str
     peer_line: str = ''
 
 
@@ -65,13 +63,14 @@ def main():
     parser.add_argument('--new', type=int, default=128, help='tokens of decode and step')
     parser.add_argument('--length', type=int, default=512, help='tokens of a full row of update')
     parser.add_argument('--questions', type=int, default=4, help=f'of search, with {GROUP} samples each')
+    parser.add_argument('--stops', nargs='+', default=list(STOPS), choices=STOPS, help='that the peer of search has')
     args = parser.parse_args()
     if args.model != MODEL and not args.ours:
         parser.error(f'the peers have only {MODEL}: --model needs --ours')
     args.venvs, args.out = args.venvs.absolute(), args.out.absolute()
     args.venvs.mkdir(parents=True, exist_ok=True)
     if not args.ours:
-        prepare(args.venvs)
+        prepare(args.venvs, ['torch', *(['tunix'] if {'decode', 'step'} & {*args.only} else ())])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name in args.only:
@@ -84,14 +83,14 @@ def main():
 # ---------------------------------------------------------------- environments
 
 
-def prepare(directory: pathlib.Path):
+def prepare(directory: pathlib.Path, names: list[str]):
     """Makes the environments and exports the model, where missing."""
-    for name, packages in PACKAGES.items():
+    for name in names:
         if not python_of(directory, name).exists():
             log(f'installing {directory / name}')
             try:
                 venv.create(directory / name, with_pip=True)
-                install = [python_of(directory, name), '-m', 'pip', 'install', '--quiet', *packages]
+                install = [python_of(directory, name), '-m', 'pip', 'install', '--quiet', *PACKAGES[name]]
                 subprocess.run(install, check=True, stdout=sys.stderr)
             except subprocess.CalledProcessError:
                 shutil.rmtree(directory / name, ignore_errors=True)
@@ -164,9 +163,9 @@ def step(args) -> Iterator[Comparison]:
 
 
 def search(args) -> Iterator[Comparison]:
-    program = peer(args, 'torch', 'transformers_search', '--record', args.venvs / 'record.json', '--update', '--kind')
-    figures = []
-    for how in ('to the limit', 'stops known'):
+    program = peer(args, 'torch', 'transformers_search', '--record', args.venvs / 'record.json', '--update')
+    program, figures = [*program, '--stops', *args.stops], []
+    for how in map(STOPS.get, args.stops):
         for part, field in (('', 'seconds'), (', rollout', 'rollout_seconds'), (', update', 'update_seconds')):
             figures.append(Figure(f'search step, {how}{part}', 'search step', field, 's', f'search step, {how}'))
     yield Comparison({'ours': [search_step(args)], 'transformers': [program]}, figures, 1)
@@ -213,15 +212,8 @@ def compare(comparison: Comparison) -> Iterator[dict]:
         for figure in comparison.figures:
             mine = [value(lines, figure.line, figure.field) for lines in found['ours']]
             theirs = [value(lines, figure.peer_line or figure.line, figure.field) for lines in found[name]]
-            pairs = list(zip(mine, theirs, strict=True))
-            yield {
-                'name': f'{figure.title}: ours / {name}',
-                'ours': spread(mine),
-                'peer': spread(theirs),
-                'ratio': spread([a / b if figure.unit.endswith('/s') else b / a for a, b in pairs]),
-                'unit': figure.unit,
-                'rounds': comparison.rounds,
-                'versions': {'ours, jax': found['ours'][0][0]['jax'], **found[name][0][0]['versions']},
+            yield ratio(f'{figure.title}: ours / {name}', figure.unit, mine, theirs) | {
+                'versions': {'ours, jax': found['ours'][0][0]['jax'], **found[name][0][0].get('versions', {})},
                 'device': cpu(),
                 'cores': os.cpu_count(),
                 'load': load,
@@ -235,19 +227,10 @@ def value(lines: list[dict], name: str, field: str) -> float:
 
 
 def run(command: list[str]) -> list[dict]:
-    """The JSON lines that a program prints."""
+    """The JSON lines that a program prints on the CPU."""
     log(' '.join(command[2:]))
-    environment = {
-        'GLIBC_TUNABLES': HUGE_PAGES,
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'HF_HUB_OFFLINE': '1',
-        'HF_HUB_DISABLE_PROGRESS_BARS': '1',
-    }
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(f'{" ".join(command)} failed with {done.returncode}')
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    variables = {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': '', 'HF_HUB_DISABLE_PROGRESS_BARS': '1'}
+    return list(figures(command, **variables))
 
 
 def log(text: str):

@@ -5,8 +5,8 @@ python -m benchmarks.peers.transformers_search --weights .venv-peers/smollm2 --r
 
 In every turn the histories of all that still run are padded on the left and read again, and each row writes to the
 limit of the turn; then the simulator answers all queries in one batch. Lengths are those of the record: an action is
-cut to its recorded length, and the recorded observation follows. `--kind` adds a rollout that knows the longest action
-of each turn beforehand and stops there.
+cut to its recorded length, and the recorded observation follows. `--stops known`: it knows the longest action of each
+turn beforehand and stops there.
 """
 
 import json
@@ -21,7 +21,9 @@ def main():
     parser = common.parser(__doc__)
     parser.add_argument('--record', type=pathlib.Path, required=True, help='written by our benchmarks.search_step')
     parser.add_argument('--batch', type=int, default=64, help='rows of one call')
-    parser.add_argument('--kind', action='store_true', help='also stop each turn at its longest recorded action')
+    parser.add_argument(
+        '--stops', nargs='+', choices=common.STOPS, default=list(common.STOPS), help='where turns end: a rollout each'
+    )
     parser.add_argument('--update', action='store_true', help='also update on the trajectories')
     parser.add_argument('--micro', type=int, default=4, help='trajectories a micro-batch of the update')
     args = parser.parse_args()
@@ -29,21 +31,21 @@ def main():
     torch_model.generate(model, record['prompts'][: args.batch], 2)
     learner = Learner(model, args.micro)
     learner.update([record['prompts'][0]], [[1.0] * len(record['prompts'][0])])
-    for kind in (False, True) if args.kind else (False,):
-        runs = [Rollout(model, record, args.batch, kind) for _ in range(args.repeats)]
+    for stops in args.stops:
+        runs = [Rollout(model, record, args.batch, stops == 'known') for _ in range(args.repeats)]
         for run in runs:
             run.all_turns()
         update = []
         if args.update:
             update = [common.seconds(lambda run=run: learner.update(run.tokens, run.weights)) for run in runs]
-        report('search step, stops known' if kind else 'search step, to the limit', runs, update)
+        report(f'search step, {common.STOPS[stops]}', runs, update)
 
 
 class Rollout:
     """The trajectories of a record while they are written again."""
 
-    def __init__(self, model, record: dict, batch: int, kind: bool):
-        self.model, self.record, self.batch, self.kind = model, record, batch, kind
+    def __init__(self, model, record: dict, batch: int, known: bool):
+        self.model, self.record, self.batch, self.known = model, record, batch, known
         self.tokens = [list(prompt) for prompt in record['prompts']]
         self.weights = [[0.0] * len(prompt) for prompt in record['prompts']]
         self.policy_seconds = self.simulator_seconds = 0.0
@@ -57,7 +59,7 @@ class Rollout:
                 self.one_turn(rows, [self.record['turns'][i][turn] for i in rows])
 
     def one_turn(self, rows: list[int], recorded: list[dict]):
-        limit = max(t['action'] for t in recorded) if self.kind else self.record['turn_tokens']
+        limit = max(t['action'] for t in recorded) if self.known else self.record['turn_tokens']
         began = time.perf_counter()
         written = torch_model.generate(self.model, [self.tokens[i] for i in rows], limit)
         acted = time.perf_counter()

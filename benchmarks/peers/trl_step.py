@@ -1,4 +1,4 @@
-"""A whole step of TRL's GRPOTrainer: one prompt, `--group` samples of exactly `--new` tokens, all weights, float32.
+"""A whole step of TRL's GRPOTrainer: one prompt, `--group` samples of exactly `--new` tokens, all weights.
 
 python -m benchmarks.peers.trl_step --weights .venv-peers/smollm2
 """
@@ -37,11 +37,12 @@ def main():
     parser.add_argument('--new', type=int, default=128)
     args = parser.parse_args()
     tokenizer, clock = AutoTokenizer.from_pretrained(args.weights), Clock()
-    prompt = ' search' * args.prompt
+    word = next(word for word in (' search', 'e') if len(tokenizer(word).input_ids) == 1)
+    prompt = word * args.prompt
     assert len(tokenizer(prompt).input_ids) == args.prompt
     with tempfile.TemporaryDirectory() as directory:
         trainer = GRPOTrainer(
-            model=torch_model.load(args.weights),
+            model=torch_model.load(args.weights).float(),  # what is trained is float32, with torch's autocast on a GPU
             reward_funcs=reward,
             args=config(args, directory),
             train_dataset=Dataset.from_dict({'prompt': [prompt] * (args.repeats + 1)}),
@@ -68,8 +69,8 @@ def config(args, directory: str) -> GRPOConfig:
         learning_rate=1e-6,
         max_steps=args.repeats + 1,
         gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=torch_model.DEVICE == 'cpu',
+        bf16=torch_model.DEVICE == 'cuda',
         logging_steps=1,
         report_to=[],
         save_strategy='no',

@@ -19,10 +19,13 @@ pytest.importorskip(
     'benchmarks.common', reason='benchmarks are not installed with the package; run from the repository'
 )
 
-from benchmarks import common, decode, same_results, search_step, table, update
+from benchmarks import common, decode, gpu, old_new, same_results, search_step, table, update
+from benchmarks.peers import export
+from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.simulator import SimulatedSearch
 from zerosearch_jax.simulator.writers import EngineWriter
+from zerosearch_jax.text import protocol
 
 HOME = pathlib.Path(table.__file__).parent
 RESULTS = sorted((HOME / 'results').glob('*.jsonl'))
@@ -37,7 +40,7 @@ def test_the_tables_are_those_of_the_committed_results():
 @pytest.mark.parametrize(
     'program, flags, names',
     [
-        (decode, '--batches 2 --prompt 9 --new 5', ['decode, batch 2', 'prefill, batch 2']),
+        (decode, '--batches 2 --prompt 9 --new 6 --calls 3', ['decode, batch 2', 'prefill, batch 2']),
         (update, '--rows 2 --length 128 --groups 1 --row 1024', ['update, full rows', 'update, packed trajectories']),
     ],
 )
@@ -86,6 +89,73 @@ def test_a_record_has_what_the_simulator_was_asked_at_last():
     assert before['observation'] and not before['simulator_prompt'] and not answer['simulator_prompt']
 
 
+def part(program, seconds=60.0, **more):
+    return gpu.Part('what', seconds, [[sys.executable, '-c', program]], **more)
+
+
+LINE = """print('{"name": "a", "model": "m", "seconds": {"median": 6.0}, "versions": {}}', flush=True)\n"""
+
+
+@pytest.mark.parametrize(
+    'asked, figures, why',
+    [
+        (part(LINE), 1, ''),
+        (part(f'{LINE}raise ValueError("no memory")'), 1, ' ended with 1: ValueError: no memory'),
+        (part(f'import os\n{LINE}os.fork()\nwhile True: pass', 0.5), 1, ' ended with -9'),
+        (part(LINE, 1000.0), 0, '100 s are left, it takes up to 1000'),
+        (part(LINE, needs='not_there'), 0, 'no not_there'),
+    ],
+)
+def test_a_part_that_fails_or_takes_too_long_says_so_and_loses_nothing(asked, figures, why, tmp_path):
+    found = list(gpu.lines(asked, gpu.time.monotonic() + 100.5, tmp_path / 'log', {}))
+    assert [line['name'] for line in found] == ['a'] * figures + ['what'] * bool(why)
+    assert not why or why in found[-1]['not_run']
+
+
+def test_a_peer_is_set_beside_ours(tmp_path):
+    mine, until = {'a': {'name': 'a', 'model': 'm', 'seconds': {'median': 3.0}}}, gpu.time.monotonic() + 100
+    line, beside = gpu.lines(part(LINE, peer='another'), until, tmp_path / 'log', mine)
+    assert line['name'] == 'a: another' and beside['name'] == 'a, m: ours / another'
+    assert beside['ratio']['median'] == 2.0 and mine['a']['seconds'] == {'median': 3.0}
+
+
+def test_calls_are_told_from_tokens():
+    seconds = {tokens: [0.002 + 0.003 * tokens] * (128 // tokens) for tokens in (1, 16, 64)}
+    assert decode.fit(seconds) == pytest.approx({'call_ms': 2.0, 'token_ms': 3.0})
+
+
+def test_with_the_invented_tokenizer_random_tokens_are_actions_and_documents():
+    tokenizer = export.talking(4096)
+    assert tokenizer.vocab_size == 4096
+    tokenizer.require_fit(4096, '')
+    texts = [tokenizer.decode([i]) for i in range(4096)]
+    searches, answers = (sum(f'</{tag}>' in text for text in texts) for tag in ('search', 'answer'))
+    assert 10 < answers < searches < 4096 / 40
+    for text in texts:
+        assert ('</search>' in text) == bool(protocol.parse_query(text))
+    lists = [text for text in texts if text.startswith('\nDoc 1')]
+    assert len(lists) > 4096 / 25 and all(prompts.parse_documents(text, 2, 25)[0] for text in lists)
+    prompt = 'Search the web for what you do not know, and give the answer to the question'
+    assert len(tokenizer.encode(prompt)) < len(prompt) / 2
+
+
+def test_trajectories_that_two_commits_sampled_otherwise_are_counted(tmp_path):
+    def written(name, *texts):
+        segments = [[{'kind': 'action', 'tokens': 1, 'text': text, 'gaps': [len(name)]}] for text in texts]
+        rows = [{'step': 1 + i // 2, 'id': 'q', 'sample': i % 2, 'segments': s} for i, s in enumerate(segments)]
+        (tmp_path / name).write_text('\n'.join(map(json.dumps, rows)))
+        return tmp_path / name
+
+    before, now = written('before', 'a', 'b', 'c', 'd'), written('now', 'a', 'b', 'c', 'x')
+    assert old_new.differences(before, now) == {'step 1': '0 of 2', 'step 2': '1 of 2'}
+
+
+def test_the_table_leaves_out_what_was_not_run(tmp_path):
+    results, text = tmp_path / 'some.jsonl', table.filled(table.README.read_text(), [])
+    results.write_text(json.dumps({'name': 'decode', 'not_run': 'no torch'}))
+    assert table.filled(text, [results]) == text
+
+
 # ---------------------------------------------------------------- every program, by its command line
 
 TINY = '--model tiny --repeats 1'
@@ -104,15 +174,30 @@ PROGRAMS = {
     'train_attention': ['train_attention_gradient'] * 2,
     'linear_gradient': ['linear_gradient'],
     'startup --config configs/tiny.py': ['start-up, cold cache', 'start-up, warm cache'],
+    'forecast --model tiny --batch 4 --config configs/tiny.py --measured benchmarks/results/cpu.jsonl': [
+        *('forecast: decode, batch 4', 'forecast: prefill, batch 4', 'forecast: update, full rows'),
+        'forecast: a step of configs/tiny.py',
+    ],
     f'search_step {SMALL} --record {{tmp}}/record.json': ['search step, 1 x 4'],
     f'peers.grpo_step {TINY} --new 8': ['GRPO step'],
     "plan_memory --experiment tiny --only 'an adapter is trained'": ['an adapter is trained'],
-    "gpu_run --model tiny --questions 1 --only '1.5B, an adapter is trained'": ['1.5B, an adapter is trained'],
+    f'decode {TINY} --batches 2 --prompt 9 --new 8 --capacity 128 --calls 4 1': [
+        *('decode, batch 2, capacity 128', 'prefill, batch 2, capacity 128', 'decode, batch 2, capacity 128, of calls')
+    ],
 }
 WRITTEN = {  # what writes its lines to a file
     f'all --only decode {TINY} --batches 2 --new 8 --out {{out}}': ['decode, batch 2', 'prefill, batch 2'],
-    'gpu --models tiny --batches 2 --length 1024 --out {out}': [
-        *('decode, batch 2', 'prefill, batch 2', 'update, full rows', 'update, packed trajectories'),
+    'gpu --model tiny --minutes 20 --only decode start-up update forecast --out {out}': [
+        *('decode, batch 4', 'prefill, batch 4', 'decode, batch 4, of calls'),
+        *('decode, batch 1', 'prefill, batch 1', 'decode, batch 1, of calls'),
+        *('start-up, cold cache', 'start-up, warm cache'),
+        *('update, full rows, 1 a micro-batch, remat none', 'update, full rows, 1 a micro-batch, remat full'),
+        *('update, packed trajectories', 'forecast: decode, batch 4', 'forecast: prefill, batch 4'),
+        'forecast: update, full rows, 1 a micro-batch, remat none',
+        'forecast: a step of configs/tiny.py',
+    ],
+    'old_new --old HEAD --config configs/tiny.py --rounds 1 --steps 2 --out {out}': [
+        f'tiny, {name}: ours / HEAD' for name in old_new.FIGURES
     ],
     'peers.run --ours --model tiny --batches 2 --new 8 --questions 1 --venvs {tmp}/venvs --out {out}': [
         *('decode, batch 2', 'prefill, batch 2', 'GRPO step', 'search step, 1 x 8'),
@@ -123,8 +208,9 @@ WRITTEN = {  # what writes its lines to a file
 PEERS = {
     'peers.torch_update --rows 2 --length 64': ('torch', 'tiny', ['update, full rows']),
     'peers.torch_update --trajectories {tmp}/trajectories.json': ('torch', 'tiny', ['update, packed trajectories']),
+    'peers.transformers_batching --batch 2 --prompt 16 --new 8': ('torch', 'tiny', ['decode, batch 2']),
     'peers.transformers_decode --batch 2 --prompt 16 --new 8': ('torch', 'tiny', ['decode, batch 2']),
-    'peers.transformers_search --record {tmp}/record.json --kind --update': (
+    'peers.transformers_search --record {tmp}/record.json --update': (
         *('torch', 'tiny', ['search step, to the limit', 'search step, stops known']),
     ),
     'peers.trl_step --group 2 --prompt 16 --new 4': ('trl', common.MODEL, ['GRPO step']),
