@@ -43,10 +43,10 @@ def published() -> ConfigDict:
     config.data.update(train='hub:Alibaba-NLP/ZeroSearch_dataset', test='hub:Alibaba-NLP/ZeroSearch_dataset')
     config.engine.kind = 'search_r1'  # at config.engine.url; the built-in corpus does not answer these questions
     config.policy.dtype = config.simulator.dtype = 'bfloat16'
-    config.simulator.update(model='Alibaba-NLP/Simulation_LLM_google_14B_V2', documents=5, words=30, slots=64)
+    config.simulator.update(model='Alibaba-NLP/Simulation_LLM_google_14B_V2', documents=5, words=30)
     config.simulator.update(prompt_tokens=1024, max_tokens=600, temperature=0.8)
     config.rollout.update(questions=64, group=5, max_turns=5, turn_tokens=500, observation_tokens=500)
-    config.rollout.update(prompt_tokens=512, response_tokens=4096, slots=64)
+    config.rollout.update(prompt_tokens=512, response_tokens=4096)
     config.rl.update(steps=203, algorithm='reinforce_baseline', kl=0.001, entropy=0.001, clip=0.2)
     config.rl.update(row_length=4608, rows_per_micro=8, remat='full')
     config.optimizer.update(learning_rate=1e-6, warmup_steps=10, weight_decay=0.01)

@@ -10,6 +10,8 @@ import numpy as np
 
 from zerosearch_jax import prng, sharding
 from zerosearch_jax.generate.engine import Engine, Request
+from zerosearch_jax.generate.requests import Role
+from zerosearch_jax.generate.slots import Slots
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.text import stop
@@ -36,9 +38,9 @@ def tiny_params(mesh, seed=0, cfg=TINY):
 
 
 def tiny_engine(mesh, params=None, *, cfg=TINY, temperature=1.0, slots=8, capacity=256, steps=4, stops=NO_STOPS, **kw):
-    engine = Engine(
-        cfg, mesh, slots=slots, capacity=capacity, stop=stops, eos_ids=kw.pop('eos_ids', ()), decode_steps=steps, **kw
-    )
+    eos_ids = kw.pop('eos_ids', ())
+    made = Slots(cfg, mesh, (Role(slots),), capacity=capacity, stop=stops, eos_ids=eos_ids, decode_steps=steps, **kw)
+    engine = Engine(made)
     if params is not None:
         engine.load(params, temperature=temperature)
     return engine

@@ -40,10 +40,11 @@ MODULES = {  # how many mutants of each, the functions that they are made in (''
     'rl/critic.py': (6, 'value_loss token_values', 'tests/rl/test_algorithms.py -k "value_loss or critics_value"'),
     'rl/state.py': (6, 'schedule optimizer', 'tests/rl/test_state.py'),
     'train/learner.py': (
-        12,
-        'learn _pack _recomputed _critic_advantages _updates _k1_penalties _per_token _sampled',
+        8,
+        'learn _pack _recomputed _critic_advantages _updates',
         f'tests/rl/test_algorithms.py -k "{LEARNER}"',
     ),
+    'train/credit.py': (4, '', f'tests/rl/test_algorithms.py -k "{LEARNER}"'),
     'rollout/rollout.py': (16, '', 'tests/rollout/test_rollout.py -k "not real and not malformed"'),
     'evaluate/report.py': (12, '', 'tests/evaluate/test_report.py'),
 }

@@ -40,6 +40,7 @@ class FakeEngine:
         self.capacity, self.decoded = capacity, 0
         self.context, self.requests, self.budgets, self.closed = {}, [], {}, []
         self._script, self._tokenizer, self._stops, self._queue = script, tokenizer, stops, []
+        self._on_tokens = None
 
     @property
     def active(self):
@@ -66,7 +67,10 @@ class FakeEngine:
         self.budgets.setdefault(handle, []).append(budget)
         self._queue.append((handle, budget))
 
-    def step(self, on_tokens=None):
+    def listen(self, on_tokens):
+        self._on_tokens = on_tokens
+
+    def step(self):
         if not self._queue:
             return []
         handle, budget = self._queue.pop(0)
@@ -82,9 +86,9 @@ class FakeEngine:
         assert reason, 'the script ended before the generation did'
         self.context[handle] += sampled
         self.decoded += len(sampled)
-        if on_tokens:
-            on_tokens(handle, sampled[:3])
-            on_tokens(handle, sampled[3:])
+        if self._on_tokens:
+            self._on_tokens(handle, sampled[:3])
+            self._on_tokens(handle, sampled[3:])
         logprobs = tuple(-1.0 - i / 8 for i in range(len(sampled)))
         return [Stopped(handle, tuple(sampled), logprobs, reason)]
 

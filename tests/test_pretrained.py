@@ -7,6 +7,7 @@ import pytest
 from helpers import TINY, tiny_params
 
 from zerosearch_jax import pretrained, sharding
+from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.policy import export_weights, open_policy
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.text.tokenizer import byte_tokenizer
@@ -37,6 +38,6 @@ def test_prompts_longer_than_max_position_embeddings_are_refused():
     with pytest.raises(ValueError, match=r'may have 4097 tokens, but the model has 4096 positions \(max_position_emb'):
         open_policy(model, dataclasses.replace(size, prompt_tokens=49), MESH, dtype='float32')
     with pytest.raises(ValueError, match=r'positions'):  # a writer's engine
-        pretrained.open_engine(
-            model, MESH, slots=1, cache_gib=0.0, capacity=5000, decode_steps=4, dtype='float32', top_p=1.0
+        pretrained.open_engines(
+            model, MESH, [Role(1)], cache_gib=0.0, capacity=5000, decode_steps=4, dtype='float32', top_p=1.0
         )

@@ -145,6 +145,6 @@ def test_abstract_equals_what_init_makes():
 def test_cache_is_born_sharded_and_its_slots_must_divide():
     cfg, mesh = PRESETS['tiny'], make_mesh((2, 2, 2))
     made = cache.create(cfg, mesh, 8, 16)
-    assert made.k[0].sharding.shard_shape(made.k[0].shape) == (2, 1, 16, 16)
+    assert made.layers[0][0].sharding.shard_shape(made.layers[0][0].shape) == (2, 1, 16, 16)
     with pytest.raises(ValueError, match='multiple of 4'):
         cache.create(cfg, mesh, 6, 16)

@@ -2,15 +2,18 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from zerosearch_jax import sharding
+from zerosearch_jax.generate import capacity as capacities
 from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.models import lora, transformer
-from zerosearch_jax.pretrained import Model, load_adapter, open_engine
+from zerosearch_jax.pretrained import Model, load_adapter, open_engines
 from zerosearch_jax.text import protocol
 from zerosearch_jax.weights import huggingface, trees
 
@@ -83,6 +86,7 @@ class EngineSize(Protocol):
     """The fields of a RolloutConfig that an engine is made after."""
 
     slots: int
+    episodes: int
     cache_gib: float
     prompt_tokens: int
     response_tokens: int
@@ -100,11 +104,24 @@ def open_policy(model: Model, size: EngineSize, mesh: jax.sharding.Mesh, *, dtyp
       dtype: compute and cache dtype.
       capacity: tokens of a slot; 0: prompt and response of `size`.
     """
-    return open_engine(
+    return open_beside_policy((), model, size, mesh, dtype=dtype, capacity=capacity)[0]
+
+
+def open_beside_policy(
+    others: Sequence[Role],
+    model: Model,
+    size: EngineSize,
+    mesh: jax.sharding.Mesh,
+    *,
+    dtype: str,
+    capacity: int = 0,
+) -> tuple[Engine, ...]:
+    """The policy's engine, and one of each other role, an adapter of the same base on the same slots."""
+    return open_engines(
         model,
         mesh,
-        slots=size.slots,
-        cache_gib=size.cache_gib,
+        (Role(size.slots or size.episodes), *others),
+        cache_gib=size.cache_gib or (0 if size.slots else capacities.cache_gib(mesh)),
         capacity=capacity or size.prompt_tokens + size.response_tokens,
         decode_steps=size.decode_steps,
         dtype=dtype,

@@ -2,13 +2,16 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from zerosearch_jax import sharding
 from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.generate.sampling import Truncation
+from zerosearch_jax.generate.slots import Slots
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS, ModelConfig
 from zerosearch_jax.text import stop
@@ -106,23 +109,24 @@ def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> d
     return jax.tree.map(lambda w, s: jax.device_put(w.astype(jnp.float32), s), tree, place)
 
 
-def open_engine(
+def open_engines(
     model: Model,
     mesh: jax.sharding.Mesh,
+    roles: Sequence[Role],
     *,
-    slots: int,
     cache_gib: float,
     capacity: int,
     decode_steps: int,
     dtype: str,
     stop_strings: tuple[str, ...] = (),
     top_p: float = 1.0,
-) -> Engine:
-    """An engine for a model's sizes and tokenizer, without weights; arguments as of Engine.
+) -> tuple[Engine, ...]:
+    """An engine a role, on the same slots, for a model's sizes and tokenizer, without weights; arguments as of Slots.
 
     Args:
       model: its weights are not looked at.
       mesh: of the weights.
+      roles: who uses the slots; their numbers are rounded up to what the mesh divides.
       cache_gib: of each device's memory for the cache; 0: no limit.
       stop_strings: what ends a generation besides the model's end-of-sequence tokens.
       top_p: below 1 sampling is truncated, and log-probs stay those of the whole softmax.
@@ -135,10 +139,11 @@ def open_engine(
             f'prompt and response may have {capacity} tokens, but the model has {model.cfg.max_position} positions '
             '(max_position_embeddings): lower the budgets of tokens, or take another model'
         )
-    return Engine(
+    parts = sharding.shard_count('batch', mesh)
+    slots = Slots(
         model.cfg,
         mesh,
-        slots=slots,
+        [role._replace(slots=-(-role.slots // parts) * parts) for role in roles],
         cache_bytes=int(cache_gib * 2**30) or None,
         capacity=capacity,
         stop=stop.compile_table(stop_strings, model.token_bytes),
@@ -147,3 +152,4 @@ def open_engine(
         dtype=dtype,
         truncation=Truncation(top_p=top_p),
     )
+    return tuple(Engine(slots, i) for i in range(len(roles)))

@@ -13,12 +13,14 @@ import pytest
 from helpers import TINY, drain, key, prompt, requests, tiny_engine, tiny_params
 
 from zerosearch_jax import sharding
-from zerosearch_jax.generate import programs
-from zerosearch_jax.generate.capacity import EXTEND_ROWS, SPAN_STEP, decode_span
-from zerosearch_jax.generate.engine import Request, Stopped
+from zerosearch_jax.generate import programs, serving
+from zerosearch_jax.generate.capacity import STEP, shapes
+from zerosearch_jax.generate.engine import Engine, Request, Stopped
+from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.generate.sampling import Truncation
+from zerosearch_jax.generate.slots import Slots
 from zerosearch_jax.models import cache as kv
-from zerosearch_jax.models import lora
+from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.rl import losses, step
 from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.text import stop, trajectory
@@ -74,11 +76,12 @@ def test_greedy_equals_the_uncached_forward():
 
 def test_new_tokens_are_heard_at_every_look():
     talker, on_tokens = engine(0.7, slots=2), {}
+    talker.listen(lambda handle, fresh: on_tokens.setdefault(handle, []).append(fresh))
     for request in requests((5, 3, 9), 10):
         talker.open(request)
     done = {}
     while talker.active:
-        for result in talker.step(lambda handle, fresh: on_tokens.setdefault(handle, []).append(fresh)):
+        for result in talker.step():
             done[result.handle] = result
             talker.close(result.handle)
     assert {handle: tuple(itertools.chain(*parts)) for handle, parts in on_tokens.items()} == tokens(done)
@@ -156,8 +159,8 @@ def test_a_stopped_row_waits_untouched_while_others_decode():
     assert_same(drain(alone), drain(waited))
 
 
-def group(size, keys, shared=True):
-    return [Request(i, prompt(37), key(keys[i]), 10, group='q' if shared else None) for i in range(size)]
+def group(size, keys):
+    return [Request(i, prompt(37), key(keys[i]), 10) for i in range(size)]
 
 
 def test_group_members_differ_and_equal_keys_agree():
@@ -167,11 +170,12 @@ def test_group_members_differ_and_equal_keys_agree():
 
 
 def test_shared_prefill_equals_separate_prefills():
-    shared, separate = engine(slots=4), engine(slots=4)  # more members than slots: some fork from a running one
-    keys = list(range(9))
-    assert_same(drain(shared, group(9, keys)), drain(separate, group(9, keys, shared=False)))
-    assert separate.prefilled_tokens == 9 * 36
-    assert shared.prefilled_tokens < separate.prefilled_tokens / 2
+    shared, separate = engine(slots=4), engine(slots=4)  # more members than slots
+    asked, alone = group(9, list(range(9))), {}
+    for request in asked:
+        alone |= drain(separate, [request])
+    assert_same(drain(shared, asked), alone)
+    assert (shared.prefilled_tokens, separate.prefilled_tokens) == (36, 9 * 36)
 
 
 def test_shared_prefill_from_a_member_in_its_second_turn():
@@ -181,7 +185,7 @@ def test_shared_prefill_from_a_member_in_its_second_turn():
     late = dataclasses.replace(group(2, [0, 1])[1], handle='late')
     done = drain(shared, [late])
     assert shared.prefilled_tokens == 36 + 20  # the late member was not prefilled
-    assert done['late'].tokens == drain(engine(), [dataclasses.replace(late, group=None)])['late'].tokens
+    assert done['late'].tokens == drain(engine(), [late])['late'].tokens
 
 
 def test_no_schedule_changes_a_sample():
@@ -324,24 +328,44 @@ def test_extend_checks_its_room_and_leaves_the_generation_as_it_was():
     assert second.tokens == tuple(predicting.argmax(-1).tolist())
 
 
-def test_capacity_is_rounded_up_to_the_span():
+def beginnings():
+    """Prompts that begin alike for 0, 15, 16, 70 and all tokens, some of them longer than others."""
+    start, asked = prompt(90, 5), []
+    for i, (cut, rest) in enumerate([(90, 0), (0, 50), (15, 30), (16, 30), (70, 1), (70, 40), (90, 0), (89, 3)]):
+        other = (start[cut] + 1,) if rest else ()
+        asked.append(Request(i, (*start[:cut], *other, *prompt(rest, 60 + i)), key(i), 9))
+    return asked
+
+
+@pytest.mark.parametrize('slots', [1, 2, 8])
+def test_what_prompts_have_in_common_is_written_once(slots):
+    """Copied from a slot that still runs, from one that is written in the same step, or taken over in a freed one."""
+    asked, alone = beginnings(), {}
+    for request in asked:
+        alone |= drain(engine(slots=4), [request])
+    together = engine(slots=slots)
+    assert_same(drain(together, asked), alone)
+    everything = sum(len(r.prompt) - 1 for r in asked)
+    assert together.prefilled_tokens <= everything - 250
+    again = together.prefilled_tokens
+    assert_same(drain(together, asked), alone)  # nothing is known of what was there before all slots were free
+    assert together.prefilled_tokens == 2 * again
+
+
+def test_capacity_is_rounded_up_to_the_step():
     assert [engine(slots=4, capacity=c).capacity for c in (1, 128, 129)] == [128, 128, 256]
 
 
-SPANS = (128, 256, 512)  # of a slot of 512 tokens
-
-
-def test_spans_double_up_to_the_whole_slot():
-    assert sorted({decode_span(n, 512) for n in range(1, 513)}) == list(SPANS)
-    assert sorted({decode_span(n, 640) for n in range(1, 641)}) == [*SPANS, 640]
-    assert all(n <= decode_span(n, 4608) < max(2 * n, 129) for n in range(1, 4609))
+def test_on_cpu_half_of_the_rows_and_a_part_of_a_slot_have_programs_of_their_own():
+    assert shapes(MESH, 16, 768).decode == ((8, 768), (16, 512), (16, 768))
+    assert shapes(MESH, 1, 128).decode == ((1, 128),)
 
 
 def test_a_byte_budget_bounds_the_slots():
     capacity = 512
     each = kv.slot_bytes(TINY, MESH, capacity, jnp.float32)
     assert each == sum(x.nbytes for x in jax.tree.leaves(kv.create(TINY, MESH, 1, capacity)))
-    held = 2 * capacity - SPAN_STEP  # more than decoding ever copies
+    held = 2 * capacity - STEP  # more than decoding ever copies
     budget = 5 * each * held // capacity
     got = engine(slots=64, capacity=capacity, cache_bytes=budget)
     assert (got.slots, engine(slots=3, capacity=capacity, cache_bytes=budget).slots) == (5, 3)
@@ -398,25 +422,37 @@ def test_few_decoding_rows_are_computed_alone_and_sample_the_same(again):
         assert_same({handle: later[handle]}, alone)
 
 
-def test_compiled_programs_are_few_whatever_the_lengths():
-    def compiled():
-        return np.array([f._cache_size() for f in (programs.extend, programs.fork, programs.decode)])
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **_: COMPILED.append(name) if name.endswith('backend_compile_duration') else None
+)
 
-    def wave(lengths, budgets):
-        return [
-            Request((i, j), prompt(int(n), i), key(10 * i + j), int(b), group=i)
-            for i, (n, b) in enumerate(zip(lengths, budgets, strict=True))
-            for j in range(3)
-        ]
 
-    before, rng = compiled(), np.random.default_rng(0)
-    odd = engine(slots=12, steps=5, capacity=512)  # shapes of no other test
-    assert len(drain(odd, wave(rng.integers(1, 400, 24), rng.integers(1, 30, 24)))) == 72
-    few = compiled() - before
-    # one a number of rows, one, and for all slots, half and a quarter one a span; and once more, as the very first
-    # cache spells its sharding differently
-    most = np.array([len(EXTEND_ROWS), 1, 3 * len(SPANS)])
-    assert (few >= (2, 1, 2)).all() and (few <= most + 1).all(), few
+@pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2), (1, 4, 1)])
+@pytest.mark.parametrize('ranks', [(0,), (2, 3)], ids=str)
+def test_all_programs_are_few_and_compiled_ahead(mesh, ranks):
+    """At most five, on CPU and on accelerators, whose shapes a mesh has; and in steps none, whatever the lengths."""
+    mesh, rng = make_mesh(mesh), np.random.default_rng(0)
+    roles = tuple(Role(8, stops=i == 0) for i in range(len(ranks)))
+    # a vocabulary and steps of no other test
+    made = Slots(TINY, mesh, roles, capacity=512, stop=helpers.NO_STOPS, eos_ids=(), decode_steps=5 + len(ranks))
+    layouts = [lora.layout(TINY, rank) if rank else {'layers': {}} for rank in ranks]
+    before = len(COMPILED)
+    abstract = [sharding.abstract(layout, mesh) for layout in (transformer.layout(TINY), *layouts)]
+    made.compile_ahead(abstract[0], [adapter['layers'] for adapter in abstract[1:]])
+    made.wait()
+    assert 0 < len(COMPILED) - before <= 5
+    base = tiny_params(mesh)
+    engines = [Engine(made, role) for role in range(len(ranks))]
+    for role, one in enumerate(engines):
+        one.load(lora.combine(base, sharding.init(layouts[role], jax.random.key(role), mesh)))
+    made._weights.get(range(len(ranks)))
+    before = len(COMPILED)
+    for one in engines:
+        for wave in range(2):
+            asked = requests(rng.integers(1, 400, 12), int(rng.integers(1, 30)))
+            drain(one, [dataclasses.replace(r, handle=(wave, r.handle, j)) for r in asked for j in range(2)])
+    assert len(COMPILED) == before
 
 
 @pytest.mark.parametrize('span', [384, 512])
@@ -425,8 +461,8 @@ def test_a_decode_step_copies_no_cache(span):
     with jax.set_mesh(MESH):
         cache = kv.create(TINY, MESH, 16, 512)
         program = programs.decode.lower(
-            *(programs.serving_layout(params(), dtype=jnp.float32), cache, programs.idle_rows(16), None),
-            *(jnp.zeros((1, TINY.vocab_size), jnp.int32), np.float32(1)),
+            *(serving.base_layout(params(), MESH, dtype=jnp.float32), cache, programs.idle_rows(16), None),
+            jnp.zeros((1, TINY.vocab_size), jnp.int32),
             **dict(cfg=TINY, dtype=jnp.float32, steps=4, span=span, eos_ids=(), first_accept=1),
         ).compile()
     layer = rf'f32\[16,{TINY.num_kv_heads},(?:{TINY.head_dim},{span}|{span},{TINY.head_dim})\]'
@@ -443,22 +479,119 @@ def test_a_decode_step_copies_no_cache(span):
 def test_programs_are_given_one_array_a_layer_in_their_dtype(dtype):
     """Or they would slice and cast them: on a GPU for every token."""
     made = engine(slots=4, dtype=dtype)
-    layers = made._params['layers']
-    assert isinstance(layers, tuple) and len(layers) == TINY.num_layers
-    assert {x.dtype for x in jax.tree.leaves(made._params)} == {jnp.dtype(dtype)}
+    weights = made._slots._weights.get([0])
+    assert isinstance(weights['layers'], tuple) and len(weights['layers']) == TINY.num_layers
+    assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype(dtype)}
     made.unload()
     with pytest.raises(RuntimeError, match=r'call load\(\) first'):
         made.step()
 
 
 def test_adapters_are_not_merged_into_weights_that_would_lose_them():
-    with jax.set_mesh(MESH):
-        adapter = sharding.init(lora.layout(TINY, 2), jax.random.key(1), MESH)
-        adapted = lora.combine(
-            params(), jax.tree.map(lambda w: 1e-3 * jax.random.normal(jax.random.key(2), w.shape), adapter)
-        )
-        kept = {dtype: programs.serving_layout(adapted, dtype=dtype)['layers'][0] for dtype in ('float32', 'bfloat16')}
-    assert ('q_lora_a' in kept['bfloat16'], 'q_lora_a' in kept['float32']) == (True, False)
+    def held(dtype):
+        made = engine(slots=4, dtype=dtype)
+        made.load(lora.combine(params(), adapter(1)))
+        return made._slots._weights.get([0])['layers'][0]
+
+    assert ('qkv_lora_a' in held('bfloat16'), 'qkv_lora_a' in held('float32')) == (True, False)
+
+
+# ---------------------------------------------------------------- two roles, one base
+
+
+def adapter(seed, rank=2, targets=lora.TARGETS):
+    layout = lora.layout(TINY, rank, targets)
+    return {
+        'layers': {
+            name: 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), p.shape)
+            for i, (name, p) in enumerate(layout['layers'].items())
+        }
+    }
+
+
+ADAPTERS = adapter(1), adapter(2, rank=3, targets=('q', 'v', 'up', 'down'))
+TEMPERATURES = 1.0, 0.6
+STRINGS = ('aabab', 'bbbabb')
+
+
+def two_roles(slots=(4, 3), dtype=jnp.float32, **kw):
+    _, table = letter_stops(STRINGS)
+    roles = Role(slots[0]), Role(slots[1], stops=False)
+    made = Slots(TINY, MESH, roles, capacity=256, stop=table, eos_ids=(), decode_steps=4, dtype=dtype, **kw)
+    policy, simulator = Engine(made, 0), Engine(made, 1)
+    simulator.load(ADAPTERS[1], temperature=TEMPERATURES[1])  # before the base is there
+    policy.load(lora.combine(params(), ADAPTERS[0]), temperature=TEMPERATURES[0])
+    return policy, simulator
+
+
+def apart(role):
+    """What an engine of its own samples for a role."""
+    stops = letter_stops(STRINGS)[1] if role == 0 else helpers.NO_STOPS
+    made = engine(slots=4, stops=stops)
+    made.load(lora.combine(params(), ADAPTERS[role]), temperature=TEMPERATURES[role])
+    return made
+
+
+def asked_of(role, count=7):
+    return [Request(i, prompt(20 + 9 * i, i), key(100 * role + i), 24) for i in range(count)]
+
+
+def test_two_roles_of_one_base_sample_what_engines_of_their_own_do():
+    """Under their own adapter, temperature and stop strings, whoever steps; equal handles and prompts do not meet."""
+    engines, done = two_roles(), ({}, {})
+    for role, one in enumerate(engines):
+        for request in asked_of(role):
+            one.open(request)
+    turn = 0
+    while any(one.active for one in engines):
+        role, turn = turn % 2, turn + 1
+        for stopped in engines[role].step():
+            done[role][stopped.handle] = stopped
+            if len(done[role]) % 2:  # some go on first
+                engines[role].extend(stopped.handle, prompt(6, role), 5)
+                done[role][stopped.handle, 'again'] = stopped
+            else:
+                engines[role].close(stopped.handle)
+    for role in (0, 1):
+        firsts = {h: r for h, r in done[role].items() if (h, 'again') not in done[role] and not isinstance(h, tuple)}
+        firsts |= {h[0]: r for h, r in done[role].items() if isinstance(h, tuple)}
+        assert_same(firsts, drain(apart(role), asked_of(role)))
+    assert {r.reason for r in done[0].values()} > {'length'} and {r.reason for r in done[1].values()} == {'length'}
+
+
+def test_a_role_is_given_its_own_and_the_other_waits_for_its_step():
+    policy, simulator = two_roles()
+    policy.open(Request('p', prompt(5), key(0), 4))
+    simulator.open(Request('s', prompt(6), key(1), 4))
+    assert (policy.active, simulator.active) == (2, 2)
+    assert [stopped.handle for stopped in policy.step()] == ['p']
+    assert (policy.active, simulator.active) == (0, 1)
+    tokens = simulator.decoded_tokens
+    assert [stopped.handle for stopped in simulator.step()] == ['s']
+    assert (policy.active, simulator.active, simulator.decoded_tokens) == (0, 0, tokens)
+
+
+def test_a_role_never_takes_the_slots_of_the_other():
+    """Or searches would wait for slots that the trajectories which wait for them hold."""
+    policy, simulator = two_roles(slots=(2, 1))
+    for i in range(3):
+        policy.open(Request(i, prompt(5, i), key(i), 4))
+    assert len(policy.step()) == 2 and policy.active == 0
+    simulator.open(Request('s', prompt(6), key(1), 4))
+    assert [stopped.handle for stopped in simulator.step()] == ['s']
+
+
+def test_the_base_is_held_once_and_kept_while_one_role_is_unloaded():
+    policy, simulator = two_roles()
+    before = policy._slots._weights.get([0, 1])['layers'][0]['o']
+    policy.unload()
+    policy.open(asked_of(0)[0])
+    with pytest.raises(RuntimeError, match=r'call load\(\) first'):
+        policy.step()
+    policy._slots._open.clear()
+    policy.load(lora.combine(params(), ADAPTERS[0]), temperature=TEMPERATURES[0])
+    assert policy._slots._weights.get([0, 1])['layers'][0]['o'] is before
+    assert simulator._slots is policy._slots
 
 
 def test_misuse_is_refused_and_harmless():

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from zerosearch_jax.generate import sampling
 from zerosearch_jax.generate.sampling import Truncation
+from zerosearch_jax.sharding import make_mesh
 
 B, V = 4, 600  # more than two blocks, and not a multiple of one
 ALMOST_ONE = np.float32(1 - 2**-24)
@@ -17,6 +18,12 @@ ALMOST_ONE = np.float32(1 - 2**-24)
 draw = jax.jit(sampling.inverse_cdf)
 truncate = jax.jit(sampling.truncate, static_argnums=1)
 sample = jax.jit(sampling.sample, static_argnames='truncation')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_device():
+    with jax.set_mesh(make_mesh()):
+        yield
 
 
 @pytest.fixture(params=['sequential', 'tree'])
@@ -111,6 +118,21 @@ def test_greedy_is_the_argmax_and_ignores_the_uniform():
         tokens, logprobs = sample(logits, np.full(B, u, np.float32), 0.0)
         np.testing.assert_array_equal(tokens, logits.argmax(-1))
         np.testing.assert_allclose(logprobs, jax.nn.log_softmax(logits)[np.arange(B), tokens], rtol=1e-5)
+
+
+def test_a_temperature_may_be_a_rows_own():
+    rows, temperatures = 64, np.array([0, 0.7, 1, 2] * 16, np.float32)
+    logits = np.random.default_rng(5).normal(size=(rows, V)).astype(np.float32) * 2
+    logits[::8, [3, 500]] = 20  # ties of greedy rows, in different blocks
+    u = np.random.default_rng(6).random(rows).astype(np.float32)
+    truncation = Truncation(50, 0.9)
+    together = sample(logits, u, temperatures, truncation=truncation)
+    for temperature in (0, 0.7, 1, 2):
+        of = temperatures == np.float32(temperature)
+        alone = sample(logits[of], u[of], np.float32(temperature), truncation=truncation)
+        for got, want in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(got[of], want)
+    np.testing.assert_array_equal(together[0][::4], logits[::4].argmax(-1))
 
 
 def reference_support(scaled, k, p):

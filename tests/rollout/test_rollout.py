@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from zerosearch_jax import prng, sharding
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.requests import Role
+from zerosearch_jax.generate.slots import Slots
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.rl import advantages
@@ -266,9 +268,7 @@ def test_template_arguments_are_a_setting_of_the_prompt():
 def test_members_of_a_group_share_the_prompt_and_differ_in_their_keys():
     _, engine, _ = play(['<answer>x</answer>', ''], questions=(ROME, OSLO), samples=3)
     assert len({r.key.tobytes() for r in engine.requests}) == 6
-    assert {(r.group, r.prompt) for r in engine.requests} == {
-        (q.id, encode_prompt(BYTES, q, CFG)) for q in (ROME, OSLO)
-    }
+    assert {r.prompt for r in engine.requests} == {encode_prompt(BYTES, q, CFG) for q in (ROME, OSLO)}
 
 
 # ---------------------------------------------------------------- failed searches
@@ -510,7 +510,7 @@ def test_templates_take_braces_in_data_as_text_and_refuse_unknown_names():
 def real_engine():
     mesh, cfg = sharding.make_mesh(), PRESETS['tiny']
     table = compile_table(protocol.STOP_STRINGS, BYTES.token_bytes)
-    engine = Engine(cfg, mesh, slots=4, capacity=760, stop=table, eos_ids=BYTES.eos_ids, decode_steps=8)
+    engine = Engine(Slots(cfg, mesh, (Role(4),), capacity=760, stop=table, eos_ids=BYTES.eos_ids, decode_steps=8))
     engine.load(sharding.init(transformer.layout(cfg), jax.random.key(0), mesh))
     return engine
 

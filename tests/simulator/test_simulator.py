@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.data.rows import Passage, Question
+from zerosearch_jax.generate import serving
 from zerosearch_jax.generate.engine import Engine
-from zerosearch_jax.generate.programs import serving_layout
 from zerosearch_jax.models import layers, lora, quant
 from zerosearch_jax.policy import PolicyConfig, make_trainable
 from zerosearch_jax.search.bm25 import BM25
@@ -151,7 +151,7 @@ def test_remember_knows_all_that_a_text_depends_on(changed, tmp_path, monkeypatc
     cfg = SimulatorConfig(documents=1, template=str(template), adapter=str(adapter), remember=str(tmp_path / 'memory'))
 
     def asked(question=ROME):
-        opened = {'mesh': None, 'decode_steps': 1, 'corpus': None, 'search_engine': None}
+        opened = {'mesh': None, 'decode_steps': 1, 'slots': 4, 'corpus': None, 'search_engine': None}
         search = open_simulator(cfg, EndpointConfig(), **opened).source(seed=0, step=1, noise=0.0)
         search.submit(Query('h', question, 0, 0, 'city'))
         while search.active:
@@ -364,7 +364,7 @@ def test_without_names_an_answer_makes_a_passage_gold():
 def test_a_real_engine_in_the_place_of_the_simulator_knows_no_noise(mesh):
     cfg = SimulatorConfig(kind='engine', documents=2)
     made = open_simulator(
-        cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, search_engine=lambda: BM25(PASSAGES)
+        cfg, EndpointConfig(), mesh=mesh, decode_steps=4, slots=4, corpus=None, search_engine=lambda: BM25(PASSAGES)
     )
     search = made.source(seed=0, step=1, noise=1.0)
     search.submit(Query('h', ROME, 0, 0, 'Rome capital'))
@@ -422,12 +422,13 @@ def test_weights_of_a_simulator_alone_are_taken_over(mesh, monkeypatch, weights)
     models, load = [], pretrained.load_model
     monkeypatch.setattr(pretrained, 'load_model', lambda *args: models.append(load(*args)) or models[-1])
     cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2, weights=weights)
-    made = open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, search_engine=None)
+    made = open_simulator(cfg, EndpointConfig(), mesh=mesh, decode_steps=4, slots=4, corpus=None, search_engine=None)
     assert weights == 'int8' or all(w.is_deleted() for w in models[0].params['layers'].values())
     expected = load('tiny', mesh).params
     with jax.set_mesh(mesh):
-        expected = serving_layout(quant.quantize(expected) if weights == 'int8' else expected, dtype='float32')
-    jax.tree.map(np.testing.assert_array_equal, made.engine._params, expected)
+        expected = quant.quantize(expected) if weights == 'int8' else expected
+        expected = serving.base_layout(expected, mesh, dtype='float32')
+    jax.tree.map(np.testing.assert_array_equal, made.engine._slots._weights.get([0]), expected)
 
 
 def test_template_arguments_reach_the_template_of_a_simulator(mesh, monkeypatch):
@@ -456,7 +457,7 @@ def test_a_layer_computes_with_the_scale_and_the_bias():
 
 def test_an_engine_of_int8_weights_keeps_them_small_and_writes_nearly_the_same(mesh, params):
     with jax.set_mesh(mesh):
-        served = serving_layout(quant.quantize(params), dtype=jnp.float32)
+        served = serving.base_layout(quant.quantize(params), mesh, dtype=jnp.float32)
     assert served['layers'][0]['down'].dtype == jnp.int8
     asked = requests((3, 9, 17, 30), 12)
     exact = drain(tiny_engine(mesh, params, temperature=0.0), asked)
@@ -474,7 +475,14 @@ def test_a_simulator_of_the_policys_model_is_not_loaded_again(mesh, monkeypatch)
     monkeypatch.setattr('zerosearch_jax.pretrained.load_model', lambda *_: pytest.fail('loaded again'))
     cfg = SimulatorConfig(model='tiny', prompt_tokens=64, max_tokens=8, slots=2)
     open_simulator(
-        cfg, EndpointConfig(), mesh=mesh, decode_steps=4, corpus=None, search_engine=None, loaded=('tiny', model)
+        cfg,
+        EndpointConfig(),
+        mesh=mesh,
+        decode_steps=4,
+        slots=4,
+        corpus=None,
+        search_engine=None,
+        loaded=('tiny', model),
     )
     trainable = make_trainable(model, PolicyConfig(model='tiny', lora_rank=2), mesh, 0)
     policy = lora.combine(trainable.frozen, trainable.params)

@@ -91,7 +91,14 @@ def test_by_hand(strings, pieces, expected):
 
 def test_no_strings_never_accepts():
     compiled = stop.compile_table((), [b'a', b''])
-    assert compiled.table.shape == (1, 2) and not compiled.table.any() and compiled.first_accept == 1
+    assert compiled.table.tolist() == [[0, 0], [1, 1]] and compiled.first_accept == 2
+
+
+def test_nothing_leads_out_of_or_into_the_state_in_which_nothing_stops():
+    vocab = [b'<', b'/', b'search>', b'</answer>', b'x', b'']
+    compiled = stop.compile_table(TAGS, vocab)
+    others = np.delete(compiled.table, compiled.never, axis=0)
+    assert (compiled.table[compiled.never] == compiled.never).all() and not (others == compiled.never).any()
 
 
 @pytest.mark.parametrize('strings', [('',), ('a', ''), ('a', 'a')])

@@ -57,7 +57,7 @@ def made(tmp_path, monkeypatch):
     """A configuration of four questions a step, in random order, and eight held-out ones."""
     ASKED.clear()
     FAILS.clear()
-    monkeypatch.setattr(trainer, 'open_policy', lambda *_, **__: Policy())
+    monkeypatch.setattr(trainer.Trainer, '_open_engines', lambda self: [Policy()])
     open_engine = lambda cfg, passages, log: RemoteSearch(engine, 1, 'ours', cfg, log)  # noqa: E731
     monkeypatch.setattr(trainer, 'open_search_engine', open_engine)
     monkeypatch.setattr(remote, 'probe', lambda cfg: None)  # it was well when the run began

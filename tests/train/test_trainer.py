@@ -64,8 +64,7 @@ def opened(monkeypatch, cfg, workdir=None):
     """A Trainer whose model is nothing but a tokenizer."""
     model = pretrained.Model(None, BYTES, {})
     monkeypatch.setattr(pretrained, 'load_model', lambda *_: model)
-    monkeypatch.setattr(trainer, 'open_policy', lambda *_, **__: None)
-    for name, value in (('_open_learner', None), ('_description', '')):
+    for name, value in (('_open_engines', [None]), ('_open_learner', None), ('_description', '')):
         monkeypatch.setattr(trainer.Trainer, name, lambda self, value=value: value)
     return trainer.Trainer(cfg, workdir)
 

@@ -7,6 +7,8 @@ import pytest
 
 from zerosearch_jax import prng, sharding
 from zerosearch_jax.generate.engine import Engine, Request
+from zerosearch_jax.generate.requests import Role
+from zerosearch_jax.generate.slots import Slots
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.rl import state
@@ -27,7 +29,8 @@ def machinery():
     """Engine, optimizer, update and shardings: compiled once for all runs."""
     layout = transformer.layout(TINY)
     never = compile_table((), [b''] * TINY.vocab_size)
-    engine = Engine(TINY, MESH, slots=SAMPLES, capacity=64, stop=never, eos_ids=(), decode_steps=TOKENS)
+    slots = Slots(TINY, MESH, (Role(SAMPLES),), capacity=64, stop=never, eos_ids=(), decode_steps=TOKENS)
+    engine = Engine(slots)
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-2, weight_decay=0.0), UPDATES)
     shardings = state.state_shardings(layout, tx, MESH)
     return engine, tx, make_update(TINY, tx, shardings, LossConfig(kl=0.0), Compute(chunk=32)), shardings
@@ -43,7 +46,7 @@ def rewards_of_training(machinery, algorithm, sign):
     for number in range(UPDATES):
         engine.load(current.params)
         for sample in range(SAMPLES):
-            engine.open(Request(sample, PROMPT, prng.row_key('policy', 0, number, 'q', sample), TOKENS, group='q'))
+            engine.open(Request(sample, PROMPT, prng.row_key('policy', 0, number, 'q', sample), TOKENS))
         stopped = []
         while engine.active:
             stopped += engine.step()

@@ -108,7 +108,7 @@ def samples(shape, temperature):
     mesh = make_mesh(shape)
     engine = tiny_engine(mesh, tiny_params(mesh), temperature=temperature)
     asked = requests((1, 5, 20, 40, 9, 9, 33, 60, 2, 70), 10)
-    shared = [dataclasses.replace(r, handle=('shared', r.handle), prompt=asked[3].prompt, group='g') for r in asked[:3]]
+    shared = [dataclasses.replace(r, handle=('shared', r.handle), prompt=asked[3].prompt) for r in asked[:3]]
     return drain(engine, [*asked, *shared])
 
 

@@ -149,6 +149,7 @@ def _simulator(cfg: Config, mesh: jax.sharding.Mesh) -> Simulator:
         cfg.endpoint,
         mesh=mesh,
         decode_steps=cfg.rollout.decode_steps,
+        slots=cfg.rollout.slots or cfg.rollout.episodes,
         corpus=corpus,
         search_engine=lambda: BM25(sources.load_passages(cfg.audit.corpus)),
     )

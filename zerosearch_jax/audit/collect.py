@@ -107,7 +107,7 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
         engine = open_policy(model, cfg.rollout, mesh, dtype=cfg.policy.dtype)
         engine.load(policy_params(model, cfg.policy, mesh), temperature=cfg.rollout.temperature)
         search = BM25(sources.load_passages(cfg.collect.corpus)).search
-        size = max(cfg.rollout.slots // cfg.rollout.group, 1)
+        size = max((cfg.rollout.slots or cfg.rollout.episodes) // cfg.rollout.group, 1)
         with progress.bar(len(missing) * cfg.rollout.group, 'episodes', 'episode') as bar:
             for start in range(0, len(missing), size):
                 episodes = rollout(

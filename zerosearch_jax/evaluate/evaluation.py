@@ -23,6 +23,7 @@ from zerosearch_jax.evaluate import refine, tables
 from zerosearch_jax.evaluate.methods import METHODS, answer_questions
 from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.evaluate.sources import open_source
+from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import fitting
@@ -331,10 +332,10 @@ class Evaluator:
         """The same weights, writing freely."""
         cfg, size = self._cfg, self._cfg.rollout
         most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * refine.TOKENS
-        engine = pretrained.open_engine(
+        (engine,) = pretrained.open_engines(
             self._model,
             self._mesh,
-            slots=size.slots,
+            (Role(size.slots or size.episodes),),
             cache_gib=size.cache_gib,
             capacity=most + cfg.evaluation.refine_tokens,
             decode_steps=size.decode_steps,

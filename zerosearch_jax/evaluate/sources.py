@@ -37,6 +37,7 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
         cfg.endpoint,
         mesh=mesh,
         decode_steps=cfg.rollout.decode_steps,
+        slots=cfg.rollout.slots or cfg.rollout.episodes,
         corpus=lambda: (BM25(passages()).search, passages()),
         search_engine=open_real,
     )

@@ -8,6 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from zerosearch_jax.sharding import constrain
+
 BLOCK = 256
 
 
@@ -29,23 +31,26 @@ FULL_SUPPORT = Truncation()
 def sample(
     logits_BxV: jax.Array, uniforms_B: jax.Array, temperature: jax.Array, truncation: Truncation = FULL_SUPPORT
 ) -> tuple[jax.Array, jax.Array]:
-    """Samples at `temperature`, or takes the argmax where it is 0.
+    """Samples each row at its temperature; at 0 the token is the most likely one, of equals the first.
+
+    At 0 the most likely tokens have weight 1, all others 0: for a branch a GPU would wait for the host, and on CPU an
+    argmax takes longer than all of this.
+
+    Args:
+      temperature: of each row [B], or one of all.
 
     Returns:
       tokens int32 [B], and their log-probs float32 [B] under the untruncated log_softmax(logits / temperature)
       (temperature 1 where it is 0): exactly what the trainer computes.
     """
-    scaled_BxV = logits_BxV.astype(jnp.float32) / jnp.where(temperature > 0, temperature, 1.0)
-
-    def draw():
-        return inverse_cdf(jax.nn.softmax(truncate(scaled_BxV, truncation), axis=-1), uniforms_B)
-
-    def best():
-        return jnp.argmax(scaled_BxV, axis=-1).astype(jnp.int32)
-
-    tokens_B = jax.lax.cond(temperature > 0, draw, best)  # on CPU an argmax costs as much as the softmax
+    temperature_Bx1 = jnp.broadcast_to(temperature, uniforms_B.shape)[:, None]
+    greedy_Bx1 = temperature_Bx1 <= 0
+    scaled_BxV = logits_BxV.astype(jnp.float32) / jnp.where(greedy_Bx1, 1.0, temperature_Bx1)
+    scaled_BxV -= jnp.max(scaled_BxV, axis=-1, keepdims=True)
+    weights_BxV = jnp.exp(truncate(scaled_BxV, truncation) * jnp.where(greedy_Bx1, 1e30, 1.0))
+    tokens_B = inverse_cdf(weights_BxV, jnp.where(greedy_Bx1[:, 0], 0.0, uniforms_B))
     chosen_B = jnp.take_along_axis(scaled_BxV, tokens_B[:, None], axis=-1)[:, 0]
-    return tokens_B, chosen_B - jax.nn.logsumexp(scaled_BxV, axis=-1)
+    return tokens_B, chosen_B - jnp.log(jnp.sum(jnp.exp(scaled_BxV), axis=-1))
 
 
 def truncate(scaled_BxV: jax.Array, truncation: Truncation) -> jax.Array:
@@ -63,12 +68,16 @@ def truncate(scaled_BxV: jax.Array, truncation: Truncation) -> jax.Array:
 
 
 def inverse_cdf(probs_BxV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
-    """The token at which the cumulative probability passes the uniform, int32 [B]; never one of probability 0."""
+    """The token at which the cumulative probability passes the uniform, int32 [B]; never one of probability 0.
+
+    What is given needs not sum to one.
+    """
     b, v = probs_BxV.shape
     probs_BxMxC = jnp.pad(probs_BxV, ((0, 0), (0, -v % BLOCK))).reshape(b, -1, BLOCK)
-    blocks_BxM = probs_BxMxC.sum(-1)
+    # few numbers, whole on every device: a GPU's compiler turns the sum along a sharded dimension into a loop over it
+    blocks_BxM = constrain(probs_BxMxC.sum(-1), 'batch', None)
     block_cdf_BxM = jnp.cumsum(blocks_BxM, axis=-1)
-    target_B = uniforms_B * block_cdf_BxM[:, -1]  # rounding: the sum is not exactly one
+    target_B = uniforms_B * block_cdf_BxM[:, -1]
     block_B = _passed(blocks_BxM, block_cdf_BxM, target_B)
     inside_BxC = jnp.take_along_axis(probs_BxMxC, block_B[:, None, None], axis=1)[:, 0]
     below_B = jnp.take_along_axis(jnp.pad(block_cdf_BxM, ((0, 0), (1, 0))), block_B[:, None], axis=1)[:, 0]

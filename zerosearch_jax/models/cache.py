@@ -5,69 +5,106 @@
     slot 1              [p    p    p    .    .    .    .  ]   length 3
 
 p prompt, a action, o observation. Writing past the capacity drops the write. Layers are separate arrays, because
-slicing one stacked array copies it on every decode step on CPU. Keys are [B, K, E, S] and values [B, K, S, E]: a decode
-step multiplies rows of both by a vector, along their last, contiguous axis (on CPU four times faster than [B, S, K, E]
-at 16 slots of 512 tokens, benchmarks/decode_attention.py).
+slicing one stacked array copies it on every decode step on CPU. How a layer lies is a matter of who reads it:
+
+    form     a layer                                  read by                         up to
+    einsum   keys [B, K, E, S], values [B, K, S, E]   matrix products                 a span that all rows share
+    cudnn    keys [B, S, K, E], values [B, S, K, E]   cuDNN's fused attention         each row's own length
+    ragged   keys and values in turn [B, S, M, E]     JAX's kernel for TPUs; M = 2 K  each row's own length
+
+A decode step multiplies rows of the first by a vector, along their last, contiguous axis: on CPU four times faster than
+[B, S, K, E] at 16 slots of 512 tokens (benchmarks/decode_attention.py).
 """
+
+import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from zerosearch_jax import sharding
+from zerosearch_jax.models import attention
 from zerosearch_jax.models.config import ModelConfig
+
+# the arrays of a layer by form, as in the table above
+FORMS = {'einsum': ('BKES', 'BKSE'), 'cudnn': ('BSKE', 'BSKE'), 'ragged': ('BSME',)}
+Layer = tuple[jax.Array, ...]
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values, a tuple of L arrays each."""
+    """Keys and values of L layers."""
 
-    k: tuple[jax.Array, ...]  # [B, K, E, S]
-    v: tuple[jax.Array, ...]  # [B, K, S, E]
+    layers: tuple[Layer, ...]
+    form: str = flax.struct.field(pytree_node=False)  # key of FORMS
 
     @property
     def capacity(self) -> int:
-        return self.v[0].shape[2]
+        return self.layers[0][0].shape[FORMS[self.form][0].index('S')]
 
 
-def axes(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[str | None, ...]:
-    """Logical axes of a layer's cache; key-value heads that the tensor axis does not divide are replicated."""
-    return ('batch', sharding.divisible_axis('kv_heads', cfg.num_kv_heads, mesh), None, None)
+@flax.struct.dataclass
+class Place:
+    """Where T tokens of each of N rows belong: at positions starts, starts + 1, ... of a slot."""
+
+    slots: jax.Array | None  # [N], counted from the first on the same device; None: all the slots, in order
+    starts: jax.Array  # [N]; 0 of an idle row, so that little is read
+    counts: jax.Array  # [N] tokens to write; the rest of the T are padding
+
+    def positions(self, tokens: int) -> jax.Array:
+        """[N, T]."""
+        return self.starts[:, None] + jnp.arange(tokens)[None]
+
+    def sees(self, tokens: int, span: int) -> jax.Array:
+        """Which of the first positions each token sees, bool [N, T, span]."""
+        return jnp.arange(span)[None, None] <= self.positions(tokens)[..., None]
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """The slots [N, ...] of an array of all of them."""
+        return x if self.slots is None else x[self.slots]
+
+
+def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh) -> str:
+    """The form of the cache of a model that generates on a mesh: a kernel's, where one reads it."""
+    if mesh.devices.flat[0].platform == 'tpu':
+        heads, rest = divmod(cfg.num_kv_heads, mesh.shape['tensor'])
+        tiled = cfg.head_dim % 128 == 0 and not rest and (heads % 8 == 0 or 8 % heads == 0)
+        return 'ragged' if tiled and jnp.dtype(dtype) == jnp.bfloat16 else 'einsum'
+    return 'cudnn' if attention.choose(cfg, dtype, mesh, row_length=2).name == 'cudnn' else 'einsum'
+
+
+def _axes(form: str, heads: str | None) -> list[tuple[str | None, ...]]:
+    """Logical axes of a layer's arrays, where that of the heads is known: None if the mesh does not divide them."""
+    names = {'B': 'batch', 'K': heads, 'M': heads}
+    return [tuple(map(names.get, letters)) for letters in FORMS[form]]
 
 
 def slot_bytes(cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
     """Bytes of one slot on each of the devices that hold a part of it."""
-    heads = cfg.num_kv_heads // (mesh.shape['tensor'] if axes(cfg, mesh)[1] else 1)
+    split = sharding.divisible_axis('kv_heads', cfg.num_kv_heads, mesh)
+    heads = cfg.num_kv_heads // (mesh.shape['tensor'] if split else 1)
     return 2 * cfg.num_layers * heads * cfg.head_dim * capacity * jnp.dtype(dtype).itemsize
 
 
-def create(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: int, dtype=jnp.float32) -> KVCache:
-    """An empty cache, born sharded. `slots` must be a multiple of the mesh's data x fsdp."""
+def abstract(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: int, dtype=jnp.float32) -> KVCache:
+    """The cache's shapes and shardings. `slots` must be a multiple of the mesh's data x fsdp."""
     rows = sharding.shard_count('batch', mesh)
     if slots % rows:
         raise ValueError(f'{slots} slots cannot be split over {rows} (data x fsdp) devices; use a multiple of {rows}')
+    form, heads = choose(cfg, dtype, mesh), sharding.divisible_axis('kv_heads', cfg.num_kv_heads, mesh)
+    sizes = {'B': slots, 'S': capacity, 'K': cfg.num_kv_heads, 'M': 2 * cfg.num_kv_heads, 'E': cfg.head_dim}
+    layer = tuple(
+        jax.ShapeDtypeStruct([sizes[x] for x in letters], jnp.dtype(dtype), sharding=sharding.named(mesh, *axes))
+        for letters, axes in zip(FORMS[form], _axes(form, heads), strict=True)
+    )
+    return KVCache((layer,) * cfg.num_layers, form)
 
-    def zeros(*shape: int):
-        return tuple(jnp.zeros((slots, cfg.num_kv_heads, *shape), dtype) for _ in range(cfg.num_layers))
 
-    def empty():
-        return KVCache(zeros(cfg.head_dim, capacity), zeros(capacity, cfg.head_dim))
-
-    return jax.jit(empty, out_shardings=sharding.named(mesh, *axes(cfg, mesh)))()
-
-
-def write(
-    keys_BxKxExS: jax.Array,
-    values_BxKxSxE: jax.Array,
-    rows: jax.Array,
-    positions: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Writes k and v [..., K, E] of one layer at (row, position), both [...]; out-of-range positions are dropped."""
-    keys = keys_BxKxExS.at[rows, :, :, positions].set(k.astype(keys_BxKxExS.dtype), mode='drop')
-    values = values_BxKxSxE.at[rows, :, positions].set(v.astype(values_BxKxSxE.dtype), mode='drop')
-    return keys, values
+def create(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: int, dtype=jnp.float32) -> KVCache:
+    """An empty cache, born sharded."""
+    like = abstract(cfg, mesh, slots, capacity, dtype)
+    places = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), out_shardings=places)()
 
 
 def fork(cache: KVCache, sources_PxR: jax.Array, targets_PxR: jax.Array) -> KVCache:
@@ -88,13 +125,109 @@ def fork(cache: KVCache, sources_PxR: jax.Array, targets_PxR: jax.Array) -> KVCa
 
 def take(cache: KVCache, slots_N: jax.Array | None, span: int) -> KVCache:
     """A copy of the first `span` positions of the listed slots, as a cache of N slots; None: of all slots."""
-    rows = slice(None) if slots_N is None else slots_N
-    return KVCache(tuple(k[rows, :, :, :span] for k in cache.k), tuple(v[rows, :, :span] for v in cache.v))
+
+    def rows(x):
+        return x if slots_N is None else x.at[slots_N].get(mode='clip')
+
+    return cache.replace(layers=tuple((rows(k[..., :span]), rows(v[:, :, :span])) for k, v in cache.layers))
 
 
-def put(cache: KVCache, part: KVCache, slots_N: jax.Array | None) -> KVCache:
-    """Writes what `take` has copied back to its slots, which are distinct."""
-    rows, span = slice(None) if slots_N is None else slots_N, part.capacity
-    keys = (k.at[rows, :, :, :span].set(p) for k, p in zip(cache.k, part.k, strict=True))
-    values = (v.at[rows, :, :span].set(p) for v, p in zip(cache.v, part.v, strict=True))
-    return KVCache(tuple(keys), tuple(values))
+def put(cache: KVCache, part: KVCache, slots_N: jax.Array | None, starts_N: jax.Array, tokens: int) -> KVCache:
+    """Writes so many positions of what `take` has copied, from `starts` on, back to their slots; distinct ones."""
+    slots_Nx1 = (jnp.arange(len(starts_N)) if slots_N is None else slots_N)[:, None]
+    positions_NxT = starts_N[:, None] + jnp.arange(tokens)[None]
+
+    def back(whole, part):
+        (keys, values), (k, v) = whole, part
+        k_NxKxExT = jnp.take_along_axis(k, positions_NxT[:, None, None], axis=3, mode='clip')
+        v_NxKxTxE = jnp.take_along_axis(v, positions_NxT[:, None, :, None], axis=2, mode='clip')
+        keys = keys.at[slots_Nx1, :, :, positions_NxT].set(k_NxKxExT.transpose(0, 3, 1, 2), **DROPPED)
+        return keys, values.at[slots_Nx1, :, positions_NxT].set(v_NxKxTxE.transpose(0, 2, 1, 3), **DROPPED)
+
+    return cache.replace(layers=tuple(map(back, cache.layers, part.layers)))
+
+
+# ---------------------------------------------------------------- one layer
+
+
+def attend(form: str, layer: Layer, q_NxTxHxE, k_NxTxKxE, v_NxTxKxE, place: Place, span: int) -> tuple:
+    """Writes new keys and values, then attends to what the slots hold: out [N, T, H * E], and the layer.
+
+    Each device does so for its own slots and heads: nothing of a cache moves.
+
+    Args:
+      form: key of FORMS.
+      span: of the positions, what is read at most.
+    """
+    heads = sharding.divisible_axis('kv_heads', k_NxTxKxE.shape[2], jax.sharding.get_abstract_mesh())
+    held = tuple(sharding.spec(*names) for names in _axes(form, heads))
+    rows = sharding.spec('batch', None, heads)
+    own = jax.shard_map(
+        functools.partial(READERS[form], span=span),
+        in_specs=(held, rows, rows, rows, sharding.spec('batch')),
+        out_specs=(rows, held),
+        check_vma=False,  # a kernel does not say along which axes its results vary
+    )
+    return own(layer, q_NxTxHxE, k_NxTxKxE, v_NxTxKxE, place)
+
+
+DROPPED = dict(mode='drop', unique_indices=True)  # distinct ones, which a GPU need not write atomically
+
+
+def _targets(place: Place, tokens: int, capacity: int) -> tuple[jax.Array, jax.Array]:
+    """Slots [N, 1] and positions [N, T] of what is written, distinct; padding is past the end, where it is dropped."""
+    rows = len(place.starts)
+    slots_N = jnp.arange(rows) if place.slots is None else place.slots
+    written_NxT = jnp.arange(tokens)[None] < place.counts[:, None]
+    past_NxT = capacity + jnp.arange(rows * tokens).reshape(rows, tokens)
+    return slots_N[:, None], jnp.where(written_NxT, place.positions(tokens), past_NxT)
+
+
+def _einsum(layer, q, k, v, place, span):
+    keys, values = layer
+    slots, positions = _targets(place, q.shape[1], values.shape[2])
+    keys = keys.at[slots, :, :, positions].set(k.astype(keys.dtype), **DROPPED)
+    values = values.at[slots, :, positions].set(v.astype(values.dtype), **DROPPED)
+    read = place.rows(keys[..., :span]), place.rows(values[:, :, :span])
+    return attention.cache_attention(q, *read, place.sees(q.shape[1], span)), (keys, values)
+
+
+def _cudnn(layer, q, k, v, place, span):
+    at, tokens = _targets(place, q.shape[1], layer[0].shape[1]), q.shape[1]
+    layer = tuple(x.at[at].set(new.astype(x.dtype), **DROPPED) for x, new in zip(layer, (k, v), strict=True))
+    out_NxTxHxE = jax.nn.dot_product_attention(
+        *(q, *(place.rows(x[:, :span]) for x in layer)),
+        mask=None if tokens == 1 else place.sees(tokens, span)[:, None],  # a single query sees all that is read
+        key_value_seq_lengths=jnp.minimum(place.starts + tokens, span),
+        implementation='cudnn',
+    )
+    return out_NxTxHxE.reshape(*q.shape[:2], -1), layer
+
+
+# positions of a page, pages and queries of a block: what most of JAX's own table of tuned sizes has for such pages
+PAGE, KV_PAGES, QUERIES = 128, 8, 32
+
+
+def _ragged(layer, q, k, v, place, span):
+    from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
+
+    (kv_BxSxMxE,), (n, t, h, e) = layer, q.shape
+    slots, positions = _targets(place, t, kv_BxSxMxE.shape[1])
+    new = jnp.stack([k, v], axis=3).reshape(n, t, -1, e)
+    kv_BxSxMxE = kv_BxSxMxE.at[slots, positions].set(new.astype(kv_BxSxMxE.dtype), **DROPPED)
+    pages = kv_BxSxMxE.shape[1] // PAGE  # of a slot, which lie one behind another
+    out = ragged_paged_attention(
+        q.reshape(n * t, h, e),
+        kv_BxSxMxE.reshape(-1, PAGE, *kv_BxSxMxE.shape[2:]),
+        place.starts + t,
+        slots * pages + jnp.arange(pages)[None],
+        jnp.arange(n + 1) * t,
+        jnp.full(1, n),
+        sm_scale=e**-0.5,
+        num_kv_pages_per_block=min(KV_PAGES, pages),
+        num_queries_per_block=min(QUERIES, n * t),
+    )
+    return out.reshape(n, t, h * e), (kv_BxSxMxE,)
+
+
+READERS = {'einsum': _einsum, 'cudnn': _cudnn, 'ragged': _ragged}

@@ -50,3 +50,8 @@ def merge(params: dict) -> dict:
             )
             merged[name] = (merged[name].astype(jnp.float32) + delta).astype(merged[name].dtype)
     return {**params, 'layers': merged}
+
+
+def merged(params: dict) -> dict:
+    """The same where there is no adapter, without a copy."""
+    return jax.jit(merge)(params) if any('_lora_' in name for name in params['layers']) else params

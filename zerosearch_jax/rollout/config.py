@@ -23,12 +23,21 @@ class RolloutConfig:
     template_arguments: str = ''  # of the chat template, a JSON object such as '{"enable_thinking": false}'
     temperature: float = 1.0  # of sampling, and of the log-probs that are trained
     top_p: float = 1.0  # log-probs stay those of the whole softmax, below 1 not what was sampled (defect D10)
-    slots: int = 16  # episodes that run at once
+    # episodes that run at once, rounded up to data x fsdp; 0: all of a step, as far as a third of an accelerator's
+    # memory holds their cache
+    slots: int = 0
     cache_gib: float = 0.0  # of a device's memory for their cache: fewer slots if not all fit; 0: no limit
     decode_steps: int = 16  # tokens decoded between two looks of the host
 
+    @property
+    def episodes(self) -> int:
+        """Those of a step."""
+        return self.questions * self.group
+
     def __post_init__(self):
-        settings.require_positive(self, 'questions', 'group', 'slots', 'decode_steps')
+        settings.require_positive(self, 'questions', 'group', 'decode_steps')
+        if self.slots < 0:
+            raise ValueError(f'slots must not be negative, got {self.slots}')
         settings.require_positive(self, 'turn_tokens', 'response_tokens', 'prompt_tokens')
         template_arguments(self.template_arguments)
         if not 0 < self.top_p <= 1:

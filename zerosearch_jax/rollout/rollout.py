@@ -174,10 +174,10 @@ def rollout(
             policy.close(handle)
             on_finished(episode.trajectory)
 
-    on_action = on_tokens and (lambda handle, tokens: on_tokens(handle, Kind.ACTION, tokens))
+    policy.listen(on_tokens and (lambda handle, tokens: on_tokens(handle, Kind.ACTION, tokens)))
     while policy.active or search.active:
         if policy.active >= search.active:
-            for stopped in policy.step(on_action):
+            for stopped in policy.step():
                 advance(stopped.handle, *episodes[stopped.handle].act(stopped))
         else:
             for result in search.step():
@@ -197,5 +197,5 @@ def _opened(questions, samples: int, policy: Engine, tokenizer: Tokenizer, cfg: 
             episodes[handle] = _Episode(trajectory, tokenizer, cfg)
             key = prng.row_key(*randomness, question.id, sample)
             budget = min(cfg.turn_tokens, cfg.response_tokens)
-            policy.open(Request(handle, prompt, key, budget, group=question.id))
+            policy.open(Request(handle, prompt, key, budget))
     return episodes

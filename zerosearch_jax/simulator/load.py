@@ -12,6 +12,7 @@ import jax
 from zerosearch_jax import pretrained
 from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.models import lora, quant
 from zerosearch_jax.search import outside
 from zerosearch_jax.search.bm25 import BM25
@@ -48,9 +49,11 @@ def open_simulator(
     *,
     mesh: jax.sharding.Mesh,
     decode_steps: int,
+    slots: int,
     corpus: Callable[[], tuple[Callable, Sequence[Passage]]],
     search_engine: Callable[[], BM25 | RemoteSearch],
     loaded: tuple[str, pretrained.Model] | None = None,
+    engine: Engine | None = None,
     log: pathlib.Path | None = None,
 ) -> Simulator:
     """Opens the configured simulator.
@@ -60,9 +63,11 @@ def open_simulator(
       endpoint: where a served model is.
       mesh: of our models.
       decode_steps: tokens decoded between two looks of the host.
+      slots: of a model of ours, where `cfg` leaves it to the episodes.
       corpus: opens what an oracle knows: (a search in it, its passages).
       search_engine: opens the real engine, where that is what searches.
       loaded: a model that is there already, used if it is the one that `cfg` names: it is not loaded again.
+      engine: of the loaded model, where its base is shared with the policy; None: it gets one of its own.
       log: file of the calls to a served model, from which a resumed run replays them; None: not written.
     """
     if cfg.kind == 'none':
@@ -78,9 +83,10 @@ def open_simulator(
             lambda *, seed, step, noise: oracle_search(oracle, lambda q: draw_labels(q, cfg, (seed, step), noise))
         )
     # what is remembered has no step: its failures would be for ever
-    options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'keep_failures': not cfg.remember}
+    options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'engine': engine}
+    options['keep_failures'] = not cfg.remember
     calls, memory = Journal(log), Journal(cfg.remember) if cfg.remember else None
-    writer = open_writer(cfg, endpoint, log=calls, **options)
+    writer = open_writer(dataclasses.replace(cfg, slots=cfg.slots or slots), endpoint, log=calls, **options)
     weights = _weights_digest(cfg) if memory else ''
     source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, weights=weights)
     return Simulator(source, getattr(writer, 'engine', None), (calls, memory) if memory else (calls,))
@@ -146,8 +152,12 @@ def open_writer(
     log: Journal,
     keep_failures: bool = False,
     loaded: tuple[str, pretrained.Model] | None = None,
+    engine: Engine | None = None,
 ) -> Writer:
-    """A model that writes: a served one (EndpointWriter has the arguments), or one of ours, loaded."""
+    """A model that writes: a served one (EndpointWriter has the arguments), or one of ours, loaded.
+
+    `engine`: of the model that is `loaded`, where that has the base already.
+    """
     arguments = template_arguments(cfg.template_arguments)
     if cfg.kind == 'endpoint':
         return EndpointWriter(
@@ -164,20 +174,23 @@ def open_writer(
     if owned:
         model = pretrained.load_model(cfg.model, mesh, cfg.dtype)
     params, model = model.params, dataclasses.replace(model, params={})
-    if cfg.adapter:
-        params = lora.combine(params, pretrained.load_adapter(cfg.adapter, model.cfg, mesh))
+    budgets = {'prompt_tokens': cfg.prompt_tokens, 'max_tokens': cfg.max_tokens}
+    adapter = pretrained.load_adapter(cfg.adapter, model.cfg, mesh) if cfg.adapter else {}
+    if engine is not None:
+        engine.load(lora.combine({'layers': {}}, adapter), temperature=cfg.temperature)
+        return EngineWriter(engine, model.tokenizer, **budgets, arguments=arguments)
+    params = lora.combine(params, adapter)
     if cfg.weights == 'int8':
         with jax.set_mesh(mesh):
             params = quant.quantize(params)
-    engine = pretrained.open_engine(
+    (engine,) = pretrained.open_engines(
         model,
         mesh,
-        slots=cfg.slots,
+        (Role(cfg.slots),),
         cache_gib=cfg.cache_gib,
         capacity=cfg.prompt_tokens + cfg.max_tokens,
         decode_steps=decode_steps,
         dtype=cfg.dtype,
     )
     engine.load(params, temperature=cfg.temperature, owned=owned)
-    budgets = {'prompt_tokens': cfg.prompt_tokens, 'max_tokens': cfg.max_tokens}
     return EngineWriter(engine, model.tokenizer, **budgets, arguments=arguments)

@@ -25,6 +25,11 @@ class StopTable:
     strings: tuple[str, ...]
     first_accept: int  # state first_accept + i: strings[i] was completed
 
+    @property
+    def never(self) -> int:
+        """The state of rows that no string stops."""
+        return self.first_accept - 1
+
 
 def compile_table(strings: Sequence[str], token_bytes: Sequence[bytes]) -> StopTable:
     """Compiles stop strings and a vocabulary into `table[state, token] -> state`.
@@ -34,7 +39,7 @@ def compile_table(strings: Sequence[str], token_bytes: Sequence[bytes]) -> StopT
     the vocabulary) leaves the state unchanged, so the match is on the text decoded without control tokens.
 
     Args:
-      strings: stop strings, matched as UTF-8. None at all gives a table of one state, which never accepts.
+      strings: stop strings, matched as UTF-8. None at all gives a table that never accepts.
       token_bytes: the bytes of each token id; b'' for control tokens.
 
     Raises:
@@ -70,7 +75,8 @@ def _byte_automaton(strings: list[bytes]) -> tuple[np.ndarray, int]:
     live = sorted(prefixes, key=lambda p: (len(p), p))
     state_of = {p: i for i, p in enumerate(live)}
     longest_first = sorted(range(len(strings)), key=lambda i: -len(strings[i]))
-    num_states = len(live) + len(strings)
+    first_accept = len(live) + 1  # after the state in which nothing stops
+    num_states = first_accept + len(strings)
 
     table = np.zeros((num_states, 256), np.min_scalar_type(num_states - 1))
     table[len(live) :] = np.arange(len(live), num_states)[:, None]
@@ -79,7 +85,7 @@ def _byte_automaton(strings: list[bytes]) -> tuple[np.ndarray, int]:
             text = prefix + bytes([byte])
             done = next((i for i in longest_first if text.endswith(strings[i])), None)
             if done is not None:
-                table[state, byte] = len(live) + done
+                table[state, byte] = first_accept + done
             else:
                 table[state, byte] = next(state_of[text[n:]] for n in range(len(text) + 1) if text[n:] in state_of)
-    return table, len(live)
+    return table, first_accept

@@ -119,6 +119,13 @@ class Config:
             )
 
 
+def share_base(cfg: Config) -> bool:
+    """Whether policy and simulator are adapters of one base, sampled in the same way: one engine serves both."""
+    policy, simulator = cfg.policy, cfg.simulator
+    same = simulator.model == policy.model and simulator.dtype == policy.dtype and simulator.weights == 'as_loaded'
+    return simulator.kind == 'model' and policy.lora_rank > 0 and same and cfg.rollout.top_p == 1
+
+
 def check_steps(cfg: Config, workdir: pathlib.Path):
     """Checks that the steps which the run in `workdir` has made would be the same with this many in all.
 

@@ -108,6 +108,9 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
         if main and start < cfg.rl.steps:
             trained.note_earlier_export(workdir, start)
         try:
+            if start < cfg.rl.steps:
+                trainer.load_simulator()
+                trainer.learner.prepare()
             if _evaluated(cfg, start):
                 _evaluate_at(trainer, workdir, writer, start)
             last, stopped = _loop(trainer, past, workdir, writer, checkpoints, start)
@@ -141,6 +144,7 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:
     abstract = jax.eval_shape(lambda: learner.state)
     learner.state = None  # memory is for one
     learner.state, host = checkpoints.restore(step, abstract, learner.shardings)
+    learner.resume(host.get('fit'))
     progress.log(f'resuming after step {host["step"]}')
     return Past(host['history'], host['rung'])
 
@@ -156,8 +160,6 @@ def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoint
       the last step done, and whether it was SIGTERM.
     """
     cfg, step, stopped = trainer.cfg, start, False
-    if start < cfg.rl.steps:
-        trainer.load_simulator()
     with preemption.Watch() as watch, progress.bar(cfg.rl.steps, 'training', 'step', leave=True, initial=start) as bar:
         while step < cfg.rl.steps and not stopped and not (cfg.alarms.stop and past.fired):
             step += 1
@@ -172,7 +174,8 @@ def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoint
                 _evaluate_at(trainer, workdir, writer, step)  # before the save: a run killed here does the step again
                 stopped = watch.stop_requested()
             if step % cfg.run.checkpoint_every == 0 or last or stopped:
-                checkpoints.save(step, trainer.learner.state, past.host_item(step, cfg.seed))
+                host = past.host_item(step, cfg.seed) | {'fit': trainer.learner.fit}
+                checkpoints.save(step, trainer.learner.state, host)
             bar.set_postfix_str(report.headline(measured))
             bar.update()
             if bar.disable:

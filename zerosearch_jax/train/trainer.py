@@ -11,8 +11,10 @@ import numpy as np
 from zerosearch_jax import pretrained, progress, sharding
 from zerosearch_jax.data import rows, sources
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.models import transformer
-from zerosearch_jax.policy import make_trainable, open_policy
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.requests import Role
+from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.policy import make_trainable, open_beside_policy
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rewards import Scorer
@@ -23,7 +25,7 @@ from zerosearch_jax.search.remote import RemoteSearch, open_search_engine
 from zerosearch_jax.search.search import Result, engine_search, refuse_outage
 from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.simulator import CompactedQuestions
-from zerosearch_jax.train.config import Config
+from zerosearch_jax.train.config import Config, share_base
 from zerosearch_jax.train.learner import Learner
 
 
@@ -65,14 +67,33 @@ class Trainer:
         self._searches = Journal(workdir / 'searches.log' if workdir else None)
         self._unanswered: list[Result] = []
         self.mesh = sharding.make_mesh(cfg.mesh)
-        questions, tokenizer = load_questions(cfg), pretrained.open_model(cfg.policy.model).tokenizer
-        fit = (fitting(part, tokenizer, cfg.rollout, cfg.data.too_long) for part in questions)
+        questions, self.model = load_questions(cfg), pretrained.open_model(cfg.policy.model)
+        fit = (fitting(part, self.model.tokenizer, cfg.rollout, cfg.data.too_long) for part in questions)
         self.train_questions, self.test_questions = _sized(cfg, *fit)
+        self.policy_engine, *shared = self._open_engines()  # they compile while weights are loaded
+        self._simulator_engine: Engine | None = next(iter(shared), None)
         self.model = pretrained.load_model(cfg.policy.model, self.mesh)
-        self.policy_engine = open_policy(self.model, cfg.rollout, self.mesh, dtype=cfg.policy.dtype)
         self.learner = self._open_learner()
         self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens)
         progress.log(self._description())
+
+    def _open_engines(self) -> tuple[Engine, ...]:
+        """The policy's, and the simulator's where both are adapters of one base: that is held once, for both."""
+        cfg, simulator, sizes = self.cfg, self.cfg.simulator, self.model.cfg
+        shared, capacity = share_base(cfg), cfg.rollout.prompt_tokens + cfg.rollout.response_tokens
+        others, adapters = [], []
+        if cfg.policy.lora_rank:
+            adapters = [sharding.abstract(lora.layout(sizes, cfg.policy.lora_rank), self.mesh)['layers']]
+        if shared:
+            others = [Role(simulator.slots or cfg.rollout.episodes, stops=False)]
+            capacity = max(capacity, simulator.prompt_tokens + simulator.max_tokens)
+            given = simulator.adapter and pretrained.load_adapter(simulator.adapter, sizes, self.mesh)
+            adapters.append(given['layers'] if given else {})
+        engines = open_beside_policy(
+            others, self.model, cfg.rollout, self.mesh, dtype=cfg.policy.dtype, capacity=capacity
+        )
+        engines[0].compile_ahead(sharding.abstract(transformer.layout(sizes), self.mesh), adapters or [{}])
+        return engines
 
     def _open_learner(self) -> Learner:
         cfg = self.cfg
@@ -86,12 +107,14 @@ class Trainer:
 
     def _description(self) -> str:
         trained = sum(x.size for x in jax.tree.leaves(self.learner.state['policy'].params)) / 1e6
+        shared = self._simulator_engine
+        beside = f', and {shared.slots} for the simulator on the same base' if shared else ''
         return (
             f'{self.cfg.policy.model} ({transformer.num_parameters(self.model.cfg) / 1e6:.1f} M weights): '
             f'{trained:.1f} M weights trained on '
             f'{len(self.train_questions)} questions, {len(self.test_questions)} held out; '
             f'mesh {"x".join(map(str, self.mesh.devices.shape))} of {jax.devices()[0].device_kind}; '
-            f'{self.policy_engine.slots} slots of {self.policy_engine.capacity} tokens; '
+            f'{self.policy_engine.slots} slots of {self.policy_engine.capacity} tokens{beside}; '
             f'{self.learner.attention.name} attention ({self.learner.attention.reason})'
         )
 
@@ -103,9 +126,11 @@ class Trainer:
             cfg.endpoint,
             mesh=self.mesh,
             decode_steps=cfg.rollout.decode_steps,
+            slots=cfg.rollout.episodes,
             corpus=self._corpus,
             search_engine=lambda: self.search_engine,
             loaded=(cfg.policy.model, self.model),
+            engine=self._simulator_engine,
             log=self._workdir / 'calls.log' if self._workdir else None,
         )
         if not self.learner.frozen:
