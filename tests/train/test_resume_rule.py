@@ -181,8 +181,9 @@ def test_keep_every_is_a_multiple_of_checkpoint_every():
 
 def test_a_resumed_learner_is_told_how_updates_fitted_into_memory():
     told = []
-    learner = types.SimpleNamespace(state={}, shardings={}, resume=told.append)
-    for fit in ({'fit': ['dots', 2]}, {}):  # an earlier version's checkpoint does not say
+    learner = types.SimpleNamespace(state={}, shardings={}, resume=told.append, place='1x1x1 cpu')
+    elsewhere = {'fit': ['none', 8], 'fit_on': '1x8x1 NVIDIA H100'}  # of more memory: it is found anew
+    for fit in ({'fit': ['dots', 2], 'fit_on': '1x1x1 cpu'}, elsewhere, {}):  # an earlier version's does not say
         host = {'step': 2, 'history': [], 'rung': [], **fit}
         checkpoints = types.SimpleNamespace(restore=lambda *_, host=host: ({}, host))
         rl._restore(types.SimpleNamespace(learner=learner), checkpoints, 2)

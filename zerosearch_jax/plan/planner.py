@@ -144,6 +144,8 @@ def _loads(cfg: Config, run: programs.Run, work: Workload) -> dict[str, Mapping[
 
 def _written(load: Mapping[str, int], run: programs.Run, engine: str) -> float:
     """The share of an engine's cache that a call of `decode` finds written by rows that decode."""
+    if not load['decodes']:
+        return 0.0
     return load['tokens'] / (load['decodes'] * run.slots[engine] * run.capacity[engine])
 
 
@@ -233,7 +235,8 @@ def fitted(cfg: Config, hardware: Hardware) -> Config:
 
 
 def _on_mesh(cfg: Config, mesh: tuple[int, int, int], slots: tuple[int, int], **rl) -> Config:
-    policy, simulator = (max(count // (mesh[0] * mesh[1]), 1) * mesh[0] * mesh[1] for count in slots)
+    parts = mesh[0] * mesh[1]
+    policy, simulator = (max(count // parts, 1) * parts if count else 0 for count in slots)
     return dataclasses.replace(
         cfg,
         mesh=mesh,

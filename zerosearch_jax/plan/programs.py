@@ -114,7 +114,7 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             reference = cast(trained, cfg.policy.dtype)
             resident['reference'] = size(reference)
             programs.append(learner.score('reference', reference))
-        if cfg.rl.old_logprobs == 'trainer':
+        if cfg.rl.rescores:
             programs.append(learner.score('old log-probs', trained))
         programs.append(learner.update(tx, shardings))
         if cfg.rl.has_critic:

@@ -56,8 +56,8 @@ def _sized(cfg: Config, count: int) -> Config:
         cfg,
         mesh=(1, count, 1),
         rl=dataclasses.replace(cfg.rl, rows_per_micro=count),
-        rollout=dataclasses.replace(cfg.rollout, slots=max(cfg.rollout.slots, count)),
-        simulator=dataclasses.replace(cfg.simulator, slots=max(cfg.simulator.slots, count)),
+        rollout=dataclasses.replace(cfg.rollout, slots=cfg.rollout.slots and max(cfg.rollout.slots, count)),
+        simulator=dataclasses.replace(cfg.simulator, slots=cfg.simulator.slots and max(cfg.simulator.slots, count)),
     )
 
 

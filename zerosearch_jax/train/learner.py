@@ -114,6 +114,11 @@ class Learner:
         """How updates fit into memory; None: the first one will find out."""
         return self._fit if self._settled else None
 
+    @property
+    def place(self) -> str:
+        """Mesh and devices: a fit is of these."""
+        return f'{"x".join(map(str, self.mesh.devices.shape))} {self.mesh.devices.flat[0].device_kind}'
+
     def resume(self, fit: Sequence | None):
         """Takes the fit that a run had, where the configuration leaves it open: another one rounds otherwise."""
         if fit:
@@ -123,7 +128,7 @@ class Learner:
     def _settle(self):
         """Chooses what config.rl leaves open by the memory that is free now that all else of a step is loaded."""
         free = int(0.95 * sharding.from_first_process(free_bytes(self.mesh)))  # allocators waste some
-        most = -(-self._trajectories // (self.rl.row_length // self._longest))
+        most = -(-self._minibatch // (self.rl.row_length // self._longest))
         need = fit_memory(self._compile, free, self.rl.remats, self._fit.rows, self.rl.rows_per_micro or most)
         said = f'rl.remat={self._fit.remat}, rl.rows_per_micro={self._fit.rows}'
         progress.log(f'{said}: an update takes {need / 2**30:.1f} of {free / 2**30:.1f} GiB that are free')

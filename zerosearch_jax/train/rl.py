@@ -144,7 +144,8 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:
     abstract = jax.eval_shape(lambda: learner.state)
     learner.state = None  # memory is for one
     learner.state, host = checkpoints.restore(step, abstract, learner.shardings)
-    learner.resume(host.get('fit'))
+    if host.get('fit_on', learner.place) == learner.place:
+        learner.resume(host.get('fit'))
     progress.log(f'resuming after step {host["step"]}')
     return Past(host['history'], host['rung'])
 
@@ -174,7 +175,7 @@ def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoint
                 _evaluate_at(trainer, workdir, writer, step)  # before the save: a run killed here does the step again
                 stopped = watch.stop_requested()
             if step % cfg.run.checkpoint_every == 0 or last or stopped:
-                host = past.host_item(step, cfg.seed) | {'fit': trainer.learner.fit}
+                host = past.host_item(step, cfg.seed) | {'fit': trainer.learner.fit, 'fit_on': trainer.learner.place}
                 checkpoints.save(step, trainer.learner.state, host)
             bar.set_postfix_str(report.headline(measured))
             bar.update()

@@ -133,6 +133,9 @@ class Trainer:
             engine=self._simulator_engine,
             log=self._workdir / 'calls.log' if self._workdir else None,
         )
+        if self._simulator_engine is not None:  # the base comes now, before free memory is measured, and stays
+            self.policy_engine.load(self.learner.policy_params)
+            self.policy_engine.unload()
         if not self.learner.frozen:
             self.model = dataclasses.replace(self.model, params={})  # the simulator has a copy, the learner its own
 
