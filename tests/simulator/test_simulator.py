@@ -151,7 +151,7 @@ def test_remember_knows_all_that_a_text_depends_on(changed, tmp_path, monkeypatc
     cfg = SimulatorConfig(documents=1, template=str(template), adapter=str(adapter), remember=str(tmp_path / 'memory'))
 
     def asked(question=ROME):
-        opened = {'mesh': None, 'decode_steps': 1, 'slots': 4, 'corpus': None, 'search_engine': None}
+        opened = {'mesh': sharding.make_mesh(), 'decode_steps': 1, 'slots': 4, 'corpus': None, 'search_engine': None}
         search = open_simulator(cfg, EndpointConfig(), **opened).source(seed=0, step=1, noise=0.0)
         search.submit(Query('h', question, 0, 0, 'city'))
         while search.active:

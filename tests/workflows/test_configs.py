@@ -177,6 +177,7 @@ def test_a_published_model_has_its_published_size_and_shards(name):
         ('run.trajectories_every', 0, 'trajectories_every must be positive'),
         ('rollout.decode_steps', 0, 'decode_steps must be positive'),
         ('rollout.slots', -1, 'slots must not be negative'),
+        ('simulator.slots', -1, 'slots must not be negative'),
         ('rollout.temperature', 0.0, 'temperature must be positive'),
         ('rollout.group', 1, "'grpo' compares the samples of a question"),
         ('rollout.prompt', 'direct', "'direct' is of evaluations"),

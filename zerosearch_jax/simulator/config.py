@@ -30,12 +30,14 @@ class SimulatorConfig:
     temperature: float = 0.8
     attempts: int = 3  # generations at most before the search counts as failed
     slots: int = 0  # requests that it answers at once; 0: as many as config.rollout has episodes
-    cache_gib: float = 0.0  # as config.rollout.cache_gib
+    cache_gib: float = 0.0  # as config.rollout.cache_gib, which alone counts where one engine serves both
     remember: str = ''  # a file of documents by all that they depend on and the seed, written once; '': written anew
 
     def __post_init__(self):
         template_arguments(self.template_arguments)
         settings.require_positive(self, 'documents', 'words', 'prompt_tokens', 'max_tokens', 'attempts')
+        if self.slots < 0:
+            raise ValueError(f'slots must not be negative, got {self.slots}')
 
 
 # the fields that documents depend on, besides those that are in the request

@@ -11,6 +11,7 @@ import jax
 
 from zerosearch_jax import pretrained
 from zerosearch_jax.data.rows import Passage
+from zerosearch_jax.generate import capacity
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.models import lora, quant
@@ -86,7 +87,10 @@ def open_simulator(
     options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'engine': engine}
     options['keep_failures'] = not cfg.remember
     calls, memory = Journal(log), Journal(cfg.remember) if cfg.remember else None
-    writer = open_writer(dataclasses.replace(cfg, slots=cfg.slots or slots), endpoint, log=calls, **options)
+    sized = cfg
+    if not cfg.slots and cfg.kind == 'model':
+        sized = dataclasses.replace(cfg, slots=slots, cache_gib=cfg.cache_gib or capacity.cache_gib(mesh))
+    writer = open_writer(sized, endpoint, log=calls, **options)
     weights = _weights_digest(cfg) if memory else ''
     source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, weights=weights)
     return Simulator(source, getattr(writer, 'engine', None), (calls, memory) if memory else (calls,))
@@ -156,7 +160,7 @@ def open_writer(
 ) -> Writer:
     """A model that writes: a served one (EndpointWriter has the arguments), or one of ours, loaded.
 
-    `engine`: of the model that is `loaded`, where that has the base already.
+    `engine`: of the model that is `loaded`, where its base is shared.
     """
     arguments = template_arguments(cfg.template_arguments)
     if cfg.kind == 'endpoint':
@@ -177,7 +181,7 @@ def open_writer(
     budgets = {'prompt_tokens': cfg.prompt_tokens, 'max_tokens': cfg.max_tokens}
     adapter = pretrained.load_adapter(cfg.adapter, model.cfg, mesh) if cfg.adapter else {}
     if engine is not None:
-        engine.load(lora.combine({'layers': {}}, adapter), temperature=cfg.temperature)
+        engine.load(lora.combine(params, adapter), temperature=cfg.temperature)
         return EngineWriter(engine, model.tokenizer, **budgets, arguments=arguments)
     params = lora.combine(params, adapter)
     if cfg.weights == 'int8':

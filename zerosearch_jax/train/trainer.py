@@ -85,7 +85,7 @@ class Trainer:
         if cfg.policy.lora_rank:
             adapters = [sharding.abstract(lora.layout(sizes, cfg.policy.lora_rank), self.mesh)['layers']]
         if shared:
-            others = [Role(simulator.slots or cfg.rollout.episodes, stops=False)]
+            others = [Role(simulator.slots or cfg.rollout.slots or cfg.rollout.episodes, stops=False)]
             capacity = max(capacity, simulator.prompt_tokens + simulator.max_tokens)
             given = simulator.adapter and pretrained.load_adapter(simulator.adapter, sizes, self.mesh)
             adapters.append(given['layers'] if given else {})
@@ -126,16 +126,13 @@ class Trainer:
             cfg.endpoint,
             mesh=self.mesh,
             decode_steps=cfg.rollout.decode_steps,
-            slots=cfg.rollout.episodes,
+            slots=cfg.rollout.slots or cfg.rollout.episodes,
             corpus=self._corpus,
             search_engine=lambda: self.search_engine,
             loaded=(cfg.policy.model, self.model),
             engine=self._simulator_engine,
             log=self._workdir / 'calls.log' if self._workdir else None,
         )
-        if self._simulator_engine is not None:  # the base comes now, before free memory is measured, and stays
-            self.policy_engine.load(self.learner.policy_params)
-            self.policy_engine.unload()
         if not self.learner.frozen:
             self.model = dataclasses.replace(self.model, params={})  # the simulator has a copy, the learner its own
 
