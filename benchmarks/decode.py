@@ -114,7 +114,7 @@ def fit(times: dict[int, list[float]]) -> dict[str, float]:
     weights = np.array([1 / (statistics.median(own) * len(own) ** 0.5) for own in times.values() for _ in own])
     terms = np.stack([np.ones(len(tokens)), tokens], 1)
     call, token = np.linalg.lstsq(terms * weights[:, None], seconds * weights, rcond=None)[0]
-    return {'call_ms': max(1e3 * float(call), 0.0), 'token_ms': 1e3 * float(token)}
+    return {'call_ms': max(1e3 * float(call), 0.0), 'token_ms': max(1e3 * float(token), 0.0)}
 
 
 if __name__ == '__main__':
