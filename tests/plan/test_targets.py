@@ -21,7 +21,7 @@ from zerosearch_jax.generate import serving
 from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS
-from zerosearch_jax.plan import compiled, hardware, programs
+from zerosearch_jax.plan import compiled, hardware, hlo, programs
 from zerosearch_jax.train import config as train_config
 
 pytestmark = [pytest.mark.targets, pytest.mark.timeout(3600)]
@@ -186,16 +186,16 @@ class Line(NamedTuple):
 
 def instructions(text):
     """{computation: {name: Line}}, and the name of the entry."""
-    bodies, entry = compiled._computations(text)
+    bodies, entry = hlo.computations(text)
     found = {name: {} for name in bodies}
     for computation, lines in bodies.items():
         for line in lines:
             if made := re.match(r'\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)', line):
                 arrays = re.findall(r'(\w+)\[([\d,]*)\]', made[2])
                 size = sum(
-                    compiled.BITS[kind] // 8 * math.prod(map(int, filter(None, dims.split(','))))
+                    hlo.BITS[kind] // 8 * math.prod(map(int, filter(None, dims.split(','))))
                     for kind, dims in arrays
-                    if kind in compiled.BITS
+                    if kind in hlo.BITS
                 )
                 found[computation][made[1]] = Line(made[3], size, re.findall(r'%([\w.-]+)', made[4]), line)
     return found, entry
@@ -256,7 +256,7 @@ def bytes_moved(text):
                 turns = int(re.search(r'known_trip_count"?:\{"n":"(\d+)"', line.text)[1])
                 more = moved(body)
                 whole, attention = whole + turns * more[0], attention + turns * more[1]
-            elif line.kind not in compiled.NO_KERNEL and not line.kind.endswith('-done'):
+            elif not hlo.NO_KERNEL.fullmatch(line.kind):
                 by = read_by if line.kind == 'fusion' else lambda line, operand, lines=lines: lines[operand].size
                 reads = sum(by(line, operand) for operand in dict.fromkeys(line.operands))
                 whole += reads + written(lines, one)
