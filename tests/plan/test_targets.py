@@ -37,8 +37,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    '3b on 8 A100s': Case(qwen2_5_3b, 'a100-80gb:8', (1, 8, 1), 20),
-    '7b on 8 A100s': Case(qwen2_5_7b, 'a100-80gb:8', (1, 8, 1), 35),
+    '3b on 8 A100s': Case(qwen2_5_3b, 'a100-80gb:8', (1, 8, 1), 34),
+    '7b on 8 A100s': Case(qwen2_5_7b, 'a100-80gb:8', (1, 8, 1), 53),
     '3b on a v5e-64': Case(qwen2_5_3b, 'v5e:8x8', (1, 64, 1), 10),
     '7b on a v5e-64': Case(qwen2_5_7b, 'v5e:8x8', (1, 16, 4), 9),
 }
