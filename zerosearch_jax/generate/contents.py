@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEAST_SHARED = 16  # tokens of a beginning that is copied: a copy takes as long as writing about so many
+LEAST_SHARED = 16  # tokens of a beginning that is copied; for fewer a copy of a whole slot is not worth it. A guess
 
 
 class Write(NamedTuple):
