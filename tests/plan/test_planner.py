@@ -69,8 +69,9 @@ def test_the_mesh_is_fitted_to_the_target_and_said(mesh, target, expected, said)
 
 def test_memory_falls_with_the_devices_that_hold_the_weights():
     one, eight = planned((1, 1, 1)), planned((1, 8, 1))
-    for name in ('policy', 'optimizer', 'reference', 'simulator', 'policy cache', 'simulator cache'):
+    for name in ('policy', 'optimizer', 'reference', 'simulator', 'simulator cache'):
         assert eight.resident[name] == pytest.approx(one.resident[name] / 8, rel=0.05), name  # norms are on all
+    assert eight.generating['policy cache'] == pytest.approx(one.generating['policy cache'] / 8)
     assert eight.compiler.startswith('XLA:CPU') and eight.peak < one.peak / 4
 
 
@@ -87,11 +88,15 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path):
     assert made.resident['policy'] == held(state.params)
     assert made.resident['optimizer'] == held(state.opt_state)
     assert made.resident['reference'] == held(trainer.learner._reference)
-    assert made.resident['policy cache'] == held(trainer.policy_engine._slots._cache)
     assert made.resident['simulator cache'] == held(trainer.simulator.engine._slots._cache)
     assert made.resident['simulator'] == held(trainer.simulator.engine._slots._weights.get([0]))
+    slots = trainer.policy_engine._slots
+    assert slots._cache is None
     trainer.policy_engine.load(trainer.learner.policy_params)
-    assert made.copy == held(trainer.policy_engine._slots._weights.get([0]))
+    generating = {'policy to generate with': held(slots._weights.get([0])), 'policy cache': held(slots._cache)}
+    assert made.generating == generating
+    trainer.policy_engine.unload()
+    assert slots._cache is None
 
 
 @pytest.mark.parametrize('rank', [0, 4])
@@ -486,8 +491,8 @@ def test_adapters_of_one_base_have_one_engine():
         f'{name}: prompts and observations',
         f'{name}: decoding',
     ]
-    assert 'simulator' not in run.resident and run.copy == 0 < run.resident[name]  # it stays for the simulator
-    assert run.resident[f'{name} cache'] == 2 * apart.resident['policy cache']
+    assert 'simulator' not in run.resident and run.resident[name] > 0  # it stays for the simulator
+    assert run.generating == {f'{name} cache': 2 * apart.generating['policy cache']}
     loads = planner._loads(cfg, run, planner.Workload(searches=1, sampled=40, written=20))
     two = planner._loads(config((1, 4, 2)), apart, planner.Workload(searches=1, sampled=40, written=20))
     assert loads[name]['rows'] == sum(load['rows'] for load in two.values())

@@ -62,7 +62,7 @@ class Engine:
         self._slots.load(self._role, params, temperature=temperature, owned=owned)
 
     def unload(self):
-        """Lets go of the weights, until the next `load`; of a base that roles share not."""
+        """Lets go of the weights, but a shared base, until the next `load`, and of the cache if nothing is open."""
         self._slots.unload(self._role)
 
     @property

@@ -85,8 +85,7 @@ class Slots:
         self._sampling = {'steps': decode_steps, 'eos_ids': eos_ids, 'truncation': truncation}
         self._sampling['first_accept'] = stop.first_accept
         self._weights = serving.Weights(cfg, mesh, len(self.roles), dtype)
-        with jax.set_mesh(mesh):
-            self._cache = kv.create(cfg, mesh, self.count, self.capacity, dtype)
+        self._cache: kv.KVCache | None = None  # from `load` until `unload`
         self._temperatures = [1.0] * len(self.roles)
         self._compiling: concurrent.futures.Future | None = None
         self._listeners: list[Callable | None] = [None] * len(self.roles)
@@ -126,12 +125,17 @@ class Slots:
         if self._open:
             raise RuntimeError(f'{len(self._open)} generations are open: close them before load()')
         self._weights.load(role, params, owned)
+        if self._cache is None:
+            with jax.set_mesh(self.mesh):
+                self._cache = kv.create(self.cfg, self.mesh, self.count, self.capacity, self._dtype)
         self._temperatures[role] = temperature
         self._clear()
 
     def unload(self, role: int):
         """See Engine.unload."""
         self._weights.unload(role)
+        if not self._open:
+            self._cache = None
 
     # ---------------------------------------------------------------- what the roles ask for
 

@@ -48,7 +48,7 @@ class Plan:
     """What a run needs of each device, and how long a step takes at least."""
 
     resident: Mapping[str, int]  # bytes that are there all the time
-    copy: int  # bytes of the weights that the policy generates with, there as long as policy and simulator generate
+    generating: Mapping[str, int]  # bytes that are there as long as policy and simulator generate
     needs: tuple[ProgramCost, ...]
     slots: Mapping[str, int]
     loads: Mapping[str, Mapping[str, int]]  # of the engines: schedule.play
@@ -61,7 +61,8 @@ class Plan:
     def beside(self, need: ProgramCost) -> int:
         """What is in memory while a program runs, and none of its arguments."""
         generates = need.name.split(':')[0] in self.slots
-        return max(sum(self.resident.values()) + self.copy * generates - (need.arguments - need.small), 0)
+        there = sum(self.resident.values()) + sum(self.generating.values()) * generates
+        return max(there - (need.arguments - need.small), 0)
 
     def peak_of(self, need: ProgramCost) -> int:
         """Bytes of a device while a program runs."""
@@ -74,12 +75,19 @@ class Plan:
     @property
     def spare(self) -> int:
         """What is left below the reserve; negative: so much is missing."""
-        return int(self.memory * (1 - RESERVE)) - self.peak
+        return self.usable - self.peak
+
+    @property
+    def usable(self) -> int:
+        return int(self.memory * (1 - RESERVE))
 
     def slots_that_fit(self, engine: str) -> int:
         """Slots of one engine, were its cache all that could be larger; equally many on each part of the mesh."""
-        parts = self.mesh[0] * self.mesh[1]
-        return max(int(self.slots[engine] * (1 + self.spare / self.resident[f'{engine} cache'])) // parts * parts, 0)
+        parts, name = self.mesh[0] * self.mesh[1], f'{engine} cache'
+        beside = [need for need in self.needs if name in self.resident or need.name.split(':')[0] in self.slots]
+        room = self.usable - max(map(self.peak_of, beside))
+        share = room / (self.resident | self.generating)[name]
+        return max(int(self.slots[engine] * (1 + share)) // parts * parts, 0)
 
     def useful_slots(self, engine: str) -> int:
         """As many as fit, and as all trajectories in all of its roles can use."""
@@ -115,7 +123,7 @@ def plan(cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Wo
             needs.append(ProgramCost(program.name, *sizes, made.refused, seconds, expected, made.received))
     return Plan(
         run.resident,
-        run.copy,
+        run.generating,
         tuple(needs),
         run.slots,
         loads,

@@ -54,7 +54,7 @@ class Run:
     """All of it, for one mesh."""
 
     resident: Mapping[str, int]  # bytes of each device that are there all the time
-    copy: int  # bytes of each device of the weights that the policy generates with, there as long as it does
+    generating: Mapping[str, int]  # those that are there as long as models generate, of the policy's engine
     programs: tuple[Program, ...]
     engines: Mapping[str, Mapping[str, int]]  # slots of each of their roles
     capacity: Mapping[str, int]  # tokens of a slot of theirs
@@ -94,16 +94,16 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
     tx = state.optimizer(cfg.optimizer, cfg.rl.steps)
     train_state, shardings = abstract_state(layout, tx, mesh)
     resident = {'policy': size(trained) + size(frozen), 'optimizer': size(train_state.opt_state)}
-    programs, engines, capacity, extends, copy = [], {}, {}, {}, 0
+    programs, engines, capacity, extends, generating = [], {}, {}, {}, {}
     with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
         for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
             slots = sum(role.slots.values())
             cache = kv.abstract(role.model, mesh, slots, rounded_capacity(role.tokens), role.dtype)
             if role.name == 'policy':
-                copy = size(role.params)
+                generating['policy to generate with'] = size(role.params)
             else:  # a base that both roles generate with stays while the policy learns
                 resident[role.name] = size(role.params)
-            resident[f'{role.name} cache'] = size(cache)
+            (resident if role.name == 'simulator' else generating)[f'{role.name} cache'] = size(cache)
             compiled = shapes(mesh, max(role.slots.values()), cache.capacity)
             programs += _generation(role, cache, compiled, cfg, mesh)
             engines[role.name], capacity[role.name] = role.slots, cache.capacity
@@ -121,7 +121,7 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             kept, more = learner.critic(whole)
             resident['critic'] = kept
             programs += more
-    return Run(resident, copy, tuple(programs), engines, capacity, extends, mesh)
+    return Run(resident, generating, tuple(programs), engines, capacity, extends, mesh)
 
 
 def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.TrainState, state.TrainState]:

@@ -17,7 +17,7 @@ def table(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> str:
         '| there all the time | |',
         '|---|---|',
         *(f'| {name} | {_gib(count)} |' for name, count in made.resident.items()),
-        f'| as long as models generate: what the policy does so with | {_gib(made.copy)} |',
+        *(f'| {name}, as long as models generate | {_gib(count)} |' for name, count in made.generating.items()),
         '',
         '| program | arguments | beside them | its own | peak | arithmetic ms | memory ms | links ms | expected ms | '
         'of which starts of kernels, of collectives | calls | from others |',
@@ -82,7 +82,8 @@ def advice(made: Plan, cfg: Config) -> Iterator[str]:
         yield f'rl.rows_per_micro={data * fsdp}'
     if learning and fsdp > 8:  # embedding and head are whole on every device that has the whole vocabulary
         yield f'mesh={data},{fsdp // 4},{4 * tensor}'
-    caches = sum(count for name, count in made.resident.items() if name.endswith('cache'))
+    there = made.resident if learning else made.resident | made.generating
+    caches = sum(count for name, count in there.items() if name.endswith('cache'))
     if caches > made.memory / 5:
         yield 'fewer rollout.slots or simulator.slots'
     if not cfg.policy.lora_rank:

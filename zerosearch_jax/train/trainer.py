@@ -133,6 +133,7 @@ class Trainer:
             engine=self._simulator_engine,
             log=self._workdir / 'calls.log' if self._workdir else None,
         )
+        self.policy_engine.unload()  # and of the cache that both have, until the first rollout
         if not self.learner.frozen:
             self.model = dataclasses.replace(self.model, params={})  # the simulator has a copy, the learner its own
 
