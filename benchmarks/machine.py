@@ -26,8 +26,11 @@ def device() -> str:
 def cpu() -> str:
     info = pathlib.Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
-    found = next((line.split(': ')[1] for line in lines if line.startswith('model name')), '')
-    return found or platform.processor() or platform.machine()
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in lines)}
+    if 'model name' not in said:
+        return platform.processor() or platform.machine()
+    # a virtual machine may hide which processor it has behind one name for several generations
+    return f'{said["model name"]}, family {said.get("cpu family", "?")} model {said.get("model", "?")}'
 
 
 def figures(command: list[str], *, seconds: float = threading.TIMEOUT_MAX, log=None, **environment) -> Iterator[dict]:
