@@ -204,6 +204,145 @@ def test_a_failure_that_is_of_no_run_is_not_remembered(tmp_path):
         assert writer.asked
 
 
+# ---------------------------------------------------------------- what is verified
+
+TRUE, UNTRUE = {False: 'In Italy', True: 'On a river'}, {False: 'On a river', True: 'In Italy'}  # by noisy, of ROME
+BOTH = pytest.mark.parametrize('noisy', [False, True], ids=['useful', 'noisy'])
+VERIFIED = SimulatorConfig(documents=2, attempts=3, verify=True)
+
+
+def two(first, second='Elsewhere'):
+    return f'Doc 1: {first}\nDoc 2: {second}'
+
+
+def verified(outputs, noisy, cfg=VERIFIED, **options):
+    """The result of a search whose attempts are written in order, and what was asked."""
+    results, writer = run(lambda handle, _: outputs[handle[2] - 1], cfg, noise=float(noisy), **options)
+    return results['h'], writer.asked
+
+
+@BOTH
+def test_documents_that_belie_their_label_are_written_again_within_the_attempts(noisy):
+    result, asked = verified([two(UNTRUE[noisy]), 'no documents', two('Elsewhere', TRUE[noisy])], noisy)
+    assert (result.documents[1], result.failure, result.attempts) == (TRUE[noisy], '', 3)
+    assert result.mislabelled is False
+    assert len({identity for *_, identity in asked}) == 3 and len({message for _, message, _ in asked}) == 1
+    result, asked = verified([two(TRUE[noisy])], noisy)
+    assert (result.attempts, result.mislabelled, len(asked)) == (1, False, 1)
+
+
+@BOTH
+@pytest.mark.parametrize('last', ['valid', 'malformed'])
+def test_documents_that_belie_their_label_to_the_end_are_used_and_counted(noisy, last):
+    texts = [f'{UNTRUE[noisy]} {i}' for i in range(3)]
+    outputs = [*map(two, texts)]
+    if last == 'malformed':
+        outputs[2] = 'no documents'
+    result, asked = verified(outputs, noisy)
+    assert (result.failure, result.attempts, result.mislabelled, len(asked)) == ('', 3, True, 3)
+    assert result.documents[0] == texts[2 if last == 'valid' else 1]  # the last ones that could be read
+
+
+@BOTH
+def test_without_verification_nothing_is_written_again_but_all_is_counted(noisy):
+    cfg = dataclasses.replace(VERIFIED, verify=False)
+    for text, mislabelled in ((TRUE[noisy], False), (UNTRUE[noisy], True)):
+        result, asked = verified([two(text)], noisy, cfg)
+        assert (result.documents[0], result.attempts, result.mislabelled) == (text, 1, mislabelled)
+    assert asked == verified([two(text)] * 3, noisy)[1][:1]  # the first attempt is the same
+
+
+@pytest.mark.parametrize('wrong', [None, False, True])
+def test_with_noise_by_document_each_quality_is_checked_by_its_own_documents(wrong):
+    cfg = dataclasses.replace(VERIFIED, noise_per='document')
+    query = next(
+        query
+        for query in (Query(i, dataclasses.replace(ROME, id=f'{i}'), 0, 0, 'city') for i in range(50))
+        if len(set(draw_labels(query, cfg, (0, 1), 0.5))) == 2
+    )
+
+    def script(handle, message):
+        _, noisy, attempt = handle
+        return f'Doc 1: {(UNTRUE if noisy == wrong and attempt < 3 else TRUE)[noisy]}'
+
+    results, writer = run(script, cfg, [query])
+    assert [results[query.handle].mislabelled, len(writer.asked)] == [False, 2 if wrong is None else 4]
+    results, _ = run(lambda handle, _: f'Doc 1: {(UNTRUE if handle[1] == wrong else TRUE)[handle[1]]}', cfg, [query])
+    assert results[query.handle].mislabelled == (wrong is not None)
+
+
+@pytest.mark.parametrize(
+    ('golds', 'text', 'noisy', 'mislabelled'),
+    [
+        (('Italy',), 'Is it Italy or Spain', True, None),
+        (('Italy', 'Italia'), 'Is it Italy or Spain', True, False),
+        (('Italy',), 'Is it Italy or Spain', False, True),
+        (('yes',), 'city', False, None),
+        (('no', 'Italy'), 'city', True, None),
+        ((), 'city', False, None),
+    ],
+)
+def test_what_cannot_be_checked_is_not_written_again(golds, text, noisy, mislabelled):
+    query = Query('h', dataclasses.replace(ROME, golden_answers=golds), 0, 0, text)
+    result, asked = verified([two('In Italy' if noisy else 'On a river')] * 3, noisy, queries=[query])
+    assert (result.failure, result.mislabelled, len(asked)) == ('', mislabelled, 3 if mislabelled else 1)
+
+
+def test_what_the_outside_fails_fails_the_search_though_documents_were_written_before():
+    result, asked = verified([two('On a river'), Completion(('h', False, 2), failure='timeout')], noisy=False)
+    assert (result.failure, result.documents, result.mislabelled, len(asked)) == ('timeout', (), None, 2)
+
+
+def test_a_failed_search_is_neither_labelled_nor_mislabelled():
+    result, _ = verified(['no documents'] * 3, noisy=True)
+    assert (result.failure, result.mislabelled, result.attempts) == ('count', None, 3)
+
+
+@BOTH
+def test_verified_documents_are_remembered_apart_and_counted_again(noisy, tmp_path):
+    outputs = [two(UNTRUE[noisy])] * 3
+
+    def played(**changes):
+        cfg = dataclasses.replace(VERIFIED, **changes)
+        return verified(outputs, noisy, cfg, memory=Journal(tmp_path / 'memory'))
+
+    plain, asked = played(verify=False)
+    assert len(asked) == 1
+    first, asked = played()
+    assert (first.mislabelled, first.attempts, len(asked)) == (True, 3, 3)
+    assert played() == (first, []) and played(verify=False) == (plain, [])
+    assert len(played(attempts=2)[1]) == 2  # more attempts may find better ones, fewer would have found others
+    other = Query('h', dataclasses.replace(ROME, golden_answers=('Italy', 'Italia')), 0, 0, 'city')
+    assert verified(outputs, noisy, queries=[other], memory=Journal(tmp_path / 'memory'))[1]
+
+
+def test_verification_of_a_served_simulator_is_replayed_from_its_log(tmp_path):
+    replies = [two('On a river'), two('In Italy')]
+    server = Server(lambda _: json.dumps({'choices': [{'message': {'content': replies.pop(0)}}]}))
+    found = []
+    for _ in range(2):
+        log = Journal(tmp_path / 'calls.log')
+        writer = EndpointWriter(EndpointConfig(server.url, retries=0), 'm', max_tokens=50, temperature=0.0, log=log)
+        search = SimulatedSearch(writer, VERIFIED, seed=0, step=1, noise=0.0)
+        search.submit(Query('h', ROME, 0, 0, 'city'))
+        while search.active:
+            found += search.step()
+    assert found[0] == found[1] and len(server.requests) == 2
+    assert (found[0].documents, found[0].attempts) == (('In Italy', 'Elsewhere'), 2)
+
+
+def test_with_tell_hop_the_hops_answer_is_checked_and_noise_holds_neither():
+    hops = [{'question': 'country of Rome', 'answer': 'Italy'}, {'question': '#1 >> currency', 'answer': 'Euro'}]
+    question = Question('q', 'What is paid with in Rome?', ('Euro',), metadata={'decomposition': hops})
+    query = [Query('h', question, 0, 0, 'Rome country')]
+    for tell, useful in (('final', 'Euro'), ('hop', 'Italy'), ('none', 'Euro')):
+        cfg = dataclasses.replace(VERIFIED, tell=tell)
+        for text in ('Italy', 'Euro'):
+            assert verified([two(text)] * 3, False, cfg, queries=query)[0].mislabelled == (text != useful)
+            expected = tell == 'hop' or text == 'Euro'
+            assert verified([two(text)] * 3, True, cfg, queries=query)[0].mislabelled == expected
+
+
 # ---------------------------------------------------------------- what is read
 
 
@@ -286,6 +425,28 @@ def test_a_request_carries_all_that_it_should(name):
         assert text.endswith('Noisy documents:' if noisy else 'Useful documents:')
         assert 'encyclopedia passages' in message(template, noisy, style='encyclopedia passages')
     assert message(template, False) != message(template, True)
+
+
+def test_a_request_tells_the_answer_that_tell_names():
+    hops = [{'query': 'mother of Bo', 'answer': 'Cy'}, {'query': 'home of Cy', 'answer': 'Ann'}]
+    question = Question('who', 'Who?', ('Ann', 'A.'), metadata={'decomposition': hops})
+    knowledge = 'Q {question} so A {answer}.\n'
+    for template, before in (('{knowledge}{query}', knowledge), ('{query}', 'no {answer} {question}')):
+        made = prompts.SimulatorTemplate(template, template, before)
+        told = [
+            prompts.request(Query('h', question, 0, 0, 'Bo'), SimulatorConfig(tell=tell), made, noisy, 3)
+            for tell in ('final', 'hop', 'none')
+            for noisy in (False, True)
+        ]
+        expected = ['Q Who? so A Ann.\n', 'Q Who? so A Cy.\n', 'Q Who?\n']
+        assert told == [f'{text}Bo' if before == knowledge else 'Bo' for text in expected for _ in range(2)]
+    made = prompts.SimulatorTemplate('{knowledge}', '', 'A: {answer} Q: {question} Go.')
+    assert (
+        prompts.request(Query('h', question, 0, 0, 'Bo'), SimulatorConfig(tell='none'), made, False, 3) == 'A:  Q: Who?'
+    )
+    for name in prompts.SIMULATOR_TEMPLATES:
+        text = message(prompts.simulator_template(name), False, tell='none')
+        assert 'Who? ' in text and 'Ann' not in text and '{' not in text
 
 
 def test_a_blind_request_for_noise_tells_neither_question_nor_answer():

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import FIXTURES, TOLERANCE, full_logits, worst
-from scripted import BYTES, CFG, OSLO, ROME, FakeEngine
+from scripted import BYTES, CFG, OSLO, ROME, FakeEngine, FakeSearch
 from test_docs import DOCS, EXAMPLES, section, tables, write_examples
 
 from configs import tiny, toy_sft
@@ -23,7 +23,7 @@ from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.run import alarms, jsonl
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import EngineConfig, open_search_engine
-from zerosearch_jax.search.search import Query, SearchFailed, engine_search
+from zerosearch_jax.search.search import Query, Result, SearchFailed, engine_search
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.prompts import request, simulator_template
 from zerosearch_jax.train import config as train_config
@@ -111,12 +111,14 @@ def test_the_alarms_and_their_thresholds():
     assert all(float(value) == getattr(cfg, name) for name, value in told.items() if name != 'not_finite')
 
 
-def test_failed_searches_are_counted_though_their_trajectories_are_left_out():
-    def script(handle, number, engine):
-        return [*BYTES.encode('<search>rome</search>' if handle[1] and not number else '<answer>Italy</answer>'), 2**9]
+def stepped(searcher, searches=lambda sample: sample):
+    """Metrics and rows of a step whose trajectories search so many times before they answer."""
 
-    fails = engine_search(lambda queries, k: [SearchFailed('timeout') for _ in queries], 1)
-    found = rollout((ROME, OSLO), 2, FakeEngine(script), fails, BYTES, CFG, identity=(0, 1))
+    def script(handle, number, engine):
+        searching = number < searches(handle[1])
+        return [*BYTES.encode('<search>rome</search>' if searching else '<answer>Italy</answer>'), 2**9]
+
+    found = rollout((ROME, OSLO), 2, FakeEngine(script), searcher, BYTES, CFG, identity=(0, 1))
     trainer = SimpleNamespace(
         cfg=SimpleNamespace(rollout=SimpleNamespace(group=2), rl=SimpleNamespace(dynamic_sampling=0)),
         generated_tokens=0,
@@ -126,12 +128,30 @@ def test_failed_searches_are_counted_though_their_trajectories_are_left_out():
         mesh=SimpleNamespace(size=1),
         model=SimpleNamespace(tokenizer=BYTES),
     )
-    measured, _ = rl.train_step(trainer, 1, noise=0.0)
+    return rl.train_step(trainer, 1, noise=0.0)
+
+
+def test_failed_searches_are_counted_though_their_trajectories_are_left_out():
+    fails = engine_search(lambda queries, k: [SearchFailed('timeout') for _ in queries], 1)
+    measured, _ = stepped(fails)
     assert (measured['rollout/failed'], measured['rollout/search_failed'], measured['rollout/searches']) == (
         0.5,
         1,
         0.5,
     )
+
+
+def test_searches_that_belie_their_labels_and_attempts_are_counted_by_label():
+    def answer(query):
+        noisy, attempts, mislabelled = [(False, 3, True), (True, 2, None), (False, 1, False)][query.turn]
+        return Result(query, ('x', 'y'), (noisy, False), '', attempts, mislabelled=mislabelled)
+
+    measured, rows = stepped(FakeSearch(answer), searches=lambda sample: 2 + sample)
+    names = ('noisy_share', 'mislabelled', 'attempts_useful', 'attempts_noisy')
+    assert [measured[f'rollout/{name}'] for name in names] == pytest.approx([4 / 20, 4 / 6, (4 * 3 + 2 * 1) / 6, 2])
+    assert [s['mislabelled'] for s in rows[1]['searches']] == [True, None, False]
+    measured, _ = stepped(engine_search(lambda queries, k: [[] for _ in queries], 1))  # which has no labels
+    assert [measured[f'rollout/{name}'] for name in names] == [0, 0, 0, 0]
 
 
 # ---------------------------------------------------------------- worked examples

@@ -64,6 +64,7 @@ def as_row(trajectory: Trajectory, tokenizer: Tokenizer, gaps: Sequence[float] |
                 'failure': s.failure,
                 **({'detail': s.detail} if s.detail else {}),
                 'attempts': s.attempts,
+                'mislabelled': s.mislabelled,
             }
             for s in trajectory.searches
         ],

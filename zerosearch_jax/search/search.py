@@ -36,6 +36,7 @@ class Result:
     failure: str = ''
     attempts: int = 1
     detail: str = ''  # of a failure: what the other side said, redacted and short; for people, never for a model
+    mislabelled: bool | None = None  # whether a simulator's documents belie their labels; None: that cannot be checked
 
     @property
     def noisy(self) -> bool:

@@ -22,6 +22,7 @@ class SimulatorConfig:
     style: str = 'documents'  # what they are called in the request, e.g. 'web snippets', 'encyclopedia passages'
     documents: int = 3  # documents a search
     words: int = 30  # words a document, as asked for
+    tell: Literal['final', 'hop', 'none'] = 'final'  # whose answer requests tell: the question's, the hop's, no one's
     blind_noise: bool = False  # whether requests for noisy documents tell neither question nor answer
     questions: Literal['own', 'compacted'] = 'own'  # whose question a query carries: CompactedQuestions (defect D1)
     noise_per: Literal['search', 'document'] = 'search'  # what is useful or noisy as a whole
@@ -29,6 +30,7 @@ class SimulatorConfig:
     max_tokens: int = 160  # tokens of one output
     temperature: float = 0.8
     attempts: int = 3  # generations at most before the search counts as failed
+    verify: bool = False  # whether documents that belie their label are written again, within the same attempts
     slots: int = 0  # requests that it answers at once; 0: as many as config.rollout has episodes
     cache_gib: float = 0.0  # as config.rollout.cache_gib, which alone counts where one engine serves both
     remember: str = ''  # a file of documents by all that they depend on and the seed, written once; '': written anew

@@ -11,6 +11,7 @@ from zerosearch_jax import settings
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.search.search import Query
 from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.verify import answers_of
 from zerosearch_jax.text.protocol import TAG, fill, neutralize
 
 
@@ -97,13 +98,15 @@ def simulator_template(name: str) -> SimulatorTemplate:
 def request(query: Query, cfg: SimulatorConfig, template: SimulatorTemplate, noisy: bool, count: int) -> str:
     """The message that asks a simulator for `count` documents of one quality.
 
-    It holds the query's own question and first gold answer; a request for noise does not where `cfg.blind_noise`, and
-    none does without gold answers.
+    It holds the query's own question and the answer that `cfg.tell` says: where that is none, `template.knowledge` ends
+    after {question}. A request for noise holds neither where `cfg.blind_noise`, and none does without gold answers.
     """
     question, knowledge = query.question, ''
     if question.golden_answers and not (noisy and cfg.blind_noise):
-        answer = question.golden_answers[0]
-        knowledge = fill(template.knowledge, question=question.question.strip(), answer=answer)
+        knowledge, answer = template.knowledge, answers_of(query, cfg.tell).told
+        if not answer:
+            knowledge = re.sub(r'(?s)(?<=\{question\}).*\S', '', knowledge)  # all but the space at its end
+        knowledge = fill(knowledge, question=question.question.strip(), answer=answer)
     return fill(
         template.noisy if noisy else template.useful,
         knowledge=knowledge,

@@ -13,6 +13,7 @@ from zerosearch_jax.search.search import Query, Result
 from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.config import WRITER_FIELDS, SimulatorConfig
 from zerosearch_jax.simulator.curriculum import is_noisy
+from zerosearch_jax.simulator.verify import Answers, answers_of
 from zerosearch_jax.simulator.writers import Writer
 
 
@@ -30,7 +31,9 @@ class _Search:
 
     query: Query
     labels: tuple[bool, ...]
+    answers: Answers
     found: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    spare: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # the last that could be read
     attempts: int = 1
     failure: str = ''
     detail: str = ''
@@ -47,7 +50,9 @@ class _Search:
     def result(self) -> Result:
         parts = {noisy: iter(documents) for noisy, documents in self.found.items()}
         documents = tuple(next(parts[noisy]) for noisy in self.labels) if self.complete and not self.failure else ()
-        return Result(self.query, documents, self.labels, self.failure, self.attempts, self.detail)
+        checks = {self.answers.agree(part, noisy) for noisy, part in self.found.items()} - {None}
+        mislabelled = False in checks if checks and documents else None
+        return Result(self.query, documents, self.labels, self.failure, self.attempts, self.detail, mislabelled)
 
 
 class SimulatedSearch:
@@ -83,7 +88,8 @@ class SimulatedSearch:
 
     def submit(self, query: Query):
         """Queues a query; its result comes out of a later `step`."""
-        search = _Search(query, draw_labels(query, self._cfg, self._identity, self._noise))
+        labels = draw_labels(query, self._cfg, self._identity, self._noise)
+        search = _Search(query, labels, answers_of(query, self._cfg.tell))
         self._searches[query.handle] = search
         for noisy in sorted(set(search.labels)):
             keys = self._failure_key(search, noisy), self._key(search, noisy)
@@ -103,13 +109,19 @@ class SimulatedSearch:
         for written in self._writer.step() if self._writer.active else ():
             handle, noisy, attempt = written.handle
             search, failure, detail = self._searches[handle], written.failure, written.detail
+            again = failure in ('', 'empty')
             if not failure:
                 count = search.labels.count(noisy)
                 documents, failure = prompts.parse_documents(written.text, count, self._cfg.words)
                 detail = outside.safe_message(written.text)
-            if failure and written.failure in ('', 'empty') and attempt < self._cfg.attempts:
+            if not failure:
+                search.spare[noisy] = documents
+                again = self._cfg.verify and search.answers.agree(documents, noisy) is False
+            if again and attempt < self._cfg.attempts:
                 self._ask(search, noisy, attempt + 1)
                 continue
+            if again and noisy in search.spare:
+                documents, failure = search.spare[noisy], ''
             if failure:
                 key, value = self._failure_key(search, noisy), {'failure': failure, 'detail': detail}
             else:
@@ -144,6 +156,7 @@ class SimulatedSearch:
         query, count = search.query, search.labels.count(noisy)
         writer = (*(getattr(self._cfg, name) for name in WRITER_FIELDS), self._weights)
         who = (writer, self._identity[0], query.text, query.question.question, noisy, count)
+        who += (search.answers, self._cfg.attempts) if self._cfg.verify else ()
         return hashlib.sha256(repr((*who, self._message(search, noisy))).encode('utf-8', 'replace')).hexdigest()
 
     def _failure_key(self, search: _Search, noisy: bool) -> str:

@@ -27,7 +27,7 @@ from zerosearch_jax.run import curves, jsonl
 
 PANELS = (
     *curves.PANELS,
-    curves.Panel('Noisy documents', ('rollout/noise', 'rollout/noisy_share'), 'share'),
+    curves.Panel('Noisy documents', ('rollout/noise', 'rollout/noisy_share', 'rollout/mislabelled'), 'share'),
     curves.Panel('Largest gap, engine to trainer', ('loss/logprob_gap_max',), 'nats'),
     curves.Panel('Groups without variance', ('rollout/zero_variance_groups',), 'share of groups'),
 )

@@ -234,7 +234,6 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     means = mean_scores([t for t in trajectories if not t.failed])  # what the outside failed says nothing of the policy
     searches = [s for t in trajectories for s in t.searches]
     means['searches'] = len(searches) / len(trajectories)  # but that it searched
-    noisy = [label for s in searches for label in s.labels]
     tokens = sum(t.response_tokens for t in trajectories)
     measured = {
         'reward/mean': float(reward[valid].mean()),
@@ -242,9 +241,12 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
         **{f'reward/{name}': means.pop(name) for name in METRICS},
         **{f'rollout/{name}': value for name, value in means.items()},
         'rollout/noise': noise,
-        'rollout/noisy_share': float(np.mean(noisy)) if noisy else 0.0,
+        'rollout/noisy_share': _mean([label for s in searches for label in s.labels]),
+        'rollout/mislabelled': _mean([s.mislabelled for s in searches if s.mislabelled is not None]),
+        'rollout/attempts_useful': _mean([s.attempts for s in searches if s.labels and not s.noisy]),
+        'rollout/attempts_noisy': _mean([s.attempts for s in searches if s.noisy]),
         'rollout/failed': float(1 - valid.mean()),
-        'rollout/search_failed': float(np.mean([bool(s.failure) for s in searches])) if searches else 0.0,
+        'rollout/search_failed': _mean([bool(s.failure) for s in searches]),
         'rollout/extra_rounds': rounds,
         **{f'loss/{name}': value for name, value in learned.metrics.items()},
         'speed/tokens_per_second': tokens / (ended - began),
@@ -264,6 +266,11 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
         for t, r, a, gaps in zip(kept, reward[own], learned.advantages, learned.gaps, strict=True)
     ]
     return measured, written
+
+
+def _mean(values: Sequence[float]) -> float:
+    """0 where there are none."""
+    return float(np.mean(values)) if values else 0.0
 
 
 def _evaluate_at(trainer: Trainer, workdir: pathlib.Path, writer, step: int):
