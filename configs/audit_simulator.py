@@ -1,4 +1,9 @@
-r"""What simulators write for 100 recorded searches of folds 7 and 8, which configs/sft_searches.py does not train on.
+r"""What simulators write for 400 searches that they were not trained on, when asked for useful and for noisy documents.
+
+  python -m launch.audit_simulator --config configs/audit_simulator.py:world
+
+asks the shipped adapter about held-out questions of the built-in world; it needs nothing else. The others ask for
+recorded searches of folds 7 and 8, which configs/sft_searches.py does not train on; they need ZEROSEARCH_DATA:
 
   python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
   python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
@@ -6,9 +11,10 @@ r"""What simulators write for 100 recorded searches of folds 7 and 8, which conf
   python -m launch.audit_simulator --config configs/audit_simulator.py:oracle
 
 prompted: the model as it comes; tuned: with the adapter of configs/sft_searches.py; int8: the same with weights of
-eight bits; oracle: passages of the corpus. Needs ZEROSEARCH_DATA, see configs/sft_searches.py.
+eight bits; oracle: passages of the corpus. `--config.audit.hop=2` asks the world for the second step of questions
+that have one.
 
-Expected: the table in docs/simulator.md (CPU). Oracle: not run.
+Expected: the tables in docs/simulator.md (CPU). Oracle, world: not run.
 """
 
 from configs.common import sections
@@ -18,6 +24,7 @@ PRESETS = {
     'tuned': {'adapter': 'runs/sft_searches/adapter.safetensors'},
     'int8': {'adapter': 'runs/sft_searches/adapter.safetensors', 'weights': 'int8'},
     'oracle': {'kind': 'oracle'},
+    'world': {'adapter': 'smollm2_simulator', 'documents': 2, 'words': 25, 'max_tokens': 176},
 }
 
 
@@ -25,8 +32,12 @@ def get_config(preset='tuned'):
     from zerosearch_jax.audit import audit
 
     config = sections(audit.Config)
-    config.audit.update(name=preset, source='sim/search_episodes.jsonl.gz', corpus='corpus/corpus.jsonl.gz')
-    config.audit.update(label='label_docs', folds=(7, 8), queries=100)
+    config.audit.update(name=preset, queries=400)
+    if preset == 'world':
+        config.audit.trained_folds = tuple(range(10))  # all
+    else:
+        config.audit.update(source='sim/search_episodes.jsonl.gz', corpus='corpus/corpus.jsonl.gz', label='label_docs')
+        config.audit.update(folds=(7, 8), trained_folds=(0, 1, 2, 3, 4, 5, 6))
     config.simulator.update(documents=3, words=30, prompt_tokens=512, max_tokens=256, slots=32)
     config.simulator.update(PRESETS[preset])
     return config

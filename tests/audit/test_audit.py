@@ -1,21 +1,23 @@
-"""Collection and audit end to end on a tiny model, their resumption, and the audit's measures."""
+"""Collection and audit end to end on a tiny model, their resumption, and what an audit asks and compares with."""
 
+import dataclasses
 import json
 
 import pytest
 
 from configs.common import sections
 from zerosearch_jax import settings
-from zerosearch_jax.audit import audit, collect, figures
+from zerosearch_jax.audit import audit, collect, measures
 from zerosearch_jax.data import sources
 from zerosearch_jax.data.pairs import load_pairs
+from zerosearch_jax.data.rows import Question
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.search.search import OutsideFailed
 
 
 def tiny_audit(**options):
     made = sections(audit.Config)
-    made.audit.update(queries=4, gpu_hour_price=2.0, **options)
+    made.audit.update({'queries': 4, 'gpu_hour_price': 2.0} | options)
     made.simulator.update(model='tiny', prompt_tokens=768, max_tokens=8, attempts=1, slots=4)
     made.reader.model = 'tiny'
     made.rollout.update(prompt_tokens=768, turn_tokens=128, observation_tokens=64, slots=4)
@@ -34,7 +36,7 @@ def test_audits_of_a_directory_stand_side_by_side(tmp_path):
     assert '| | one | two |' in table and table in (tmp_path / 'audit.md').read_text()
     found = json.loads((tmp_path / 'audit.json').read_text())
     assert found['one']['useful']['failed']['mean'] == 1  # random weights write no documents
-    assert found['two']['gap']['contains']['mean'] > 0  # gold passages against distractors of the world
+    assert found['two']['gap']['hop_answer']['mean'] == 1  # gold passages of the first step against distractors
     assert found['two']['noisy']['contains']['mean'] == 0
     assert found['one']['queries'] == found['two']['queries'] == 4
     assert 'read' in found['one']['useful'] and 'read' not in found['two']['useful']
@@ -68,12 +70,12 @@ def test_questions_of_two_sources_with_one_id_are_refused(tmp_path):
         audit.queries(audit.parse(tiny_audit(source=f'{tmp_path}/a.jsonl,{tmp_path}/b.jsonl')))
 
 
-@pytest.mark.parametrize('kind', ['oracle', 'engine'])
-def test_foreign_searches_are_not_looked_up_in_the_built_in_corpus(kind):
+@pytest.mark.parametrize('kind', ['oracle', 'engine', 'model'])
+def test_foreign_searches_are_not_looked_up_in_the_built_in_corpus(kind, tmp_path):
     made = tiny_audit(source='searches.jsonl')
     made.simulator.kind = kind
     with pytest.raises(ValueError, match=r"corpus 'world' does not answer the questions of 'searches.jsonl'"):
-        audit._simulator(audit.parse(made), None)
+        run_audit(tmp_path, made)
 
 
 def test_0_queries_are_all_as_0_questions_are_elsewhere():
@@ -90,52 +92,92 @@ def test_another_configuration_under_the_same_name_is_refused(tmp_path):
         audit.parse(tiny_audit(name='../x'))
 
 
-def answers():
-    def row(i, noisy, documents, **more):
-        base = {'id': i, 'noisy': noisy, 'question': 'who wrote it', 'golden_answers': ['Ann'], 'documents': documents}
-        return base | {'failure': '', 'attempts': 1} | more
+# ---------------------------------------------------------------- what is asked, and what it is held against
 
-    return [
-        row('a', False, ['by Ann in the year of it', 'x y']),
-        row('b', False, ['who wrote it'], attempts=2),
-        row('a', True, ['nothing of it']),
-        row('b', True, [], failure='count', attempts=3),
+
+def test_an_audit_can_ask_for_later_hops():
+    first, also_first, second = (audit.queries(audit.parse(tiny_audit(queries=0, hop=hop))) for hop in (0, 1, 2))
+    assert first == also_first
+    steps = {q.id: q.metadata['decomposition'] for q in sources.load_questions('world', 'test')}
+    assert {q.question.id for q in second} == {i for i, found in steps.items() if len(found) > 1} < steps.keys()
+    for turn, asked in enumerate((first, second)):
+        assert all(q.turn == turn and q.text == steps[q.question.id][turn]['query'] for q in asked)
+        assert all(audit._hop_answer(q) == steps[q.question.id][turn]['answer'] for q in asked)
+    with pytest.raises(ValueError, match='hop must not be negative'):
+        audit.parse(tiny_audit(hop=-1))
+
+
+def test_hops_of_a_file_of_questions_name_the_answers_of_those_before(tmp_path):
+    steps = [
+        {'question': 'Tower >> architect', 'answer': 'Ann'},
+        {'question': '#1 >> place of birth', 'answer': 'Oslo'},
     ]
+    row = {'id': 'x', 'question': 'Where was the architect of the Tower born?', 'golden_answers': ['Oslo'], 'fold': 7}
+    rows = [row | {'decomposition': steps}, row | {'id': 'y'}, row | {'id': 'z', 'decomposition': steps, 'fold': 1}]
+    (tmp_path / 'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    options = {'source': f'{tmp_path}/q.jsonl', 'corpus': '', 'folds': (7,)}
+    asked = [audit.queries(audit.parse(tiny_audit(hop=hop, **options))) for hop in (1, 2)]
+    assert [[q.text for q in part] for part in asked] == [['Tower >> architect'], ['Ann >> place of birth']]
+    assert [audit._hop_answer(part[0]) for part in asked] == ['Ann', 'Oslo']
+    assert audit._hop_answer(dataclasses.replace(asked[0][0], text='birth place of Ann')) == 'Oslo'
+    assert audit._hop_answer(dataclasses.replace(asked[0][0], question=Question('y', 'y', ('z',)))) == ''
+    with pytest.raises(ValueError, match=r'questions with so many steps'):
+        audit.queries(audit.parse(tiny_audit(hop=3, **options)))
 
 
-def test_measures_equal_counting_by_hand():
-    found = figures.measure(answers())
-    assert found['useful']['contains']['mean'] == 0.5 and found['noisy']['contains']['mean'] == 0
-    assert found['gap']['contains']['mean'] == 0.5
-    assert found['gap']['contains']['interval'] == (0.0, 1.0)
-    assert found['useful']['valid']['mean'] == found['noisy']['valid']['mean'] == 0.5
-    assert (found['useful']['failed']['mean'], found['noisy']['failed']['mean']) == (0, 0.5)
-    assert found['useful']['words']['mean'] == pytest.approx((7 + 2 + 3) / 3)
-    assert found['useful']['near_copies'] == pytest.approx(1 / 3)
-    assert found['useful']['distinct_1'] == pytest.approx(11 / 12)  # 'it' twice
-    assert found['noisy']['english'] == 1
-    with_reader = [row | {'read': row['id'] == 'a' and not row['noisy']} for row in answers()]
-    assert figures.measure(with_reader)['gap']['read']['mean'] == 0.5
+def searches(tmp_path, corpus):
+    """A file of recorded searches, two in fold 0 and one in fold 7, and its corpus."""
+    (tmp_path / 'c.jsonl').write_text('\n'.join(json.dumps({'id': i, 'text': t}) for i, t in corpus.items()))
+    row = {'golden_answers': ['Ann'], 'label': 'useful'}
+    rows = [
+        row | {'id': 'a', 'question': 'a?', 'query': 'river', 'doc_ids': ['0', '1'], 'fold': 0},
+        row | {'id': 'b', 'question': 'b?', 'query': 'bridge', 'doc_ids': ['1'], 'fold': 0},
+        row | {'id': 'c', 'question': 'c?', 'query': 'river bridge', 'doc_ids': ['2'], 'fold': 7},
+    ]
+    (tmp_path / 's.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    made = tiny_audit(source=f'{tmp_path}/s.jsonl', corpus=f'{tmp_path}/c.jsonl', folds=(7,), trained_folds=(0,))
+    made.simulator.update(documents=2, words=4)
+    return made
 
 
-@pytest.mark.parametrize(
-    ('text', 'expected'),
-    [
-        ('The bridge was opened in 1932.', True),
-        ('Der Fluss fließt durch die Stadt und mündet ins Meer.', False),
-        ('東京は日本の首都である。', False),
-        ('1932 1933', False),
-        ('Rome. Capital city Italy Tiber river', False),
-    ],
-)
-def test_english(text, expected):
-    assert figures.english(text) is expected
+def test_documents_are_held_against_real_results_and_passages_of_the_training_folds(tmp_path):
+    texts = ('the river of many words that nobody reads', 'a bridge by Ann over the river', 'another one')
+    made = searches(tmp_path, {str(i): text for i, text in enumerate(texts)})
+    cfg = audit.parse(made)
+    (query,) = audit.queries(cfg)
+    row = {'id': 'c', 'query': query.text, 'golden_answers': ['Ann'], 'noisy': False}
+    found = audit.reference(cfg, [row, row | {'noisy': True}])
+    assert found.real == {'c': ['a bridge by Ann', 'the river of many']}  # by rank, of four words, with the answer
+    assert sorted(found.collection) == sorted(texts)
+    assert sorted(found.trained) == sorted(texts[:2])
+    made.audit.trained_folds = ()
+    assert audit.reference(audit.parse(made), [row]).trained == []
+    made.audit.corpus = ''
+    assert audit.reference(audit.parse(made), [row]) == measures.Reference()
 
 
-def test_distinct_n():
-    assert figures.distinct(['a b a b'], 2) == pytest.approx(2 / 3)
-    assert figures.distinct(['a b', 'b c'], 1) == 0.75
-    assert figures.distinct(['a'], 2) == 0
+def test_a_simulator_of_the_toy_was_trained_on_what_its_training_questions_find():
+    made = tiny_audit(source='toy', corpus='toy', trained_folds=tuple(range(10)))
+    made.simulator.documents = 1
+    titles = {text.partition('.')[0] for text in audit.reference(audit.parse(made), []).trained}
+    trained, held_out = ({q.id for q in sources.load_questions('toy', split)} for split in ('train', 'test'))
+    assert titles & trained and len(titles & trained) > len(titles & held_out)
+
+
+def test_figures_are_those_of_the_answers_on_disk(tmp_path):
+    made = tiny_audit(name='one', source='toy', corpus='toy', trained_folds=tuple(range(10)))
+    made.simulator.update(kind='oracle', documents=1)
+    table = run_audit(tmp_path, made)
+    found = json.loads((tmp_path / 'audit.json').read_text())['one']
+    assert found['useful']['contains']['mean'] == 1 and found['real']['query_words']['mean'] == 1
+    assert found['useful / real']['reciprocal_rank']['count'] == 4
+    assert '| **About the query** |  |' in table and '| **Copies of training passages** |  |' in table
+    answers = tmp_path / 'one' / 'answers.jsonl'
+    jsonl.write_jsonl(answers, [row | {'documents': ['nothing']} for row in jsonl.read_jsonl(answers)])
+    run_audit(tmp_path, made)  # asks for nothing: it is all there
+    again = json.loads((tmp_path / 'audit.json').read_text())['one']
+    assert again['useful']['contains']['mean'] == again['useful']['query_words']['mean'] == 0
+    assert again['real'] == found['real']
 
 
 # ---------------------------------------------------------------- collection

@@ -3,6 +3,7 @@
 The number that matters is the gap: how much more often useful documents hold the answer than noisy ones do.
 
     WORKDIR/NAME/answers.jsonl    every request and what came of it, appended as it comes
+    WORKDIR/NAME/figures.json     what is measured of it, beside real results of the same queries
     WORKDIR/audit.{json,md,png}   all audits of the directory side by side
 """
 
@@ -17,9 +18,9 @@ from collections.abc import Sequence
 import jax
 
 from zerosearch_jax import pretrained, prng, progress, settings, sharding
-from zerosearch_jax.audit import figures
+from zerosearch_jax.audit import figures, measures
 from zerosearch_jax.data import pairs, rows, sources
-from zerosearch_jax.data.rows import Question
+from zerosearch_jax.data.rows import Passage, Question
 from zerosearch_jax.generate.engine import Request
 from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.answers import REWARDS
@@ -27,12 +28,15 @@ from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.workdir import claim
-from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.search import Query
+from zerosearch_jax.search.bm25 import BM25, index_words
+from zerosearch_jax.search.search import Document, Query, Result
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.load import Simulator, open_simulator
 from zerosearch_jax.simulator.writers import EndpointConfig
 from zerosearch_jax.text import protocol
+from zerosearch_jax.train import demonstrations
+
+RANKED_AMONG = 1000  # passages of the corpus, chosen by a hash of their ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +44,19 @@ class AuditConfig:
     """Which queries are asked, and what is reported of the answers."""
 
     name: str = 'simulator'  # row of the table
-    source: str = 'world'  # held-out questions of the world, or recorded searches (data/pairs.py; commas between)
-    corpus: str = 'world'  # passages that recorded searches name, and those of the oracle
+    source: str = 'world'  # held-out questions, built in, or recorded searches (data/pairs.py; commas between)
+    corpus: str = 'world'  # passages that are searched and that recorded searches name; '': none, nothing is compared
     label: str = 'label'  # as config.demos.label
     folds: tuple[int, ...] = ()  # rows of the source; (): all
-    queries: int = 200  # 0: all
+    queries: int = 400  # 0: all
+    hop: int = 0  # the step of questions' decompositions that is asked for; 0: recorded searches, built in the first
+    trained_folds: tuple[int, ...] = ()  # folds that the simulator was trained on, whose copies are counted; (): none
     read: bool = False  # whether config.reader answers from the documents
     gpu_hour_price: float = 0.0  # dollars; 0: no cost is reported
+
+    def __post_init__(self):
+        if self.hop < 0:
+            raise ValueError(f'hop must not be negative, got {self.hop}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,37 +87,124 @@ def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
 
 
 def _audit(cfg: Config, workdir: pathlib.Path, here: pathlib.Path) -> str:
+    if cfg.audit.corpus:
+        sources.check_corpus(cfg.audit.source, cfg.audit.corpus)
     mesh = sharding.make_mesh(cfg.mesh)
-    asked = queries(cfg)
-    _ask(cfg, here, asked, mesh)
+    _ask(cfg, here, queries(cfg), mesh)
     answers = jsonl.shared_jsonl(here / 'answers.jsonl')
     if cfg.audit.read and 'read' not in answers[0]:
         readings = read(cfg, answers, mesh)
         answers = [row | {'read': right} for row, right in zip(answers, readings, strict=True)]
         if jax.process_index() == 0:
             jsonl.write_jsonl(here / 'answers.jsonl', answers)
-    return '' if jax.process_index() else figures.report(workdir, cfg.audit.gpu_hour_price)
+    if jax.process_index():
+        return ''
+    found, speed = measures.measure(answers, reference(cfg, answers)), here / 'speed.json'
+    found |= {'speed': json.loads(speed.read_text())} if speed.exists() else {}
+    (here / 'figures.json').write_text(json.dumps(found, indent=2) + '\n')
+    return figures.report(workdir, cfg.audit.gpu_hour_price)
+
+
+# ---------------------------------------------------------------- what is asked, and what it is held against
 
 
 def queries(cfg: Config) -> list[Query]:
     """Distinct queries, chosen by a hash of their ids, so that another source order changes nothing."""
-    if cfg.audit.source == 'world':
-        questions = sources.load_questions('world', 'test')
-        texts = [q.metadata['decomposition'][0]['query'] for q in questions]
+    hop = cfg.audit.hop or int(cfg.audit.source in rows.BUILT_IN)
+    if hop:
+        asked = [(q, steps[hop - 1][0]) for q in _questions(cfg) if hop <= len(steps := hops(q))]
     else:
-        corpus = {p.id: p for p in sources.load_passages(cfg.audit.corpus)} if cfg.audit.corpus else {}
-        found: dict[str, pairs.RecordedSearch] = {}
-        for source in cfg.audit.source.split(','):
-            read_rows = pairs.load_pairs(source.strip(), corpus=corpus, label=cfg.audit.label, folds=cfg.audit.folds)
-            found |= {item.question.question: item for item in read_rows if isinstance(item, pairs.RecordedSearch)}
-        questions, texts = [item.question for item in found.values()], [item.query for item in found.values()]
-    if not questions:
-        raise ValueError(f'{cfg.audit.source}: no search to ask for; an audit needs rows with a query and answers')
-    text_of = {q.id: text for q, text in zip(questions, texts, strict=True)}
-    if len(text_of) < len(questions):
+        found = {item.question.question: item for item in _recorded(cfg, cfg.audit.folds)}
+        asked = [(item.question, item.query) for item in found.values()]
+    if not asked:
+        raise ValueError(
+            f'{cfg.audit.source}: no search to ask for; an audit needs rows with a query and answers, or, with '
+            'config.audit.hop, questions with so many steps'
+        )
+    text_of = {question.id: text for question, text in asked}
+    if len(text_of) < len(asked):
         raise ValueError(f'{cfg.audit.source}: different questions have the same id; give them a field "data_source"')
-    chosen = rows.subset(questions, cfg.audit.queries or len(questions))
-    return [Query((question.id, 0), question, 0, 0, text_of[question.id]) for question in chosen]
+    chosen = rows.subset([question for question, _ in asked], cfg.audit.queries or len(asked))
+    turn = max(hop - 1, 0)
+    return [Query((question.id, turn), question, 0, turn, text_of[question.id]) for question in chosen]
+
+
+def hops(question: Question) -> list[tuple[str, str]]:
+    """(query, answer) of every step of a question's decomposition, if it has one.
+
+    A step has a `query` (built-in sources) or a `question` (MuSiQue, which writes '#1' for the answer of the first).
+    """
+    steps = question.metadata.get('decomposition') or ()
+    known = {f'#{i}': step['answer'] for i, step in enumerate(steps, start=1)}
+    texts = (step.get('query') or step['question'] for step in steps)
+    filled = [re.sub(r'#\d+', lambda match: known.get(match[0], match[0]), text) for text in texts]
+    return [(text, step['answer']) for text, step in zip(filled, steps, strict=True)]
+
+
+def _questions(cfg: Config) -> list[Question]:
+    folds = cfg.audit.folds
+    if cfg.audit.source in rows.BUILT_IN:
+        return rows.in_folds(sources.load_questions(cfg.audit.source, 'test'), folds)
+    found = [q for source in _sources(cfg) for q in sources.load_questions(source, 'test')]
+    return [q for q in found if not folds or q.metadata.get('fold') in folds]
+
+
+def _sources(cfg: Config) -> list[str]:
+    return [source.strip() for source in cfg.audit.source.split(',')]
+
+
+def _recorded(cfg: Config, folds: tuple[int, ...]) -> list[pairs.RecordedSearch]:
+    corpus = {p.id: p for p in _passages(cfg.audit.corpus)} if cfg.audit.corpus else {}
+    options = {'corpus': corpus, 'label': cfg.audit.label, 'folds': folds}
+    found = [item for source in _sources(cfg) for item in pairs.load_pairs(source, **options)]
+    return [item for item in found if isinstance(item, pairs.RecordedSearch)]
+
+
+@functools.lru_cache(maxsize=1)
+def _passages(corpus: str) -> list[Passage]:
+    return sources.load_passages(corpus)
+
+
+@functools.lru_cache(maxsize=1)
+def _engine(corpus: str) -> BM25:
+    return BM25(_passages(corpus))
+
+
+def reference(cfg: Config, answers: Sequence[dict]) -> measures.Reference:
+    """Real results of the same queries, cut as those that a simulator is fine-tuned on, and passages of the corpus."""
+    if not cfg.audit.corpus:
+        return measures.Reference()
+    asked = [row for row in answers if not row['noisy']]
+    found = _engine(cfg.audit.corpus).search([row['query'] for row in asked], cfg.simulator.documents)
+
+    def cut(document: Document, row: dict) -> Document:
+        text = demonstrations.excerpt(document.text, cfg.simulator.words, row['golden_answers'])
+        return dataclasses.replace(document, text=text)
+
+    real = {row['id']: _texts([cut(d, row) for d in documents]) for row, documents in zip(asked, found, strict=True)}
+    collection = rows.subset(_passages(cfg.audit.corpus), RANKED_AMONG)
+    return measures.Reference(real, _texts(collection), _texts(_trained_on(cfg)))
+
+
+def _trained_on(cfg: Config) -> list[Passage]:
+    """Whole passages of which a simulator saw parts: all that searches of the folds brought."""
+    folds, source = cfg.audit.trained_folds, cfg.audit.source
+    if not folds:
+        return []
+    if source in rows.BUILT_IN:
+        questions = rows.in_folds(sources.load_questions(source, 'train'), folds)
+        size = {'documents': cfg.simulator.documents, 'count': 0, 'seed': 0}
+        searches = demonstrations.world_searches(questions, _engine(cfg.audit.corpus).search, **size)
+    else:
+        searches = _recorded(cfg, folds)
+    return [*{passage.id: passage for search in searches for passage in search.passages}.values()]
+
+
+def _texts(passages: Sequence[Passage | Document]) -> list[str]:
+    return [Document(p.title, p.text).as_text for p in passages]
+
+
+# ---------------------------------------------------------------- a simulator answers
 
 
 def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
@@ -137,36 +234,30 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
 
 
 def _simulator(cfg: Config, mesh: jax.sharding.Mesh) -> Simulator:
-    if cfg.simulator.kind in ('oracle', 'engine'):
-        sources.check_corpus(cfg.audit.source, cfg.audit.corpus)
-
-    def corpus():
-        passages = sources.load_passages(cfg.audit.corpus)
-        return BM25(passages).search, passages
-
     return open_simulator(
         cfg.simulator,
         cfg.endpoint,
         mesh=mesh,
         decode_steps=cfg.rollout.decode_steps,
         slots=cfg.rollout.slots or cfg.rollout.episodes,
-        corpus=corpus,
-        search_engine=lambda: BM25(sources.load_passages(cfg.audit.corpus)),
+        corpus=lambda: (_engine(cfg.audit.corpus).search, _passages(cfg.audit.corpus)),
+        search_engine=lambda: _engine(cfg.audit.corpus),
     )
 
 
-def _row(result, noisy: bool) -> dict:
-    question = result.query.question
-    return {
-        'id': question.id,
-        'noisy': noisy,
-        'query': result.query.text,
-        'question': question.question,
-        'golden_answers': list(question.golden_answers),
-        'documents': list(result.documents),
-        'failure': result.failure,
-        'attempts': result.attempts,
-    }
+def _row(result: Result, noisy: bool) -> dict:
+    query, question = result.query, result.query.question
+    asked = {'id': question.id, 'noisy': noisy, 'query': query.text, 'question': question.question}
+    asked |= {'golden_answers': question.golden_answers, 'hop_answer': _hop_answer(query)}
+    kept = [field.name for field in dataclasses.fields(result) if field.name not in ('query', 'labels')]
+    return asked | {name: getattr(result, name) for name in kept}
+
+
+def _hop_answer(query: Query) -> str:
+    """The answer of the hop that a query asks for: of that with the most words in common; '' if none is known."""
+    words = set(index_words(query.text))
+    shared = {answer: len(words.intersection(index_words(text))) for text, answer in hops(query.question)}
+    return max(shared, key=shared.get, default='')
 
 
 # ---------------------------------------------------------------- a policy reads the documents

@@ -90,7 +90,7 @@ class BM25:
 
     def _search_one(self, query: str, k: int) -> list[Document]:
         vocab = self._index.vocab_dict
-        words = [word for word in _tokenize([query], return_ids=False)[0] if word in vocab]
+        words = [word for word in index_words(query) if word in vocab]
         if not words:
             return []
         scores = self._index.get_scores_from_ids([vocab[word] for word in words])
@@ -101,6 +101,11 @@ class BM25:
         with self._reading:  # the mapped file has one position, which threads would move for each other
             found = [self._index.corpus[int(i)] for i in best]
         return [Document(**item, score=float(scores[i])) for item, i in zip(found, best, strict=True)]
+
+
+def index_words(text: str) -> list[str]:
+    """The words of a text as the index knows them, in order, each as often as it occurs."""
+    return _tokenize([text], return_ids=False)[0]
 
 
 def _tokenize(texts: Sequence[str], return_ids: bool = True):

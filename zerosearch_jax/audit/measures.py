@@ -1,0 +1,238 @@
+"""Measures of what a simulator wrote: numbers of each search, and their means with intervals over searches."""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zerosearch_jax.data.rows import holds_answer, normalize_answer
+from zerosearch_jax.evaluate.intervals import LEVEL, stratified_means, with_interval
+from zerosearch_jax.search.bm25 import index_words
+
+ENGLISH = frozenset(
+    re.findall(
+        r'\w+',
+        'the of and in to a is was for on as by with at from that it he his an are were be which this or had has its '
+        'not also but first one their after who they have been',
+    )
+)
+ASKING = frozenset(
+    re.findall(r'\w+', 'what when where which who whom whose why how do does did has had have many much')
+)
+COPIED = 12  # words in a row that make a copy
+PAIRED = ('contains', 'hop_answer', 'final_answer', 'contains_in_query', 'read')  # what has a gap, useful minus noisy
+RELATIVE = ('query_words', 'reciprocal_rank')  # what is divided by that of real results
+
+
+# ---------------------------------------------------------------- of texts
+
+
+def english(text: str) -> bool:
+    """Whether a text looks English: Latin letters, and a tenth of its words among the most frequent ones."""
+    letters = [c for c in text if c.isalpha()]
+    words = re.findall(r'[a-z]+', text.lower())
+    latin = sum(c.isascii() for c in letters) >= 0.9 * len(letters)
+    return bool(words) and latin and sum(word in ENGLISH for word in words) >= 0.1 * len(words)
+
+
+def near_copy(document: str, question: str) -> bool:
+    """Whether a document adds little to the question: four fifths of its words are the question's."""
+    words = normalize_answer(document).split()
+    asked = set(normalize_answer(question).split())
+    return sum(word in asked for word in words) >= 0.8 * len(words)
+
+
+def distinct(documents: Sequence[str], n: int) -> float:
+    """Distinct-n (Li et al., arXiv 1510.03055): different runs of n words among all of them; 0 without any."""
+    runs = []
+    for document in documents:
+        words = document.lower().split()
+        runs += zip(*(words[i:] for i in range(n)), strict=False)
+    return len(set(runs)) / len(runs) if runs else 0.0
+
+
+def query_words(query: str, documents: Sequence[str]) -> float:
+    """Share of a query's different content words that stand in any of the documents.
+
+    They are the words that BM25 looks for (search/bm25.py leaves out stop words), but for those that only ask.
+    """
+    words = set(index_words(query)) - ASKING
+    return len(words.intersection(index_words('\n'.join(documents)))) / max(len(words), 1)
+
+
+class Ranking:
+    """The place that BM25 gives to a document that joins a fixed collection of texts.
+
+    Equal to indexing the collection anew with each document (search/bm25.py: Lucene's form, k1 1.5, b 0.75), of which
+    only the few columns that a query looks at are computed.
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        self._counts = [collections.Counter(index_words(text)) for text in texts]
+        self._lengths = [counts.total() for counts in self._counts]
+        self._column = functools.cache(lambda word: [counts[word] for counts in self._counts])
+
+    def rank(self, query: str, document: str) -> int:
+        """1: before all texts; after those that tie with it; the last place if it shares no word with the query."""
+        own = collections.Counter(index_words(document))
+        lengths = np.array([*self._lengths, own.total()])
+        norm = 1.5 * (0.25 + 0.75 * lengths / max(lengths.mean(), 1e-9))
+        scores = np.zeros(len(lengths))
+        for word in index_words(query):
+            counts = np.array([*self._column(word), own[word]])
+            holding = np.count_nonzero(counts)
+            scores += np.log(1 + (len(counts) - holding + 0.5) / (holding + 0.5)) * counts / (counts + norm)
+        return 1 + np.count_nonzero(scores[:-1] >= scores[-1])
+
+
+def longest_runs(documents: Sequence[str], passages: Sequence[str]) -> list[int]:
+    """The most words in a row, case and punctuation aside, that each document has in common with any passage.
+
+    Runs grow by a word at a time, and only where they were found on both sides; equal runs have equal numbers.
+    """
+    codes: dict[str, int] = {'': 0}  # the end of a text, which is no word
+    texts, found = (_encode(part, codes) for part in (documents, passages))
+    owners = np.repeat(np.arange(len(documents)), np.diff(np.flatnonzero(texts == 0), prepend=-1))
+    places, others = np.arange(len(texts)), np.arange(len(found))
+    runs, theirs = np.zeros_like(places), np.zeros_like(others)  # numbers of the runs that begin in these places
+    longest = np.zeros(len(documents), int)
+    for length in range(max(map(len, documents), default=0)):
+        longer, more = texts[places + length], found[others + length]
+        places, runs = places[longer > 0], (runs * len(codes) + longer)[longer > 0]
+        others, theirs = others[more > 0], (theirs * len(codes) + more)[more > 0]
+        known, runs = np.unique(runs, return_inverse=True)
+        kept = np.isin(theirs, known)
+        others, theirs = others[kept], np.searchsorted(known, theirs[kept])
+        shared = np.isin(runs, theirs)
+        places, runs = places[shared], runs[shared]
+        if not len(places):
+            break
+        longest[owners[places]] = length + 1
+    return longest.tolist()
+
+
+def _encode(texts: Sequence[str], codes: dict[str, int]) -> np.ndarray:
+    """All words of the texts as numbers, 0 after each text; unknown words get new ones."""
+    words = (word for text in texts for word in (*re.findall(r'\w+', text.lower()), ''))
+    return np.array([codes.setdefault(word, len(codes)) for word in words], np.int64)
+
+
+# ---------------------------------------------------------------- of searches
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What written documents are held against; what is empty is not measured."""
+
+    real: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # documents of a real engine, by id
+    collection: Sequence[str] = ()  # texts among which a document is ranked
+    trained: Sequence[str] = ()  # texts that the simulator was trained on
+
+
+def values(row: Mapping, ranking: Ranking | None, runs: Mapping[str, int]) -> dict[str, float]:
+    """The measures that apply to one search, by name; `runs` are the longest ones of documents."""
+    found: dict[str, float] = {}
+    if 'attempts' in row:  # it was written, not found
+        found['valid'] = float(not row['failure'] and row['attempts'] == 1)
+        found['failed'] = float(bool(row['failure']))
+        found['attempts'] = float(row['attempts'])
+    found |= {name: float(row[name]) for name in ('read', 'mislabelled') if row.get(name) is not None}
+    return found | _containment(row) | (_of_documents(row, ranking, runs) if row['documents'] else {})
+
+
+def _containment(row: Mapping) -> dict[str, float]:
+    """Whether documents hold an answer; apart where the query says it, and nothing where it is yes or no.
+
+    Of a query that asks for a hop on the way to the answer, also whether they hold that hop's own.
+    """
+
+    def held(answers: Sequence[str]) -> float:
+        return float(any(holds_answer(text, answers) for text in row['documents']))
+
+    golds, hop = row['golden_answers'], row.get('hop_answer')
+    if all(normalize_answer(gold) in ('yes', 'no') for gold in golds):
+        return {}
+    if holds_answer(row['query'], golds):
+        return {'contains_in_query': held(golds)}
+    if not hop or holds_answer(row['query'], [hop]) or holds_answer(hop, golds):
+        return {'contains': held(golds)}
+    return {'contains': held(golds), 'hop_answer': held([hop]), 'final_answer': held(golds)}
+
+
+def _of_documents(row: Mapping, ranking: Ranking | None, runs: Mapping[str, int]) -> dict[str, float]:
+    """Means over the documents of a search, but for its query's words, which any of them may hold."""
+    documents = row['documents']
+    of_each: dict[str, list[float]] = {
+        'words': [len(text.split()) for text in documents],
+        'near_copies': [near_copy(text, row['question']) for text in documents],
+        'english': [english(text) for text in documents],
+    }
+    if ranking:
+        ranks = [ranking.rank(row['query'], text) for text in documents]
+        of_each |= {'rank': ranks, 'reciprocal_rank': [1 / rank for rank in ranks]}
+    if runs:
+        of_each['longest_run'] = [runs[text] for text in documents]
+        of_each['copies'] = [runs[text] >= COPIED for text in documents]
+    means = {name: float(np.mean(numbers)) for name, numbers in of_each.items()}
+    return {'query_words': query_words(row['query'], documents)} | means
+
+
+# ---------------------------------------------------------------- of an audit
+
+
+def measure(answers: Sequence[Mapping], reference: Reference = Reference()) -> dict:
+    """All figures of an audit, {group: {name: {'mean', 'interval', 'count'}}}, and 'queries', their number.
+
+    Groups: useful, noisy and real documents; 'gap', useful minus noisy by query; 'useful / real' and 'noisy / real',
+    ratios of means. Distinct-n, which is of all searches at once, has no interval: drawing searches repeats their runs.
+    """
+    qualities = {'useful': False, 'noisy': True}
+    groups = {label: [row for row in answers if row['noisy'] == noisy] for label, noisy in qualities.items()}
+    told = ('id', 'query', 'question', 'golden_answers', 'hop_answer')
+    groups['real'] = [
+        {name: row.get(name) for name in told} | {'documents': reference.real[row['id']]}
+        for row in groups['useful']
+        if row['id'] in reference.real
+    ]
+    texts = {label: [text for row in part for text in row['documents']] for label, part in groups.items()}
+    every = [*dict.fromkeys(text for part in texts.values() for text in part)]
+    runs = dict(zip(every, longest_runs(every, reference.trained), strict=True)) if reference.trained else {}
+    ranking = Ranking(reference.collection) if reference.collection else None
+    found = {label: {row['id']: values(row, ranking, runs) for row in part} for label, part in groups.items()}
+    figures: dict = {'queries': len(found['useful'].keys() & found['noisy'].keys())}
+    for label, part in found.items():
+        names = dict.fromkeys(name for one in part.values() for name in one)
+        figures[label] = {name: _mean([one[name] for one in part.values() if name in one]) for name in names}
+        if texts[label]:
+            figures[label] |= {f'distinct_{n}': {'mean': distinct(texts[label], n)} for n in (1, 2)}
+    gaps = {name: _pairs(found['useful'], found['noisy'], name) for name in PAIRED}
+    figures['gap'] = {name: _mean([a - b for a, b in pairs]) for name, pairs in gaps.items() if pairs}
+    for label in qualities:
+        ratios = {name: _ratio(_pairs(found[label], found['real'], name)) for name in RELATIVE}
+        figures[f'{label} / real'] = {name: ratio for name, ratio in ratios.items() if ratio}
+    return figures
+
+
+def _pairs(some: Mapping[str, Mapping], others: Mapping[str, Mapping], name: str) -> list[tuple[float, float]]:
+    """A measure of the same search in two groups, where both have it."""
+    both = [(some[i], others[i]) for i in some if i in others]
+    return [(a[name], b[name]) for a, b in both if name in a and name in b]
+
+
+def _mean(numbers: Sequence[float]) -> dict:
+    return with_interval(numbers) | {'count': len(numbers)}
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> dict | None:
+    """The ratio of two means over the same searches; None where the second may be 0."""
+    if not pairs:
+        return None
+    draws = [stratified_means([part]) for part in zip(*pairs, strict=True)]  # of one seed: the same searches in both
+    if not draws[1].min() > 0:
+        return None
+    low, high = np.quantile(draws[0] / draws[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    mean = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+    return {'mean': mean, 'interval': (float(low), float(high)), 'count': len(pairs)}
