@@ -39,6 +39,7 @@ def test_audits_of_a_directory_stand_side_by_side(tmp_path):
     assert found['two']['gap']['hop_answer']['mean'] == 1  # gold passages of the first step against distractors
     assert found['two']['noisy']['contains']['mean'] == 0
     assert found['one']['queries'] == found['two']['queries'] == 4
+    assert found['one']['speed']['queries'] == 8 and found['one']['speed']['tokens'] > 0
     assert 'read' in found['one']['useful'] and 'read' not in found['two']['useful']
     assert 'dollars for 1,000 queries at 2 an hour' in table
     assert (tmp_path / 'audit.png').stat().st_size > 1000
@@ -141,7 +142,7 @@ def searches(tmp_path, corpus):
 
 
 def test_documents_are_held_against_real_results_and_passages_of_the_training_folds(tmp_path):
-    texts = ('the river of many words that nobody reads', 'a bridge by Ann over the river', 'another one')
+    texts = ('the river of many words that nobody reads', 'a bridge by Ann over the river', 'other ' * 20 + 'river')
     made = searches(tmp_path, {str(i): text for i, text in enumerate(texts)})
     cfg = audit.parse(made)
     (query,) = audit.queries(cfg)
