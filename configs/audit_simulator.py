@@ -8,13 +8,14 @@ recorded searches of folds 7 and 8, which configs/sft_searches.py does not train
   python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
   python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
   python -m launch.audit_simulator --config configs/audit_simulator.py:int8
+  python -m launch.audit_simulator --config configs/audit_simulator.py:verified
   python -m launch.audit_simulator --config configs/audit_simulator.py:oracle
 
 prompted: the model as it comes; tuned: with the adapter of configs/sft_searches.py; int8: the same with weights of
-eight bits; oracle: passages of the corpus. `--config.audit.hop=2` asks the world for the second step of questions
-that have one.
+eight bits; verified: the same with documents that belie their label written again; oracle: passages of the corpus.
+`--config.audit.hop=2` asks the world for the second step of questions that have one.
 
-Expected: the tables in docs/simulator.md (CPU). Oracle, world: not run.
+Expected: the tables in docs/simulator.md (CPU). Verified, oracle, world: not run.
 """
 
 from configs.common import sections
@@ -23,6 +24,7 @@ PRESETS = {
     'prompted': {'template': 'prompted'},
     'tuned': {'adapter': 'runs/sft_searches/adapter.safetensors'},
     'int8': {'adapter': 'runs/sft_searches/adapter.safetensors', 'weights': 'int8'},
+    'verified': {'adapter': 'runs/sft_searches/adapter.safetensors', 'verify': True},
     'oracle': {'kind': 'oracle'},
     'world': {'adapter': 'smollm2_simulator', 'documents': 2, 'words': 25, 'max_tokens': 176},
 }

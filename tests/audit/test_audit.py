@@ -1,6 +1,5 @@
 """Collection and audit end to end on a tiny model, their resumption, and what an audit asks and compares with."""
 
-import dataclasses
 import json
 
 import pytest
@@ -10,9 +9,9 @@ from zerosearch_jax import settings
 from zerosearch_jax.audit import audit, collect, measures
 from zerosearch_jax.data import sources
 from zerosearch_jax.data.pairs import load_pairs
-from zerosearch_jax.data.rows import Question
 from zerosearch_jax.run import jsonl
-from zerosearch_jax.search.search import OutsideFailed
+from zerosearch_jax.search.search import OutsideFailed, Result
+from zerosearch_jax.simulator.verify import answers_of
 
 
 def tiny_audit(**options):
@@ -103,7 +102,7 @@ def test_an_audit_can_ask_for_later_hops():
     assert {q.question.id for q in second} == {i for i, found in steps.items() if len(found) > 1} < steps.keys()
     for turn, asked in enumerate((first, second)):
         assert all(q.turn == turn and q.text == steps[q.question.id][turn]['query'] for q in asked)
-        assert all(audit._hop_answer(q) == steps[q.question.id][turn]['answer'] for q in asked)
+        assert all(answers_of(q, 'hop').told == steps[q.question.id][turn]['answer'] for q in asked)
     with pytest.raises(ValueError, match='hop must not be negative'):
         audit.parse(tiny_audit(hop=-1))
 
@@ -119,9 +118,8 @@ def test_hops_of_a_file_of_questions_name_the_answers_of_those_before(tmp_path):
     options = {'source': f'{tmp_path}/q.jsonl', 'corpus': '', 'folds': (7,)}
     asked = [audit.queries(audit.parse(tiny_audit(hop=hop, **options))) for hop in (1, 2)]
     assert [[q.text for q in part] for part in asked] == [['Tower >> architect'], ['Ann >> place of birth']]
-    assert [audit._hop_answer(part[0]) for part in asked] == ['Ann', 'Oslo']
-    assert audit._hop_answer(dataclasses.replace(asked[0][0], text='birth place of Ann')) == 'Oslo'
-    assert audit._hop_answer(dataclasses.replace(asked[0][0], question=Question('y', 'y', ('z',)))) == ''
+    rows = [audit._row(Result(part[0]), False) for part in asked]
+    assert [row['hop_answer'] for row in rows] == ['Ann', 'Oslo']
     with pytest.raises(ValueError, match=r'questions with so many steps'):
         audit.queries(audit.parse(tiny_audit(hop=3, **options)))
 

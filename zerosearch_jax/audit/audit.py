@@ -28,10 +28,11 @@ from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.workdir import claim
-from zerosearch_jax.search.bm25 import BM25, index_words
+from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.search import Document, Query, Result
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.load import Simulator, open_simulator
+from zerosearch_jax.simulator.verify import answers_of, hops_of
 from zerosearch_jax.simulator.writers import EndpointConfig
 from zerosearch_jax.text import protocol
 from zerosearch_jax.train import demonstrations
@@ -112,7 +113,7 @@ def queries(cfg: Config) -> list[Query]:
     """Distinct queries, chosen by a hash of their ids, so that another source order changes nothing."""
     hop = cfg.audit.hop or int(cfg.audit.source in rows.BUILT_IN)
     if hop:
-        asked = [(q, steps[hop - 1][0]) for q in _questions(cfg) if hop <= len(steps := hops(q))]
+        asked = [(q, steps[hop - 1][0]) for q in _questions(cfg) if hop <= len(steps := hops_of(q))]
     else:
         found = {item.question.question: item for item in _recorded(cfg, cfg.audit.folds)}
         asked = [(item.question, item.query) for item in found.values()]
@@ -127,18 +128,6 @@ def queries(cfg: Config) -> list[Query]:
     chosen = rows.subset([question for question, _ in asked], cfg.audit.queries or len(asked))
     turn = max(hop - 1, 0)
     return [Query((question.id, turn), question, 0, turn, text_of[question.id]) for question in chosen]
-
-
-def hops(question: Question) -> list[tuple[str, str]]:
-    """(query, answer) of every step of a question's decomposition, if it has one.
-
-    A step has a `query` (built-in sources) or a `question` (MuSiQue, which writes '#1' for the answer of the first).
-    """
-    steps = question.metadata.get('decomposition') or ()
-    known = {f'#{i}': step['answer'] for i, step in enumerate(steps, start=1)}
-    texts = (step.get('query') or step['question'] for step in steps)
-    filled = [re.sub(r'#\d+', lambda match: known.get(match[0], match[0]), text) for text in texts]
-    return [(text, step['answer']) for text, step in zip(filled, steps, strict=True)]
 
 
 def _questions(cfg: Config) -> list[Question]:
@@ -248,16 +237,9 @@ def _simulator(cfg: Config, mesh: jax.sharding.Mesh) -> Simulator:
 def _row(result: Result, noisy: bool) -> dict:
     query, question = result.query, result.query.question
     asked = {'id': question.id, 'noisy': noisy, 'query': query.text, 'question': question.question}
-    asked |= {'golden_answers': question.golden_answers, 'hop_answer': _hop_answer(query)}
+    asked |= {'golden_answers': question.golden_answers, 'hop_answer': answers_of(query, 'hop').told}
     kept = [field.name for field in dataclasses.fields(result) if field.name not in ('query', 'labels')]
     return asked | {name: getattr(result, name) for name in kept}
-
-
-def _hop_answer(query: Query) -> str:
-    """The answer of the hop that a query asks for: of that with the most words in common; '' if none is known."""
-    words = set(index_words(query.text))
-    shared = {answer: len(words.intersection(index_words(text))) for text, answer in hops(query.question)}
-    return max(shared, key=shared.get, default='')
 
 
 # ---------------------------------------------------------------- a policy reads the documents

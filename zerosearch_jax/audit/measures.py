@@ -11,6 +11,7 @@ import numpy as np
 from zerosearch_jax.data.rows import holds_answer, normalize_answer
 from zerosearch_jax.evaluate.intervals import LEVEL, stratified_means, with_interval
 from zerosearch_jax.search.bm25 import index_words
+from zerosearch_jax.simulator.verify import content_words
 
 ENGLISH = frozenset(
     re.findall(
@@ -18,9 +19,6 @@ ENGLISH = frozenset(
         'the of and in to a is was for on as by with at from that it he his an are were be which this or had has its '
         'not also but first one their after who they have been',
     )
-)
-ASKING = frozenset(
-    re.findall(r'\w+', 'what when where which who whom whose why how do does did has had have many much')
 )
 COPIED = 12  # words in a row that make a copy
 PAIRED = ('contains', 'hop_answer', 'final_answer', 'contains_in_query', 'read')  # what has a gap, useful minus noisy
@@ -55,12 +53,9 @@ def distinct(documents: Sequence[str], n: int) -> float:
 
 
 def query_words(query: str, documents: Sequence[str]) -> float:
-    """Share of a query's different content words that stand in any of the documents.
-
-    They are the words that BM25 looks for (search/bm25.py leaves out stop words), but for those that only ask.
-    """
-    words = set(index_words(query)) - ASKING
-    return len(words.intersection(index_words('\n'.join(documents)))) / max(len(words), 1)
+    """Share of a query's different content words that stand in any of the documents."""
+    words = content_words(query)
+    return len(words & content_words('\n'.join(documents))) / max(len(words), 1)
 
 
 class Ranking:

@@ -33,7 +33,7 @@ def answers_of(query: Query, tell: str) -> Answers:
     answer nor the question's, but for what the query says: nobody can withhold that. Yes and no cannot be checked.
     """
     own = golds = query.question.golden_answers
-    if tell == 'hop' and (hops := _hops(query.question)):
+    if tell == 'hop' and (hops := hops_of(query.question)):
         shared = [len(content_words(query.text) & content_words(asked)) for asked, _ in hops]
         own = (hops[max(range(len(hops)), key=lambda i: (shared[i], -abs(i - query.turn)))][1],)
         own += golds if normalize_answer(own[0]) in map(normalize_answer, golds) else ()
@@ -47,7 +47,7 @@ def content_words(text: str) -> set[str]:
     return {*re.findall(r'\w+', text.lower())} - {*FUNCTION_WORDS.split()}
 
 
-def _hops(question: Question) -> list[tuple[str, str]]:
+def hops_of(question: Question) -> list[tuple[str, str]]:
     """(query, answer) of every hop; [] where the question does not tell them all."""
     hops: list[tuple[str, str]] = []
     try:
