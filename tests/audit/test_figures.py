@@ -32,11 +32,11 @@ def test_rows_stand_under_headings_and_say_what_was_measured_and_how_often():
     assert rows['**Queries**'] == ['9', '3']
     assert rows['the query does not say the answer'] == ['6', '0']
     assert rows['the query says the answer'] == ['2', '0']
-    assert rows['of them, ask for a hop on the way'] == ['3', '0']
-    assert rows['not judged, the answer is yes or no'] == ['1', '3']
+    assert rows['of them, the query asks for a hop on the way'] == ['3', '0']
+    assert rows['not judged, an answer is yes or no'] == ['1', '3']
     assert rows['hold an answer: gap'] == ['0.500 [0.500, 0.500]', '']
-    assert rows['distinct-1: real'] == ['0.400', ''] and rows['rank by BM25: real'] == ['12.3 [12.3, 12.3]', '']
-    assert rows["query's words found: useful / real"] == ['0.800 [0.800, 0.800]', '']
+    assert rows['distinct-1: real'] == ['0.400', ''] and rows['BM25 rank: real'] == ['12.3 [12.3, 12.3]', '']
+    assert rows['its words found: useful / real'] == ['0.800 [0.800, 0.800]', '']
     assert rows['**Speed**, tokens/s'] == ['5', '']
     assert 'near copies of the question: useful' not in rows  # of no audit
     assert '**Copies of training passages**' not in rows

@@ -157,8 +157,8 @@ def test_answers_that_stand_in_the_query_and_yes_or_no_are_apart():
         *both('both', ['yes'], ['no'], golden_answers=['no', 'Ann']),
     ]
     found = measure(rows)
-    assert [found['useful'][name]['count'] for name in ('contains', 'contains_in_query')] == [2, 2]
-    assert (found['useful']['contains']['mean'], found['noisy']['contains']['mean']) == (0.5, 0.5)
+    assert [found['useful'][name]['count'] for name in ('contains', 'contains_in_query')] == [1, 2]
+    assert (found['useful']['contains']['mean'], found['noisy']['contains']['mean']) == (1, 0)
     assert found['gap']['contains_in_query']['mean'] == 0.5 and found['gap']['contains_in_query']['count'] == 2
     assert found['queries'] == 6
 

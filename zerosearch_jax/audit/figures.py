@@ -18,30 +18,18 @@ TABLE = {
     },
     'The query says the answer': {'contains_in_query': 'hold an answer'},
     'All queries': {'read': 'read right by the policy', 'mislabelled': 'not as labelled after all attempts'},
-    'Form and cost': {
-        'valid': 'valid at the first attempt',
-        'attempts': 'attempts',
-        'failed': 'failed after all attempts',
-    },
-    'About the query': {
-        'query_words': "query's words found",
-        'reciprocal_rank': 'reciprocal rank by BM25',
-        'rank': 'rank by BM25',
-    },
-    'Variety': {
-        'distinct_1': 'distinct-1',
-        'distinct_2': 'distinct-2',
-        'words': 'words a document',
-        'near_copies': 'near copies of the question',
-        'english': 'in English',
-    },
-    'Copies of training passages': {
-        'longest_run': 'longest run of words',
-        'copies': f'documents with a run of {COPIED} words or more',
-    },
+    'Form and cost': {'valid': 'valid at the first attempt', 'attempts': 'attempts', 'failed': 'failed for good'},
+    'About the query': {'query_words': 'its words found', 'reciprocal_rank': 'reciprocal rank', 'rank': 'BM25 rank'},
+    'Variety': {'distinct_1': 'distinct-1', 'distinct_2': 'distinct-2', 'near_copies': 'near copies of the question'},
+    'Language': {'words': 'words a document', 'english': 'in English'},
+    'Copies of training passages': {'longest_run': 'longest run', 'copies': f'runs of {COPIED} words or more'},
 }
 GROUPS = ('useful', 'noisy', 'gap', 'real', 'useful / real', 'noisy / real')
-JUDGED = {'contains': 'the query does not say the answer', 'contains_in_query': 'the query says the answer'}
+COUNTS = {
+    'contains': 'the query does not say the answer',
+    'hop_answer': 'of them, the query asks for a hop on the way',
+    'contains_in_query': 'the query says the answer',
+}
 PANELS = {'contains': 'holds an answer', 'valid': 'valid at once', 'query_words': "query's words found"}
 
 
@@ -63,10 +51,10 @@ def table(found: dict[str, dict], gpu_hour_price: float) -> str:
         lines.append(f'| {name} | {" | ".join(map(cell, found.values()))} |')
 
     add('**Queries**', lambda f: str(f['queries']))
-    for name, title in JUDGED.items():
+    for name, title in COUNTS.items():
         add(title, lambda f, name=name: str(_count(f, name)))
-    add('of them, ask for a hop on the way', lambda f: str(_count(f, 'hop_answer')))
-    add('not judged, the answer is yes or no', lambda f: str(f['queries'] - sum(_count(f, name) for name in JUDGED)))
+    judged = ('contains', 'contains_in_query')
+    add('not judged, an answer is yes or no', lambda f: str(f['queries'] - sum(_count(f, name) for name in judged)))
     for heading, titles in TABLE.items():
         rows = [(name, group) for name in titles for group in GROUPS if any(name in f[group] for f in found.values())]
         if rows:

@@ -21,6 +21,7 @@ ENGLISH = frozenset(
     )
 )
 COPIED = 12  # words in a row that make a copy
+QUALITIES = ('useful', 'noisy')
 PAIRED = ('contains', 'hop_answer', 'final_answer', 'contains_in_query', 'read')  # what has a gap, useful minus noisy
 RELATIVE = ('query_words', 'reciprocal_rank')  # what is divided by that of real results
 
@@ -86,33 +87,22 @@ class Ranking:
 def longest_runs(documents: Sequence[str], passages: Sequence[str]) -> list[int]:
     """The most words in a row, case and punctuation aside, that each document has in common with any passage.
 
-    Runs grow by a word at a time, and only where they were found on both sides; equal runs have equal numbers.
+    All runs of a length are numbered, equal ones equally; only those on both sides grow by another word.
     """
-    codes: dict[str, int] = {'': 0}  # the end of a text, which is no word
-    texts, found = (_encode(part, codes) for part in (documents, passages))
-    owners = np.repeat(np.arange(len(documents)), np.diff(np.flatnonzero(texts == 0), prepend=-1))
-    places, others = np.arange(len(texts)), np.arange(len(found))
-    runs, theirs = np.zeros_like(places), np.zeros_like(others)  # numbers of the runs that begin in these places
-    longest = np.zeros(len(documents), int)
-    for length in range(max(map(len, documents), default=0)):
-        longer, more = texts[places + length], found[others + length]
-        places, runs = places[longer > 0], (runs * len(codes) + longer)[longer > 0]
-        others, theirs = others[more > 0], (theirs * len(codes) + more)[more > 0]
-        known, runs = np.unique(runs, return_inverse=True)
-        kept = np.isin(theirs, known)
-        others, theirs = others[kept], np.searchsorted(known, theirs[kept])
-        shared = np.isin(runs, theirs)
-        places, runs = places[shared], runs[shared]
-        if not len(places):
-            break
-        longest[owners[places]] = length + 1
-    return longest.tolist()
-
-
-def _encode(texts: Sequence[str], codes: dict[str, int]) -> np.ndarray:
-    """All words of the texts as numbers, 0 after each text; unknown words get new ones."""
-    words = (word for text in texts for word in (*re.findall(r'\w+', text.lower()), ''))
-    return np.array([codes.setdefault(word, len(codes)) for word in words], np.int64)
+    codes, every = {'': 0}, (*documents, *passages)  # 0: the end of a text, which is no word
+    words = (word for text in every for word in (*re.findall(r'\w+', text.lower()), ''))
+    texts = np.array([codes.setdefault(word, len(codes)) for word in words], np.int64)
+    owners = np.repeat(np.arange(len(every)), np.diff(np.flatnonzero(texts == 0), prepend=-1))
+    places, runs, length = np.arange(len(texts)), np.zeros_like(texts), 0
+    longest = np.zeros(len(every), int)
+    while len(places):
+        longest[owners[places]] = length
+        following = texts[places + length]
+        places, runs = places[following > 0], (runs * len(codes) + following)[following > 0]
+        runs, ours = np.unique(runs, return_inverse=True)[1], owners[places] < len(documents)
+        shared = np.isin(runs, runs[ours]) & np.isin(runs, runs[~ours])
+        places, runs, length = places[shared], runs[shared], length + 1
+    return longest[: len(documents)].tolist()
 
 
 # ---------------------------------------------------------------- of searches
@@ -148,7 +138,7 @@ def _containment(row: Mapping) -> dict[str, float]:
         return float(any(holds_answer(text, answers) for text in row['documents']))
 
     golds, hop = row['golden_answers'], row.get('hop_answer')
-    if all(normalize_answer(gold) in ('yes', 'no') for gold in golds):
+    if any(normalize_answer(gold) in ('yes', 'no') for gold in golds):
         return {}
     if holds_answer(row['query'], golds):
         return {'contains_in_query': held(golds)}
@@ -184,14 +174,9 @@ def measure(answers: Sequence[Mapping], reference: Reference = Reference()) -> d
     Groups: useful, noisy and real documents; 'gap', useful minus noisy by query; 'useful / real' and 'noisy / real',
     ratios of means. Distinct-n, which is of all searches at once, has no interval: drawing searches repeats their runs.
     """
-    qualities = {'useful': False, 'noisy': True}
-    groups = {label: [row for row in answers if row['noisy'] == noisy] for label, noisy in qualities.items()}
-    told = ('id', 'query', 'question', 'golden_answers', 'hop_answer')
-    groups['real'] = [
-        {name: row.get(name) for name in told} | {'documents': reference.real[row['id']]}
-        for row in groups['useful']
-        if row['id'] in reference.real
-    ]
+    groups = {label: [row for row in answers if row['noisy'] == (label == 'noisy')] for label in QUALITIES}
+    found_too = [row for row in groups['useful'] if row['id'] in reference.real]
+    groups['real'] = [_asked(row) | {'documents': reference.real[row['id']]} for row in found_too]
     texts = {label: [text for row in part for text in row['documents']] for label, part in groups.items()}
     every = [*dict.fromkeys(text for part in texts.values() for text in part)]
     runs = dict(zip(every, longest_runs(every, reference.trained), strict=True)) if reference.trained else {}
@@ -205,10 +190,14 @@ def measure(answers: Sequence[Mapping], reference: Reference = Reference()) -> d
             figures[label] |= {f'distinct_{n}': {'mean': distinct(texts[label], n)} for n in (1, 2)}
     gaps = {name: _pairs(found['useful'], found['noisy'], name) for name in PAIRED}
     figures['gap'] = {name: _mean([a - b for a, b in pairs]) for name, pairs in gaps.items() if pairs}
-    for label in qualities:
+    for label in QUALITIES:
         ratios = {name: _ratio(_pairs(found[label], found['real'], name)) for name in RELATIVE}
         figures[f'{label} / real'] = {name: ratio for name, ratio in ratios.items() if ratio}
     return figures
+
+
+def _asked(row: Mapping) -> dict:
+    return {name: row.get(name) for name in ('id', 'query', 'question', 'golden_answers', 'hop_answer')}
 
 
 def _pairs(some: Mapping[str, Mapping], others: Mapping[str, Mapping], name: str) -> list[tuple[float, float]]:
