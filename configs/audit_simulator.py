@@ -13,7 +13,7 @@ recorded searches of folds 7 and 8, which configs/sft_searches.py does not train
 
 prompted: the model as it comes; tuned: with the adapter of configs/sft_searches.py; int8: the same with weights of
 eight bits; verified: the same with documents that belie their label written again; oracle: passages of the corpus.
-`--config.audit.hop=2` asks the world for the second step of questions that have one.
+`--config.audit.hop=2 --config.audit.name=world_hop2` asks the world for the second step of questions that have one.
 
 Expected: the tables in docs/simulator.md (CPU). Verified, oracle, world: not run.
 """
