@@ -430,7 +430,7 @@ def test_a_request_carries_all_that_it_should(name):
 def test_a_request_tells_the_answer_that_tell_names():
     hops = [{'query': 'mother of Bo', 'answer': 'Cy'}, {'query': 'home of Cy', 'answer': 'Ann'}]
     question = Question('who', 'Who?', ('Ann', 'A.'), metadata={'decomposition': hops})
-    knowledge = 'Q {question} so A {answer}.\n'
+    knowledge = 'Q {question}\nA {answer}.\n'
     for template, before in (('{knowledge}{query}', knowledge), ('{query}', 'no {answer} {question}')):
         made = prompts.SimulatorTemplate(template, template, before)
         told = [
@@ -438,7 +438,7 @@ def test_a_request_tells_the_answer_that_tell_names():
             for tell in ('final', 'hop', 'none')
             for noisy in (False, True)
         ]
-        expected = ['Q Who? so A Ann.\n', 'Q Who? so A Cy.\n', 'Q Who?\n']
+        expected = ['Q Who?\nA Ann.\n', 'Q Who?\nA Cy.\n', 'Q Who?\n']
         assert told == [f'{text}Bo' if before == knowledge else 'Bo' for text in expected for _ in range(2)]
     made = prompts.SimulatorTemplate('{knowledge}', '', 'A: {answer} Q: {question} Go.')
     assert (

@@ -25,7 +25,7 @@ def comparison():
 MANOR = Question(
     'manor',
     'In what year did the river by which the painter of The Manor was born flood the town?',
-    ('1912', 'in 1912'),
+    ('1912', 'In 1912.'),
     metadata={
         'decomposition': [
             {'question': 'The Manor >> painter', 'answer': 'Ada Holm', 'pid': 'p1'},
@@ -41,14 +41,16 @@ MANOR = Question(
     [
         ('who painted The Manor', 'Ada Holm', ('Ada Holm',)),
         ('Ada Holm birthplace river', 'Skarn', ('Skarn',)),
-        ('Skarn flood', 'In 1912', ('In 1912', '1912', 'in 1912')),
+        ('Ada Holm', 'Skarn', ('Skarn',)),
+        ('Skarn flood', 'In 1912', ('In 1912', '1912', 'In 1912.')),
+        ('Skarn', 'In 1912', ('In 1912', '1912', 'In 1912.')),
     ],
 )
 def test_of_three_hops_the_one_that_a_query_asks_for(text, hop, useful):
     for turn in range(4):  # the words decide, not the turn
         found = answers(MANOR, text, turn)
         assert (found.told, found.useful) == (hop, useful)
-        assert set(found.noisy) == {hop, '1912', 'in 1912'}
+        assert set(found.noisy) == {hop, '1912', 'In 1912.'}
 
 
 def test_of_several_hops_with_as_many_words_of_the_query_the_one_nearest_to_its_turn():
