@@ -363,6 +363,7 @@ def test_a_trajectory_and_its_group(page, run):
 def test_labels_stay_with_the_documents_that_were_shown(page, tmp_path):
     cut = episode(0, labels=(True,))  # its second search came when no tokens were left for documents
     cut['searches'] = [*cut['searches'], cut['searches'][0] | {'labels': [False], 'noisy': False}]
+    cut['searches'][0] |= {'mislabelled': True}
     cut['segments'] = cut['segments'][:3]
     asked = episode(2, labels=(False,))  # documents in the prompt, as `rag` has them
     asked['segments'] = [{'kind': 'prompt', 'tokens': 9, 'text': 'Doc 1: Paris\nWhy?'}, action('Paris')]
@@ -370,6 +371,7 @@ def test_labels_stay_with_the_documents_that_were_shown(page, tmp_path):
     page.open(run, '#t=training/1/q0/0')
     page.wait(lambda: page.all('.transcript .label'))
     assert [label.text for label in page.all('.transcript .label')] == ['noisy']
+    assert 'not as labelled' in page.one('.transcript .k-information').text
     assert 'with the documents' not in page.one('.transcript .k-prompt').text
     page.open(run, '#t=training/1/q1/0')
     page.wait(lambda: 'with the documents of a search' in page.one('.transcript .k-prompt').text)
