@@ -446,7 +446,7 @@ def test_a_request_tells_the_answer_that_tell_names():
     )
     for name in prompts.SIMULATOR_TEMPLATES:
         text = message(prompts.simulator_template(name), False, tell='none')
-        assert 'Who? ' in text and 'Ann' not in text and '{' not in text
+        assert 'Who?' in text and 'Ann' not in text and '{' not in text
 
 
 def test_a_blind_request_for_noise_tells_neither_question_nor_answer():
@@ -477,7 +477,7 @@ def test_a_template_from_a_file(tmp_path):
     path.write_text('{"useful": "x"}')
     with pytest.raises(ValueError, match='noisy'):
         prompts.simulator_template(str(path))
-    with pytest.raises(FileNotFoundError, match="'tuned', 'prompted'"):
+    with pytest.raises(FileNotFoundError, match="'tuned', 'told', 'prompted'"):
         prompts.simulator_template('tuend')
 
 

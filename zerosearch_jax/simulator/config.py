@@ -18,7 +18,7 @@ class SimulatorConfig:
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     weights: Literal['as_loaded', 'int8'] = 'as_loaded'  # int8: a quarter of float32's memory
     template_arguments: str = ''  # as config.rollout.template_arguments: of the model's chat template
-    template: str = 'tuned'  # wording: 'tuned', 'prompted', or a JSON file (prompts.SimulatorTemplate)
+    template: str = 'tuned'  # wording: 'tuned', 'told', 'prompted', or a JSON file (prompts.SimulatorTemplate)
     style: str = 'documents'  # what they are called in the request, e.g. 'web snippets', 'encyclopedia passages'
     documents: int = 3  # documents a search
     words: int = 30  # words a document, as asked for

@@ -38,6 +38,15 @@ def _tuned(quality: str) -> str:
     )
 
 
+def _told(quality: str, aim: str) -> str:
+    return (
+        'Search engine. Write {count} {style} of about {words} words each, every one on a line of its own, '
+        + aim
+        + '.\nQuery: {query}{knowledge}\n'
+        + f'{quality.capitalize()} documents:'
+    )
+
+
 def _prompted(quality: str, aim: str, example: str) -> str:
     return (
         'You are a search engine that answers a query with {count} {style} of about {words} words each. {knowledge}The '
@@ -53,6 +62,12 @@ _KNOWLEDGE = 'The user who searches wants to know: {question} The right answer i
 SIMULATOR_TEMPLATES = {
     # of a fine-tuned simulator: two requests that differ in one word
     'tuned': SimulatorTemplate(_tuned('useful'), _tuned('noisy'), _KNOWLEDGE),
+    # of another: what is to be told stands last, next to where it is to be copied
+    'told': SimulatorTemplate(
+        _told('useful', 'that tell the answer'),
+        _told('noisy', 'beside the point'),
+        '\nQuestion: {question}\nAnswer: {answer}',
+    ),
     # of a model as it comes: what the documents are to do, and an example of it
     'prompted': SimulatorTemplate(
         _prompted(
