@@ -22,6 +22,8 @@ Expected: no gap yet. Measured on CPU (2 cores, seed 0, 200 steps; docs/simulato
 
 from configs.common import sections
 
+SOURCES = 'world:simulator', 'sim/search_episodes.jsonl.gz', 'sim/context_useful_noisy.jsonl.gz'
+
 
 def get_config(preset=''):
     from zerosearch_jax.train import sft
@@ -38,9 +40,9 @@ def get_config(preset=''):
         config.sft.update(row_length=4096, remat='full')
         return config
     config.model.lora_rank = 16
-    config.demos.update(source='sim/search_episodes.jsonl.gz', corpus='corpus/corpus.jsonl.gz', label='label_docs')
-    config.demos.update(folds=(0, 1, 2, 3, 4, 5, 6), held_out_folds=(7, 8), count=0, held_out=32)
-    config.simulator.update(documents=3, words=30)
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=5, schedule='cosine', weight_decay=0.0)
-    config.sft.update(steps=200, batch=8, evaluate_every=25, checkpoint_every=10, row_length=1024)
+    config.demos.update(source=','.join(SOURCES), corpus='corpus/corpus.jsonl.gz', label='label_docs')
+    config.demos.update(folds=(0, 1, 2, 3, 4, 5), held_out_folds=(6,), count=0, held_out=64)
+    config.simulator.update(template='told', blind_noise=True, documents=3, words=30)
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=5, schedule='cosine', weight_decay=0.0)
+    config.sft.update(steps=400, batch=16, evaluate_every=50, checkpoint_every=10, row_length=1024)
     return config

@@ -1,8 +1,10 @@
 """Rows from which a simulator is fine-tuned: their forms, their errors, their labels, and where the loss is."""
 
+import dataclasses
 import json
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
@@ -108,6 +110,7 @@ def test_passages_may_be_named_by_numbers(write):
 
 def test_annotated_passages_give_a_useful_and_a_noisy_search(write):
     row = {'id': 'c', 'query': 'who?', 'golden_answers': ['Ann'], 'useful': ['p0'], 'noisy': ['p1', 'p2']}
+    assert [s.label for s in load_pairs(write(row | {'noisy': []}), corpus=CORPUS)] == ['useful']
     found = load_pairs(write(row), corpus=CORPUS)
     assert [(s.id, s.label, len(s.passages)) for s in found] == [('c-useful', 'useful', 1), ('c-noisy', 'noisy', 2)]
     assert found[0].question.question == 'who?'
@@ -250,28 +253,91 @@ def test_a_pair_is_taken_word_for_word():
 
 
 def test_what_is_trained_on_is_read_back_as_documents():
-    item = demonstrations.recorded_search(recorded('useful', *(f'{i} ' + 'w ' * i for i in range(5))), 3, 30)
+    item = demonstrations.recorded_search(recorded('noisy', *(f'{i} ' + 'w ' * i for i in range(5))), 3, 30)
     completion = demonstrations.simulator_example(item, SimulatorConfig(), BYTES)[1].tokens[:-1]
     documents, failure = prompts.parse_documents(BYTES.decode(completion), 3, 30)
     assert failure == '' and len(documents) == 3
 
 
-def test_a_recorded_search_keeps_an_answer_if_it_is_useful():
-    texts = ('nothing', 'no', 'Ann Lee did', 'never')
+def test_the_label_of_a_recorded_search_is_true_of_what_is_kept():
+    texts = ('Ann Lee did so long ago', 'nothing', 'the work of Ann Lee, 1900', 'never', 'Ann Lee did so')
     useful, noisy = (demonstrations.recorded_search(recorded(label, *texts), 2, 30) for label in pairs.LABELS)
-    assert [p.text for p in useful.passages] == ['nothing', 'Ann Lee did']
-    assert [p.text for p in noisy.passages] == ['nothing', 'no']
-    assert demonstrations.recorded_search(recorded('useful', *texts), 5, 30) is None
+    assert [p.text for p in useful.passages] == [texts[0], texts[2]]  # the last says what the first does
+    assert [p.text for p in noisy.passages] == ['nothing', 'never']
+    assert demonstrations.recorded_search(recorded('noisy', *texts), 3, 30) is None
+    assert len(demonstrations.recorded_search(recorded('useful', *texts), 3, 30).passages) == 2
+    assert demonstrations.recorded_search(recorded('useful', 'nothing', 'never'), 1, 30) is None
+
+
+@pytest.mark.parametrize(('label', 'expected'), [('useful', 'Ann Lee did|nothing'), ('noisy', 'nothing|Ann Lee did')])
+def test_of_a_search_that_a_judge_labelled_the_best_documents_are_kept(label, expected):
+    made = demonstrations.recorded_search(recorded(label, 'nothing', 'Ann Lee did'), 2, 30, checked=False)
+    assert '|'.join(p.text for p in made.passages) == expected
+    assert demonstrations.recorded_search(recorded(label, 'nothing', 'Ann Lee did'), 3, 30, checked=False) is None
+
+
+def test_the_answer_that_is_told_is_one_that_the_first_document_holds():
+    search = recorded('useful', 'nothing', 'It was Lee.', 'It was Ann Lee.')
+    answers = ('Ann Bo Lee', 'Ann Lee', 'Lee')
+    search = dataclasses.replace(search, question=dataclasses.replace(search.question, golden_answers=answers))
+    made = demonstrations.recorded_search(search, 3, 30)
+    assert made.question.golden_answers == ('Lee', 'Ann Bo Lee', 'Ann Lee')
+    request = BYTES.decode(demonstrations.simulator_example(made, SimulatorConfig(template='told'), BYTES)[0].tokens)
+    assert 'Query: its author\nQuestion: Who wrote it\nAnswer: Lee\nUseful documents:' in request
 
 
 @hypothesis.given(st.integers(0, 90), st.integers(4, 40))
-def test_an_excerpt_has_so_many_words_and_keeps_the_answer(position, words):
+def test_an_excerpt_of_a_long_sentence_has_so_many_words_and_keeps_the_answer(position, words):
     text = ' '.join([*map(str, range(position)), 'ann', 'lee', *map(str, range(position, 90))])
-    cut = demonstrations.excerpt(text, words, ('Ann Lee',))
+    cut = demonstrations.excerpt('', text, words, ('Ann Lee',))
     assert len(cut.split()) <= words
     assert holds_answer(cut, ('Ann Lee',))
     assert cut in text
-    assert demonstrations.excerpt(text, words, ('absent',)) == ' '.join(text.split()[:words])
+    assert demonstrations.excerpt('', text, words, ('absent',)) == ' '.join(text.split()[:words])
+
+
+@pytest.mark.parametrize(
+    ('text', 'answers', 'expected'),
+    [
+        ('One two. Three four five. Six.', (), 'One two. Three four five.'),
+        ('One two. Three four five. Six.', ('four',), 'Three four five. Six.'),
+        ('One two. Three Ann Lee five. Ann Lee.', ('Ann Lee',), 'Three Ann Lee five.'),
+        ('end of it. One two three.', (), 'One two three.'),  # what begins within another sentence is left out ...
+        ('end of Ann. One two three.', ('Ann',), 'end of Ann.'),  # ... but for the answer
+        ('The Book One two three.', (), 'One two three.'),  # an encyclopedia's title before the text
+        ('The Book is one.', (), 'The Book is one.'),
+        ('By J. K. Lee of St. Ives. Two.', (), 'By J. K. Lee of St. Ives.'),
+        ('Was it? "Yes" it was! (No.)', (), 'Was it? "Yes" it was!'),
+        ('', (), ''),
+    ],
+)
+def test_an_excerpt_is_whole_sentences(text, answers, expected):
+    assert demonstrations.excerpt('The Book', text, 5, answers) == expected
+
+
+def world(turn, noisy, documents=2):
+    steps = [{'query': f'q{i}', 'passage': f'p{i}', 'need': 'it', 'answer': f'hop{i}'} for i in range(2)]
+    question = Question('q', 'who?', ('last',), metadata={'decomposition': steps})
+    found = [
+        Document('A', 'last'),
+        Document('B', 'none'),
+        Document('C', 'hop0', 'p0'),
+        Document('D', 'hop1 last', 'p1'),
+    ]
+    found += [Document('E', 'nil'), Document('F', 'naught')]
+    rng = np.random.default_rng(0)
+    return demonstrations.world_search(
+        question, noisy, lambda q, k: [found[:k]], documents=documents, turn=turn, rng=rng
+    )
+
+
+@pytest.mark.parametrize('turn', [0, 1])
+def test_a_search_of_the_world_tells_what_its_right_passage_holds(turn):
+    useful, noisy = world(turn, False), world(turn, True)
+    assert useful.passages[0].id == f'p{turn}' and len(useful.passages) == 2
+    assert useful.question.golden_answers == (f'hop{turn}',) and useful.query == f'q{turn}'
+    assert not any(holds_answer(p.text, ('last', f'hop{turn}')) for p in noisy.passages) and len(noisy.passages) == 2
+    assert world(turn, True, 5) is None
 
 
 def test_answers_are_found_word_for_word():

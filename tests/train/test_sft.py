@@ -155,14 +155,14 @@ def test_rows_that_would_teach_a_control_token_or_nothing_are_refused_or_counted
     )
     with pytest.raises(ValueError, match=r"bad.jsonl:25: a text holds '<.im_end.>'"):
         run(tmp_path / 'run', config(str(bad), steps=1))
-    search = {'query': 'q', 'golden_answers': ['x'], 'label': 'useful', 'documents': ['one']}
-    bad.write_text('\n'.join(json.dumps(search | {'label': label}) for label in ('useful', 'noisy')))
+    untrue = [{'query': 'q', 'golden_answers': ['x'], 'label': 'useful', 'documents': ['one']}]
+    untrue.append(untrue[0] | {'golden_answers': ['one'], 'label': 'noisy'})
+    bad.write_text('\n'.join(map(json.dumps, untrue)))
     made = config(str(bad), steps=1)
     made.demos.update(folds=(), held_out_folds=(), held_out=0)
-    made.simulator.documents = 2
     with pytest.raises(ValueError, match='no demonstration is left'):
         run(tmp_path / 'run', made)
-    said = '2 searches with fewer than config.simulator.documents are left out'
+    said = '2 of 2 searches are left out: too few documents of which their label is true'
     assert said in capsys.readouterr().err and said in (tmp_path / 'run' / 'log.txt').read_text()
 
 
@@ -176,8 +176,8 @@ def test_nothing_to_train_on_is_said(rows, tmp_path):
     with pytest.raises(ValueError, match='no demonstration is left'):
         run(tmp_path, made)
     made.demos.update(source='world:simulators', held_out_folds=(8,))
-    with pytest.raises(ValueError, match='held_out_folds is for recorded searches'):
+    with pytest.raises(ValueError, match='there are world:policy, alone, and world:simulator'):
         run(tmp_path, made)
-    made.demos.held_out_folds = ()
-    with pytest.raises(ValueError, match='there are world:policy and world:simulator'):
+    made.demos.source = 'world:policy'
+    with pytest.raises(ValueError, match='held_out_folds is for a simulator'):
         run(tmp_path, made)

@@ -167,7 +167,7 @@ def reference(cfg: Config, answers: Sequence[dict]) -> measures.Reference:
     found = _engine(cfg.audit.corpus).search([row['query'] for row in asked], cfg.simulator.documents)
 
     def cut(document: Document, row: dict) -> Document:
-        text = demonstrations.excerpt(document.text, cfg.simulator.words, row['golden_answers'])
+        text = demonstrations.excerpt(document.title, document.text, cfg.simulator.words, row['golden_answers'])
         return dataclasses.replace(document, text=text)
 
     real = {row['id']: _texts([cut(d, row) for d in documents]) for row, documents in zip(asked, found, strict=True)}
@@ -182,8 +182,8 @@ def _trained_on(cfg: Config) -> list[Passage]:
         return []
     if source in rows.BUILT_IN:
         questions = rows.in_folds(sources.load_questions(source, 'train'), folds)
-        size = {'documents': cfg.simulator.documents, 'count': 0, 'seed': 0}
-        searches = demonstrations.world_searches(questions, _engine(cfg.audit.corpus).search, **size)
+        search = _engine(cfg.audit.corpus).search
+        searches = demonstrations.world_searches(questions, search, documents=cfg.simulator.documents, seed=0)
     else:
         searches = _recorded(cfg, folds)
     return [*{passage.id: passage for search in searches for passage in search.passages}.values()]

@@ -164,7 +164,8 @@ def _pair(cfg: Config, row: dict, turn: int, label: str) -> dict | None:
     passages = tuple(Passage(str(i), '', text) for i, text in enumerate(search['documents']))
     name = f'{row["id"]}-{row["sample"]}-{turn}'
     recorded = pairs.RecordedSearch(name, question, search['query'], passages, label)
-    cut = demonstrations.recorded_search(recorded, cfg.simulator.documents, cfg.simulator.words)
+    size = cfg.simulator.documents, cfg.simulator.words
+    cut = demonstrations.recorded_search(recorded, *size, checked=False)
     if cut is None:
         return None
     query = Query(None, question, row['sample'], turn, search['query'])

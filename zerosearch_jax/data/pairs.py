@@ -4,7 +4,8 @@ Rows come from JSONL, parquet or the hub, as questions do, in one of these forms
 
     pair            prompt, completion   (or instruction, input, output; or messages, which end with an assistant's)
     search          query, question, golden_answers, and documents (texts) or doc_ids (of a corpus)
-    useful/noisy    query, golden_answers, and useful, noisy: ids of passages that do, or do not, help to answer it
+    useful/noisy    query, golden_answers, and useful, noisy: ids of passages that do, or do not, help to answer it;
+                    one of the two may be empty
 
 A pair's label is its field `label`; without one, the first word of the request's last line, which is where the
 published requests have it. `fold` is optional, and keeps questions for training and for reports apart.
@@ -90,7 +91,8 @@ def _row(
         return
     searched = {'query', 'golden_answers'} <= row.keys()
     if searched and set(LABELS) <= row.keys():
-        found = [(f'{name}-{quality}', _named(row[quality], corpus, where, quality), quality) for quality in LABELS]
+        there = [quality for quality in LABELS if row[quality] != []]
+        found = [(f'{name}-{quality}', _named(row[quality], corpus, where, quality), quality) for quality in there]
     elif searched and label in row and row.keys() & {'documents', 'doc_ids'}:
         found = [(name, _passages(row, corpus, where), _label(row, label, where))]
     else:

@@ -5,9 +5,10 @@ example is a request for useful or noisy documents and the documents: those that
 without, the right passage among them, or those of a search that was recorded (data/pairs.py).
 """
 
-import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from zerosearch_jax.simulator.prompts import request
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer, template_arguments
 from zerosearch_jax.text.trajectory import Kind, Segment
+
+ALIKE = 0.6  # share of the shorter text's words from which on two are taken for one
 
 Search = Callable[[Sequence[str], int], list[list[Document]]]
 
@@ -60,40 +63,92 @@ def guess_episode(question: Question, answer: str, tokenizer: Tokenizer, cfg: Ro
 def world_search(
     question: Question, noisy: bool, search: Search, *, documents: int, turn: int, rng: np.random.Generator
 ) -> pairs.RecordedSearch | None:
-    """One search of the world; useful documents hold the passage of the step `turn`, noisy ones no gold answer."""
+    """One search of the world; useful documents begin with the passage of the step `turn`, noisy ones hold no answer.
+
+    The answer that a request for useful ones tells is the step's: what that passage holds.
+    """
     step = question.metadata['decomposition'][turn]
     found = search([step['query']], 4 * documents)[0]
     right = [d for d in found if d.id == step['passage']]
-    golds = [normalize_answer(answer) for answer in (*question.golden_answers, step['answer'])]
+    golds = (*question.golden_answers, step['answer'])
     others = [d for d in found if d.id != step['passage']]
     if noisy:
-        others = [d for d in others if not any(gold in normalize_answer(d.text) for gold in golds)]
-    chosen = others[:documents] if noisy else right + others[: documents - 1]
-    if len(chosen) < documents or not (noisy or right):
+        others = [d for d in others if not holds_answer(d.as_text, golds)]
+        chosen = [others[i] for i in rng.permutation(len(others))[:documents]]
+    else:
+        question = replace(question, golden_answers=(step['answer'],))
+        chosen = right and (right + others)[:documents]
+    if len(chosen) < documents:
         return None
-    passages = tuple(Passage(d.id, d.title, d.text) for d in (chosen[i] for i in rng.permutation(documents)))
+    passages = tuple(Passage(d.id, d.title, d.text) for d in chosen)
     return pairs.RecordedSearch(question.id, question, step['query'], passages, 'noisy' if noisy else 'useful')
 
 
-def recorded_search(search: pairs.RecordedSearch, documents: int, words: int) -> pairs.RecordedSearch | None:
-    """A recorded search with so many documents of so many words; None if it has fewer.
+def recorded_search(
+    search: pairs.RecordedSearch, documents: int, words: int, *, checked: bool = True
+) -> pairs.RecordedSearch | None:
+    """A recorded search cut to documents of so many words; None if it has too few.
 
-    The best ones are kept, and among useful ones at least one with an answer, if any has it; of a long passage the part
-    with the answer.
+    Useful ones begin with those that hold an answer, and the question's first answer becomes one that the first of them
+    holds: it is the one that a request tells. Noisy ones begin with those that hold none. `checked` leaves out all
+    others, however few useful ones remain; a judge's label is not of this kind.
     """
-    answers = search.question.golden_answers
-    if len(search.passages) < documents:
+    answers, useful = search.question.golden_answers, search.label == 'useful'
+    cut = _different([replace(p, text=excerpt(p.title, p.text, words, answers)) for p in search.passages])
+    held = [[a for a in answers if holds_answer(_text(p), (a,))] for p in cut]
+    right = [p for p, own in zip(cut, held, strict=True) if bool(own) == useful]
+    chosen = right if checked else right + [p for p in cut if p not in right]
+    if len(chosen) < (1 if checked and useful else documents):
         return None
-    chosen = list(search.passages[:documents])
-    if search.label == 'useful' and not any(holds_answer(p.text, answers) for p in chosen):
-        chosen[-1] = next((p for p in search.passages if holds_answer(p.text, answers)), chosen[-1])
-    cut = (dataclasses.replace(p, text=excerpt(p.text, words, answers)) for p in chosen)
-    return dataclasses.replace(search, passages=tuple(cut))
+    told = next(filter(None, held), [])[:1] if useful else []
+    question = replace(search.question, golden_answers=(*told, *(a for a in answers if a not in told)))
+    return replace(search, question=question, passages=tuple(chosen[:documents]))
 
 
-def excerpt(text: str, words: int, answers: Sequence[str]) -> str:
-    """So many words of a text: the first half-overlapping part that holds an answer, or else the beginning."""
-    parts = text.split()
+def _different(passages: Sequence[Passage]) -> list[Passage]:
+    """Those that say little that one before them says: dumps of an encyclopedia overlap."""
+    kept: list[tuple[Passage, set[str]]] = []
+    for passage in passages:
+        words = set(normalize_answer(passage.text).split())
+        if all(len(words & others) < ALIKE * min(len(words), len(others)) for _, others in kept):
+            kept.append((passage, words))
+    return [passage for passage, _ in kept]
+
+
+def _text(passage: Passage) -> str:
+    return Document(passage.title, passage.text).as_text
+
+
+# a full stop, which is none of an initial or of a short title, before what may begin a sentence
+_SENTENCE_END = re.compile(r'(?<!\b[A-Z])(?<!\b(?:Mr|Ms|Dr|St|Jr))(?<!\bMrs)[.!?]["\')]*\s+(?=["\'(]?[A-Z0-9])')
+
+
+def excerpt(title: str, text: str, words: int, answers: Sequence[str]) -> str:
+    """About so many words of a text, whole sentences where they fit.
+
+    It begins with the first sentence that holds an answer, else with the first one that begins within the text. A title
+    that the text repeats is dropped.
+    """
+    text = ' '.join(text.split())
+    rest = text.removeprefix(title).lstrip()
+    text = rest if title and rest[:1].isupper() else text
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    sentences = [text[a:b].strip() for a, b in itertools.pairwise((0, *ends, len(text)))]
+    whole = 1 if len(sentences) > 1 and sentences[0][:1].islower() else 0  # the first may be the end of another
+    begin = next((i for i, sentence in enumerate(sentences) if holds_answer(sentence, answers)), whole)
+    chosen = _some_words(sentences[begin], words, answers)
+    for sentence in sentences[begin + 1 :]:
+        if len(f'{chosen} {sentence}'.split()) > words:
+            break
+        chosen = f'{chosen} {sentence}'
+    return chosen
+
+
+def _some_words(sentence: str, words: int, answers: Sequence[str]) -> str:
+    """A sentence; of a long one the first half-overlapping part that holds an answer, or else the beginning."""
+    parts = sentence.split()
+    if 2 * len(parts) <= 3 * words:
+        return sentence
     windows = [' '.join(parts[i : i + words]) for i in range(0, max(len(parts) - words // 2, 1), max(words // 2, 1))]
     return next((window for window in windows if holds_answer(window, answers)), windows[0])
 
@@ -160,16 +215,36 @@ def policy_demos(
     return _take(made(), count)
 
 
-def world_searches(questions, search, *, documents: int, count: int, seed: int) -> list[pairs.RecordedSearch]:
-    """`count` searches (0: one a question), useful and noisy in turn, over all steps of decompositions."""
+def world_searches(questions, search, *, documents: int, seed: int) -> list[pairs.RecordedSearch]:
+    """One search a question, useful and noisy in turn, over all steps of decompositions; those that can be made."""
 
     def made():
         for number, i in enumerate(permutation(len(questions), seed, 0)):
             question, rng = questions[i], np.random.default_rng([seed, number])
-            turn = int(rng.integers(len(question.metadata['decomposition'])))
-            yield world_search(question, bool(number % 2), search, documents=documents, turn=turn, rng=rng)
+            turn, count = int(rng.integers(len(question.metadata['decomposition']))), some_documents(documents, rng)
+            yield world_search(question, bool(number % 2), search, documents=count, turn=turn, rng=rng)
 
-    return _take(made(), count)
+    return _take(made(), 0)
+
+
+def recorded_searches(
+    items: Sequence[pairs.Pair | pairs.RecordedSearch], *, documents: int, words: int, seed: int
+) -> list[pairs.Pair | pairs.RecordedSearch]:
+    """Recorded searches cut as `recorded_search` does, those that can be; pairs as they are."""
+
+    def made():
+        for number, item in enumerate(items):
+            if isinstance(item, pairs.RecordedSearch):
+                fewer = some_documents(documents, np.random.default_rng([seed, number]))
+                item = recorded_search(item, fewer if item.label == 'noisy' else documents, words)
+            yield item
+
+    return _take(made(), 0)
+
+
+def some_documents(most: int, rng: np.random.Generator) -> int:
+    """Documents of one example: a simulator is to write any number up to `most`, and learns the larger ones most."""
+    return int(rng.integers(1, most + 1, 2).max())
 
 
 def _take(candidates, count: int) -> list:

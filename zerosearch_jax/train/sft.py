@@ -38,8 +38,9 @@ from zerosearch_jax.train import demonstrations
 class DemosConfig:
     """Where demonstrations come from, and which of them are trained on."""
 
-    # 'world:policy', 'world:simulator', 'toy:policy': made of what is built in (train/demonstrations.py); else a file
-    # hub:owner/name of requests and documents, or of recorded searches (data/pairs.py); several with commas between
+    # 'world:policy', 'toy:policy': made of what is built in (train/demonstrations.py); for a simulator
+    # 'world:simulator', a file or hub:owner/name of requests and documents, or of recorded searches (data/pairs.py),
+    # several with commas between
     source: str = 'world:policy'
     corpus: str = ''  # the passages that recorded searches name
     label: str = 'label'  # the field of recorded searches that says useful or noisy
@@ -93,8 +94,9 @@ parse = functools.partial(settings.build, Config)
 
 def load_demonstrations(cfg: Config, model: pretrained.Model) -> tuple[list[TokenSequence], list[TokenSequence]]:
     """Those that are trained on, and those kept for the evaluation loss."""
-    if cfg.demos.source.partition(':')[0] in rows.BUILT_IN:
-        examples, held_out = _built_in(cfg, model)
+    name, _, role = cfg.demos.source.partition(':')
+    if name in rows.BUILT_IN and role == 'policy':
+        examples, held_out = _episodes(cfg, model)
     else:
         examples, held_out = (
             [demonstrations.simulator_example(i, cfg.simulator, model.tokenizer) for i in part]
@@ -116,47 +118,40 @@ def _drop_long(made: Sequence[list[Segment]], row_length: int) -> list[TokenSequ
     return kept
 
 
-def _built_in(cfg: Config, model: pretrained.Model):
-    name, _, role = cfg.demos.source.partition(':')
+def _episodes(cfg: Config, model: pretrained.Model) -> tuple[list, list]:
+    """A policy's, of built-in questions."""
     if cfg.demos.held_out_folds:
-        raise ValueError('config.demos.held_out_folds is for recorded searches; built-in ones keep the last held_out')
-    questions = rows.in_folds(sources.load_questions(name, 'train'), cfg.demos.folds)
-    search = BM25(sources.load_passages(name)).search
-    count = cfg.demos.count and cfg.demos.count + cfg.demos.held_out
-    how = {'documents': cfg.simulator.documents, 'count': count, 'seed': cfg.seed}
-    if role == 'policy':
-        made = demonstrations.policy_demos(
-            questions, search, model.tokenizer, cfg.rollout, guesses=cfg.demos.guesses, **how
-        )
-    elif role == 'simulator':
-        found = demonstrations.world_searches(questions, search, **how)
-        made = [demonstrations.simulator_example(item, cfg.simulator, model.tokenizer) for item in found]
-    else:
-        raise ValueError(f'config.demos.source = {cfg.demos.source!r}: there are {name}:policy and {name}:simulator')
+        raise ValueError('config.demos.held_out_folds is for a simulator; of episodes the last held_out are kept')
+    name = cfg.demos.source.partition(':')[0]
+    made = demonstrations.policy_demos(
+        rows.in_folds(sources.load_questions(name, 'train'), cfg.demos.folds),
+        BM25(sources.load_passages(name)).search,
+        model.tokenizer,
+        cfg.rollout,
+        documents=cfg.simulator.documents,
+        count=cfg.demos.count and cfg.demos.count + cfg.demos.held_out,
+        seed=cfg.seed,
+        guesses=cfg.demos.guesses,
+    )
     end = cfg.demos.count or _train_count(len(made), cfg)
     return made[:end], made[end:]
 
 
 def _read(cfg: Config, control: Sequence[str] = ()) -> tuple[list, list]:
-    """Rows to train on, and rows kept; no pair may hold a token of `control`."""
+    """Searches and pairs to train a simulator on, and those kept; no pair may hold a token of `control`."""
     corpus = {p.id: p for p in sources.load_passages(cfg.demos.corpus)} if cfg.demos.corpus else {}
 
     def load(folds: tuple[int, ...]) -> list:
-        found: list = []
+        made: list = []
         for source in map(str.strip, cfg.demos.source.split(',')):
-            found += pairs.load_pairs(source, corpus=corpus, label=cfg.demos.label, folds=folds, control=control)
-        cut = (
-            demonstrations.recorded_search(item, cfg.simulator.documents, cfg.simulator.words)
-            if isinstance(item, pairs.RecordedSearch)
-            else item
-            for item in found
-        )
-        kept = [item for item in cut if item is not None]
-        if len(kept) < len(found):
-            progress.log(f'{len(found) - len(kept)} searches with fewer than config.simulator.documents are left out')
+            if source.partition(':')[0] in rows.BUILT_IN:
+                made += _built_in_searches(cfg, source, folds)
+            else:
+                found = pairs.load_pairs(source, corpus=corpus, label=cfg.demos.label, folds=folds, control=control)
+                made += _cut(cfg, found)
         if cfg.demos.balance:
-            return demonstrations.balanced(kept, cfg.seed)
-        return [kept[i] for i in rows.permutation(len(kept), cfg.seed, 0)]
+            return demonstrations.balanced(made, cfg.seed)
+        return [made[i] for i in rows.permutation(len(made), cfg.seed, 0)]
 
     examples = load(cfg.demos.folds)
     if cfg.demos.held_out_folds:
@@ -165,6 +160,26 @@ def _read(cfg: Config, control: Sequence[str] = ()) -> tuple[list, list]:
         end = _train_count(len(examples), cfg)
         examples, held_out = examples[:end], examples[end:]
     return examples[: cfg.demos.count or None], held_out
+
+
+def _built_in_searches(cfg: Config, source: str, folds: tuple[int, ...]) -> list[pairs.RecordedSearch]:
+    name, _, role = source.partition(':')
+    if role != 'simulator':
+        raise ValueError(f'config.demos.source = {source!r}: there are {name}:policy, alone, and {name}:simulator')
+    questions = rows.in_folds(sources.load_questions(name, 'train'), folds)
+    search = BM25(sources.load_passages(name)).search
+    return demonstrations.world_searches(questions, search, documents=cfg.simulator.documents, seed=cfg.seed)
+
+
+def _cut(cfg: Config, found: list) -> list:
+    limits = {'documents': cfg.simulator.documents, 'words': cfg.simulator.words}
+    made = demonstrations.recorded_searches(found, **limits, seed=cfg.seed)
+    if len(made) < len(found):
+        progress.log(
+            f'{len(found) - len(made)} of {len(found)} searches are left out: too few documents of which their label '
+            'is true (useful: one at least holds an answer, noisy: none does)'
+        )
+    return made
 
 
 def _train_count(count: int, cfg: Config) -> int:
