@@ -4,20 +4,16 @@ r"""A simulator from recorded searches: SmolLM2-135M learns to write useful or n
   python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
   python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
 
-Reads sim/search_episodes.jsonl.gz and corpus/corpus.jsonl.gz under ZEROSEARCH_DATA: searches that real policies made,
-with the passages that real retrievers returned. Folds 0-6 are trained on, 7 and 8 are for reports; useful are searches
-that brought a passage with an answer.
+Reads searches that real policies made, with the passages that real retrievers returned, and passages that annotators
+called helpful or not, both under ZEROSEARCH_DATA, and makes searches of the built-in world. Folds 0-5 are trained on,
+6 is for the held-out loss, 7 and 8 are for reports. Useful are documents that hold an answer.
 
   python -m launch.sft --config configs/sft_searches.py:published
 
 is the published setting (learning rate 1e-6, batch 2, 1,000 steps; arXiv 2505.04588, appendix F) on the published data.
 
-Expected: no gap yet. Measured on CPU (2 cores, seed 0, 200 steps; docs/simulator.md), 100 held-out searches:
-
-                                prompted             fine-tuned
-  valid at once: useful, noisy  0.00, 0.00           0.74, 0.78
-  hold an answer                0.00, 0.00           0.30, 0.31
-  gap                           0.00 [0.00, 0.00]    -0.01 [-0.11, +0.09]
+Expected: not run to its end. An earlier form, whose requests for either quality told the answer and whose documents
+were cut anywhere, had no gap: docs/simulator.md.
 """
 
 from configs.common import sections
