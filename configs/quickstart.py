@@ -34,7 +34,7 @@ def get_config(preset=''):
     config.rollout.update(questions=4, group=4, max_turns=3, turn_tokens=80, observation_tokens=176)
     config.rollout.update(prompt_tokens=256, response_tokens=512)
     config.rl.update(steps=3, algorithm='grpo', aggregate='token', kl=0.001)  # as many steps as fit 15 minutes
-    config.rl.update(row_length=768, chunk=128)
+    config.rl.update(row_length=896, chunk=128)
     config.optimizer.update(learning_rate=1e-4, weight_decay=0.0)
     config.evaluation.update(questions=64, documents=2)
     for section, values in chosen.items():
