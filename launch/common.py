@@ -1,13 +1,9 @@
 """What the command lines share."""
 
-from __future__ import annotations
-
 import contextlib
-import ctypes
 import functools
 import os
 import pathlib
-import platform
 import re
 import sys
 
@@ -92,22 +88,16 @@ def quiet():
         os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
 
-def give_memory_back():
-    """Lets large freed arrays go back to the system: glibc by itself keeps what is below 32 MiB once it freed such."""
-    if platform.libc_ver()[0] == 'glibc':
-        threshold = -3  # M_MMAP_THRESHOLD of malloc.h
-        ctypes.CDLL(None).mallopt(threshold, 2**23)
-
-
 def set_up_jax():
     """Joins the other processes, if there are any; keeps compiled programs between runs."""
     import jax
 
     from zerosearch_jax import progress, sharding
+    from zerosearch_jax.run import memory
     from zerosearch_jax.weights import download
 
     quiet()
-    give_memory_back()
+    memory.give_back()
     sharding.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _COORDINATOR.value and jax.process_index():
         progress.mute()

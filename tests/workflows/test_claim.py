@@ -14,6 +14,7 @@ from configs.miniature import claim, warm_start
 from zerosearch_jax import pretrained
 from zerosearch_jax.data import sources
 from zerosearch_jax.study import sweep
+from zerosearch_jax.text.tokenizer import byte_tokenizer
 from zerosearch_jax.train import config, demonstrations, sft, trainer
 
 RUNS = ROOT / 'docs' / 'runs'
@@ -26,7 +27,7 @@ def taught(preset, monkeypatch):
         monkeypatch.setattr(demonstrations, name, lambda questions, *_, **__: given.extend(questions) or [])
     monkeypatch.setattr(sft, 'BM25', lambda passages: SimpleNamespace(search=None))
     with pytest.raises(ValueError, match='no demonstration is left'):
-        sft.load_demonstrations(sft.parse(warm_start.get_config(preset)), SimpleNamespace(tokenizer=None))
+        sft.load_demonstrations(sft.parse(warm_start.get_config(preset)), SimpleNamespace(tokenizer=byte_tokenizer()))
     return given
 
 
