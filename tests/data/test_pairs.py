@@ -306,6 +306,7 @@ def test_an_excerpt_of_a_long_sentence_has_so_many_words_and_keeps_the_answer(po
         ('end of Ann. One two three.', ('Ann',), 'end of Ann.'),  # ... but for the answer
         ('The Book One two three.', (), 'One two three.'),  # an encyclopedia's title before the text
         ('The Book is one.', (), 'The Book is one.'),
+        ('The BookS are one.', (), 'The BookS are one.'),  # a longer word that begins alike
         ('By J. K. Lee of St. Ives. Two.', (), 'By J. K. Lee of St. Ives.'),
         ('Was it? "Yes" it was! (No.)', (), 'Was it? "Yes" it was!'),
         ('', (), ''),

@@ -130,7 +130,7 @@ def excerpt(title: str, text: str, words: int, answers: Sequence[str]) -> str:
     that the text repeats is dropped.
     """
     text = ' '.join(text.split())
-    rest = text.removeprefix(title).lstrip()
+    rest = text.removeprefix(f'{title} ')
     text = rest if title and rest[:1].isupper() else text
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     sentences = [text[a:b].strip() for a, b in itertools.pairwise((0, *ends, len(text)))]
