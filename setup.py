@@ -1,15 +1,19 @@
 """Installation: `pip install -e .` (CPU), `.[cuda]`, `.[tpu]`, `.[test]`."""
 
 import pathlib
+import re
 
 import setuptools
 
 TEST = ['pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'ruff>=0.12', 'selenium>=4.25']
 TEST += ['ipykernel>=6.29', 'nbclient>=0.10']  # the notebooks
+TEST += ['openai>=1.50']  # a client of launch.serve_model
+
+VERSION = re.search(r"__version__ = '(.*)'", pathlib.Path('zerosearch_jax/__init__.py').read_text())[1]
 
 setuptools.setup(
     name='zerosearch_jax',
-    version='0.1.0',
+    version=VERSION,
     description='ZeroSearch in JAX: reinforcement learning that teaches a language model to search, without an engine',
     long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',

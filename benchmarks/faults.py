@@ -95,7 +95,7 @@ class Run:
         if 'Traceback' in self.written:
             return 'A TRACEBACK'
         lines = [line for line in self.written.splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith(('error:', 'told to stop', 'interrupted'))]
+        told = [line for line in lines if line.startswith(('error:', 'SIGTERM:', 'interrupted'))]
         line = told[-1] if told else ('(nothing)' if code < 0 else lines[-1])
         line = re.sub(r'(.)\1{9,}', r'\1\1\1...', line)
         return f'`{line.replace(str(self.workdir), "WORKDIR").replace(str(self.workdir.parent), "DIRECTORY")}`'

@@ -48,8 +48,8 @@ def programs(args, measured: dict[str, dict]):
     made = plan(cfg, planner.Workload(searches=0, sampled=NEW, written=1))
     names = [name for name in measured if name.startswith('update, full rows')]
     for part, line, tokens in (
-        ('decoding', f'decode, batch {args.batch}', NEW),
-        ('prompts', f'prefill, batch {args.batch}', PROMPT),
+        (': decode', f'decode, batch {args.batch}', NEW),
+        (': prefill', f'prefill, batch {args.batch}', PROMPT),
         ('update', next(iter(names), 'update, full rows'), PROMPT + NEW),
     ):
         rate = args.batch * tokens / planner.expected_seconds(made, part)

@@ -31,6 +31,7 @@ SMALL = (  # what is changed of it
     '--config.rl.row_length=256',
 )
 COMPILED = re.compile(r'Finished XLA compilation of .* in ([\d.e-]+) sec')
+STEP_DONE = re.compile(r'step \d+/')  # and no line on the way, 'step 1 rollouts 3/32'
 
 
 def main():
@@ -60,7 +61,7 @@ def run(tree: pathlib.Path, directory: pathlib.Path, name: str, experiment: list
     process = subprocess.Popen(command, cwd=tree, env=environment, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         said.append(line)
-        if line.startswith('step '):
+        if STEP_DONE.match(line):
             ends.append(time.perf_counter() - began)
         elif (found := COMPILED.search(line)) and not ends:
             compiled.append(float(found[1]))

@@ -24,10 +24,36 @@ def sections(cls: type) -> ConfigDict:
     return config
 
 
+def simulator() -> dict:
+    """The fields of config.simulator that belong to the adapter that ships: configs/sft_searches.py taught it so."""
+    return {'adapter': 'search_simulator', 'template': 'told', 'blind_noise': True, 'words': 30}
+
+
 def no_preset(preset: str):
     """For experiments that have none; raises KeyError, as a look-up of an unknown preset does."""
     if preset:
         raise KeyError(preset)
+
+
+def experiment(preset: str, base: str, **curriculum: float) -> ConfigDict:
+    """An experiment of ZeroSearch by the words of its preset, joined by '_': 'base' or 'instruct', and keys of FORMS.
+
+    Args:
+      preset: say 'instruct' or 'paper_instruct_r1'; KeyError where a word is unknown.
+      base: the policy's base model; the instructed one has a longer name.
+      curriculum: of the model.
+    """
+    words = set(preset.split('_'))
+    if unknown := words - {'base', 'instruct'} - FORMS.keys():
+        raise KeyError(*unknown)
+    config = published()
+    config.policy.model = f'{base}-Instruct' if 'instruct' in words else base
+    config.rollout.prompt_format = 'chat' if 'instruct' in words else 'raw'
+    config.curriculum.update(curriculum)
+    for word, form in FORMS.items():
+        if word in words:
+            form(config)
+    return config
 
 
 def published() -> ConfigDict:
@@ -72,10 +98,38 @@ PAPER = {
 
 
 def paper(config: ConfigDict) -> ConfigDict:
-    """An experiment in its `paper` form, with the published mini-batches and warm-up."""
+    """An experiment in its `paper` form, with the published lengths, mini-batches, warm-up and test set."""
     for section, values in PAPER.items():
         config[section].update(values)
     config.rollout.slots = config.rollout.questions * config.rollout.group  # D1 is about whole turns of a batch
     config.rl.minibatch = 256  # D12: of 320, and then the 64 that are left
     config.optimizer.warmup_steps = 192  # D13: of 203
+    config.rollout.update(max_turns=2, observation_tokens=500)
+    config.rollout.prompt_format = 'chat'  # of every tokenizer with a template, Qwen2.5's base; else the text alone
+    config.evaluation.questions = 3125  # all of the test set, 48 batches of 64 and 53 questions
+    config.run.keep_every = 50
     return config
+
+
+def ppo(config: ConfigDict) -> ConfigDict:
+    """An experiment with PPO as published: the divergence is taken off the reward, and the warm-ups are short."""
+    config.rl.update(algorithm='ppo', kl=0.001, kl_estimator='k1')  # D2 is not of PPO
+    config.optimizer.warmup_steps, config.critic.warmup_steps = 57, 3  # of 203
+    return config
+
+
+def search_r1(config: ConfigDict) -> ConfigDict:
+    """An experiment as the paper's Search-R1: the same training with the real engine, config.engine, and no noise."""
+    config.simulator.kind = 'engine'
+    return config
+
+
+def r1(config: ConfigDict) -> ConfigDict:
+    """An experiment as the paper's R1: the same training without search, one action having the tokens of all."""
+    config.simulator.kind = 'none'
+    config.rollout.turn_tokens *= config.rollout.max_turns + 1
+    config.rollout.update(prompt='reason', max_turns=0)
+    return config
+
+
+FORMS = {'paper': paper, 'ppo': ppo, 'searchr1': search_r1, 'r1': r1}  # in the order in which they are applied

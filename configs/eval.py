@@ -7,7 +7,7 @@ r"""The prompt methods, and what was trained, on the built-in questions; or on a
 Measured results: docs/evaluation.md.
 """
 
-from configs.common import no_preset, sections
+from configs.common import no_preset, sections, simulator
 
 
 def get_config(preset=''):
@@ -16,7 +16,7 @@ def get_config(preset=''):
     no_preset(preset)
     config = sections(evaluation.Config)
     config.evaluation.update(questions=64, documents=3)
-    config.simulator.update(adapter='smollm2_simulator', documents=3, words=25, max_tokens=256, slots=16)
+    config.simulator.update(simulator(), documents=3, max_tokens=256, slots=16)
     config.rollout.update(max_turns=3, turn_tokens=80, observation_tokens=320)
     config.rollout.update(prompt_tokens=256, response_tokens=1280, slots=16)
     return config

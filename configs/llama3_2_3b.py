@@ -5,24 +5,17 @@ Expected: not run.
   python -m launch.train --config configs/llama3_2_3b.py
   python -m launch.train --config configs/llama3_2_3b.py:instruct
   python -m launch.train --config configs/llama3_2_3b.py:paper
+  python -m launch.train --config configs/llama3_2_3b.py:paper_instruct
 
 Evaluations ask a retriever of Search-R1's protocol over Wikipedia, which must answer at config.engine.url
 (docs/evaluation.md, "Engines"); with --config.evaluation.questions=0 there are none.
 
-`paper` is the base model with the published system's mistakes (configs/paper_v2.py).
+`paper` has the published system's mistakes, lengths and prompts (docs/differences.md). Other words of a preset, with or
+without `instruct` and `paper`: `ppo`; `searchr1`, trained with config.engine; `r1`, trained without search.
 """
 
 from configs import common
 
 
 def get_config(preset='base'):
-    if preset == 'paper':
-        return common.paper(get_config('base'))
-    config = common.published()
-    config.policy.model = {
-        'base': 'meta-llama/Llama-3.2-3B',
-        'instruct': 'meta-llama/Llama-3.2-3B-Instruct',
-    }[preset]
-    config.rollout.prompt_format = {'base': 'raw', 'instruct': 'chat'}[preset]
-    config.curriculum.update(start=0.25, end=0.5)  # the paper's appendix F
-    return config
+    return common.experiment(preset, 'meta-llama/Llama-3.2-3B', start=0.25, end=0.5)  # the paper's appendix F

@@ -2,8 +2,8 @@ r"""The quickstart on one GPU, in bfloat16: 32 questions x 8 samples a step, 20 
 
   python -m launch.train --config configs/quickstart_gpu.py
 
-On a machine with `pip install -e '.[cuda]'`; it needs 14 GiB of the GPU (`launch.plan … --hardware=h100-80gb:1`).
-What its training gains: configs/ablations/engine.py.
+On a machine with `pip install -e '.[cuda]'`; `launch.plan … --hardware=h100-80gb:1` says what it takes.
+Expected: not run in this form; an earlier one, from another start: configs/ablations/engine.py.
 """
 
 from configs import quickstart

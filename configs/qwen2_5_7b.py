@@ -5,24 +5,17 @@ Expected: not run.
   python -m launch.train --config configs/qwen2_5_7b.py
   python -m launch.train --config configs/qwen2_5_7b.py:instruct
   python -m launch.train --config configs/qwen2_5_7b.py:paper
+  python -m launch.train --config configs/qwen2_5_7b.py:paper_instruct
 
 Evaluations ask a retriever of Search-R1's protocol over Wikipedia, which must answer at config.engine.url
 (docs/evaluation.md, "Engines"); with --config.evaluation.questions=0 there are none.
 
-`paper` is the base model with the published system's mistakes (configs/paper_v2.py).
+`paper` has the published system's mistakes, lengths and prompts (docs/differences.md). Other words of a preset, with or
+without `instruct` and `paper`: `ppo`; `searchr1`, trained with config.engine; `r1`, trained without search.
 """
 
 from configs import common
 
 
 def get_config(preset='base'):
-    if preset == 'paper':
-        return common.paper(get_config('base'))
-    config = common.published()
-    config.policy.model = {
-        'base': 'Qwen/Qwen2.5-7B',
-        'instruct': 'Qwen/Qwen2.5-7B-Instruct',
-    }[preset]
-    config.rollout.prompt_format = {'base': 'raw', 'instruct': 'chat'}[preset]
-    config.curriculum.update(start=0.0, end=0.75)  # the paper's appendix F
-    return config
+    return common.experiment(preset, 'Qwen/Qwen2.5-7B', start=0.0, end=0.75)  # the paper's appendix F

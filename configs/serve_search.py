@@ -1,17 +1,24 @@
-r"""BM25 over the built-in world in Search-R1's protocol, at http://127.0.0.1:8000/retrieve.
+r"""BM25 over the built-in world, or a simulator, in Search-R1's protocol at http://127.0.0.1:8000/retrieve.
 
 python -m launch.serve_search --config configs/serve_search.py
+python -m launch.serve_search --config configs/serve_search.py:simulator
 """
 
-import dataclasses
+from configs.common import sections
 
-from ml_collections import ConfigDict
-
-from configs.common import no_preset
+PRESETS = {
+    '': {'simulator': {'kind': 'engine'}},
+    # the shipped one, without noise unless a request says so
+    'simulator': {'simulator': {'adapter': 'smollm2_simulator', 'words': 25, 'max_tokens': 256}},
+}
 
 
 def get_config(preset=''):
-    from zerosearch_jax.tools.serve_search import ServeConfig
+    from zerosearch_jax.tools import serve_search
 
-    no_preset(preset)
-    return ConfigDict({'serve': dataclasses.asdict(ServeConfig())})
+    chosen = PRESETS[preset]
+    config = sections(serve_search.Config)
+    config.curriculum.kind = 'constant'
+    for section, values in chosen.items():
+        config[section].update(values)
+    return config

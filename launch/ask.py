@@ -1,13 +1,13 @@
-"""Asks a policy questions and shows how it thinks, searches and answers, as it does.
+"""Asks a policy questions and prints its thoughts, searches and answers while they are decoded.
 
   python -m launch.ask "What is the capital of the country where Lyon is?"
   python -m launch.ask runs/quickstart "..." "..."
   python -m launch.ask runs/quickstart --step=3 "..."
   python -m launch.ask --checkpoint runs/quickstart --json < questions.txt > answers.jsonl
 
-Without arguments questions are read from stdin, one a line. --checkpoint, or a directory before the questions, is a
-run's directory, under way or done, what it exported, or what launch.export wrote; without it, config.policy is asked.
-The search engine is config.engine, or config.simulator with --config.evaluation.simulated.
+Without arguments, questions are read from stdin, one on each line. --checkpoint, or a directory before the questions,
+is the directory of a run (running or finished), weights that it exported, or a directory that launch.export wrote; the
+default is config.policy. The search engine is config.engine or, with --config.evaluation.simulated, config.simulator.
 """
 
 import pathlib
@@ -18,8 +18,8 @@ from ml_collections import config_flags
 _DEFAULT = str(pathlib.Path(__file__).parents[1] / 'configs' / 'ask.py')
 _CONFIG = config_flags.DEFINE_config_file('config', _DEFAULT, 'Models, engine and budgets.', lock_config=True)
 _CHECKPOINT = flags.DEFINE_string('checkpoint', '', 'Trained weights: a directory, a file or a shipped name.')
-_BASE = flags.DEFINE_string('base', '', 'Model that an adapter belongs to; default: what the adapter says.')
-_STEP = flags.DEFINE_integer('step', None, "Of a run's directory, the checkpoint; default: its end, or the newest.")
+_BASE = flags.DEFINE_string('base', '', 'Model that an adapter belongs to; default: the one that it names.')
+_STEP = flags.DEFINE_integer('step', None, "Which checkpoint of a run's directory; default: its end, or the newest.")
 _JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object for every question, and nothing else.')
 
 

@@ -1,10 +1,10 @@
-"""Audits a simulator: what it writes when asked for useful documents, and what when asked for noisy ones.
+"""Audits a simulator: compares what it writes for requests for useful and for noisy documents.
 
   python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
   python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
 
-Audits with the same --workdir are put side by side in its audit.md and audit.png. The same command run again
-continues where it was.
+Audits with the same --workdir are shown side by side in audit.md and audit.png. The same command run again continues
+where the last one stopped.
 """
 
 import pathlib

@@ -3,8 +3,8 @@
   python -m launch.collect --config configs/collect.py
   python -m launch.collect --config configs/collect.py:judge --workdir runs/judged
 
-The same command run again in the same --workdir continues where it was. The pairs are written to WORKDIR/pairs.jsonl;
-name that file in config.demos.source of launch.sft.
+The same command run again in the same --workdir continues where the last one stopped. The pairs are written to
+WORKDIR/pairs.jsonl; name that file in config.demos.source of launch.sft.
 """
 
 import pathlib

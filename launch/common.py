@@ -11,14 +11,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', '', 'Several processes: HOST:PORT of the first, or "auto" under SLURM, MPI, GKE and on TPU slices.'
+    'coordinator', '', 'For several processes: HOST:PORT of the first, or "auto" with SLURM, MPI, GKE and TPU slices.'
 )
-_PROCESSES = flags.DEFINE_integer('processes', 1, 'How many there are, where --coordinator is HOST:PORT.')
-_PROCESS = flags.DEFINE_integer('process', 0, 'Which of them this is.')
+_PROCESSES = flags.DEFINE_integer('processes', 1, 'Number of processes, if --coordinator is HOST:PORT.')
+_PROCESS = flags.DEFINE_integer('process', 0, 'Number of this process, from 0.')
 
 
 def run(main, *, arguments: bool = False):
-    """Parses the flags, and `arguments` beside them where allowed, and calls `main(argv)`; exit code 2 on a mistake."""
+    """Parses the flags, and other arguments if `arguments`, and calls `main(argv)`; exit code 2 on a mistake."""
     app.run(main, flags_parser=functools.partial(_parse, arguments=arguments))
 
 
@@ -45,10 +45,11 @@ def _config_path() -> str:
 
 
 def _flag_error(error: Exception, argv: list[str]) -> str:
-    """What to tell of an error in parsing flags; '' if it is a bug."""
+    """The message for an error in parsing flags; '' if the error is a bug."""
     if not isinstance(error, AttributeError | KeyError):
         return str(error)
-    # ml_collections raises KeyError, in places wrapped: 'NAME'\nDid you mean "OTHER" instead of "NAME"?
+    # ml_collections raises KeyError, sometimes wrapped in another error: 'NAME'\nDid you mean "OTHER" instead of
+    # "NAME"?
     cause = error if isinstance(error, KeyError) else next(iter(error.args), None)
     text = str(cause.args[0]) if isinstance(cause, KeyError) else ''
     if unknown := re.match(r"('.*')(?:\nDid you mean \"(.*)\" instead)?", text):
@@ -61,7 +62,7 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
 
 
 def _print_error(message: str):
-    line = ' '.join(message.split())  # it may quote what others wrote: control characters are spelled out
+    line = ' '.join(message.split())  # it may quote text of others: control characters are printed as their codes
     print('error:', re.sub(r'[\x00-\x1f\x7f-\x9f]', lambda c: repr(c[0])[1:-1], line), file=sys.stderr)
 
 
@@ -80,7 +81,7 @@ def one_line_errors():
 
 
 def quiet():
-    """Keeps libraries' chatter off the screen."""
+    """Hides the log messages of libraries."""
     from absl import logging
 
     if not os.environ.get('ZEROSEARCH_DEBUG'):

@@ -5,9 +5,10 @@
       --config.evaluation.datasets=nq,hotpotqa --config.evaluation.corpus=corpus.jsonl
   python -m launch.evaluate --config configs/eval.py runs/quickstart --step=3
 
-Methods: direct, cot, rag, agent, search_o1, and, with config.trained, r1, search_r1, zerosearch. A run, under way or
-done, stands for that of config.trained which it was trained as, evaluated alone. The same command goes on where it
-was; with other methods, data sets or trained weights and the same --workdir they join its tables.
+Methods: direct, cot, rag, agent, search_o1, and, with config.trained, r1, search_r1, zerosearch. A run (running or
+finished) given as an argument is evaluated alone, as the method of config.trained that it was trained as. The same
+command continues where the last one stopped; results of other methods, data sets or trained weights are added to the
+tables of the same --workdir.
 """
 
 import pathlib
@@ -16,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: a file of configs/.', lock_config=True)
-_STEP = flags.DEFINE_integer('step', None, 'Of the runs in config.trained, the checkpoint; default: end, or newest.')
+_STEP = flags.DEFINE_integer('step', None, 'Which checkpoint of the runs in config.trained; default: end, or newest.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the results; default: runs/NAME_OF_THE_CONFIG.')
 
 

@@ -4,8 +4,8 @@
 #   CLUSTER=my-cluster TYPE=v5litepod-64 IMAGE=REGISTRY/zerosearch_jax NAME=my-run STORAGE=my-bucket launch/gke.sh \
 #       --config configs/qwen2_5_3b.py --config.mesh=1,64,1 --workdir /shared/my-run
 #
-# STORAGE is one that `xpk storage attach` made; it must be mounted where --workdir is. A pod that is preempted has five
-# minutes to save after the step at hand, and is started again.
+# STORAGE is one that `xpk storage attach` made; it must be mounted where --workdir is. A preempted pod has five minutes
+# to save after its current step, and is started again.
 set -euo pipefail
 : "${CLUSTER:?names the cluster}" "${TYPE:?is the kind of slice}" "${IMAGE:?is the image}" "${NAME:?names the run}"
 : "${STORAGE:?is where the run is written}"

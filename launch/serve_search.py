@@ -1,7 +1,8 @@
-"""Serves a corpus with BM25 in Search-R1's protocol, for its code base and for ours.
+"""Serves a corpus with BM25, or a simulator, with Search-R1's protocol, for Search-R1 and for us: docs/serve.md.
 
   python -m launch.serve_search --config configs/serve_search.py
   python -m launch.serve_search --config configs/serve_search.py --config.serve.corpus=corpus.jsonl
+  python -m launch.serve_search --config configs/serve_search.py:simulator
 
 Stop it with Ctrl-C.
 """
@@ -16,16 +17,15 @@ def main(_):
 
     with common.one_line_errors():
         from zerosearch_jax import progress
-        from zerosearch_jax.data import sources
-        from zerosearch_jax.search.bm25 import BM25
         from zerosearch_jax.tools import serve_search
 
-        cfg = serve_search.parse(_CONFIG.value).serve
-        passages = sources.load_passages(cfg.corpus)
-        engine = BM25.open(passages, cfg.index) if cfg.index else BM25(passages)
-        with serve_search.Server(cfg, engine.search) as server:
-            progress.log(f'serving {cfg.corpus} at {server.url}')
-            server.serve_forever()
+        cfg = serve_search.parse(_CONFIG.value)
+        if cfg.simulator.kind != 'engine':
+            common.set_up_jax()
+        with serve_search.open_server(cfg) as server:
+            what = cfg.serve.corpus if server.search else f'simulator {cfg.simulator.model} ({cfg.simulator.kind})'
+            progress.log(f'serving {what} at {server.url}')
+            server.run()
 
 
 if __name__ == '__main__':

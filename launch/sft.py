@@ -27,7 +27,7 @@ def main(_):
         common.set_up_jax()
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
         written = sft.train(cfg, workdir, settings.to_json(_CONFIG.value))
-        stopped = 'told to stop: saved; run the same command again to continue'
+        stopped = 'SIGTERM: saved; run the same command again to continue'
         progress.log(f'written: {written}' if written else stopped)
 
 

@@ -3,7 +3,7 @@
 #
 #   TPU=my-slice ZONE=us-west4-a launch/tpu_vm.sh --config configs/qwen2_5_3b.py --config.mesh=1,64,1 --workdir /shared/run
 #
-# A slice that is taken away loses the step at hand; the same command on another one continues the run.
+# A slice that is taken away loses its current step; the same command on another slice resumes the run.
 set -euo pipefail
 : "${TPU:?names the slice}" "${ZONE:?is where it is}"
 run="cd zerosearch_jax && exec .venv/bin/python -m launch.train --coordinator=auto$(printf ' %q' "$@")"

@@ -20,13 +20,17 @@ def main(_):
     from launch import common
 
     with common.one_line_errors():
-        from zerosearch_jax import settings
+        from zerosearch_jax import progress, settings
+        from zerosearch_jax.tools import ending, view
         from zerosearch_jax.train import config, rl
 
         cfg = config.parse(_CONFIG.value)
         common.set_up_jax()
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
-        rl.train(cfg, workdir, settings.to_json(_CONFIG.value))
+        summary = rl.train(cfg, workdir, settings.to_json(_CONFIG.value))
+        if summary and summary['steps']:
+            view.write(workdir)
+            progress.log(ending.ending(workdir))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What several test files share: a tiny model, an engine around it, a random batch; how they start processes."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -8,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zerosearch_jax import prng, sharding
+from zerosearch_jax import pretrained, prng, sharding
 from zerosearch_jax.generate.engine import Engine, Request
 from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.generate.slots import Slots
 from zerosearch_jax.models import transformer
 from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.text import stop
+from zerosearch_jax.text.tokenizer import byte_tokenizer
 from zerosearch_jax.text.trajectory import TokenSequence, pack
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -35,6 +37,21 @@ def tiny_params(mesh, seed=0, cfg=TINY):
     """Random weights with peaked predictions: at the initial scale of the embedding all tokens are equally likely."""
     params = sharding.init(transformer.layout(cfg), jax.random.key(seed), mesh)
     return {**params, 'embed': params['embed'] * 10}
+
+
+def load_random_models(monkeypatch, describe):
+    """Loads random weights in place of a model's; `describe` is a function from its name to the ModelConfig."""
+
+    def opened(reference):
+        return pretrained.Model(describe(reference), byte_tokenizer(), {})
+
+    def loaded(reference, mesh, dtype='float32'):
+        model = opened(reference)
+        params = sharding.init(transformer.layout(model.cfg), jax.random.key(0), mesh, dtype)
+        return dataclasses.replace(model, params=params)
+
+    monkeypatch.setattr(pretrained, 'open_model', opened)
+    monkeypatch.setattr(pretrained, 'load_model', loaded)
 
 
 def tiny_engine(mesh, params=None, *, cfg=TINY, temperature=1.0, slots=8, capacity=256, steps=4, stops=NO_STOPS, **kw):

@@ -29,12 +29,17 @@ import transformers  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
 LEARNER = (
-    'minibatches_are or denominators or hardly or k1_penalty or only_where_asked or k1_is or returns_to_go or alone'
+    'by_turn or turns_end or minibatches_are or denominators or hardly or k1_penalty or only_where_asked or k1_is '
+    'or returns_to_go or alone'
 )
 LOSSES = 'reference or clipping or ratio or advantage or gspos or k2 or k3 or stale or d2 or mask or observations_get'
-BATCHES = 'test_advantages or leave_one or batch or shift or single or gae_is or whitening'
+BATCHES = 'test_advantages or test_credit or leave_one or batch or shift or single or gae_is or whitening'
 MODULES = {  # how many mutants of each, the functions that they are made in ('': all), the tests that should notice
-    'rl/advantages.py': (16, '', f'tests/rl/test_advantages.py tests/rl/test_algorithms.py -k "{BATCHES}"'),
+    'rl/advantages.py': (
+        16,
+        '',
+        f'tests/rl/test_advantages.py tests/rl/test_credit_by_turn.py tests/rl/test_algorithms.py -k "{BATCHES}"',
+    ),
     'rl/algorithms.py': (8, 'weigh_tokens TokenMap', 'tests/rl/test_algorithms.py -k "token_map or weighed"'),
     'rl/losses.py': (10, 'policy_loss segment_mean', f'tests/rl/test_losses.py -k "{LOSSES}"'),
     'rl/critic.py': (6, 'value_loss token_values', 'tests/rl/test_algorithms.py -k "value_loss or critics_value"'),
@@ -51,7 +56,10 @@ MODULES = {  # how many mutants of each, the functions that they are made in (''
 ALGORITHMS, GROUPS = 'tests/rl/test_algorithms.py -k', 'tests/train/test_dynamic_sampling.py -k'
 NAMED = [  # mutants that no test once noticed: module, text, what it becomes, the test that notices
     ('rl/critic.py', ':-1], ((0, 0), (1, 0))', '1:], ((0, 0), (0, 1))', f'{ALGORITHMS} critics_value'),
-    ('train/learner.py', '] -= penalty', '] += penalty', f'{ALGORITHMS} k1_penalty'),
+    ('train/credit.py', 'turns)) - penalty', 'turns)) + penalty', f'{ALGORITHMS} k1_penalty'),
+    ('train/credit.py', 'rewards[-1] - p', 'rewards[-1] + p', f'{ALGORITHMS} k1_by_turn'),
+    ('rl/advantages.py', '(a - e)', '(a + e)', 'tests/rl/test_credit_by_turn.py'),
+    ('rollout/rewards.py', 'left = left - {', 'left = left | {', 'tests/rollout/test_rewards.py -k brings_anew'),
     ('train/learner.py', "'budget': self._minibatch", "'budget': self._trajectories", f'{ALGORITHMS} denominators'),
     ('train/learner.py', '-(-self._minibatch // MICRO)', 'self._minibatch // MICRO', f'{ALGORITHMS} denominators'),
     ('rl/losses.py', 'log_ratio), sampled', 'log_ratio), active', 'tests/rl/test_losses.py -k gspos_mean'),

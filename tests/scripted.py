@@ -153,7 +153,7 @@ class FakeWriter:
     def __init__(self, text='Rome is in Italy.', failure=''):
         self.asked, self.identities, self._queue, self._said = [], [], [], (text, failure)
 
-    def ask(self, handle, message, identity):
+    def ask(self, handle, message, identity, system=None):
         self.asked.append(message)
         self.identities.append(identity)
         self._queue.append(Completion(handle, *self._said))

@@ -1,9 +1,16 @@
-"""A server that does what a test says."""
+"""A server that does what a test says, and servers of ours as programs."""
 
+import contextlib
 import http.server
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+
+from helpers import ENVIRONMENT, ROOT
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -67,3 +74,21 @@ def trickle(seconds=0.05, head=b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n
     for _ in range(200):
         time.sleep(seconds)
         yield b' '
+
+
+@contextlib.contextmanager
+def started(words, said):
+    """(the program `python -m words`, the address that it says it serves at: the group of `said`)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, by a child too
+    options = {'cwd': ROOT, 'env': ENVIRONMENT, 'stderr': subprocess.PIPE, 'text': True}
+    program = subprocess.Popen([sys.executable, '-m', *words], **options)
+    signal.signal(signal.SIGINT, before)
+    try:
+        lines = ''
+        while not (found := re.search(said, lines)):
+            line = program.stderr.readline()
+            assert line, lines
+            lines += line
+        yield program, found[1]
+    finally:
+        program.kill()

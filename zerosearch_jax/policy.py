@@ -1,4 +1,4 @@
-"""The policy: what of a model is trained, the engine that samples from it, and its export."""
+"""The policy: the trained part of a model, the engine that samples from it, and its export."""
 
 import dataclasses
 import pathlib
@@ -20,7 +20,7 @@ from zerosearch_jax.weights import huggingface, trees
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """The model that is trained, or that answers."""
+    """The model that is trained, or that answers questions."""
 
     model: str = 'smollm2-135m-instruct'  # name, hub id, directory or .gguf file; 'tiny': random weights, for tests
     adapter: str = (
@@ -64,13 +64,13 @@ def export_weights(
 
     Args:
       params: the weights that were trained.
-      model: what they belong to.
+      model: that they belong to.
       adapter: whether they are an adapter.
       directory: of the run.
       config_json: its configuration as JSON text.
 
     Returns:
-      The file or the directory: what config.policy.adapter or config.policy.model takes.
+      The file or the directory, for config.policy.adapter or config.policy.model.
     """
     if adapter:
         path = directory / 'adapter.safetensors'
@@ -83,7 +83,7 @@ def export_weights(
 
 
 class EngineSize(Protocol):
-    """The fields of a RolloutConfig that an engine is made after."""
+    """The fields of a RolloutConfig that set the size of an engine."""
 
     slots: int
     episodes: int
@@ -95,10 +95,10 @@ class EngineSize(Protocol):
 
 
 def open_policy(model: Model, size: EngineSize, mesh: jax.sharding.Mesh, *, dtype: str, capacity: int = 0) -> Engine:
-    """An engine for a policy: it stops at the tags of the protocol; load weights before use.
+    """An engine for a policy, which stops at the tags of the protocol; load weights before use.
 
     Args:
-      model: whose sizes and tokenizer it takes.
+      model: the engine uses its sizes and its tokenizer.
       size: slots, memory and budgets.
       mesh: of the weights.
       dtype: compute and cache dtype.
@@ -116,7 +116,7 @@ def open_beside_policy(
     dtype: str,
     capacity: int = 0,
 ) -> tuple[Engine, ...]:
-    """The policy's engine, and one of each other role, an adapter of the same base on the same slots."""
+    """The policy's engine, and one for each other role, an adapter of the same base on the same slots."""
     return open_engines(
         model,
         mesh,
@@ -131,7 +131,7 @@ def open_beside_policy(
 
 
 def policy_params(model: Model, cfg: PolicyConfig, mesh: jax.sharding.Mesh) -> dict:
-    """The weights of a policy that is not trained: the model's, with the configured adapter beside them."""
+    """The weights of a policy that is not trained: those of the model and of the configured adapter."""
     if not cfg.adapter:
         return model.params
     return lora.combine(model.params, load_adapter(cfg.adapter, model.cfg, mesh))

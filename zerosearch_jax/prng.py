@@ -32,7 +32,7 @@ def uniform(stream: str, *identity: int | str) -> float:
 
 
 def position_uniforms(keys_Bx2: jax.Array, positions_B: jax.Array) -> jax.Array:
-    """One uniform in [0, 1) a row, float32 [B], from each row's key and the position of the token to be sampled."""
+    """One uniform number in [0, 1) for each row, float32 [B], from its key and the position of the token to sample."""
 
     def one(key_data, position):
         return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key_data, impl='threefry2x32'), position))

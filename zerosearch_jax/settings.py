@@ -3,7 +3,7 @@
     config.rl = {algorithm: 'grpo', clip: 0.2}  ->  RL(algorithm='grpo', clip=0.2)
 
 Field types may be bool, int, float, str, None, `Literal`, unions, `tuple[X, ...]` and `list[X]`. An int is
-accepted where a float is declared and a list where a tuple is; a bool is never an int.
+accepted for a float and a list for a tuple; a bool is never an int.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar, Union
 T = TypeVar('T')
 
 
-# the numbers that may be negative: a divergence or an entropy that is rewarded
+# the numbers that may be negative: then the KL divergence is rewarded, or entropy is penalized
 SIGNED = ('config.rl.kl', 'config.rl.entropy')
 
 
@@ -32,7 +32,7 @@ def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Args:
       cls: a dataclass; fields without a default are required.
       values: the section, a ConfigDict or any mapping.
-      where: what to call the section in errors, e.g. 'config.rl'.
+      where: name of the section in errors, for example 'config.rl'.
 
     Raises:
       ValueError: an unknown key (with the nearest field), a missing one, a value of another type, a negative number
@@ -61,7 +61,7 @@ def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Checks a whole config against `{top-level key: type or dataclass}`.
 
-    A section that the config leaves out is built from the defaults of its dataclass; a scalar is required.
+    A section that is missing is built from the defaults of its dataclass; a scalar is required.
 
     Returns:
       `{key: value or dataclass instance}` in the order of the schema.
@@ -83,7 +83,7 @@ def resolve(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
 
 
 def build(cls: type[T], config: Mapping[str, Any]) -> T:
-    """The whole configuration as `cls`, a dataclass with one dataclass a section; raises as `resolve`."""
+    """The whole configuration as `cls`, a dataclass with one dataclass for each section; raises as `resolve`."""
     resolved = resolve(config, typing.get_type_hints(cls))
     if resolved.get('seed', 0) < 0:
         raise ValueError(f'config.seed must not be negative, got {resolved["seed"]}')
@@ -91,23 +91,37 @@ def build(cls: type[T], config: Mapping[str, Any]) -> T:
 
 
 def resolve_name(name: str, known: Mapping[str, Any], field: str) -> Any:
-    """An entry of ours by its name, or by its dotted name, `package.module.name`, something of the user's own.
+    """The entry of `known` with this name or, by a dotted name, `package.module.name`, an object of the user's.
 
     Raises:
-      ValueError: neither one of ours nor anything that can be imported.
+      ValueError: the name is not known, and it cannot be imported.
     """
     if name in known:
         return known[name]
     module, _, attribute = name.rpartition('.')
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module of the user's own raises as it is imported
+    except Exception as error:  # a user's module may raise anything when it is imported
         ours = ', '.join(map(repr, known))
         raise ValueError(f'{field} = {name!r} is none of {ours}, and cannot be imported ({error})') from error
 
 
+def resolve_file(cls: type[T], name: str, known: Mapping[str, T], field: str) -> T:
+    """The entry of `known` with this name, or the content of a JSON file with the fields of `cls`.
+
+    Raises:
+      FileNotFoundError: `name` is neither known nor a file.
+      ValueError: the file has other fields, or `cls` refuses them.
+    """
+    if name in known:
+        return known[name]
+    if not Path(name).is_file():
+        raise FileNotFoundError(f'{field} = {name!r} is no file, and none of {", ".join(map(repr, known))}')
+    return section(cls, read_json(name), f'{name}: {field}')
+
+
 def parse_json(text: str | bytes) -> Any:
-    """JSON that somebody else wrote; whatever is wrong with it is a ValueError, too deep a nesting included."""
+    """Parses JSON from others; any defect of it is a ValueError, also nesting that is too deep."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -115,22 +129,22 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object that a file of somebody else's holds.
+    """Reads a JSON object from a file that others wrote.
 
     Raises:
-      OSError: it cannot be read.
-      ValueError: it is empty, cut, no JSON, or no object; the message names the file.
+      OSError: the file cannot be read.
+      ValueError: it is empty, truncated, no JSON, or no object; the message names the file.
     """
     try:
         value = parse_json(Path(path).read_bytes())
     except ValueError as error:
-        raise ValueError(f'{path} is not JSON ({error}); it may be cut, or another file in its place') from error
+        raise ValueError(f'{path} is not JSON ({error}); it may be truncated, or the wrong file') from error
     if not isinstance(value, dict):
         raise ValueError(f'{path} must hold a JSON object, not a {type(value).__name__}')
     return value
 
 
-# what stands for a key in an address: whom it belongs to, and parameters of these names
+# patterns of keys in addresses: the user before the host, and parameters with these names
 _USER = re.compile(r'(?<=://)[^/\s"\'?#]+@')
 _SECRET = re.compile(
     r'([?&;#](?:(?:[\w.-]*[_.-])?(?i:api_?key|key|token|secret|passw(?:or)?d|pwd|auth|code|credentials?|sig|signature)'
@@ -140,12 +154,12 @@ _BEARER = re.compile(r'(\bBearer\s+|\bAuthorization\W{1,4}Basic\s+)[^\s"\']+', r
 
 
 def redacted(text: str) -> str:
-    """A text without the keys that its addresses and headers hold: what is written, shown or sent on."""
+    """A text without the keys in its addresses and headers, which can be written, shown or sent."""
     return _BEARER.sub(r'\1***', _SECRET.sub(r'\1***', _USER.sub('***@', text)))
 
 
 def secrets(address: str) -> list[str]:
-    """The keys that an address holds as parameters, as they are written and as they are meant."""
+    """The keys in the parameters of an address, as they are written and decoded."""
     found = [match[2] for match in _SECRET.finditer(address)]
     return [*found, *map(urllib.parse.unquote, found)]
 
@@ -155,7 +169,7 @@ def to_json(config: Any) -> str:
     return redacted(json.dumps(_plain(config), indent=2, sort_keys=True))
 
 
-# what changes no result, or only its rounding: where it is computed, how the outside is asked, prices
+# fields that change no result, or only its rounding: devices and memory, access to remote services, prices
 MAY_CHANGE = (
     'prices',
     'mesh',
@@ -163,7 +177,7 @@ MAY_CHANGE = (
     'sft.wandb',
     'sft.checkpoint_every',
     *(f'{role}.{name}' for role in ('rollout', 'simulator') for name in ('slots', 'cache_gib')),
-    # begun with 'refuse', a run has nothing to leave out
+    # a run that began with 'refuse' has no question to leave out
     *(f'{section}.{name}' for section in ('data', 'evaluation') for name in ('unscorable', 'too_long')),
     *(f'rl.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
     *(f'sft.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),
@@ -173,7 +187,7 @@ MAY_CHANGE = (
 )
 
 
-# what of a training its steps so far do not depend on: how long it goes on, what is written, asked and watched
+# fields that the completed steps of a training do not depend on: steps in total, files, evaluations, alarms
 MAY_CHANGE_IN_A_RUN = (*MAY_CHANGE, 'rl.steps', 'run', 'evaluation', 'alarms')
 
 
@@ -183,14 +197,14 @@ def is_named(field: str, names: Iterable[str]) -> bool:
 
 
 def require_positive(section: Any, *names: str) -> None:
-    """Raises ValueError where one of these fields of a section is less than 1."""
+    """Raises ValueError if one of these fields of a section is less than 1."""
     for name in names:
         if getattr(section, name) < 1:
             raise ValueError(f'{name} must be positive, got {getattr(section, name)}')
 
 
 def with_defaults(config: Mapping[str, Any], schema: type) -> dict[str, Any]:
-    """A configuration that an earlier version wrote; what its sections did not have then is at the default of now."""
+    """A configuration that an earlier version wrote, with the present defaults for fields that it did not have."""
     filled = dict(config)
     for name, kind in typing.get_type_hints(schema).items():
         if dataclasses.is_dataclass(kind):
@@ -200,7 +214,7 @@ def with_defaults(config: Mapping[str, Any], schema: type) -> dict[str, Any]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], free: Iterable[str] = ()) -> dict[str, str]:
-    """The fields, those in `free` left out, in which two configurations differ, as JSON values.
+    """The fields in which two configurations differ, without those in `free`, as JSON values.
 
     Returns:
       {'rl.clip': 'rl.clip = 0.3 (it was 0.2)'}.
@@ -302,7 +316,7 @@ def _shown(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, 'keys'):  # a ConfigDict is no Mapping; reading by key resolves its references
+    if hasattr(value, 'keys'):  # a ConfigDict is no Mapping; access by key resolves its references
         return {key: _plain(value[key]) for key in value.keys()}  # noqa: SIM118
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]

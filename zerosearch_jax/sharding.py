@@ -21,7 +21,7 @@ AXES = ('data', 'fsdp', 'tensor')
 
 RULES: dict[str, tuple[str, ...]] = {
     'batch': ('data', 'fsdp'),
-    'rows': ('data',),  # of activations whose products are taken where the weights are (generate/programs.py)
+    'rows': ('data',),  # of activations that move to the weights (generate/programs.py)
     'vocab': ('tensor',),
     'embed': ('fsdp',),
     'heads': ('tensor',),
@@ -32,7 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """Declaration of one weight: it alone decides init, abstract shape, sharding and loading.
+    """Declaration of one weight, which determines its initial value, abstract shape, sharding and loading.
 
     `init` is 'normal' (scaled by 1/sqrt(fan_in), the second to last dimension), 'embedding' (0.02), 'ones' or 'zeros'.
     """
@@ -43,7 +43,7 @@ class Param:
 
 
 def make_mesh(shape: Sequence[int] = (1, 1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """An Auto mesh with axes ('data', 'fsdp', 'tensor'); one entry of `shape` may be -1 (the rest of the devices).
+    """An Auto mesh with axes ('data', 'fsdp', 'tensor'); one entry of `shape` may be -1, the rest of the devices.
 
     Raises:
       ValueError: the shape does not fit the devices.
@@ -73,17 +73,17 @@ def spec(*axes: str | None) -> P:
 
 
 def shard_count(axis: str, mesh) -> int:
-    """Over how many parts of the mesh a logical axis is split."""
+    """The number of parts of the mesh over which a logical axis is split."""
     return math.prod(mesh.shape[name] for name in RULES[axis])
 
 
 def divisible_axis(axis: str, size: int, mesh) -> str | None:
-    """The logical axis if the mesh divides so many of it, else None: a copy on each device."""
+    """The logical axis if the mesh divides its size, else None: every device then has a copy."""
     return None if size % shard_count(axis, mesh) else axis
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrains the sharding of `x`, one logical axis a dimension, inside jit.
+    """Constrains the sharding of `x`, with one logical axis for each dimension, inside jit.
 
     Raises:
       ValueError: no mesh is set, or the number of axes differs from the rank of `x`.
@@ -132,7 +132,7 @@ def abstract(layout: Mapping, mesh: Mesh, dtype=jnp.float32) -> dict:
 
 
 def init(layout: Mapping, key: jax.Array, mesh: Mesh, dtype=jnp.float32) -> dict:
-    """Random weights of a layout, born sharded. A weight's value depends on its path, not on its neighbours."""
+    """Random weights of a layout, created sharded. A weight's value depends on its path alone."""
 
     def one(path, p: Param):
         if p.init in ('ones', 'zeros'):
@@ -152,12 +152,12 @@ def join_processes(coordinator: str, processes: int, process: int):
     """Joins the other processes of a job, if there are any.
 
     Args:
-      coordinator: HOST:PORT of the first; 'auto': where the cluster says all three; '': there is one process.
-      processes: how many there are.
-      process: which of them this is.
+      coordinator: HOST:PORT of the first process; 'auto': the cluster gives all three; '': there is one process.
+      processes: number of processes.
+      process: number of this process, from 0.
 
     Raises:
-      ValueError: what is given would make each process take itself for the only one, or wait for ever.
+      ValueError: with these values each process would think that it is the only one, or wait for ever.
     """
     if coordinator == 'auto':
         jax.distributed.initialize()
@@ -186,7 +186,7 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process; the same on all."""
+    """Whether the flag is set on any process; equal on all processes."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils
@@ -195,7 +195,7 @@ def any_process(flag: bool) -> bool:
 
 
 def from_first_process(value):
-    """Process 0's value, anything that JSON holds, on every process; the others' arguments are not looked at."""
+    """Process 0's JSON value on every process; the arguments of other processes are ignored."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils

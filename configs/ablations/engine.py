@@ -1,4 +1,4 @@
-r"""What training on simulated and on real search gain over the quickstart's warm start, on one GPU; three seeds each.
+r"""What training on simulated and on real search gain over a policy that searches, on one GPU; three seeds each.
 
 python -m launch.sweep --config configs/ablations/engine.py --results docs/runs/engine
 """
@@ -19,6 +19,10 @@ PAIRS = (('warm_start', 'real_search'), ('warm_start', 'simulated_search'), ('re
 def get_config(preset=''):
     no_preset(preset)
     base = quickstart_gpu.get_config()
+    base.data.folds = ()
+    base.policy.adapter, base.rl.kl = 'smollm2_policy', 0.001
+    base.simulator.update(adapter='smollm2_simulator', template='tuned', tell='final', blind_noise=False, words=25)
+    base.rollout.update(prompt_tokens=256, response_tokens=512)
     base.evaluation.before = False
     base.run.tensorboard = False
     return ConfigDict(

@@ -1,7 +1,7 @@
 r"""The published system's mistakes, all of them and one at a time. Three seeds each. Expected: not run.
 
-The quickstart's step has 16 trajectories, which is one published micro-batch and one mini-batch: `micro_batch_means`
-is a mean over tokens here. D12's uneven mini-batches show at the published size only (configs/paper_v2.py).
+The quickstart's step has 32 trajectories, within one published micro-batch and one mini-batch: `micro_batch_means` is a
+mean over tokens here. D12's uneven mini-batches show at the published size only (configs/qwen2_5_3b.py:paper).
 
 python -m launch.sweep --config configs/ablations/paper.py
 """

@@ -48,10 +48,10 @@ def get_config(preset=''):
     variants, pairs = studies[preset]
     base = quickstart.get_config()
     base.data.folds = FOLDS['reinforcement']
-    base.policy.adapter, base.simulator.adapter = 'miniature_policy', 'miniature_simulator'
-    base.rollout.update(questions=4, group=8, temperature=0.8, prompt_tokens=144, response_tokens=432, slots=32)
-    base.simulator.slots = 32
-    base.rl.update(steps=12, row_length=576, drop_zero_variance=True)
+    base.simulator.update(adapter='miniature_simulator', template='tuned', tell='final')
+    base.simulator.update(blind_noise=False, words=25, slots=32)
+    base.rollout.slots = 32
+    base.rl.update(steps=12, row_length=576, kl=0.001)
     base.optimizer.update(learning_rate=5e-5, warmup_steps=2)
     base.evaluation.update(questions=200, before=False)
     base.run.update(trajectories_every=10, tensorboard=False)

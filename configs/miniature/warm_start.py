@@ -17,7 +17,7 @@ LEARNING = {
         'optimizer': {'schedule': 'cosine'},
         'sft': {'steps': 64, 'evaluate_every': 16, 'checkpoint_every': 16},
     },
-    'simulator': {'sft': {'steps': 120}},
+    'simulator': {'simulator': {'template': 'tuned', 'blind_noise': False, 'words': 25}, 'sft': {'steps': 120}},
 }
 
 

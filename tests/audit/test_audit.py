@@ -54,7 +54,7 @@ def test_an_interrupted_audit_asks_for_the_rest_only(tmp_path, monkeypatch):
     jsonl.write_jsonl(here / 'answers.jsonl', rows[:3])
     asked = []
     record = audit._row
-    monkeypatch.setattr(audit, '_row', lambda result, noisy: asked.append(result) or record(result, noisy))
+    monkeypatch.setattr(audit, '_row', lambda result, *rest: asked.append(result) or record(result, *rest))
     run_audit(tmp_path / 'part', made)
     assert len(asked) == 5
     order = lambda rows: sorted(rows, key=lambda row: (row['id'], row['noisy']))  # noqa: E731
@@ -118,8 +118,10 @@ def test_hops_of_a_file_of_questions_name_the_answers_of_those_before(tmp_path):
     options = {'source': f'{tmp_path}/q.jsonl', 'corpus': '', 'folds': (7,)}
     asked = [audit.queries(audit.parse(tiny_audit(hop=hop, **options))) for hop in (1, 2)]
     assert [[q.text for q in part] for part in asked] == [['Tower >> architect'], ['Ann >> place of birth']]
-    rows = [audit._row(Result(part[0]), False) for part in asked]
+    rows = [audit._row(Result(part[0]), False, 'final') for part in asked]
     assert [row['hop_answer'] for row in rows] == ['Ann', 'Oslo']
+    assert [row['wanted_answers'] for row in rows] == [('Oslo',), ('Oslo',)]
+    assert audit._row(Result(asked[0][0]), False, 'hop')['wanted_answers'] == ('Ann',)
     with pytest.raises(ValueError, match=r'questions with so many steps'):
         audit.queries(audit.parse(tiny_audit(hop=3, **options)))
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from zerosearch_jax.audit import measures
-from zerosearch_jax.audit.measures import Ranking, Reference, distinct, english, longest_runs, measure, query_words
+from zerosearch_jax.audit.measures import Ranking, Reference, distinct, english, longest_runs, measure
 from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.simulator.verify import share_held
 
 WORDS = ['river', 'bridge', 'the', 'of', 'Zürich', 'oslo', '1932', 'capital', 'who', 'bank']
 
@@ -64,9 +65,9 @@ def test_distinct_n():
 
 def test_words_of_a_query_are_those_that_say_what_it_is_about():
     query = 'Which river is in the city of Zürich, and how long is this river?'  # river, city, zürich, long
-    assert query_words(query, ['The Limmat leaves ZÜRICH.', 'A long one; which is how it is.']) == 2 / 4
-    assert query_words(query, ['rivers']) == 0
-    assert query_words('who is it', ['who is it']) == 0
+    assert share_held(query, ['The Limmat leaves ZÜRICH.', 'A long one; which is how it is.']) == 2 / 4
+    assert share_held(query, ['rivers']) == 0
+    assert share_held('who is it', ['who is it']) == 0
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -181,6 +182,21 @@ def test_a_leak_is_the_final_answer_where_the_query_asks_for_a_hop_on_the_way(mo
     assert ('hop_answer' in found) == ('final_answer' in found) == (expected is not None)
     if expected:
         assert (found['hop_answer']['mean'], found['final_answer']['mean']) == expected
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'query', 'expected'),
+    [
+        (['Ann'], 'Where is Oslo?', {'contains': 1.0, 'hop_answer': 1.0, 'final_answer': 0.0}),
+        (['Ann'], 'Who is Ann?', {'contains_in_query': 1.0}),
+        (['Ann'], 'Is it in Norway?', {'contains': 1.0}),  # the query says the final answer
+        ([], 'Where is Oslo?', {}),
+    ],
+)
+def test_documents_should_hold_the_answers_that_are_wanted_of_them(wanted, query, expected):
+    row = {'query': query, 'golden_answers': ['Norway'], 'hop_answer': 'Ann', 'wanted_answers': wanted}
+    found = measures._containment(row | {'documents': ['Ann was here']})
+    assert found == expected
 
 
 def test_real_results_copies_and_ranks():

@@ -149,12 +149,12 @@ def test_rows_without_a_label_without_answers_or_of_other_folds_are_left_out(wri
             "its roles are ['user', 'assistant', 'user']",
         ),
         ({'messages': chat(user='u', assistant=None)}, "'assistant' is missing"),
-        (SEARCH | {'documents': []}, '"documents" must be a list of texts, one at least'),
-        (SEARCH | {'doc_ids': []}, '"doc_ids" must be a list of ids of passages, one at least'),
+        (SEARCH | {'documents': []}, '"documents" must be a list of at least one text'),
+        (SEARCH | {'doc_ids': []}, '"doc_ids" must be a list of at least one id of a passage'),
         ({'id': ['a'], 'prompt': 'a', 'completion': 'b'}, "'id' is ['a'], expected text"),
         (SEARCH | {'doc_ids': ['p9']}, 'passage \'p9\' of "doc_ids" is not in the corpus; is it the right corpus'),
         (SEARCH | {'doc_ids': 'p1'}, '"doc_ids" must be a list'),
-        (SEARCH | {'documents': 'x'}, '"documents" must be a list of texts'),
+        (SEARCH | {'documents': 'x'}, '"documents" must be a list of at least one text'),
         (SEARCH | {'documents': ['x', '']}, "'documents' is '', expected text"),
         (SEARCH | {'documents': ['x'], 'query': 7}, "'query' is 7, expected text"),
         ({'prompt': 'a', 'completion': '\ud83d'}, "'completion' is not valid Unicode"),
@@ -276,14 +276,84 @@ def test_of_a_search_that_a_judge_labelled_the_best_documents_are_kept(label, ex
     assert demonstrations.recorded_search(recorded(label, 'nothing', 'Ann Lee did'), 3, 30, checked=False) is None
 
 
-def test_the_answer_that_is_told_is_one_that_the_first_document_holds():
-    search = recorded('useful', 'nothing', 'It was Lee.', 'It was Ann Lee.')
+def test_the_answer_that_is_told_is_the_one_that_most_documents_hold():
+    search = recorded('useful', 'nothing', 'It was Lee.', 'It was Ann Lee.', 'Ann Bo Lee')
     answers = ('Ann Bo Lee', 'Ann Lee', 'Lee')
     search = dataclasses.replace(search, question=dataclasses.replace(search.question, golden_answers=answers))
     made = demonstrations.recorded_search(search, 3, 30)
     assert made.question.golden_answers == ('Lee', 'Ann Bo Lee', 'Ann Lee')
     request = BYTES.decode(demonstrations.simulator_example(made, SimulatorConfig(template='told'), BYTES)[0].tokens)
     assert 'Query: its author\nQuestion: Who wrote it\nAnswer: Lee\nUseful documents:' in request
+
+
+def test_a_search_for_a_yes_or_no_is_left_out_because_its_label_cannot_be_checked():
+    for label in pairs.LABELS:
+        search = recorded(label, 'nothing', 'no, never', 'not at all')
+        search = dataclasses.replace(search, question=dataclasses.replace(search.question, golden_answers=('no',)))
+        assert demonstrations.recorded_search(search, 1, 30) is None
+        assert demonstrations.recorded_search(search, 1, 30, checked=False) is not None
+
+
+def told(name, answer, *texts, query='asked', label='useful'):
+    passages = tuple(Passage(f'{name}{i}', 'T', text) for i, text in enumerate(texts))
+    return RecordedSearch(name, Question(name, f'which {name}?', (answer,)), query, passages, label)
+
+
+def test_searches_of_few_documents_or_beside_the_query_are_left_out():
+    asked = {'query': 'the length of the Nile', 'label': 'noisy'}  # two words count
+    found = [
+        told('half', 'x', 'the Nile', 'else', **asked),
+        told('one', 'x', 'length of the Nile', **asked),
+        told('none', 'x', 'of the', 'else', **asked),
+        told('both', 'x', 'else', 'Nile: length', **asked),
+        Pair('pair', 'p', 'c', ''),
+    ]
+
+    def kept(**least):
+        return [item.id for item in demonstrations.chosen_searches(found, **least)]
+
+    assert kept(fewest=1, query_words=0.0) == ['half', 'one', 'none', 'both', 'pair']
+    assert kept(fewest=2, query_words=0.5) == ['half', 'both', 'pair']
+    assert kept(fewest=1, query_words=0.6) == ['one', 'both', 'pair']
+
+
+def test_exchanged_answers_stand_in_request_and_documents_alike():
+    """Answers wander among searches of like form; labels stay true, and nothing else of a text changes."""
+    searches = [
+        told(f's{i}', answer, f'In {answer}, it was {answer}.', 'else')
+        for i, answer in enumerate(['1967', '1812', '2001'])
+    ]
+    made = demonstrations.exchange_answers(searches, 1.0, 0)
+    assert {m.question.golden_answers[0] for m in made} == {'1967', '1812', '2001'}
+    for before, after in zip(searches, made, strict=True):
+        (old,), (new,) = before.question.golden_answers, after.question.golden_answers
+        assert new != old
+        assert [p.text for p in after.passages] == [f'In {new}, it was {new}.', 'else']
+        assert (after.query, after.question.question, after.label) == (before.query, before.question.question, 'useful')
+        request = demonstrations.simulator_example(after, SimulatorConfig(template='told'), BYTES)[0]
+        assert f'Answer: {new}\n' in BYTES.decode(request.tokens)
+    assert demonstrations.exchange_answers(searches, 0.0, 0) == searches
+    assert demonstrations.exchange_answers(searches, 1.0, 0) == made
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        told('o', '19 May 1967', 'on 19 May 1967'),  # of another form
+        told('o', '1812', 'in 1812', label='noisy'),
+        told('o', '1812', 'in 1812', query='what of 1967?'),  # it says the answer that it would be told
+    ],
+)
+def test_answers_are_not_exchanged_where_that_would_make_no_sense(other):
+    made = demonstrations.exchange_answers([told('s', '1967', 'in 1967'), other], 1.0, 0)
+    assert made[1] == other
+
+
+def test_a_word_that_contains_an_answer_is_not_torn():
+    made = demonstrations.exchange_answers([told('a', 'art', 'art of Artur'), told('b', 'war', 'war')], 1.0, 0)
+    assert made[0].passages[0].text == 'war of Artur'
+    searches = [told('a', 'art', 'the Arts'), told('b', 'war', 'war')]  # it does not hold what it tells
+    assert demonstrations.exchange_answers(searches, 1.0, 0)[0] == searches[0]
 
 
 @hypothesis.given(st.integers(0, 90), st.integers(4, 40))

@@ -72,6 +72,27 @@ def test_every_method_answers_every_question_once_whatever_is_interrupted(source
     assert count == len(part) and part == whole
 
 
+def test_what_is_beyond_the_last_whole_batch_of_all_sets_is_left_out(sources):
+    """Seven sets of 500 and Bamboogle's 125, say: batches of 64 leave 72 of the last, the first ones of its file."""
+    row = {'question': 'why?', 'golden_answers': ['b']}
+    rows = [row | {'id': f'{name}{i}', 'dataset': name} for name in 'abc' for i in range(6)]
+    jsonl.write_jsonl(sources / 'q.jsonl', rows[:-1])  # 6, 6 and 5
+    for questions, size, counts in ((0, 1, '665'), (6, 4, '664'), (0, 8, '664'), (0, 9, '63'), (5, 6, '552')):
+        made = config(sources, 'direct', whole_batches_of=size)
+        made.evaluation.questions = questions
+        found = evaluation.load_questions(evaluation.parse(made))
+        assert {name: len(each) for name, each in found.items()} == dict(zip('abc', map(int, counts), strict=False))
+    made.evaluation.update(questions=0, whole_batches_of=16)
+    found = evaluation.load_questions(evaluation.parse(made))
+    assert [q.id for each in found.values() for q in each] == [row['id'] for row in rows[:16]]
+    made.evaluation.whole_batches_of = 18
+    with pytest.raises(ValueError, match='whole_batches_of = 18: there are fewer questions'):
+        evaluation.load_questions(evaluation.parse(made))
+    made.evaluation.whole_batches_of = 0
+    with pytest.raises(ValueError, match='whole_batches_of must be positive'):
+        run(made, sources / 'out')
+
+
 def test_methods_join_what_is_there_and_other_settings_do_not(sources, tmp_path, capsys):
     run(config(sources, 'direct'), tmp_path / 'out')
     before = (tmp_path / 'out' / 'results.jsonl').read_text()

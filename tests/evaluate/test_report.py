@@ -1,13 +1,19 @@
 """The summary of a run, and the pooling of runs over seeds."""
 
+import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from helpers import ENVIRONMENT, ROOT
+from scripted import BYTES, ROME, play
 
 from zerosearch_jax.evaluate import report
 from zerosearch_jax.evaluate.intervals import interval
+from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.run import jsonl
 
 QUESTIONS = 400
@@ -19,7 +25,9 @@ def make_run(directory, seed, evaluations, **config):
     (directory / 'config.json').write_text(json.dumps({'seed': seed, **config}))
     for step, scores in evaluations.items():
         about = {'status': 'answered', 'searches': ['q'] * (1 + (step > 0))}
-        rows = [{'id': i, 'em': float(s), 'f1': float(s) / 2, **about} for i, s in enumerate(scores)]
+        rows = [
+            {'id': i, 'em': float(s), 'f1': float(s) / 2, 'cover_em': float(s), **about} for i, s in enumerate(scores)
+        ]
         jsonl.write_jsonl(report.evaluation_file(directory, step), rows)
     return directory
 
@@ -39,6 +47,23 @@ def test_a_summary_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         report.summarize(run)
     assert (run / 'summary.json').read_text() == 'before'
+
+
+def test_trainings_are_laid_over_each_other(tmp_path):
+    pytest.importorskip('matplotlib')
+    places = [make_run(tmp_path / name, 0, {4: coins(i, 0.5)} if i else {}) for i, name in enumerate('ab')]
+    for i, place in enumerate(places):
+        jsonl.write_jsonl(place / 'metrics.jsonl', [{'step': s, 'reward/mean': s / 10 + i} for s in (1, 2)])
+    command = [sys.executable, '-m', 'launch.compare', *map(str, places), f'--plot={tmp_path}/c.png']
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (tmp_path / 'c.png').read_bytes().startswith(b'\x89PNG'), done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[2] == f'| {places[0]} | 2 | 0.200 | none | none |'
+    assert lines[3].startswith(f'| {places[1]} | 2 | 1.200 | 0.') and ' after step 4 | 0.' in lines[3]
+    with pytest.raises(ValueError, match='x holds no training that made a step'):
+        report.overlay([places[0], tmp_path / 'x'], tmp_path / 'd.png')
+    with pytest.raises(ValueError, match="no panel 'reward'; the panels are Reward, "):
+        report.overlay(places, tmp_path / 'd.png', ['reward'])
 
 
 def test_pooling_compares_the_same_questions_first_and_last(tmp_path):
@@ -91,7 +116,46 @@ def test_the_summary_tells_what_was_gained_and_that_its_intervals_are_of_one_see
     assert json.loads((run / 'summary.json').read_text())['em_gain']['mean'] == 0.5
     text = report.summary_text(summary, run)
     assert '4 questions, 95 % intervals over questions alone, of this seed' in text
-    assert 'EM gain +0.500 [+0.000, +1.000], paired by question' in text
+    assert 'Before training 25.0% of the held-out questions were answered exactly right, after it 75.0%: ' in text
+    assert ': +50.0 points (95 % interval +0.0 to +100.0, paired by question)' in text
+
+
+def test_an_evaluation_has_means_of_every_data_set_where_there_are_several():
+    scored = [('nq', 1), ('bamboogle', 0), ('nq', 0), ('bamboogle', 1), ('nq', 1)]
+    rows = [
+        {'dataset': name, 'em': em, 'cover_em': 1, 'f1': em / 2, 'searches': [], 'status': 'answered'}
+        for name, em in scored
+    ]
+    failed = rows[0] | {'status': 'search_failed', 'em': 5}
+    means = report.evaluation_means([*rows, failed])
+    assert means['eval/em'] == pytest.approx(3 / 5) and means['eval/failed'] == 1
+    assert (means['eval/nq/em'], means['eval/bamboogle/em']) == (pytest.approx(2 / 3), 1 / 2)
+    assert (means['eval/nq/f1'], means['eval/bamboogle/cover_em']) == (pytest.approx(1 / 3), 1)
+    for alone in (rows[::2], [{k: v for k, v in row.items() if k != 'dataset'} for row in rows]):  # as of old files
+        assert report.evaluation_means(alone).keys() == {'eval/em', 'eval/cover_em', 'eval/f1', 'eval/searches'}
+
+
+def test_a_summary_has_the_scores_of_every_data_set_where_there_are_several(tmp_path):
+    run = make_run(tmp_path / 'run', 0, {3: [1, 0, 1]})
+    path = report.evaluation_file(run, 3)
+    rows = [row | {'dataset': name, 'cover_em': 0.0} for row, name in zip(jsonl.read_jsonl(path), 'aab', strict=True)]
+    jsonl.write_jsonl(path, [*rows, rows[2] | {'id': 9, 'status': 'search_failed'}])
+    summary = report.summarize(run)
+    sets = summary['evaluations']['3']['sets']
+    assert {name: (s['em']['mean'], s['questions'], s['failed']) for name, s in sets.items()} == {
+        'a': (0.5, 2, 0),
+        'b': (1, 1, 1),
+    }
+    text = report.summary_text(summary, run)
+    assert '\n    a: em 0.500 [' in text and '(1 questions; INCOMPLETE: 1 more failed)' in text
+    jsonl.write_jsonl(path, rows[:2])
+    assert 'sets' not in report.summarize(run)['evaluations']['3']
+
+
+def test_a_row_says_which_data_set_its_question_is_of():
+    asked = dataclasses.replace(ROME, dataset='nq')
+    found, _, _ = play(['<answer>x</answer>', ''], questions=(asked,))
+    assert as_row(found, BYTES)['dataset'] == 'nq'
 
 
 def test_a_trajectory_is_shown_by_what_followed_its_prompt():

@@ -59,6 +59,7 @@ def uncached(prompts, results):
         return np.asarray(helpers.full_logits(params(), rows))
 
 
+@pytest.mark.thorough
 def test_greedy_equals_the_uncached_forward():
     lengths = (*RAGGED, 250)  # the last one crosses a cache span on its way
     asked = requests(lengths, 12)
@@ -72,6 +73,14 @@ def test_greedy_equals_the_uncached_forward():
         expected = np.asarray(jax.nn.log_softmax(predicting))[np.arange(12), result.tokens]
         np.testing.assert_allclose(result.logprobs, expected, atol=1e-4)
     assert len(set(tokens(done).values())) == len(lengths)
+
+
+def test_a_request_may_have_a_temperature_of_its_own():
+    asked, greedy = requests((5, 9), 8), requests((5, 9), 8, temperature=0.0)
+    warm, cold = (tokens(drain(engine(t, slots=2), asked)) for t in (0.7, 0.0))
+    assert warm != cold == tokens(drain(engine(0.7, slots=2), greedy))
+    mixed = tokens(drain(engine(0.7, slots=2), [asked[0], greedy[1]]))
+    assert mixed == {0: warm[0], 1: cold[1]}
 
 
 def test_new_tokens_are_heard_at_every_look():
@@ -124,6 +133,7 @@ def test_engine_logprobs_equal_the_trainers_over_turns():
     assert gap.max() <= 1e-4
 
 
+@pytest.mark.thorough
 def test_extend_equals_one_prefill_of_everything():
     """The last turn, sampled again from scratch with all that came before as its prompt."""
     story = three_turns()
@@ -169,6 +179,7 @@ def test_group_members_differ_and_equal_keys_agree():
     assert len(set(done.values())) == 5
 
 
+@pytest.mark.thorough
 def test_shared_prefill_equals_separate_prefills():
     shared, separate = engine(slots=4), engine(slots=4)  # more members than slots
     asked, alone = group(9, list(range(9))), {}
@@ -188,6 +199,7 @@ def test_shared_prefill_from_a_member_in_its_second_turn():
     assert done['late'].tokens == drain(engine(), [late])['late'].tokens
 
 
+@pytest.mark.thorough
 def test_no_schedule_changes_a_sample():
     asked = [Request(i, prompt((5, 40, 70)[i % 3], i // 2), key(i), 6 + i) for i in range(12)]
     expected = drain(engine(slots=4, steps=3), asked)
@@ -221,6 +233,7 @@ def cut(sampled, vocab, strings):
     return sampled, 'length'
 
 
+@pytest.mark.thorough
 def test_a_row_stops_at_exactly_the_completing_token_in_every_turn():
     strings = ('aabab', 'bbbabb')
     vocab, table = letter_stops(strings)
@@ -337,6 +350,7 @@ def beginnings():
     return asked
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('slots', [1, 2, 8])
 def test_what_prompts_have_in_common_is_written_once(slots):
     """Copied from a slot that still runs, from one that is written in the same step, or taken over in a freed one."""
@@ -356,8 +370,9 @@ def test_capacity_is_rounded_up_to_the_step():
     assert [engine(slots=4, capacity=c).capacity for c in (1, 128, 129)] == [128, 128, 256]
 
 
-def test_on_cpu_half_of_the_rows_and_a_part_of_a_slot_have_programs_of_their_own():
-    assert shapes(MESH, 16, 768).decode == ((8, 768), (16, 512), (16, 768))
+def test_on_cpu_many_rows_read_the_half_of_a_slot_and_few_the_whole():
+    assert shapes(MESH, 16, 768).decode == shapes(MESH, 64, 768).decode == ((4, 768), (8, 640), (16, 384))
+    assert shapes(MESH, 5, 512).decode == ((2, 512), (3, 384), (5, 256))
     assert shapes(MESH, 1, 128).decode == ((1, 128),)
 
 
@@ -405,6 +420,7 @@ def test_stopped_rows_keep_their_slots_until_closed():
     assert [r.handle for r in small.step()] == [4]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('again', [(3, 12), (0, 1, 3, 6, 8, 12, 15)])  # a quarter, half of the slots
 def test_few_decoding_rows_are_computed_alone_and_sample_the_same(again):
     """A long row among sixteen slots, first with fifteen others, then with those stopped but open around it."""
@@ -428,6 +444,7 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2), (1, 4, 1)])
 @pytest.mark.parametrize('ranks', [(0,), (2, 3)], ids=str)
 def test_all_programs_are_few_and_compiled_ahead(mesh, ranks):
@@ -536,6 +553,7 @@ def asked_of(role, count=7):
     return [Request(i, prompt(20 + 9 * i, i), key(100 * role + i), 24) for i in range(count)]
 
 
+@pytest.mark.thorough
 def test_two_roles_of_one_base_sample_what_engines_of_their_own_do():
     """Under their own adapter, temperature and stop strings, whoever steps; equal handles and prompts do not meet."""
     engines, done = two_roles(), ({}, {})

@@ -39,6 +39,7 @@ def conversation(mesh, **kw):
     return [first, drain(engine)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('shape', [(1, 1, 1), (1, 4, 2)])
 def test_a_kernel_that_reads_the_cache_samples_the_same(with_kernel, shape):
     with pytest.MonkeyPatch.context() as patch:

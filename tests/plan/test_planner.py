@@ -16,7 +16,6 @@ from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.plan import compiled, hardware, planner, programs, report, schedule
-from zerosearch_jax.plan import table as plan_table
 from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train.trainer import Trainer
@@ -67,6 +66,7 @@ def test_the_mesh_is_fitted_to_the_target_and_said(mesh, target, expected, said)
 # ---------------------------------------------------------------- memory
 
 
+@pytest.mark.thorough
 def test_memory_falls_with_the_devices_that_hold_the_weights():
     one, eight = planned((1, 1, 1)), planned((1, 8, 1))
     for name in ('policy', 'optimizer', 'reference', 'simulator', 'simulator cache'):
@@ -75,6 +75,7 @@ def test_memory_falls_with_the_devices_that_hold_the_weights():
     assert eight.compiler.startswith('XLA:CPU') and eight.peak < one.peak / 4
 
 
+@pytest.mark.thorough
 def test_what_is_resident_is_what_a_run_holds(tmp_path):
     cfg = config((1, 4, 2))
     made = planned((1, 4, 2))
@@ -117,24 +118,7 @@ def test_weights_to_generate_with_are_split_as_the_plan_says(rank):
         assert got.sharding.is_equivalent_to(want.sharding, got.ndim), path
 
 
-def test_rows_that_are_put_together_are_those_that_are_planned_whole(monkeypatch):
-    monkeypatch.setitem(PRESETS, 'tiny-wide', dataclasses.replace(PRESETS['tiny'], mlp_size=256))
-    models = ('tiny', 'tiny-wide')
-    monkeypatch.setattr(plan_table, 'POLICIES', models)
-    monkeypatch.setattr(plan_table, 'SIMULATORS', models)
-    made = tiny.get_config()
-    made.policy.lora_rank, made.simulator.dtype = 0, 'bfloat16'
-    cfg, where = train_config.parse(made), hardware.devices(TARGET)
-    work = planner.Workload.of(cfg)
-    found = plan_table.plans(cfg, TARGET, *where, work)
-    assert len(found) == 4
-    for (policy, simulator), each in found.items():
-        whole = planner.plan(plan_table.experiment(cfg, policy, simulator, TARGET.count), TARGET, *where, work)
-        assert (each.peak, each.resident) == (whole.peak, whole.resident)
-        assert each.seconds() == pytest.approx(whole.seconds())
-    assert found['tiny', 'tiny-wide'].resident['simulator'] > found['tiny', 'tiny'].resident['simulator']
-
-
+@pytest.mark.thorough
 @pytest.mark.parametrize(('trunk', 'rank'), [('own', 0), ('own', 4), ('shared', 0)])
 def test_a_critic_is_counted(tmp_path, trunk, rank):
     cfg = config((1, 4, 2), algorithm='ppo')
@@ -147,6 +131,19 @@ def test_a_critic_is_counted(tmp_path, trunk, rank):
     assert planner.plan(cfg, TARGET, *hardware.devices(TARGET)).seconds('critic') > 0
 
 
+def test_states_are_made_outside_the_mesh_of_devices_that_only_compile(monkeypatch):
+    cfg, made, within = config((1, 4, 2), algorithm='ppo'), [], programs.abstract_state
+
+    def abstract_state(*given):
+        made.append(jax.sharding.get_abstract_mesh().empty)
+        return within(*given)
+
+    monkeypatch.setattr(programs, 'abstract_state', abstract_state)
+    programs.run_programs(cfg, sharding.make_mesh(cfg.mesh))
+    assert made == [True, True]  # of the policy and of the critic: optax makes a number of its own
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize('same', [True, False])
 def test_the_weights_of_a_whole_policy_are_in_memory_as_often_as_the_plan_says(tmp_path, same):
     cfg = config((1, 1, 1), kl=0.0)
@@ -176,6 +173,7 @@ def test_slots_are_those_that_the_memory_for_the_cache_holds():
     assert run.slots == {'policy': 4, 'simulator': 8}
 
 
+@pytest.mark.thorough
 def test_the_verdict_says_what_is_missing_and_what_to_try():
     made, cfg = planned((1, 1, 1)), config((1, 1, 1))
     work = planner.Workload.of(cfg)
@@ -380,6 +378,7 @@ def while_generating(shape):
                 yield program.name, compiled.collectives(text, run.mesh)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('shape', [(1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
 def test_weights_stay_where_they_are_while_a_model_generates(shape):
     """What moves is activations: at most rows x the widest of them; no kernel, no cache and no table of embeddings."""
@@ -391,11 +390,12 @@ def test_weights_stay_where_they_are_while_a_model_generates(shape):
         gathers = [one for one in found if one.kind == 'all-gather']
         for one in gathers:
             elements = math.prod(map(int, one.shape[one.shape.index('[') + 1 : -1].split(',')))
-            rows = 8 * (128 if 'prompts' in name else 1)
+            rows = 8 * (128 if 'prefill' in name else 1)
             assert elements <= rows * model.num_heads * model.head_dim, (name, one)
             assert elements not in (table, kernel), (name, one)
 
 
+@pytest.mark.thorough
 def test_the_gradient_of_the_head_is_added_up_once_and_not_in_every_chunk():
     run = programs.run_programs(config((1, 8, 1), chunk=32), make_mesh((1, 8, 1)))
     model, update = programs.PRESETS['tiny'], run.programs[-1]
@@ -432,6 +432,7 @@ def test_a_run_is_expected_to_take_products_other_bytes_and_starts(products, unr
     assert slow['links'] == pytest.approx(10 - sum(expected))  # what the rest does not hide
 
 
+@pytest.mark.thorough
 def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
     cfg = config((1, 8, 1))
     work = planner.Workload(searches=2.0, sampled=100.0, written=50.0)
@@ -440,8 +441,8 @@ def test_a_step_takes_what_its_programs_take_as_often_as_they_run():
         planner.Workload.of(cfg, searches=-1.0)
     turns = [turn for each in schedule.episodes(cfg, work) for turn in each]
     for role, load in made.loads.items():  # 4 trajectories, of one search as the run has it, in 8 slots
-        assert made.times[f'{role}: decoding'] == load['decodes'] and load['rows'] <= 4 * load['decodes']
-        assert made.times[f'{role}: prompts and observations'] == load['extends']
+        assert made.times[f'{role}: decode'] == load['decodes'] and load['rows'] <= 4 * load['decodes']
+        assert made.times[f'{role}: prefill'] == load['extends']
         assert load['rows'] == sum(-(-turn.sampled // 8) for turn in turns if turn.role == role)
     # a trajectory in a row of its own as planned; as it is, two share a prompt of 768 tokens
     new = min(100 + 2 * cfg.rollout.observation_tokens, cfg.rollout.response_tokens)
@@ -488,14 +489,35 @@ def test_adapters_of_one_base_have_one_engine():
     assert run.engines == {name: {'policy': 8, 'simulator': 8}} and run.slots == {name: 16}
     assert apart.engines == {'policy': {'policy': 8}, 'simulator': {'simulator': 8}}
     assert [p.name for p in run.programs if name in p.name] == [
-        f'{name}: prompts and observations',
-        f'{name}: decoding',
+        f'{name}: prefill',
+        f'{name}: decode',
     ]
     assert 'simulator' not in run.resident and run.resident[name] > 0  # it stays for the simulator
     assert run.generating == {f'{name} cache': 2 * apart.generating['policy cache']}
     loads = planner._loads(cfg, run, planner.Workload(searches=1, sampled=40, written=20))
     two = planner._loads(config((1, 4, 2)), apart, planner.Workload(searches=1, sampled=40, written=20))
     assert loads[name]['rows'] == sum(load['rows'] for load in two.values())
+
+
+def test_a_policy_that_searches_itself_has_one_engine_and_no_second_model():
+    def run(rank, **simulator):
+        cfg = config((1, 4, 2))
+        policy = dataclasses.replace(cfg.policy, lora_rank=rank)
+        simulator = dataclasses.replace(cfg.simulator, **simulator)
+        return programs.run_programs(dataclasses.replace(cfg, policy=policy, simulator=simulator), make_mesh((1, 4, 2)))
+
+    name = 'policy and simulator'
+    live, plain = run(0, kind='self'), run(0, kind='oracle')
+    assert live.engines == {name: {'policy': 8, 'simulator': 8}}
+    assert (
+        live.resident == plain.resident
+        and live.generating['policy to generate with'] == plain.generating['policy to generate with']
+    )
+    assert live.generating[f'{name} cache'] == 2 * plain.generating['policy cache']
+    # a frozen copy is a model of its own, or another adapter
+    for rank in (0, 4):
+        frozen, model = run(rank, kind='self', live=False, model='other'), run(rank, kind='model')
+        assert (frozen.resident, frozen.generating, frozen.engines) == (model.resident, model.generating, model.engines)
 
 
 def test_slots_without_a_number_are_as_many_as_trajectories():
@@ -510,7 +532,7 @@ def test_slots_without_a_number_are_as_many_as_trajectories():
     assert fewer.useful_slots('policy') == made.slots_that_fit('policy')
 
 
-def bound(part, name='policy: decoding', trajectories=64, rows=8, **changes):
+def bound(part, name='policy: decode', trajectories=64, rows=8, **changes):
     """What is said of a plan in which one part of one program takes nearly all of a step."""
     made, cfg = planned((1, 8, 1)), config((1, 8, 1), **changes)
     needs = [
@@ -523,10 +545,11 @@ def bound(part, name='policy: decoding', trajectories=64, rows=8, **changes):
     return report.binding(made, cfg)
 
 
+@pytest.mark.thorough
 def test_a_sentence_says_what_binds_and_what_to_change():
     assert bound('launches') == (
-        '98% of a step is policy: decoding, bound by starts of kernels: 8 of 8 slots decode in a call; more cost '
-        'little and mean fewer calls: set rollout.slots=64.'
+        '98% of a step is policy: decode, limited by kernel launches: 8 of 8 slots decode in a call; more slots cost '
+        'little and need fewer calls: set rollout.slots=64.'
     )
     assert bound('memory', trajectories=8, rows=3).endswith(
         'bytes of memory: 3 of 8 slots decode in a call; a larger rollout.questions costs little more.'
@@ -534,9 +557,10 @@ def test_a_sentence_says_what_binds_and_what_to_change():
     assert 'a mesh with fewer parts along fsdp' in bound('collectives', trajectories=8)
     assert 'rl.remat=dots' in bound('arithmetic', 'update', remat='full')
     assert 'more devices' in bound('arithmetic', 'update')
-    assert 'shorter prompts' in bound('arithmetic', 'policy: prompts and observations')
+    assert 'shorter prompts' in bound('arithmetic', 'policy: prefill')
 
 
+@pytest.mark.thorough
 def test_suggestions_fit_and_say_how_to_get_them():
     cfg = config((1, 1, 1))
     found = list(planner.suggest(cfg, TARGET, *hardware.devices(TARGET), planner.Workload.of(cfg)))
@@ -568,10 +592,10 @@ def test_a_model_is_known_by_its_name(name, preset):
 
 
 def test_what_is_unknown_is_told():
-    with pytest.raises(ValueError, match='sizes unknown'):
+    with pytest.raises(ValueError, match='its sizes are not known'):
         programs.model_config('somebody/else-7B')
     for text, message in (
-        ('b200:8', 'unknown chip'),
+        ('mi300:8', 'unknown chip'),
         ('v5e', 'how many'),
         ('v5e:4x', 'how many'),
         ('l4:0', 'how many'),
@@ -581,3 +605,53 @@ def test_what_is_unknown_is_told():
     with pytest.raises(ValueError, match='as many CPU devices'):
         hardware.devices(hardware.parse('a100-40gb:64'))
     assert str(hardware.parse('v5e:8x8')) == 'v5e:8x8' and hardware.parse('v5e:8x8').count == 64
+
+
+# as the makers' data sheets have them: memory in GB, bfloat16 TFLOP/s without sparsity, GB/s of memory
+SHEETS = {
+    't4': (16, 8.1, 320),
+    'a10': (24, 125, 600),
+    'l4': (24, 121, 300),
+    'h20': (96, 148, 4000),
+    'h200': (141, 989, 4800),
+    'b200': (180, 2250, 8000),
+    'v5e': (16, 197, 819),
+    'v5p': (95, 459, 2765),
+    'v6e': (32, 918, 1640),
+}
+
+
+@pytest.mark.parametrize('name', SHEETS)
+def test_a_chip_is_planned_with_its_data_sheet_and_its_own_price(name):
+    target = hardware.parse(f'{name}:4')
+    assert target.chip[:3] == SHEETS[name] and target.memory == SHEETS[name][0] * 2**30
+    prices = dataclasses.replace(config((1, 1, 1)).prices, **{f'{name}_hour': 2.0})
+    cfg = dataclasses.replace(config((1, 1, 1)), prices=prices)
+    assert planner.dollars(3600, target, cfg) == 8
+    assert planner.dollars(3600, TARGET, cfg) == pytest.approx(8 * 1.475)  # another chip's price is as it was
+
+
+@pytest.mark.parametrize('name', hardware.GPUS)
+def test_a_gpu_that_is_compiled_for_is_described_by_its_own_figures(name):
+    told = hardware._target(hardware.parse(f'{name}:8'))
+    gpu, chip = hardware.GPUS[name], hardware.CHIPS[name]
+    assert f'core_count: {gpu.cores} ' in told and f'memory_bandwidth: {int(chip.memory_gbs * 1e9)} ' in told
+
+
+@pytest.mark.thorough
+def test_a_plan_says_in_one_line_that_a_chip_has_no_bfloat16():
+    made = config((1, 1, 1))
+    both = dataclasses.replace(
+        made,
+        policy=dataclasses.replace(made.policy, dtype='bfloat16'),
+        simulator=dataclasses.replace(made.simulator, dtype='bfloat16'),
+    )
+    policy = dataclasses.replace(both, simulator=dataclasses.replace(both.simulator, kind='oracle'))
+    t4 = hardware.parse('t4:1')
+    (line,) = report._dtypes(t4, both)
+    assert line.startswith('t4 has no bfloat16') and 'set policy.dtype=float32 and simulator.dtype=float32' in line
+    (line,) = report._dtypes(t4, policy)
+    assert 'set policy.dtype=float32, or' in line
+    plan = planner.plan(both, t4, *hardware.devices(t4))
+    assert 't4 has no bfloat16' in report.table(plan, t4, both, schedule.Workload.of(both))
+    assert not [*report._dtypes(t4, made)] and not [*report._dtypes(TARGET, both)]

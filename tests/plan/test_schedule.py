@@ -87,6 +87,7 @@ def test_the_episodes_of_a_workload_have_its_means(kind):
     assert {t.sampled for t in longest} == {400, 1}
 
 
+@pytest.mark.thorough
 def test_a_real_step_calls_its_engines_as_often(monkeypatch, tmp_path):
     """Random models the policy's turns end at random, in a search each."""
     cfg = config(turn_tokens=40, response_tokens=256)

@@ -111,7 +111,7 @@ def test_a_decode_step_moves_activations_alone(name, role):
     expected = rows * 2 * (1 - 1 / fsdp) * (model.num_layers * layer + 2 * 2 * model.vocab_size / tensor)
     expected += rows * 2 * (1 - 1 / tensor) * model.num_layers * 2 * 2 * model.hidden_size / fsdp
     expected *= cfg.rollout.decode_steps  # of a call
-    found = moved(name, f'{role}: decoding')
+    found = moved(name, f'{role}: decode')
     assert {one.axes for one in found} == {axis for axis in ('fsdp', 'tensor') if whole.mesh.shape[axis] > 1}
     assert sum(one.times * one.received for one in found) < 1.1 * expected
     whole_ones = (one for one in found if one.kind != 'collective-permute')  # a TPU's compiler writes some as rings

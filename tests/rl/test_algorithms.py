@@ -357,6 +357,7 @@ def actions(found):
     return sorted(t for e in found for s in e if s.kind is Kind.ACTION for t in s.tokens)
 
 
+@pytest.mark.thorough
 def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     found, rewards, groups = episodes()
     valid = np.array([True, False, True, True, True, True])
@@ -376,6 +377,7 @@ def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     assert (means[3:] == 0).all() and (means[:3] != 0).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('fields', [{'algorithm': 'rloo', 'kl_estimator': 'k1'}, {'algorithm': 'ppo'}])
 def test_all_failed_changes_nothing_not_even_moments(fields):
     found, rewards, groups = episodes()
@@ -386,6 +388,7 @@ def test_all_failed_changes_nothing_not_even_moments(fields):
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, made.state))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('how', ['masked', 'policy', 'likelihood'])
 def test_observations_are_trained_on_only_where_asked(how):
     found, rewards, groups = episodes()
@@ -403,6 +406,7 @@ def test_observations_are_trained_on_only_where_asked(how):
         assert len(set(batch.advantages[unsampled].tolist())) > 2
 
 
+@pytest.mark.thorough
 def test_gaps_are_between_the_trainer_before_its_first_update_and_the_engine():
     found, rewards, groups = episodes(observations=True)
     scoring = learner(kl=0.5)  # its reference is the policy before any update
@@ -416,6 +420,7 @@ def test_gaps_are_between_the_trainer_before_its_first_update_and_the_engine():
             np.testing.assert_allclose(gaps[i], before[i] - engine, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_k1_is_taken_off_the_reward():
     found, rewards, groups = episodes(observations=False)
     made = learner(kl=0.5, kl_estimator='k1', algorithm='reinforce')
@@ -429,6 +434,7 @@ def test_k1_is_taken_off_the_reward():
         assert means[i] == pytest.approx(rewards[i] - 0.5 * (old - reference[i]).sum(), rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_minibatches_and_epochs_are_updates_of_one_step():
     found, rewards, groups = episodes()
     made = learner(minibatch=4, epochs=2)
@@ -462,6 +468,7 @@ def only_update(made, *step):
     return seen[0][0], measured, change
 
 
+@pytest.mark.thorough
 def test_observations_of_likelihood_weight_zero_leave_the_policys_gradient_whole():
     step = (1, *episodes(), np.ones(6, bool))
     masked = only_update(learner(kl=0.1, entropy=0.1, aggregate='token'), *step)
@@ -471,6 +478,7 @@ def test_observations_of_likelihood_weight_zero_leave_the_policys_gradient_whole
     jax.tree.map(np.testing.assert_array_equal, zero[2], masked[2])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('aggregate', ['token', 'sequence', 'micro'])
 def test_observations_of_little_likelihood_weight_hardly_touch_the_policys_gradient(aggregate):
     shares = []
@@ -481,6 +489,7 @@ def test_observations_of_little_likelihood_weight_hardly_touch_the_policys_gradi
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), *shares)
 
 
+@pytest.mark.thorough
 def test_reinforce_plus_plus_with_k1_has_returns_to_go_of_each_token_normalized_over_all_tokens():
     found, rewards, groups = episodes()
     made = learner(kl=0.5, kl_estimator='k1', algorithm='reinforce_plus_plus')
@@ -495,10 +504,11 @@ def test_reinforce_plus_plus_with_k1_has_returns_to_go_of_each_token_normalized_
     batch, *_ = only_update(made, 1, found, rewards, groups, np.ones(6, bool))
     got = batch.advantages[batch.weights > 0]
     np.testing.assert_allclose(sorted(got), sorted(expected), rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match='advantage a trajectory'):
+    with pytest.raises(ValueError, match='advantage for a trajectory'):
         RLConfig(algorithm='reinforce_plus_plus', kl_estimator='k1', observations='policy')
 
 
+@pytest.mark.thorough
 def test_old_logprobs_of_the_trainer_make_the_first_ratio_one_and_keep_the_engines_gap():
     step = (1, *episodes(), np.ones(6, bool))
     fields = dict(algorithm='gspo', clip=3e-4, clip_high=4e-4, dtype='bfloat16')
@@ -521,6 +531,7 @@ def test_old_logprobs_of_the_trainer_make_the_first_ratio_one_and_keep_the_engin
     assert learned.metrics['logprob_gap_max'] == pytest.approx(largest, rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_old_logprobs_of_the_trainer_weigh_tokens_by_the_truncated_importance_of_the_engine():
     """One update as the loss does it from the engine's log-probs; and more updates may follow."""
     step = (1, *episodes(), np.ones(6, bool))
@@ -534,6 +545,7 @@ def test_old_logprobs_of_the_trainer_weigh_tokens_by_the_truncated_importance_of
     assert (weighed / plain).max() == pytest.approx(1.02) and (weighed / plain).min() < 0.99
 
 
+@pytest.mark.thorough
 def test_importance_stays_that_of_the_sampling_over_several_updates():
     """min(old / engine, cap) min(rho A, clip(rho) A), rho = now / old, where old is the trainer's before them all."""
     found, rewards, groups = episodes()
@@ -614,6 +626,7 @@ def test_token_maps_count_in_integers_beyond_those_of_float32():
     assert token_map._index[-4:].tolist() == [size - 2, size - 1, size, size + 1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('trunk', ['own', 'shared'])
 @pytest.mark.parametrize('lora_rank', [0, 2])
 def test_ppo_uses_gae_on_actions_alone_and_the_critic_learns(trunk, lora_rank):
@@ -657,6 +670,7 @@ def test_the_k1_penalty_of_ppo_is_taken_off_sampled_tokens_alone_also_over_obser
     np.testing.assert_allclose(sorted(returns[batch.weights > 0]), sorted(expected), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_critics_value_at_a_token_is_of_the_state_before_it():
     batch = jax.tree.map(
         lambda x: x[0], pack([flatten(e) for e in episodes()[0]], np.zeros(6), row_length=64, rows_per_micro=4)
@@ -689,6 +703,7 @@ def test_the_denominators_of_budget_and_micro_are_of_a_minibatch(fields, denomin
     assert [loss.denominator for loss in seen] == [denominator]
 
 
+@pytest.mark.thorough
 def test_observations_do_not_change_ppo_unless_asked_to():
     with_documents, rewards, groups = episodes(observations=True)
     critic_cfg = CriticConfig(trace=0.9, discount=0.9)
@@ -701,6 +716,7 @@ def test_observations_do_not_change_ppo_unless_asked_to():
     assert np.abs(third - first).max() > 1e-3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('lora_rank', [0, 2])
 def test_the_critic_begins_as_a_copy_of_the_policy_with_its_adapter(lora_rank):
     model = pretrained.Model(TINY, None, tiny_params(MESH))
@@ -713,6 +729,7 @@ def test_the_critic_begins_as_a_copy_of_the_policy_with_its_adapter(lora_rank):
         np.testing.assert_allclose(trunk['layers'][name], kernel, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_the_critic_can_learn_alone_first():
     found, rewards, groups = episodes()
     made = learner(CriticConfig(alone_steps=2), algorithm='ppo')
@@ -723,6 +740,7 @@ def test_the_critic_can_learn_alone_first():
     assert steps == [0, 0, 3]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', algorithms.ALGORITHMS)
 def test_equal_rewards_leave_relative_algorithms_where_they_are(name):
     if name in ('reinforce', 'ppo'):
@@ -771,6 +789,7 @@ def fitted(monkeypatch, free, **fields):
     return made, compiled
 
 
+@pytest.mark.thorough
 def test_the_least_rematerialization_that_fits_is_compiled_once_said_and_run(monkeypatch, capsys):
     step = (1, *episodes(), np.ones(6, bool))
     made, compiled = fitted(monkeypatch, 60)
@@ -786,6 +805,7 @@ def test_the_least_rematerialization_that_fits_is_compiled_once_said_and_run(mon
     assert most.fit == ('full', 1) == compiled[-1]  # it may fit after all
 
 
+@pytest.mark.thorough
 def test_rows_of_a_micro_batch_fill_the_memory_and_change_nothing(monkeypatch):
     step = (1, *episodes(), np.ones(6, bool))
     made, compiled = fitted(monkeypatch, 330, rows_per_micro=0)
@@ -796,6 +816,7 @@ def test_rows_of_a_micro_batch_fill_the_memory_and_change_nothing(monkeypatch):
         assert measured[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_keeps_its_fit_where_the_configuration_leaves_it_open():
     assert learner(rows_per_micro=0).fit == ('none', 1)  # a CPU does not say what it has
     for fields, fit in (
@@ -808,3 +829,71 @@ def test_a_resumed_run_keeps_its_fit_where_the_configuration_leaves_it_open():
         assert made.fit == fit and made._compute.remat == fit[0]
         made.resume(None)  # of a run of an earlier version
         assert made.fit == fit
+
+
+def token_advantages(made, rewards, found, groups):
+    """Of every trajectory those of its sampled tokens, as the only update of a step would take them."""
+    seen = []
+    made._learn_policy = lambda step, sequences, given, reference: seen.append(given) or ({'loss': 0.0}, [])
+    made.learn(1, found, rewards, groups, np.ones(len(found), bool))
+    return seen[0]
+
+
+def turn_sizes(episode):
+    return [len(s.tokens) for s in episode if s.kind is Kind.ACTION]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('algorithm', ['grpo', 'reinforce', 'gspo'])
+def test_credit_by_turn_spreads_each_turns_own_advantage_over_its_tokens(algorithm):
+    found, totals, groups = episodes()
+    turns = [np.array([0.3 * (i % 2), total]) for i, total in enumerate(totals)]
+    got = token_advantages(learner(algorithm=algorithm, credit='turn'), turns, found, groups)
+    for one, episode, own in zip(got, found, adv.by_turn(turns, groups), strict=True):
+        np.testing.assert_array_equal(one, np.repeat(own, turn_sizes(episode)))
+    summed = token_advantages(learner(algorithm=algorithm), turns, found, groups)
+    plain = token_advantages(learner(algorithm=algorithm), [t.sum() for t in turns], found, groups)
+    assert [one.tolist() for one in summed] == [one.tolist() for one in plain]  # credit by trajectory takes the sum
+
+
+def test_a_critic_sees_each_turns_reward_at_the_turns_end():
+    found, totals, groups = episodes()
+    turns = [np.array([0.3 * (i % 2), total]) for i, total in enumerate(totals)]
+    made = learner(CriticConfig(trace=0.9, discount=0.95), algorithm='ppo', credit='turn')
+    made._learn_values = lambda *given: {}
+    expected = []
+    for episode, own in zip(found, turns, strict=True):
+        first, last = turn_sizes(episode)
+        rewards = np.r_[np.zeros(first - 1), own[0], np.zeros(last - 1), own[1]]
+        expected.append(adv.gae(rewards, np.zeros(first + last), discount=0.95, trace=0.9)[0])  # values are 0 at first
+    for one, own in zip(token_advantages(made, turns, found, groups), adv.whiten(expected), strict=True):
+        np.testing.assert_allclose(one, own, rtol=1e-4, atol=1e-5)
+
+
+def test_k1_by_turn_is_taken_off_every_turn_and_one_number_is_of_the_last_turn():
+    found, totals, groups = episodes()
+    made = learner(algorithm='rloo', credit='turn', kl=0.5, kl_estimator='k1')
+    with jax.set_mesh(MESH):
+        reference = made._reference_logprobs([flatten(e) for e in found])
+    sampled = [np.concatenate([s.logprobs for s in e if s.kind is Kind.ACTION]) for e in found]
+    shaped = [r - 0.5 * (own - ref).sum() for r, own, ref in zip(totals, sampled, reference, strict=True)]
+    expected = adv.leave_one_out(np.array(shaped), groups, np.ones(len(found), bool))
+    for one, a in zip(token_advantages(made, totals, found, groups), expected, strict=True):
+        np.testing.assert_allclose(one, np.full(len(one), a), atol=1e-5)
+
+
+def test_returns_to_go_of_tokens_follow_turns_where_credit_does():
+    found, totals, groups = episodes()
+    made = learner(algorithm='reinforce_plus_plus', credit='turn', kl=1e-9, kl_estimator='k1')
+    got = token_advantages(made, [np.array([1.0, total]) for total in totals], found, groups)
+    to_go = [np.repeat([1 + total, total], turn_sizes(e)) for total, e in zip(totals, found, strict=True)]
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(adv.whiten(to_go)), rtol=1e-4, atol=1e-5)
+
+
+def test_credit_by_turn_needs_others_to_compare_with_and_no_advantage_on_documents():
+    assert (
+        RLConfig(algorithm='reinforce', credit='turn').min_group == 2 and RLConfig(algorithm='reinforce').min_group == 1
+    )
+    assert RLConfig(algorithm='ppo', credit='turn').min_group == 1
+    with pytest.raises(ValueError, match='advantage for a trajectory'):
+        RLConfig(credit='turn', observations='policy')

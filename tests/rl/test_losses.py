@@ -47,6 +47,7 @@ def token_logprobs(params, batch, temperature=1.0, compute=Compute(chunk=8)):  #
 # ---------------------------------------------------------------- log-probs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 def test_token_logprobs_and_entropies_are_those_of_the_whole_logits(params, temperature, strict_ranks):
     batch = two_rows()
@@ -76,6 +77,7 @@ def plain_logprobs(params, batch, temperature):
     return tuple(jnp.pad(jnp.where(active, x, 0.0), ((0, 0), (1, 0))) for x in (chosen, entropy))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('chunk', [2, 5, 16, 64])  # 5 does not divide the row
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 def test_the_gradient_is_that_of_the_whole_logits_for_any_chunk(params, chunk, temperature):

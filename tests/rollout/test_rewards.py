@@ -10,8 +10,11 @@ import pytest
 from scripted import BYTES, CFG, OSLO, PARIS, ROME, FakeEngine, FakeSearch, play
 from transformers import PreTrainedTokenizerFast
 
-from configs import common, paper_v2, qwen2_5_3b, toy
+from configs import common, llama3_2_3b, qwen2_5_3b, qwen2_5_7b, toy
+from zerosearch_jax.data import sources
+from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rl import state
+from zerosearch_jax.rollout.prompts import encode_prompt, policy_prompt
 from zerosearch_jax.rollout.rewards import RewardConfig, Scorer, actions, found_answer, overlong_penalty, well_formed
 from zerosearch_jax.rollout.rollout import rollout
 from zerosearch_jax.search.search import Result
@@ -124,6 +127,84 @@ def test_an_own_reward_whose_file_cannot_be_imported_is_named(tmp_path, monkeypa
 )
 def test_the_grammar_of_actions(texts, expected):
     assert well_formed(texts) is expected
+
+
+STEPS = [('mayor of Rome', 'Ada Poe'), ('birthplace of Ada Poe', 'Bari')]
+CHAIN = dataclasses.replace(
+    ROME, golden_answers=('Bari',), metadata={'decomposition': [dict(query=q, answer=a) for q, a in STEPS]}
+)
+FIRST, SECOND, FINAL = '<search>Rome mayor</search>', '<search>Ada Poe birthplace</search>', '<answer>Bari</answer>'
+FACTS = {'Rome mayor': 'The mayor is Ada Poe', 'Ada Poe birthplace': 'Born in Bari'}
+
+
+def turn_rewards(texts, facts=FACTS, question=CHAIN, **cfg):
+    search = FakeSearch(lambda query: Result(query, ('Something.', facts.get(query.text, 'Nothing.'))))
+    trajectory = play([*texts, ''], search, questions=(question,))[0]
+    scorer = Scorer(RewardConfig(**cfg), BYTES, 10_000)
+    assert scorer(trajectory) == pytest.approx(sum(scorer.by_turn(trajectory)))
+    return pytest.approx(scorer.by_turn(trajectory).tolist())
+
+
+@pytest.mark.parametrize(
+    ('texts', 'expected'),
+    [
+        ([FIRST, SECOND, FINAL], [0.2, 0.2, 1]),
+        ([SECOND, FIRST, FINAL], [0.2, 0.2, 1]),  # in whichever order
+        ([FIRST, FIRST, FINAL], [0.2, 0, 1]),  # not what was brought before
+        ([FIRST, 'nothing', SECOND, FINAL], [0.2, 0, 0.2, 1]),  # a turn without a search is a turn
+        (['<search>Bari</search>', FINAL], [0, 1]),
+        ([FIRST, '<answer>x</answer>'], [0.2, 0]),
+    ],
+)
+def test_a_search_earns_the_hop_that_it_brings_anew(texts, expected):
+    assert turn_rewards(texts, hop=0.2) == expected
+
+
+def test_a_final_answer_that_comes_before_it_is_asked_for_is_no_hop():
+    leak = {'Rome mayor': 'Somebody of Bari'}
+    assert turn_rewards([FIRST, FINAL], leak, hop=0.2) == [0, 1]
+
+
+def test_hops_are_of_questions_that_tell_them_and_not_yes_or_no():
+    assert turn_rewards([FIRST, SECOND, FINAL], question=dataclasses.replace(CHAIN, metadata={}), hop=0.2) == [0, 0, 1]
+    steps = {'decomposition': [dict(query='mayor of Rome', answer='yes')]}
+    agreed = {'Rome mayor': 'Yes'}
+    assert turn_rewards([FIRST, FINAL], agreed, question=dataclasses.replace(CHAIN, metadata=steps), hop=0.2) == [0, 1]
+
+
+def test_a_reward_for_hops_is_refused_where_no_question_tells_its_hops(tmp_path):
+    (tmp_path / 'q.jsonl').write_text('{"question": "Where is Rome", "golden_answers": ["Italy"]}\n' * 8)
+    plain = dataclasses.replace(EXPERIMENT.data, train=str(tmp_path / 'q.jsonl'))
+    cfg = dataclasses.replace(EXPERIMENT, data=plain, simulator=dataclasses.replace(EXPERIMENT.simulator, kind='model'))
+    assert len(load_questions(cfg)[0]) == 8
+    with pytest.raises(ValueError, match=r'config.reward.hop: no question of .*q.jsonl. lists its hops'):
+        load_questions(dataclasses.replace(cfg, reward=RewardConfig(hop=0.2)))
+    assert load_questions(dataclasses.replace(EXPERIMENT, reward=RewardConfig(hop=0.2)))  # the toy's do
+
+
+def test_every_search_has_its_price_and_turns_earn_nothing_by_default():
+    assert turn_rewards([FIRST, 'nothing', FIRST, FINAL], search=0.1) == [-0.1, 0, -0.1, 1]
+    assert turn_rewards([FIRST, SECOND, FINAL], search=0.1, hop=0.2) == [0.1, 0.1, 1]
+    assert turn_rewards([FIRST, SECOND, FINAL]) == [0, 0, 1]
+
+
+def numbered(trajectory):
+    return {'Italy': range(trajectory.turns), 'short': [1.0]}.get(
+        trajectory.question.golden_answers[0], [float('nan')] * 2
+    )
+
+
+def test_a_turn_reward_of_ones_own_gives_a_finite_number_a_turn():
+    assert turn_rewards([FIRST, SECOND, ANSWER], question=ROME, turn='test_rewards.numbered') == [0, 1, 3]
+    for golds, said in (('short',), '1.0'), (('other',), 'nan, nan'):
+        with pytest.raises(
+            ValueError, match=f"config.reward.turn = 'test_rewards.numbered' gives no .* 2 turns .*: {said}"
+        ):
+            question = dataclasses.replace(ROME, golden_answers=golds)
+            turn_rewards([FIRST, ANSWER], question=question, turn='test_rewards.numbered')
+    for name in ('nowhere.f', 'math.pi', 'f2'):
+        with pytest.raises(ValueError, match='turn = '):
+            RewardConfig(turn=name)
 
 
 def test_form_and_retrieval_are_added():
@@ -240,6 +321,10 @@ def test_d6_the_last_incomplete_batch_is_not_evaluated():
         evaluation = EvaluationConfig(questions=10, whole_batches_of=size)
         asked.append(load_questions(dataclasses.replace(EXPERIMENT, evaluation=evaluation))[1])
     assert [len(questions) for questions in asked] == [10, 8] and asked[1] == asked[0][:8]
+    rows = sources.load_questions(EXPERIMENT.data.test, 'test')  # where all are asked, it is the end of their source
+    evaluation = EvaluationConfig(questions=len(rows), whole_batches_of=7)
+    asked = load_questions(dataclasses.replace(EXPERIMENT, evaluation=evaluation))[1]
+    assert asked == rows[: len(rows) // 7 * 7] != rows
 
 
 def test_d13_the_first_update_has_rate_zero():
@@ -254,5 +339,48 @@ def test_the_paper_form_differs_from_the_fixed_form_in_every_documented_switch()
     for section, values in common.PAPER.items():
         for name, value in values.items():
             assert getattr(getattr(paper, section), name) == value != getattr(getattr(fixed, section), name)
-    assert config.parse(paper_v2.get_config()).rollout.max_turns == 2
     assert np.isclose(paper.rl.kl, -fixed.rl.kl)
+
+
+@pytest.mark.parametrize('experiment', [qwen2_5_3b, qwen2_5_7b, llama3_2_3b])
+def test_every_published_policy_has_its_paper_form(experiment):
+    """Base and instructed: two turns, a kept checkpoint every 50 steps, all 3,125 questions, a chat template if any."""
+    for words in ('paper', 'paper_instruct'):
+        made = config.parse(experiment.get_config(words))
+        assert made.policy.model.endswith('-Instruct') == ('instruct' in words)
+        assert (made.rollout.max_turns, made.rollout.observation_tokens, made.rollout.prompt_format) == (2, 500, 'chat')
+        assert (made.run.keep_every, made.evaluation.questions, made.evaluation.whole_batches_of) == (50, 3125, 64)
+        assert made.rl.kl < 0 and made.rl.algorithm == 'reinforce' and made.optimizer.warmup_steps == 192
+    fixed = config.parse(experiment.get_config())
+    assert (fixed.rollout.max_turns, fixed.rollout.prompt_format) == (5, 'raw')
+    assert config.parse(experiment.get_config('instruct')).rollout.prompt_format == 'chat'
+    with pytest.raises(KeyError, match='papre'):
+        experiment.get_config('papre_instruct')
+
+
+def test_the_published_prompt_of_a_base_model_is_chatml_or_the_text_alone():
+    """With a template its tokens; without one no beginning-of-sequence token, which the raw form has."""
+    rollout = dataclasses.replace(config.parse(qwen2_5_3b.get_config('paper')).rollout, prompt_tokens=999)
+    question = Question('q', 'Who?', ('a',))
+    text = policy_prompt('Who?')
+    assert encode_prompt(BYTES, question, rollout) == tuple(BYTES.chat([{'role': 'user', 'content': text}]))
+    bare = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=BYTES.hf.backend_tokenizer))
+    bare.prefix = (7,)
+    assert encode_prompt(bare, question, rollout) == tuple(bare.encode(text))
+    raw = dataclasses.replace(rollout, prompt_format='raw')
+    assert encode_prompt(bare, question, raw) == (7, *bare.encode(text + '\n'))
+
+
+def test_the_other_trainings_of_the_paper():
+    made = {words: config.parse(qwen2_5_3b.get_config(words)) for words in ('paper', 'paper_ppo', 'ppo', 'r1')}
+    for words in ('ppo', 'paper_ppo'):
+        rl = made[words].rl
+        assert (rl.algorithm, rl.kl, rl.kl_estimator) == ('ppo', 0.001, 'k1')  # its KL has no wrong sign
+        assert (made[words].optimizer.warmup_steps, made[words].critic.warmup_steps) == (57, 3)
+    assert made['paper_ppo'].critic.over_observations and not made['ppo'].critic.over_observations
+    real = config.parse(qwen2_5_7b.get_config('paper_instruct_searchr1'))
+    assert (real.simulator.kind, real.simulator.documents, real.rollout.max_turns) == ('engine', 5, 2)
+    for words, tokens in (('r1', 3000), ('paper_r1', 1500)):  # of all turns
+        alone = config.parse(qwen2_5_3b.get_config(words))
+        assert (alone.simulator.kind, alone.rollout.prompt, alone.rollout.max_turns) == ('none', 'reason', 0)
+        assert alone.rollout.turn_tokens == tokens <= alone.rollout.response_tokens

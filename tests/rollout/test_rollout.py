@@ -522,6 +522,7 @@ def real_rollout(step, questions=(ROME, OSLO)):
     return {(t.question.id, t.sample): [(s.kind, s.tokens) for s in t.segments] for t in found}
 
 
+@pytest.mark.thorough
 def test_real_rollouts_depend_on_seed_and_step_and_differ_within_a_group():
     first = real_rollout(1)
     assert real_rollout(1) == first

@@ -166,10 +166,20 @@ def test_curves(tmp_path):
 def test_one_point_shows_a_marker_and_a_twin_has_its_own_axis(tmp_path):
     figure = pytest.importorskip('matplotlib.figure').Figure()
     axes = figure.add_subplot()
-    curves._draw(axes, curves.PANELS[0], {'reward/mean': [(1, 0.5)], 'rollout/noise': [(1, 0.1)]})
+    curves._draw(axes, curves.PANELS[0], {'run': {'reward/mean': [(1, 0.5)], 'rollout/noise': [(1, 0.1)]}})
     left, right = figure.axes
     assert [line.get_marker() for a in (left, right) for line in a.lines] == ['o', 'o']
     assert list(right.lines[0].get_ydata()) == [0.1]
+
+
+def test_runs_are_told_apart_by_colour_and_their_metrics_by_dashes():
+    figure = pytest.importorskip('matplotlib.figure').Figure()
+    axes = figure.add_subplot()
+    scores = {'reward/em': [(1, 0.5)], 'reward/f1': [(1, 0.6)], 'rollout/noise': [(1, 0.1)]}
+    curves._draw(axes, curves.PANELS[1], {'runs/a': scores, 'runs/b': {'reward/em': [(1, 0.7), (2, 0.8)]}})
+    drawn = [(line.get_label(), line.get_color(), line.get_linestyle()) for line in axes.lines]
+    assert drawn == [('runs/a: em', 'C0', '-'), ('runs/a: f1', 'C0', '--'), ('runs/b', 'C1', '-')]
+    assert figure.axes == [axes]  # no second scale: whose noise it is would not be told
 
 
 def test_nothing_heavy_is_imported():

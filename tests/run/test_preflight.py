@@ -42,7 +42,7 @@ def nothing_long(monkeypatch):
 WRONG = {
     'wrong simulator id': ({'simulator.model': 'smolm2'}, "config.simulator.model: model 'smolm2'"),
     'wrong policy id': ({'policy.model': 'smolm2'}, "config.policy.model: model 'smolm2'"),
-    'wrong template': ({'simulator.template': 'tunde'}, "template 'tunde' is no file"),
+    'wrong template': ({'simulator.template': 'tunde'}, "config.simulator.template = 'tunde' is no file"),
     'adapter name of the policy': ({'policy.adapter': 'smol'}, "config.policy.adapter: adapter 'smol': no such file"),
     'adapter name of the simulator': ({'simulator.adapter': 'smol'}, "config.simulator.adapter: adapter 'smol'"),
     'missing key of a paid engine': ({'engine.kind': 'serpapi'}, remote.SERPAPI_KEY),
@@ -99,7 +99,7 @@ def test_fine_tuning_too_tells_a_wrong_model_and_template(tmp_path):
     for section, field, line in (
         ('model', 'model', "config.model.model: model 'nope'"),
         ('model', 'adapter', "config.model.adapter: adapter 'nope'"),
-        ('simulator', 'template', "template 'nope' is no file"),
+        ('simulator', 'template', "config.simulator.template = 'nope' is no file"),
     ):
         made = experiment.get_config('simulator')
         made.model.model = 'tiny'

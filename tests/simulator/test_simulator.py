@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from zerosearch_jax.simulator.load import open_simulator, open_writer
 from zerosearch_jax.simulator.oracle import Oracle, gold_ids, oracle_search
 from zerosearch_jax.simulator.simulator import SimulatedSearch, draw_labels
 from zerosearch_jax.simulator.writers import Completion, EndpointConfig, EndpointWriter, EngineWriter, completion
-from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.tokenizer import CHATML, Tokenizer
 
 ROME = Question('rome', 'Where is Rome', ('Italy',))
 
@@ -38,7 +39,7 @@ class Scripted:
     def __init__(self, script):
         self.asked, self._script, self._queue = [], script, []
 
-    def ask(self, handle, message, identity):
+    def ask(self, handle, message, identity, system=None):
         self.asked.append((handle, message, identity))
         self._queue.append((handle, message))
 
@@ -470,15 +471,65 @@ def test_a_template_file_that_is_empty_cut_html_or_a_list_is_named(tmp_path, tex
 def test_a_template_from_a_file(tmp_path):
     path = tmp_path / 'mine.json'
     path.write_text(json.dumps({'useful': 'U {knowledge}{query}', 'noisy': 'N {query} {braces}'}))
-    with pytest.raises(ValueError, match=r'mine.json: .*\{braces\} is unknown.*expected an object'):
+    with pytest.raises(ValueError, match=r'mine.json: .*\{braces\} is unknown'):
         prompts.simulator_template(str(path))
     path.write_text(json.dumps({'useful': 'U {knowledge}{query}', 'noisy': 'N', 'knowledge': '{question}={answer} '}))
     assert message(prompts.simulator_template(str(path)), False) == 'U Who?=Ann the query'
     path.write_text('{"useful": "x"}')
-    with pytest.raises(ValueError, match='noisy'):
+    with pytest.raises(ValueError, match=r'mine.json: config.simulator.template.noisy is missing'):
+        prompts.simulator_template(str(path))
+    path.write_text('{"useful": "x", "noisy": "y", "system": 3}')
+    with pytest.raises(ValueError, match=r'mine.json: config.simulator.template.system must be str \| None, got 3'):
         prompts.simulator_template(str(path))
     with pytest.raises(FileNotFoundError, match="'tuned', 'told', 'prompted'"):
         prompts.simulator_template('tuend')
+
+
+CHAT = (  # as that of Qwen2.5: without a system message it puts one of its own
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nAs ever.<|im_end|>\n{% endif %}" + CHATML
+)
+
+
+@pytest.mark.parametrize('system', [None, '', 'You serve.'])
+def test_a_request_in_the_published_layout_has_the_same_tokens(tmp_path, monkeypatch, system):
+    """A system message without text, and a user's whose last line names the quality of the output."""
+    fields = {
+        'useful': 'You are a search engine.\n{knowledge}About {words} words, useful.\nQuery: {query}\nUseful Output:',
+        'noisy': 'You are a search engine.\n{knowledge}About {words} words, noisy.\nQuery: {query}\nNoisy Output:',
+        'knowledge': 'The user asks "{question}", whose answer is {answer}.\n',
+    }
+    path = tmp_path / 'published.json'
+    path.write_text(json.dumps(fields | ({} if system is None else {'system': system})))
+    hf = PreTrainedTokenizerFast(tokenizer_object=BYTES.hf.backend_tokenizer, chat_template=CHAT)
+    opened, sent = [], []
+    engine = types.SimpleNamespace(open=lambda request: opened.append(request.prompt))
+    writer = EngineWriter(engine, Tokenizer(hf), prompt_tokens=999, max_tokens=1)
+    request = (
+        'You are a search engine.\nThe user asks "Where is Rome", whose answer is Italy.\nAbout 30 words, useful.\n'
+    )
+    said = [] if system is None else [{'role': 'system', 'content': system}]
+    said.append({'role': 'user', 'content': f'{request}Query: city\nUseful Output:'})
+    cfg = SimulatorConfig(template=str(path))
+    SimulatedSearch(writer, cfg, seed=0, step=1, noise=0.0).submit(Query('h', ROME, 0, 0, 'city'))
+    rendered = ''.join(f'<|im_start|>{m["role"]}\n{m["content"]}<|im_end|>\n' for m in said)
+    rendered = ('<|im_start|>system\nAs ever.<|im_end|>\n' if system is None else '') + rendered
+    assert [*opened[0]] == hf(rendered + '<|im_start|>assistant\n', add_special_tokens=False).input_ids
+    monkeypatch.setattr(EndpointConfig, 'ask', lambda self, path, body: sent.append(body['messages']))
+    served = EndpointWriter(EndpointConfig(url='http://h/v1'), 'm', max_tokens=1, temperature=1, log=Journal(None))
+    SimulatedSearch(served, cfg, seed=0, step=1, noise=0.0).submit(Query('h', ROME, 0, 0, 'city'))
+    served.step()
+    assert sent == [said]
+
+
+def test_what_is_remembered_is_of_a_system_message_too(tmp_path):
+    memory, asked = Journal(None), []
+    for i, system in enumerate((None, '', 'S')):
+        fields = {'useful': 'U', 'noisy': 'N', 'system': system}
+        (tmp_path / f'{i}.json').write_text(json.dumps(fields))
+        cfg = SimulatorConfig(template=str(tmp_path / f'{i}.json'), documents=1)
+        for _ in range(2):
+            run(lambda handle, message, i=i: asked.append(i) or 'Doc 1: a', cfg, noise=0.0, memory=memory)
+    assert asked == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- oracle
@@ -578,6 +629,7 @@ def test_int8_kernels_are_within_half_a_step_of_the_merged_ones(params):
     assert not any('_lora_' in name for name in small)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('weights', ['as_loaded', 'int8'])
 def test_weights_of_a_simulator_alone_are_taken_over(mesh, monkeypatch, weights):
     models, load = [], pretrained.load_model
@@ -616,6 +668,7 @@ def test_a_layer_computes_with_the_scale_and_the_bias():
     assert np.allclose(layers.linear(layer, 'q', jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_an_engine_of_int8_weights_keeps_them_small_and_writes_nearly_the_same(mesh, params):
     with jax.set_mesh(mesh):
         served = serving.base_layout(quant.quantize(params), mesh, dtype=jnp.float32)

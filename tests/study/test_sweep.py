@@ -1,5 +1,6 @@
 """A study runs variants and seeds, resumes, shares its work, and compares what is paired."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from zerosearch_jax import settings
+from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.evaluate.intervals import detectable, interval, p_value
 from zerosearch_jax.run import jsonl, preemption
 from zerosearch_jax.study import report, sweep
@@ -87,7 +89,7 @@ def test_a_wrong_variant_is_told_before_anything_runs(variants, message):
 
 
 def test_an_experiment_is_no_study():
-    with pytest.raises(ValueError, match=r"has no 'base', it is no study: give it to launch\.train"):
+    with pytest.raises(ValueError, match=r"has no 'base', so it is no study: give it to launch\.train"):
         sweep.parse(tiny.get_config())
 
 
@@ -111,12 +113,15 @@ def test_runs_are_shared_among_parts_and_finished_ones_are_not_repeated(tmp_path
     assert text == (results / 'report.md').read_text().strip()
     shutil.rmtree(work)  # the results are enough
     assert sweep.sweep(made, work, results) == text
+    with pytest.raises(ValueError, match='is the directory of the runs; choose another'):
+        sweep.sweep(made, results, results)
     assert len(ran) == 4
     changed = study(seeds=(0,), variants={'a': {'rl': {'kl': 0.5}}})
     sweep.sweep(changed, work, results)
     assert len(ran) == 5  # another configuration is another run
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_told_to_stop_is_not_taken_for_done(tmp_path, monkeypatch):
     made, results = study(seeds=(0,), variants={'a': {}}), tmp_path / 'results'
     with monkeypatch.context() as sigterm:
@@ -244,6 +249,69 @@ def test_what_is_not_run_is_said_so(tmp_path):
     assert np.count_nonzero([line.startswith('| a ') for line in text.splitlines()]) == 2  # scores and cost
 
 
+ASKED = {'a': {}, 'b': {'evaluation': {'methods': 'rag'}, 'rollout': {'max_turns': 0}}}
+
+
+def test_a_variant_that_names_methods_asks_the_bases_questions_of_its_engine():
+    made = study(variants=ASKED)
+    made.base.data.update(test='toy', corpus='toy', too_long='skip')
+    made.base.evaluation.update(documents=7, temperature=0.5, whole_batches_of=2)
+    made.base.engine.url, made.base.mesh = 'http://elsewhere', (1, 2, 1)
+    cfg, trained = made.parse('b', 3), made.parse('a', 3)
+    assert isinstance(cfg, evaluation.Config) and isinstance(trained, train_config.Config)
+    assert (cfg.methods, cfg.datasets, cfg.seed, cfg.mesh) == (['rag'], ['toy'], 3, (1, 2, 1))
+    asked = cfg.evaluation
+    assert (asked.corpus, asked.too_long, asked.questions) == ('toy', 'skip', trained.evaluation.questions)
+    assert (asked.documents, asked.temperature, asked.whole_batches_of) == (7, 0.5, 2)
+    assert (cfg.engine, cfg.policy) == (trained.engine, trained.policy)
+    assert cfg.rollout.max_turns == 0 and dataclasses.replace(cfg.rollout, max_turns=1) == trained.rollout
+    with pytest.raises(ValueError, match=r"variant 'b': config\.evaluation\.methods: 'best'"):
+        study(variants={'a': {}, 'b': {'evaluation': {'methods': 'best'}}})
+
+
+def test_evaluations_are_run_once_and_reported_beside_trainings_and_what_is_published(tmp_path, monkeypatch):
+    figures = {'sets': ('x', 'y'), 'score': 'cover_em', 'source': 'a paper', 'figures': (('b', (10.0, 20.5)),)}
+    made, ran = study(seeds=(0,), variants=ASKED, published=figures), []
+
+    def evaluate(cfg, here, resolved):
+        ran.append(cfg.methods)
+        row = {
+            'id': '1',
+            'answer': None,
+            'status': 'answered',
+            'response_tokens': 7,
+            'searches': [],
+            'em': 0.0,
+            'f1': 0.5,
+        }
+        row |= {'question': 'q', 'golden_answers': ['a'], 'segments': []}
+        rows = [row | {'dataset': name, 'cover_em': name == 'x'} for name in 'xy']
+        jsonl.write_jsonl(here / 'results.jsonl', rows)
+        return 'a table'
+
+    monkeypatch.setattr(sweep.evaluation, 'evaluate', evaluate)
+    monkeypatch.setattr(sweep.rl, 'train', lambda *_: None)  # SIGTERM
+    text = sweep.sweep(made, tmp_path / 'work', tmp_path / 'results')
+    assert '| a | not run / - | not run / - | not run / - |' in text
+    assert '| b | 100.00 / 10.00 | 0.00 / 20.50 | 50.00 / 15.25 |' in text and '(a paper)' in text
+    assert '| b | 1 | 0.000' in text and 'of 2 held-out questions' in text  # of equal ids in two sets
+    assert sweep.sweep(made, tmp_path / 'work', tmp_path / 'results') == text and ran == [['rag']]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'score': 'bleu'}, "score = 'bleu' is none of"),
+        ({'sets': ('x',)}, 'b has 2 figures; give one for each of the 1 sets'),
+    ],
+)
+def test_figures_that_cannot_be_shown_are_refused(changes, message):
+    figures = {'sets': ('x', 'y'), 'score': 'em', 'source': 'a paper', 'figures': (('b', (10.0, 20.5)),)}
+    with pytest.raises(ValueError, match=message):
+        study(published=figures | changes)
+
+
+@pytest.mark.thorough
 def test_a_real_study_of_the_tiny_model(tmp_path):
     made = study(seeds=(0,), variants={'a': {}, 'b': {'evaluation': {'before': False}}})
     text = sweep.sweep(made, tmp_path, tmp_path / 'results')
@@ -260,6 +328,7 @@ def test_a_real_study_of_the_tiny_model(tmp_path):
         assert (kept / 'metrics.jsonl').read_text() == (tmp_path / variant / 'seed_0' / 'metrics.jsonl').read_text()
 
 
+@pytest.mark.thorough
 def test_all_weights_can_be_trained_beside_a_simulator_of_the_same_model(tmp_path):
     config = tiny.get_config()
     config.policy.lora_rank = 0  # their buffers are donated, the simulator starts from the same ones

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import strategies as st
 
 from zerosearch_jax.text.tokenizer import byte_tokenizer
-from zerosearch_jax.text.trajectory import Kind, Segment, TokenSequence, assign_rows, flatten, pack, padding_share
+from zerosearch_jax.text.trajectory import (
+    Kind,
+    Segment,
+    TokenSequence,
+    assign_rows,
+    flatten,
+    pack,
+    padding_share,
+    turns_of,
+)
 
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=20)
 
@@ -194,3 +203,10 @@ def test_a_sequence_longer_than_a_row_is_an_error_that_names_it():
 def test_more_rows_than_the_micro_batches_hold_is_an_error():
     with pytest.raises(ValueError, match='3 rows do not fit 1 micro-batches of 2'):
         pack(random_sequences([10, 10, 10]), [0.0] * 3, row_length=10, rows_per_micro=2, micro_batches=1)
+
+
+def test_a_turn_is_what_is_sampled_between_two_observations():
+    act, see = (lambda n: Segment(Kind.ACTION, (1,) * n, (0.0,) * n)), Segment(Kind.OBSERVATION, (2, 2))
+    segments = [Segment(Kind.PROMPT, (3, 3)), act(2), see, act(1), see, act(3), act(1)]  # its end of sequence last
+    assert turns_of(segments).tolist() == [0, 0, 1, 2, 2, 2, 2]
+    assert len(turns_of(segments[:1])) == 0

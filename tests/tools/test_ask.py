@@ -213,6 +213,7 @@ def command(*arguments, **kwargs):
     )
 
 
+@pytest.mark.thorough
 def test_the_command_reads_lines_and_writes_lines(config, tmp_path):
     small = [f'--config.rollout.{name}={config.rollout[name]}' for name in ('prompt_tokens', 'turn_tokens')]
     flags = ['--checkpoint=', '--config.policy.model=tiny', '--config.policy.adapter=', *small]

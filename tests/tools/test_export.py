@@ -69,7 +69,8 @@ def test_the_files_of_an_export(run, tmp_path, merge):
     out = exported(run, tmp_path, merge=merge)
     weights = {'config.json', 'model.safetensors'} if merge else {'adapter_config.json', 'adapter_model.safetensors'}
     others = {'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja', 'generation_config.json', 'README.md'}
-    assert {path.name for path in out.iterdir()} == weights | others
+    assert {path.name for path in out.iterdir()} == weights | others | {'curves.png'}
+    assert not (run / 'curves.png').exists()  # of the run nothing is changed
     generation = json.loads((out / 'generation_config.json').read_text())
     assert generation['stop_strings'] == ['</search>', '</answer>']
     assert generation['eos_token_id'] == list(byte_tokenizer().eos_ids)
@@ -92,15 +93,26 @@ def test_the_card_says_what_was_measured(run, tmp_path):
     assert '| 3 | 0.750 [0.750, 0.750] | 0.375 [0.375, 0.375] | 3.00 | 0 |' in body
     assert '4 held-out questions of world, temperature 0.0, engine bm25' in body
     assert 'Mean reward: 0.250 at step 1, 0.750 at step 3.' in body
+    assert '](curves.png)\n' in body
     assert '\n    Question: {question}\n' in body and '`</search>` or `</answer>`' in body
     assert json.loads(''.join(body.partition('## Configuration')[2].split('    ')))['rl'] == {'algorithm': 'grpo'}
+
+
+def test_the_card_tells_data_sets_apart(run, tmp_path):
+    path = run / 'evaluation' / 'step_000003.jsonl'
+    rows = jsonl.read_jsonl(path)
+    jsonl.write_jsonl(
+        path, [row | {'dataset': 'nq|x' if row['id'] else 'musique', 'em': row['id'] > 0} for row in rows]
+    )
+    text = (exported(run, tmp_path) / 'README.md').read_text()
+    assert '| 3, musique | 0.000 [' in text and '| 3, nq\\|x | 1.000 [' in text and '| 0, ' not in text
 
 
 def test_the_card_of_what_was_not_measured_says_so(run, tmp_path):
     (run / 'adapter.safetensors').rename(tmp_path / 'moved.safetensors')
     export.export(str(tmp_path / 'moved.safetensors'), tmp_path / 'out')
     text = (tmp_path / 'out' / 'README.md').read_text()
-    assert '## Results\n\nNot run.\n' in text and '"algorithm": "grpo"' in text
+    assert '## Results\n\nNot run.\n' in text and 'curves.png' not in text and '"algorithm": "grpo"' in text
     shipped = card.card(card.Trained('smollm2_policy', False, 'owner/name', {}), 'a|b`\n# c', 'owner/name', False)
     assert (
         'Not run.' in shipped and 'Not known.' in shipped and yaml.safe_load(shipped[4:].split('---')[0])['base_model']
@@ -145,7 +157,7 @@ def test_export_into_the_directory_that_it_reads_is_refused(run, tmp_path, place
         'link': (tmp_path / 'link', tmp_path / 'out' / '..' / 'out'),
     }[place]
     before = listing(tmp_path)
-    with pytest.raises(ValueError, match=r'holds what is to be exported; choose another directory'):
+    with pytest.raises(ValueError, match=r'holds the weights to export; choose another directory'):
         export.export(str(reference), directory, merge=merge)
     assert listing(tmp_path) == before
 

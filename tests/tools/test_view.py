@@ -133,6 +133,15 @@ def test_a_run_at_a_step_is_shown_up_to_there_and_says_that_it_is_not_finished(t
     assert len(facts_of(view.write(tmp_path).read_text())['rows']) == 4 + 2
 
 
+def test_the_curves_of_other_runs_stand_beside_those_of_the_first(tmp_path):
+    first, other = (make_run(tmp_path / name, some()).parent for name in 'ab')
+    facts = facts_of(view.write(first, 2, [other]).read_text())
+    assert facts['beside'] == [[str(other), facts['series']]] and len(facts['series']['reward/mean']) == 2
+    assert facts_of(view.write(first).read_text())['beside'] == []
+    with pytest.raises(FileNotFoundError, match='x has no curves'):
+        view.write(first, None, [tmp_path / 'x'])
+
+
 def test_what_anybody_wrote_cannot_leave_its_place(tmp_path):
     rows = [episode(i, question=text, answer=text, documents=[text]) for i, text in enumerate(HOSTILE)]
     plain = make_run(tmp_path / 'plain', [episode(i) for i in range(len(HOSTILE))]).read_text()
@@ -164,7 +173,7 @@ def test_a_directory_that_is_no_run_is_told_in_one_line(tmp_path):
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
     assert done.stderr.startswith(f'error: {tmp_path} holds no run')
-    assert not (tmp_path / 'view.html').exists()
+    assert not (tmp_path / 'index.html').exists()
 
 
 def test_a_row_that_is_no_trajectory_is_told(tmp_path):
@@ -215,7 +224,7 @@ def chromium(tmp_path_factory):
 
 
 class Page:
-    """A view.html in the browser; after the test nothing was asked of the network, and nothing complained."""
+    """A page in the browser; after the test nothing was asked of the network, and nothing complained."""
 
     def __init__(self, driver):
         self.driver = driver
@@ -300,6 +309,19 @@ def test_curves_are_read_by_pointer_and_by_key_and_lead_to_trajectories(page, ru
     ActionChains(page.driver).click().perform()
     page.see('4 of 26 trajectories')
     assert {row.find_element('css selector', '.step').text for row in page.all('tr.row')} <= {'3', '4'}
+
+
+def test_another_run_is_dashed_in_every_chart_and_read_at_the_same_step(page, tmp_path):
+    first, other = (make_run(tmp_path / name, some()).parent for name in 'ab')
+    page.open(view.write(first, None, [other]))
+    chart = page.all('.chart')[0]
+    curves = [path.get_attribute('class') for path in chart.find_elements('css selector', 'path.curve')]
+    assert curves == ['curve c0', 'curve cn dashed', 'curve c2 dashed']  # reward, noise, the other's reward
+    assert f'{other}: mean' in chart.text
+    slider = chart.find_element('tag name', 'svg')
+    page.js('arguments[0].focus()', slider)
+    page.keys('HOME')
+    assert slider.get_attribute('aria-valuetext').endswith(f'rollout/noise 0.050, {other} reward/mean 0.100')
 
 
 def test_filters_and_order(page, run):
@@ -444,7 +466,7 @@ def test_ten_thousand_trajectories(page, tmp_path):
     page.all('tr.row a')[1].click()
     page.see('The capital is Paris.', '.transcript')
     assert page.js('document.title').endswith('What is the capital of country 4321?')
-    page.open(tmp_path / 'view.html', '#view=list&most=0&from=51&to=60')
+    page.open(tmp_path / 'index.html', '#view=list&most=0&from=51&to=60')
     page.wait(lambda: page.count() == '200')
 
 

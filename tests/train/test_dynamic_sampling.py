@@ -1,19 +1,23 @@
 """Groups of a step: who is replaced, what is counted of them, and which state is kept when a step looks wrong."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from configs import toy_hops
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.rollout import Trajectory
 from zerosearch_jax.run import alarms
 from zerosearch_jax.text.trajectory import Kind, Segment
-from zerosearch_jax.train import rl, trainer
+from zerosearch_jax.train import config, rl, trainer
+from zerosearch_jax.train.config import DataConfig
 from zerosearch_jax.train.learner import Learned
 
 QUESTIONS, GROUP = 3, 2
+TOY = config.parse(toy_hops.get_config())
 
 
 def trajectory(question, sample, reward):
@@ -28,6 +32,7 @@ def sampler(rewards_of, rounds, pool=12):
         rollout=SimpleNamespace(questions=QUESTIONS, group=GROUP),
         rl=SimpleNamespace(dynamic_sampling=rounds),
         seed=0,
+        data=DataConfig(),
     )
     made.train_questions = [Question(f'q{i}', f'question {i}', ('a',)) for i in range(pool)]
     made.asked = []
@@ -38,6 +43,7 @@ def sampler(rewards_of, rounds, pool=12):
         return [trajectory(q, s, rewards_of(q, s)) for q in questions for s in range(GROUP)]
 
     made.collect, made.score = collect, lambda t: float(t.status)
+    made.score.by_turn = lambda t: np.array([float(t.status)])
     made.learner = SimpleNamespace(learn=lambda *given: made.given.append(given) or nothing(given))
     made.given, made.mesh = [], SimpleNamespace(size=1)
     made.model = SimpleNamespace(tokenizer=SimpleNamespace(pieces=lambda tokens: []))
@@ -73,7 +79,7 @@ def test_the_samples_of_a_question_are_one_group():
     rl.train_step(made, 1, 0.0)
     ((_, _, rewards, groups, valid),) = made.given
     assert groups.tolist() == [0, 0, 1, 1, 2, 2]  # as the trajectories: question by question
-    assert rewards.tolist() == [0.0, 1.0] * 3 and valid.all()
+    assert [*map(sum, rewards)] == [0.0, 1.0] * 3 and valid.all()
 
 
 def test_last_good_is_the_state_whose_rollouts_were_the_last_good_ones(tmp_path):
@@ -91,3 +97,26 @@ def test_last_good_is_the_state_whose_rollouts_were_the_last_good_ones(tmp_path)
         }
         rl._sound_alarms(past, tmp_path, cfg, checkpoints, step, row)
     assert kept == [('last_good', 3)]
+
+
+def test_the_first_steps_ask_questions_of_enough_hops_and_all_later_ones_any():
+    made = sampler(lambda *_: 0.0, rounds=1)
+    for number, question in enumerate(made.train_questions):
+        question.metadata['decomposition'] = [{'query': 'what', 'answer': 'a'}] * (1 + number % 3)
+    asked = lambda step: [len(q.metadata['decomposition']) for q in made.questions_of(step)]  # noqa: E731
+    made.cfg.data = DataConfig(first_hops=2, first_steps=4)
+    assert all(min(asked(step)) >= 2 for step in range(1, 5)) and min(min(asked(step)) for step in range(5, 9)) == 1
+    assert (
+        len({q.id for step in (1, 2) for q in made.questions_of(step)}) == 6
+    )  # none twice before all eight were asked
+    assert all(len(q.metadata['decomposition']) >= 2 for q in made._spare_questions(4, 0))
+    made.cfg.data = DataConfig(first_hops=2)
+    assert 1 in {hops for step in range(1, 5) for hops in asked(step)}
+
+
+def test_first_steps_without_enough_questions_are_refused():
+    with pytest.raises(ValueError, match=r'config.data.first_hops = 4 leaves 0 questions for the first steps'):
+        trainer.load_questions(
+            dataclasses.replace(TOY, data=dataclasses.replace(TOY.data, first_hops=4, first_steps=1))
+        )
+    assert trainer.load_questions(dataclasses.replace(TOY, data=dataclasses.replace(TOY.data, first_hops=4)))

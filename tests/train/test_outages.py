@@ -86,6 +86,7 @@ def metrics(workdir):
     }
 
 
+@pytest.mark.thorough
 def test_a_search_service_that_dies_ends_the_run_and_the_next_start_ends_it_as_if_nothing_had_been(
     made, tmp_path, capsys
 ):
@@ -106,6 +107,7 @@ def test_a_search_service_that_dies_ends_the_run_and_the_next_start_ends_it_as_i
         assert (tmp_path / 'part' / name).read_text() == (tmp_path / 'whole' / name).read_text()
 
 
+@pytest.mark.thorough
 def test_an_evaluation_in_which_nearly_all_searches_fail_ends_the_run_and_is_made_at_the_next_start(made, tmp_path):
     FAILS.add('all')
     with pytest.raises(OutsideFailed, match='evaluation after step 0, episodes that search: 7 of 7 failed'):
@@ -114,6 +116,7 @@ def test_an_evaluation_in_which_nearly_all_searches_fail_ends_the_run_and_is_mad
     assert run(made, tmp_path / 'run')['evaluations']['0']['em']['mean'] == 1
 
 
+@pytest.mark.thorough
 def test_failed_searches_are_in_no_score_and_on_the_headline_and_in_the_summary(made, tmp_path, capsys):
     FAILS.update(('q0', 'q1', 'q2'))
     summary = run(made, tmp_path / 'run')
@@ -133,6 +136,7 @@ def test_failed_searches_are_in_no_score_and_on_the_headline_and_in_the_summary(
     assert f'{summary["failed_searches"]} of {summary["cost"]["queries"]} searches of the training failed' in shown
 
 
+@pytest.mark.thorough
 def test_questions_that_the_outside_failed_are_asked_again_at_the_next_start_and_no_others(made, tmp_path):
     FAILS.update(('q0', 'q1'))
     assert run(made, tmp_path / 'run')['evaluations']['2']['failed'] == 2
@@ -150,6 +154,7 @@ def test_questions_that_the_outside_failed_are_asked_again_at_the_next_start_and
     assert not ASKED
 
 
+@pytest.mark.thorough
 def test_a_dead_engine_is_noticed_where_few_search(made, tmp_path):
     """Two searches a step: too few to tell in one, and none that was answered in three."""
     rows = [{'id': f'q{i}x' if i else 'q0', 'question': f'why {i}?', 'golden_answers': ['b']} for i in range(4)]

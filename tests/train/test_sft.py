@@ -66,6 +66,7 @@ def test_it_learns_what_it_is_shown(whole):
     assert (whole[1] / 'curves.png').stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_ends_as_the_one_that_was_not(whole, rows, tmp_path, monkeypatch):
     learn = sft._Learner.learn
 
@@ -91,6 +92,7 @@ def test_a_run_that_is_done_needs_no_space(whole, rows, monkeypatch):
     assert run(whole[1], config(rows)) == whole[0]
 
 
+@pytest.mark.thorough
 def test_it_stops_early_and_exports_the_best(rows, tmp_path):
     made = config(rows, steps=40, patience=2, evaluate_every=1)
     made.optimizer.learning_rate = 0.5  # too high: the held-out loss soon rises

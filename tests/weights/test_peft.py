@@ -211,6 +211,7 @@ def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
         peft.load(tmp_path / 'nothing', TINY)
 
 
+@pytest.mark.thorough
 def test_the_command_writes_both_forms(tmp_path):
     model = pretrained.load_model('tiny', MESH)
     made = make_trainable(model, PolicyConfig(lora_rank=2), MESH, 0).params

@@ -37,6 +37,7 @@ def test_the_tables_are_those_of_the_committed_results():
     assert table.filled(text, RESULTS) == text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     'program, flags, names',
     [

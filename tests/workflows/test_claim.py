@@ -1,5 +1,6 @@
 """The miniature study: what its arms learn from and are asked is apart, and only its arms differ."""
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
+from configs import quickstart
 from configs.ablations import engine
 from configs.miniature import claim, warm_start
-from zerosearch_jax import pretrained
+from zerosearch_jax import pretrained, settings
 from zerosearch_jax.data import sources
+from zerosearch_jax.evaluate import report
+from zerosearch_jax.study import report as study_report
 from zerosearch_jax.study import sweep
 from zerosearch_jax.text.tokenizer import byte_tokenizer
 from zerosearch_jax.train import config, demonstrations, sft, trainer
@@ -22,13 +26,16 @@ RUNS = ROOT / 'docs' / 'runs'
 
 def taught(preset, monkeypatch):
     """The questions that a warm start's demonstrations are made of."""
-    given = []
-    for name in ('policy_demos', 'world_searches'):
-        monkeypatch.setattr(demonstrations, name, lambda questions, *_, **__: given.extend(questions) or [])
-    monkeypatch.setattr(sft, 'BM25', lambda passages: SimpleNamespace(search=None))
-    with pytest.raises(ValueError, match='no demonstration is left'):
+    given = {}
+    for name in ('policy_episode', 'world_search'):
+        monkeypatch.setattr(
+            demonstrations, name, lambda question, *_, **__: given.setdefault(question.id, question) and None
+        )
+    for module in (sft, demonstrations):
+        monkeypatch.setattr(module, 'BM25', lambda passages: SimpleNamespace(search=None))
+    with pytest.raises(ValueError, match='demonstration'):  # none can be made
         sft.load_demonstrations(sft.parse(warm_start.get_config(preset)), SimpleNamespace(tokenizer=byte_tokenizer()))
-    return given
+    return list(given.values())
 
 
 def arm(name):
@@ -81,3 +88,20 @@ def test_the_warm_starts_ship_and_say_what_they_learned_from(name):
     role = name.removeprefix('miniature_')
     assert demos_of['source'] == f'world:{role}' and tuple(demos_of['folds']) == warm_start.FOLDS[role]
     assert pretrained.find_adapter(name).stat().st_size < 6e6
+
+
+def test_the_results_of_the_quickstart_are_of_its_configuration_and_on_the_first_screen():
+    """A change of the quickstart, of a default that it takes or of an adapter asks for its three runs anew."""
+    for line in (RUNS / 'quickstart' / 'adapters.sha256').read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((ROOT / 'zerosearch_jax' / 'adapters' / name).read_bytes()).hexdigest() == digest
+    places = sorted((RUNS / 'quickstart').glob('seed_*'))
+    assert len(places) == 3
+    for seed, place in enumerate(places):
+        config = quickstart.get_config()
+        config.seed = seed
+        assert study_report.is_finished(place, settings.to_json(config))
+    gain = report.pool(places)['em']['gain']
+    mean, low, high = (f'{100 * value:.1f}' for value in (gain['mean'], *gain['interval']))
+    first_screen = ' '.join((RUNS.parents[1] / 'README.md').read_text().partition('## What it is')[0].split())
+    assert f'{mean} points (95 % interval {low} to {high}' in first_screen

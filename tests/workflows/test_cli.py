@@ -133,6 +133,7 @@ def test_help_shows_the_commands():
     assert 'Traceback' not in done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_interrupting_a_run_leaves_a_summary_and_the_way_to_continue(tmp_path):
     rows = [json.dumps({'question': f'why {i}?', 'golden_answers': ['b']}) for i in range(4)]
     (tmp_path / 'few.jsonl').write_text('\n'.join(rows))  # the built-in world takes seconds to build

@@ -17,11 +17,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # {a part of a command: why it is not run}; tests/workflows/test_docs.py sees that their flags are right
 ELSEWHERE = {
-    'qwen2_5_3b.py:paper': 'weights that are not here; tests/workflows/test_published.py',
-    'paper_v2.py': 'weights that are not here; tests/workflows/test_published.py',
+    'launch.train --config configs/qwen2_5_3b.py': 'weights that are not here; tests/workflows/test_published.py',
+    'reproduce/tables.py': 'weights that are not here; tests/workflows/test_reproduce.py',
+    'quickstart_t4': 'weights that are not here',
     'Qwen2.5-0.5B': 'weights that are not here',
     'kind=endpoint': 'a server; tests/simulator/test_simulator.py',
     'kind=search_r1': 'a server; tests/search/test_remote.py',
+    'launch.serve_search': 'it does not end; tests/tools/test_serve_search.py',
+    'launch.serve_model': 'it does not end; tests/tools/test_serve_model.py',
     'wandb=PROJECT': 'an account',
     '--coordinator': 'several machines; tests/workflows/test_two_process.py',
     '--hardware=CHIP': 'a placeholder',
@@ -29,6 +32,10 @@ ELSEWHERE = {
     '--hardware=a100': 'minutes of compilation; tests/plan/test_targets.py',
     'launch.plan --config configs/qwen2_5_3b.py': 'minutes of compilation; tests/plan/test_targets.py',
     'launch.compare A B': 'a placeholder',
+    'runs/NAME': 'a placeholder',
+    'launch.view RUN': 'a placeholder',
+    'runs/x': 'a run of more steps; tests/run/test_trained_checkpoints.py',
+    '--step=3': 'a run of more steps; tests/run/test_trained_checkpoints.py',
 }
 TRAIN = ['rl.steps=1', 'rollout.questions=2', 'rollout.group=2', 'evaluation.questions=2']
 # of the random model, because a study is many runs

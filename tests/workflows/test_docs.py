@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import pytest
 from helpers import ENVIRONMENT, ROOT
 
+import zerosearch_jax
 from configs import common, qwen2_5_3b
 from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.curriculum import Curriculum, noise_probability
@@ -80,9 +81,65 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(found), target
 
 
+def test_the_version_is_said_once_and_the_same_everywhere():
+    version = zerosearch_jax.__version__
+    assert f'version: {version}\n' in (ROOT / 'CITATION.cff').read_text()
+    assert (ROOT / 'CHANGELOG.md').read_text().split('## ')[1].startswith(f'{version}\n')
+
+
 def test_the_index_has_every_page():
     linked = set(re.findall(r'\]\((\w+\.md)', (DOCS / 'README.md').read_text()))
     assert linked == {path.name for path in DOCS.glob('*.md')} - {'README.md'}
+
+
+# ---------------------------------------------------------------- words
+
+# spellings that are not used in pages and docstrings, and the word of the field that is
+OLD_WORDS = {
+    r'(writing|writes?) (of )?(the )?prompts?': 'prefill',
+    r'foretell(s|ing)?|foretold': 'plans, predicts',
+    r'talks?': 'prints',
+    r'hears?': 'gets the error',
+    r'told to stop': 'SIGTERM',
+    r'(between two|at (every|each)) looks?|looks? of the host': 'decode call',
+    r'the outside (fails?|failed|is|says?)|calls? to the outside': 'a search failed; remote service',
+    r'lets? go of': 'frees',
+    r'born (sharded|in its shardings)': 'created sharded',
+    r'expressly': 'explicitly',
+    r'under way or done': 'running or finished',
+    r'goes? on where (it|they)': 'continues',
+    r'cut back to': 'truncated to',
+    r'straight line': 'linear',
+    r'for people': 'as text',
+    r"(some|any)body's own|a user's own": "a user's",
+    r'normalis(e|ed|es|ation)': 'normalize',
+    r'time-outs?': 'timeout',
+}
+
+
+def old_words(text):
+    """[(as it is written, what to write)] of the old words in a text."""
+    text = ' '.join(re.sub(r'`[^`\n]*`', '', plain(text)).split())
+    return [(found[0], new) for old, new in OLD_WORDS.items() for found in re.finditer(rf'\b({old})\b', text, re.I)]
+
+
+def docstrings(path):
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    return '\n'.join(ast.get_docstring(n) or '' for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, kinds))
+
+
+def test_pages_and_docstrings_have_the_words_of_the_field():
+    texts = {path: path.read_text() for path in PAGES if path.parent != ROOT / 'benchmarks'}
+    texts |= {path: docstrings(path) for room in ('zerosearch_jax', 'launch') for path in (ROOT / room).rglob('*.py')}
+    assert {ids(path): found for path, text in texts.items() if (found := old_words(text))} == {}
+
+
+def test_an_old_word_is_found():
+    assert old_words('A plan foretells that writing\nprompts is slow.') == [
+        ('writing prompts', 'prefill'),
+        ('foretells', 'plans, predicts'),
+    ]
+    assert old_words('`told to stop`\n```\ntalks\n```\n') == []
 
 
 # ---------------------------------------------------------------- commands
@@ -99,7 +156,8 @@ def commands():
         quickstart = 'launch.train --config configs/quickstart.py'
         written += [f'{quickstart} {rest}' for rest in re.findall(r'`… (--(?!config )[^`]+)`', text)]
         for command in written:
-            whole = command.split(' #')[0].replace('--config …', '--config configs/quickstart.py').rstrip("' ")
+            whole = command.split(' #')[0].replace('--config …', '--config configs/quickstart.py').rstrip()
+            whole = whole.removesuffix("'") if whole.count("'") % 2 else whole  # the end of a string around it
             words = shlex.split(re.sub(r'=[ni]\b', '=1', re.sub(r'[][]', '', whole)))
             found[command] = list(itertools.takewhile(lambda word: word not in ('…', '<', '>', '&&'), words))
     return found
@@ -234,7 +292,7 @@ def test_the_values_of_the_curriculum_are_those_of_the_code():
 
 def test_the_request_to_a_simulator_is_the_template_of_the_code():
     [shown] = re.findall(r'^```\n(.*?)^```$', section('method.md', 'The simulated search'), re.DOTALL | re.MULTILINE)
-    template = prompts.SIMULATOR_TEMPLATES['tuned']
+    template = prompts.SIMULATOR_TEMPLATES['told']
     assert shown.split() == template.useful.replace('{knowledge}', template.knowledge).split()
 
 

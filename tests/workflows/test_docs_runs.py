@@ -31,6 +31,8 @@ from zerosearch_jax.train import rl, sft
 from zerosearch_jax.train.learner import Learned
 from zerosearch_jax.weights import huggingface, loading
 
+pytestmark = pytest.mark.thorough
+
 
 def train(workdir, **fields):
     """Two steps of configs/tiny.py on the toy's questions; its metrics."""
@@ -79,7 +81,7 @@ def test_the_fields_of_episodes(run):
     rows = jsonl.read_jsonl(run[0] / 'trajectories.jsonl')
     assert sorted(documented('Episodes')) == sorted(written(rows))
     evaluated = jsonl.read_jsonl(run[0] / 'evaluation' / 'step_000000.jsonl')
-    assert written(rows) - written(evaluated) == {'reward', 'advantage'}
+    assert written(rows) - written(evaluated) == {'reward', 'turn_rewards', 'advantage'}
 
 
 def test_the_metrics_of_fine_tuning(tmp_path):
@@ -98,7 +100,7 @@ def test_the_results_of_an_evaluation(tmp_path):
     made.rollout.update(prompt_tokens=768, response_tokens=32, turn_tokens=16, slots=2)
     evaluation.evaluate(evaluation.parse(made), tmp_path, settings.to_json(made))
     own = written(jsonl.read_jsonl(tmp_path / 'results.jsonl'))
-    episode = {*documented('Episodes')} - {'step', 'reward', 'advantage'}
+    episode = {*documented('Episodes')} - {'step', 'reward', 'turn_rewards', 'advantage'}
     assert sorted(documented('`results.jsonl` of an evaluation')) == sorted(own - episode)
     assert episode <= own
 
@@ -123,7 +125,7 @@ def stepped(searcher, searches=lambda sample: sample):
         cfg=SimpleNamespace(rollout=SimpleNamespace(group=2), rl=SimpleNamespace(dynamic_sampling=0)),
         generated_tokens=0,
         collect_dynamic=lambda step, noise: (found, [], 0),
-        score=lambda trajectory: 1.0,
+        score=SimpleNamespace(by_turn=lambda trajectory: np.ones(1)),
         learner=SimpleNamespace(learn=lambda *_: Learned({}, np.zeros(4), [None] * 4)),
         mesh=SimpleNamespace(size=1),
         model=SimpleNamespace(tokenizer=BYTES),
@@ -176,6 +178,14 @@ def test_a_reward_of_ones_own_trains(mine, tmp_path):
     assert [row['step'] for row in rows if 'reward/mean' in row] == [1, 2]
     trajectory = SimpleNamespace(answer='Italy', searches=[1, 2])
     assert mine('my_reward').frugal_f1(trajectory, ['Italy']) == pytest.approx(0.9)
+
+
+def test_a_turn_reward_of_ones_own_trains(mine, tmp_path):
+    rows = train(tmp_path, reward__turn='my_turns.new_documents', rl__credit='turn')
+    assert [row['reward/earlier_turns'] >= 0 for row in rows if 'reward/mean' in row] == [True] * 2
+    searches = [SimpleNamespace(documents=documents) for documents in (('a', 'b'), ('b', 'c'))]
+    trajectory = SimpleNamespace(turns=4, search_turns=[0, 2], searches=searches)
+    assert mine('my_turns').new_documents(trajectory) == [0.1, 0.0, 0.05, 0.0]
 
 
 @pytest.mark.parametrize('name', ['median', 'plain'])
@@ -263,5 +273,5 @@ def test_transformers_reads_what_the_family_saves(mistral):
 
 def test_every_example_of_the_page_is_run():
     code = (DOCS / 'extending.md').read_text()
-    assert len(EXAMPLES) == len(re.findall('```(python|json)', code)) == 6
+    assert len(EXAMPLES) == len(re.findall('```(python|json)', code)) == 7
     assert all(name.split('.')[0] in pathlib.Path(__file__).read_text() for name in EXAMPLES)

@@ -66,6 +66,7 @@ def rewards_of_training(machinery, algorithm, sign):
     return history
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('algorithm', ['grpo', 'reinforce_baseline'])
 def test_reward_rises(machinery, algorithm):
     history = rewards_of_training(machinery, algorithm, 1)

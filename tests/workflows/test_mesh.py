@@ -59,6 +59,7 @@ def relative(a, b):
     return float(np.linalg.norm(np.asarray(a) - b) / max(np.linalg.norm(b), 1e-12))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(('shape', 'rank'), [*((shape, 0) for shape in MESHES), ((2, 2, 2), 4)], ids=str)
 def test_loss_and_gradients_do_not_depend_on_the_mesh(shape, rank):
     one, many = two_updates((1, 1, 1), rank), two_updates(shape, rank)
@@ -70,6 +71,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(shape, rank):
     assert all(np.linalg.norm(g) > 1e-6 for g in jax.tree.leaves(one['gradients']))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('shape', [(1, 1, 1), *MESHES], ids=str)
 def test_moments_are_sharded_like_their_weights_and_stay_so(shape):
     run = two_updates(shape)
@@ -168,6 +170,7 @@ def compile_a_bad_reshard():
         jax.jit(lambda x: sharding.constrain(jnp.sin(x), 'batch', None, None)).lower(x).compile()
 
 
+@pytest.mark.thorough
 def test_xla_rematerializes_no_array_whole():
     assert WHOLE not in compile_log('compile_everything()')
 

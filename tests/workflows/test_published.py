@@ -5,18 +5,16 @@ import importlib
 import json
 import math
 
-import jax
 import pytest
+from helpers import load_random_models
 
-from zerosearch_jax import pretrained, sharding
-from zerosearch_jax.models import transformer
 from zerosearch_jax.plan import programs
 from zerosearch_jax.run import jsonl
-from zerosearch_jax.text.tokenizer import byte_tokenizer
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train import rl
 
 EXPERIMENTS = [('qwen2_5_3b', 'paper'), ('qwen2_5_7b', 'base'), ('llama3_2_3b', 'base')]
+METHODS = [pytest.param('qwen2_5_3b', f'paper_{name}', marks=pytest.mark.slow) for name in ('ppo', 'searchr1', 'r1')]
 
 
 @pytest.fixture
@@ -24,16 +22,7 @@ def small(monkeypatch, tmp_path):
     """Makes a run of two steps of an experiment: fewer questions and tokens, models that `shrink` makes smaller."""
 
     def make(name, preset, shrink):
-        def describe(reference):
-            return pretrained.Model(shrink(programs.model_config(reference)), byte_tokenizer(), {})
-
-        def load(reference, mesh, dtype='float32'):
-            model = describe(reference)
-            params = sharding.init(transformer.layout(model.cfg), jax.random.key(0), mesh, dtype)
-            return dataclasses.replace(model, params=params)
-
-        monkeypatch.setattr(pretrained, 'open_model', describe)
-        monkeypatch.setattr(pretrained, 'load_model', load)
+        load_random_models(monkeypatch, lambda name: shrink(programs.model_config(name)))
         questions = [{'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['b']} for i in range(8)]
         (tmp_path / 'questions.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in questions))
         (tmp_path / 'corpus.jsonl').write_text(json.dumps({'id': 'p', 'title': 'because', 'text': 'of all'}) + '\n')
@@ -43,7 +32,7 @@ def small(monkeypatch, tmp_path):
         config.rollout.update(
             questions=4, prompt_tokens=896, turn_tokens=16, observation_tokens=64, response_tokens=128
         )
-        config.rollout.slots = 8 if preset != 'paper' else 4 * config.rollout.group  # defect D1 is about whole turns
+        config.rollout.slots = 8 if 'paper' not in preset else 4 * config.rollout.group  # D1 is about whole turns
         config.rollout.slots += -config.rollout.slots % 8
         config.simulator.update(prompt_tokens=896, max_tokens=16, slots=8)
         config.rl.update(steps=2, row_length=1024)
@@ -63,7 +52,8 @@ def run(cfg, workdir):
     return rows
 
 
-@pytest.mark.parametrize(('name', 'preset'), EXPERIMENTS)
+@pytest.mark.thorough
+@pytest.mark.parametrize(('name', 'preset'), EXPERIMENTS + METHODS)
 def test_experiments_run_two_steps(small, name, preset, tmp_path):
     def shrink(cfg):  # the heads stay as many as they are
         narrow = {n: getattr(cfg, n) // 8 for n in ('hidden_size', 'mlp_size', 'head_dim')}

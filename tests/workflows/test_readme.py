@@ -61,8 +61,8 @@ def test_what_looks_at_a_run_does(trained):
         done = run(here.replace(' exported', f' {trained}/exported'), trained)
         assert done.returncode == 0, done.stderr[-3000:]
         if command == ask:
-            assert re.search(r'<search>.*\n(no )?answer: .* tokens, ', done.stdout, re.DOTALL), done.stdout
-    assert (trained / 'run' / 'view.html').stat().st_size > 10_000
+            assert re.search(r'<think>.*\n(no )?answer: .* tokens, ', done.stdout, re.DOTALL), done.stdout
+    assert (trained / 'run' / 'index.html').stat().st_size > 10_000
     assert (trained / 'exported' / 'adapter_model.safetensors').exists()
     assert (trained / 'exported_whole' / 'model.safetensors').exists()
 

@@ -1,13 +1,21 @@
 """Every algorithm raises the reward on the toy task, with the real engine, search and learner."""
 
+import collections
+import itertools
+import re
+
 import numpy as np
 import pytest
 
-from configs import toy, toy_sft
-from zerosearch_jax import settings
+from configs import toy, toy_chains_sft, toy_sft
+from configs.ablations import toy_chains as ablation
+from zerosearch_jax import pretrained, settings
 from zerosearch_jax.data import sources
+from zerosearch_jax.data.rows import holds_answer
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.search.search import Query
+from zerosearch_jax.simulator.oracle import Oracle
 from zerosearch_jax.study import sweep
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train import rl, sft
@@ -65,3 +73,71 @@ def test_the_study_of_algorithms_covers_them_all():
 
     study = sweep.parse(toy_algorithms.get_config())
     assert {study.config(name, 0).rl.algorithm for name in study.variants} == set(ALGORITHMS)
+
+
+# ---------------------------------------------------------------- chains
+
+
+def chains(name='toy_chains'):
+    return [sources.load_questions(name, split) for split in ('train', 'test')], sources.load_passages(name)
+
+
+def test_a_chain_is_followed_by_its_own_queries_and_by_no_fewer():
+    parts, passages = chains()
+    search = BM25(passages).search
+    for question in itertools.chain(*parts):
+        steps, needed = question.metadata['decomposition'], set()
+        asked = question.question
+        for step in steps:
+            found = search([step['query']], 2)[0]
+            assert found[0].id == step['passage'] and holds_answer(found[0].text, [step['answer']])
+            assert set(step['query'].split()[1:]) <= set(re.findall(r'\w+', asked))  # what was asked, or just found
+            needed.add(step['passage'])
+            asked = step['answer']
+        assert steps[-1]['answer'] in question.golden_answers and len(needed) == len(steps) == question.metadata['hops']
+
+
+def test_a_third_of_the_things_is_held_out_with_its_friends_and_masters():
+    parts, _ = chains()
+    counts = [[sum(q.metadata['hops'] == hops for q in part) for hops in (1, 2, 3)] for part in parts]
+    assert counts == [[96] * 3, [48] * 3]
+    things = [{step['query'].split()[1] for q in part for step in q.metadata['decomposition']} for part in parts]
+    assert not things[0] & things[1] and [*map(len, things)] == [96, 48]
+    assert len({q.id for part in parts for q in part}) == 432
+
+
+def test_told_chains_have_the_final_answer_among_what_the_oracle_brings_for_their_first_hop():
+    parts, passages = chains('toy_chains_told')
+    plain, without = chains()
+    assert [[q.question for q in part] for part in parts] == [[q.question for q in part] for part in plain]
+    assert passages[-1] not in without and {p.id for p in without} < {p.id for p in passages}
+    oracle = Oracle(BM25(passages).search, passages)
+    for question in parts[0]:
+        query = Query(None, question, 0, 0, question.metadata['decomposition'][0]['query'])
+        (documents,) = oracle.find([query], [(False, False)])
+        told = question.question.removeprefix('Which number has ').removesuffix('?')
+        assert f'{told} has number {question.golden_answers[0]}' in ' '.join(documents)
+        assert question.metadata['decomposition'][0]['answer'] in ' '.join(documents)
+
+
+def test_the_study_of_chains_evaluates_every_variant_alike():
+    study = sweep.parse(ablation.get_config())
+    configs = {name: study.config(name, 0) for name in study.variants}
+    assert {(c.data.test, c.evaluation.questions, c.rollout.max_turns) for c in configs.values()} == {
+        ('toy_chains', 144, 4)
+    }
+    engines = {name: c.engine.kind for name, c in configs.items() if c.engine.kind != 'bm25'}
+    assert engines.keys() == {name for name, c in configs.items() if c.data.corpus == 'toy_chains_told'}
+    search = settings.resolve_name(engines['told'], {}, 'kind')
+    queries = ['friend lame', 'number bade']
+    assert search(None, queries, 2) == BM25(sources.load_passages('toy_chains')).search(queries, 2)
+
+
+def test_demonstrations_of_chains_follow_them_or_guess_before_any_hop():
+    cfg = sft.parse(toy_chains_sft.get_config())
+    model = pretrained.open_model('tiny')
+    made, held_out = sft.load_demonstrations(cfg, model)
+    assert (len(made), len(held_out)) == (820, 44)
+    texts = [model.tokenizer.decode(s.tokens[s.weights > 0]) for s in (*made, *held_out)]
+    searches = collections.Counter((text.count('<search>'), 'I guess' in text) for text in texts)
+    assert searches == {(0, True): 288, (1, True): 192, (2, True): 96, (1, False): 96, (2, False): 96, (3, False): 96}

@@ -17,6 +17,8 @@ from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.run.checkpoint import Checkpoints
 from zerosearch_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.thorough
+
 HERE = pathlib.Path(__file__).parent
 
 

@@ -1,1 +1,1 @@
-"""Audits of simulators, and the collection of what they are tuned on."""
+"""Audits of simulators, and the collection of searches on which they are fine-tuned."""

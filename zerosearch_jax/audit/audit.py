@@ -1,9 +1,9 @@
-"""Audit of a simulator: what it writes when asked for useful documents, and what when asked for noisy ones.
+"""Audit of a simulator: compares what it writes for requests for useful and for noisy documents.
 
-The number that matters is the gap: how much more often useful documents hold the answer than noisy ones do.
+The number that matters is the gap: how much more often useful documents hold the answer than noisy documents.
 
-    WORKDIR/NAME/answers.jsonl    every request and what came of it, appended as it comes
-    WORKDIR/NAME/figures.json     what is measured of it, beside real results of the same queries
+    WORKDIR/NAME/answers.jsonl    every request and its result, appended when it is done
+    WORKDIR/NAME/figures.json     the measures of these, and of real results of the same queries
     WORKDIR/audit.{json,md,png}   all audits of the directory side by side
 """
 
@@ -42,17 +42,17 @@ RANKED_AMONG = 1000  # passages of the corpus, chosen by a hash of their ids
 
 @dataclasses.dataclass(frozen=True)
 class AuditConfig:
-    """Which queries are asked, and what is reported of the answers."""
+    """Which queries are asked, and what is measured."""
 
-    name: str = 'simulator'  # row of the table
-    source: str = 'world'  # held-out questions, built in, or recorded searches (data/pairs.py; commas between)
-    corpus: str = 'world'  # passages that are searched and that recorded searches name; '': none, nothing is compared
-    label: str = 'label'  # as config.demos.label
+    name: str = 'simulator'  # name of the audit in the table
+    source: str = 'world'  # built-in held-out questions, or recorded searches (data/pairs.py; separated by commas)
+    corpus: str = 'world'  # passages of real results and of recorded searches; '': no comparison with real results
+    label: str = 'label'  # as in config.demos.label
     folds: tuple[int, ...] = ()  # rows of the source; (): all
-    queries: int = 400  # 0: all
-    hop: int = 0  # the step of questions' decompositions that is asked for; 0: recorded searches, built in the first
-    trained_folds: tuple[int, ...] = ()  # folds that the simulator was trained on, whose copies are counted; (): none
-    read: bool = False  # whether config.reader answers from the documents
+    queries: int = 400  # number of queries; 0: all
+    hop: int = 0  # which step of the questions' decompositions is asked for; 0: recorded searches, built-in the first
+    trained_folds: tuple[int, ...] = ()  # folds on which the simulator was trained: copies of them are counted
+    read: bool = False  # whether config.reader answers from the documents, and its answers are scored
     gpu_hour_price: float = 0.0  # dollars; 0: no cost is reported
 
     def __post_init__(self):
@@ -62,7 +62,7 @@ class AuditConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The whole configuration, one frozen dataclass a section."""
+    """The whole configuration, one frozen dataclass for each section."""
 
     seed: int
     mesh: tuple[int, int, int]
@@ -81,7 +81,7 @@ parse = functools.partial(settings.build, Config)
 
 
 def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
-    """Runs, or resumes, an audit in `workdir`; returns the table of all audits there, '' on other processes than 0."""
+    """Runs or resumes an audit in `workdir`; returns the table of all audits there, or '' on processes other than 0."""
     here = workdir / cfg.audit.name
     with claim(here, Config, config_json, ('answers.jsonl',)):
         return _audit(cfg, workdir, here)
@@ -106,11 +106,11 @@ def _audit(cfg: Config, workdir: pathlib.Path, here: pathlib.Path) -> str:
     return figures.report(workdir, cfg.audit.gpu_hour_price)
 
 
-# ---------------------------------------------------------------- what is asked, and what it is held against
+# ---------------------------------------------------------------- queries, and what their answers are compared with
 
 
 def queries(cfg: Config) -> list[Query]:
-    """Distinct queries, chosen by a hash of their ids, so that another source order changes nothing."""
+    """Distinct queries, chosen by a hash of their ids, so that the order of the source does not matter."""
     hop = cfg.audit.hop or int(cfg.audit.source in rows.BUILT_IN)
     if hop:
         asked = [(q, steps[hop - 1][0]) for q in _questions(cfg) if hop <= len(steps := hops_of(q))]
@@ -160,14 +160,14 @@ def _engine(corpus: str) -> BM25:
 
 
 def reference(cfg: Config, answers: Sequence[dict]) -> measures.Reference:
-    """Real results of the same queries, cut as those that a simulator is fine-tuned on, and passages of the corpus."""
+    """Real results of the same queries, cut as for fine-tuning a simulator, and passages of the corpus."""
     if not cfg.audit.corpus:
         return measures.Reference()
     asked = [row for row in answers if not row['noisy']]
     found = _engine(cfg.audit.corpus).search([row['query'] for row in asked], cfg.simulator.documents)
 
     def cut(document: Document, row: dict) -> Document:
-        text = demonstrations.excerpt(document.title, document.text, cfg.simulator.words, row['golden_answers'])
+        text = demonstrations.excerpt(document.title, document.text, cfg.simulator.words, measures.wanted(row))
         return dataclasses.replace(document, text=text)
 
     real = {row['id']: _texts([cut(d, row) for d in documents]) for row, documents in zip(asked, found, strict=True)}
@@ -176,14 +176,12 @@ def reference(cfg: Config, answers: Sequence[dict]) -> measures.Reference:
 
 
 def _trained_on(cfg: Config) -> list[Passage]:
-    """Whole passages of which a simulator saw parts: all that searches of the folds brought."""
+    """Whole passages of which a simulator saw parts in training: all results of searches of these folds."""
     folds, source = cfg.audit.trained_folds, cfg.audit.source
     if not folds:
         return []
     if source in rows.BUILT_IN:
-        questions = rows.in_folds(sources.load_questions(source, 'train'), folds)
-        search = _engine(cfg.audit.corpus).search
-        searches = demonstrations.world_searches(questions, search, documents=cfg.simulator.documents, seed=0)
+        searches = demonstrations.world_searches(source, folds, documents=cfg.simulator.documents, seed=0)
     else:
         searches = _recorded(cfg, folds)
     return [*{passage.id: passage for search in searches for passage in search.passages}.values()]
@@ -197,7 +195,7 @@ def _texts(passages: Sequence[Passage | Document]) -> list[str]:
 
 
 def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
-    """Asks for useful, then for noisy documents, what is on disk already excepted."""
+    """Asks for useful and then for noisy documents, except for those that are on disk already."""
     path = here / 'answers.jsonl'
     done = {(row['id'], row['noisy']) for row in jsonl.shared_jsonl(path)}
     missing = {n: [q for q in asked if (q.question.id, n) not in done] for n in (False, True)}
@@ -213,7 +211,7 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
             while search.active:
                 results = search.step()
                 if jax.process_index() == 0:
-                    jsonl.append_jsonl(path, [_row(result, noisy) for result in results])
+                    jsonl.append_jsonl(path, [_row(result, noisy, cfg.simulator.tell) for result in results])
                 bar.update(len(results))
     speed = {'queries': sum(map(len, missing.values())), 'seconds': time.perf_counter() - began}
     if simulator.engine:
@@ -234,10 +232,11 @@ def _simulator(cfg: Config, mesh: jax.sharding.Mesh) -> Simulator:
     )
 
 
-def _row(result: Result, noisy: bool) -> dict:
+def _row(result: Result, noisy: bool, tell: str) -> dict:
     query, question = result.query, result.query.question
     asked = {'id': question.id, 'noisy': noisy, 'query': query.text, 'question': question.question}
     asked |= {'golden_answers': question.golden_answers, 'hop_answer': answers_of(query, 'hop').told}
+    asked |= {'wanted_answers': answers_of(query, tell).useful}
     kept = [field.name for field in dataclasses.fields(result) if field.name not in ('query', 'labels')]
     return asked | {name: getattr(result, name) for name in kept}
 

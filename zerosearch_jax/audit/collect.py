@@ -1,8 +1,8 @@
-"""Collection: a policy searches with a real engine, and what came back is recorded and labelled useful or noisy.
+"""Collection: a policy searches with a real engine, and the results are recorded and labelled useful or noisy.
 
-trajectories.jsonl   every episode, appended as soon as a batch of them is done
-verdicts.log         of a judge
-pairs.jsonl          prompt, completion and label of every search that has one: what launch.sft reads
+trajectories.jsonl   every episode, appended when its batch is done
+verdicts.log         verdicts of a judge
+pairs.jsonl          prompt, completion and label of every labelled search, for launch.sft
 """
 
 import collections
@@ -38,24 +38,24 @@ from zerosearch_jax.train import demonstrations
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """Who searches, for what, with which engine; and who says what was useful."""
+    """Which questions are searched for, and how the searches are labelled."""
 
-    questions_from: str = 'world'  # data/sources.py; training questions
+    questions_from: str = 'world'  # source of training questions (data/sources.py)
     corpus: str = 'world'
     questions: int = 64  # 0: all
-    documents: int = 5  # documents a search of the engine
-    label: Literal['answer', 'judge'] = 'answer'  # the trajectory's answer was right (v1), or config.judge says so (v2)
+    documents: int = 5  # documents of a search with the engine
+    label: Literal['answer', 'judge'] = 'answer'  # useful if the answer was right (v1), or by config.judge (v2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The whole configuration, one frozen dataclass a section."""
+    """The whole configuration, one frozen dataclass for each section."""
 
     seed: int
     mesh: tuple[int, int, int]
     policy: PolicyConfig
     collect: CollectConfig
-    rollout: RolloutConfig  # config.rollout.group episodes a question
+    rollout: RolloutConfig  # config.rollout.group episodes for each question
     simulator: SimulatorConfig  # how the simulator will be asked: template, documents, words, ...
     judge: JudgeConfig
     endpoint: EndpointConfig
@@ -65,7 +65,7 @@ parse = functools.partial(settings.build, Config)
 
 
 def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
-    """Runs, or resumes, a collection in `workdir`; returns one line about what it holds."""
+    """Runs or resumes a collection in `workdir`; returns one line about its content."""
     with claim(workdir, Config, config_json, ('trajectories.jsonl',)):
         return _collect(cfg, workdir)
 
@@ -83,20 +83,20 @@ def _collect(cfg: Config, workdir: pathlib.Path) -> str:
         jsonl.write_jsonl(workdir / 'pairs.jsonl', kept)
     counts = collections.Counter(labels.values())
     counted = ', '.join(f'{count} {label}' for label, count in sorted(counts.items()))
-    final = (*pairs.LABELS, 'unclear', 'too_long')  # another attempt would end the same
+    final = (*pairs.LABELS, 'unclear', 'too_long')  # a retry would give the same
     again = '; run the same command again to judge those that failed' if counts.keys() - set(final) else ''
     again += f'; {counts["too_long"]} exceed config.judge.prompt_tokens' if counts['too_long'] else ''
     return f'{len(kept)} pairs in {workdir / "pairs.jsonl"} from {sum(counts.values())} searches ({counted}){again}'
 
 
 def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh) -> list[dict]:
-    """Episodes with the real engine as rows; those that are on disk are not made again."""
+    """Rows of episodes with the real engine; those that are on disk are not run again."""
     path = workdir / 'trajectories.jsonl'
     found = jsonl.shared_jsonl(path)
     counts = collections.Counter(row['id'] for row in found)
     done = {name for name, count in counts.items() if count == cfg.rollout.group}
     written = [row for row in found if row['id'] in done]
-    if len(written) < len(found) and jax.process_index() == 0:  # a crash in a question's episodes: they are made again
+    if len(written) < len(found) and jax.process_index() == 0:  # incomplete groups are run again
         jsonl.write_jsonl(path, written)
     missing = [question for question in questions if question.id not in done]
     if missing:
@@ -128,7 +128,7 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
 
 
 def _searches(written: list[dict]):
-    """(trajectory row, turn) of every search that brought documents."""
+    """(trajectory row, turn) of every search that returned documents."""
     for row in written:
         for turn, search in enumerate(row['searches']):
             if search['documents']:
@@ -151,12 +151,12 @@ def _labels(cfg: Config, workdir: pathlib.Path, written: list[dict], mesh) -> di
 
 
 def _judge_name(cfg: JudgeConfig) -> str:
-    """What tells a judge from others: verdicts are kept by it."""
+    """The identity of a judge, which is part of the key of its verdicts."""
     return ' '.join(filter(None, (cfg.model, cfg.adapter, cfg.template_arguments)))
 
 
 def _pair(cfg: Config, row: dict, turn: int, label: str) -> dict | None:
-    """The request and the documents of one search as a row for launch.sft; None where it has no label."""
+    """The request and the documents of one search as a row for launch.sft; None if it has no label."""
     if label not in pairs.LABELS:
         return None
     search = row['searches'][turn]

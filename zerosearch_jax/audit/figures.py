@@ -9,7 +9,7 @@ import numpy as np
 from zerosearch_jax.audit.measures import COPIED
 from zerosearch_jax.evaluate.intervals import shown
 
-# heading: {measure: title}; a measure has a row for each group of audit/measures.py that has it
+# {heading: {measure: title}}; a measure has a row for each group of audit/measures.py that contains it
 TABLE = {
     'The query does not say the answer': {
         'contains': 'hold an answer',
@@ -44,7 +44,7 @@ def report(workdir: pathlib.Path, gpu_hour_price: float) -> str:
 
 
 def table(found: dict[str, dict], gpu_hour_price: float) -> str:
-    """The figures of several audits as a Markdown table, one column an audit."""
+    """The figures of several audits as a Markdown table, one column for each audit."""
     lines = [f'| | {" | ".join(found)} |', f'|---|{"---|" * len(found)}']
 
     def add(name: str, cell: Callable[[dict], str] = lambda figures: ''):
@@ -86,7 +86,7 @@ def _cost(figures: dict, price: float) -> str:
 
 
 def plot(found: dict[str, dict], path: pathlib.Path):
-    """Bars of three shares with 95 % intervals, useful beside noisy; a line where real results are."""
+    """Draws three shares as bars with 95 % intervals, useful beside noisy, and those of real results as lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 + 2 * max(len(found), 3), 3.6), layout='constrained', dpi=120)

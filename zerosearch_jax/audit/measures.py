@@ -1,4 +1,4 @@
-"""Measures of what a simulator wrote: numbers of each search, and their means with intervals over searches."""
+"""Measures of a simulator's documents: numbers for each search, and their means with intervals over searches."""
 
 import collections
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 from zerosearch_jax.data.rows import holds_answer, normalize_answer
 from zerosearch_jax.evaluate.intervals import LEVEL, stratified_means, with_interval
 from zerosearch_jax.search.bm25 import index_words
-from zerosearch_jax.simulator.verify import content_words
+from zerosearch_jax.simulator.verify import checkable, share_held
 
 ENGLISH = frozenset(
     re.findall(
@@ -20,10 +20,16 @@ ENGLISH = frozenset(
         'not also but first one their after who they have been',
     )
 )
-COPIED = 12  # words in a row that make a copy
+COPIED = 12  # common words in a row that count as a copy
 QUALITIES = ('useful', 'noisy')
-PAIRED = ('contains', 'hop_answer', 'final_answer', 'contains_in_query', 'read')  # what has a gap, useful minus noisy
-RELATIVE = ('query_words', 'reciprocal_rank')  # what is divided by that of real results
+PAIRED = (
+    'contains',
+    'hop_answer',
+    'final_answer',
+    'contains_in_query',
+    'read',
+)  # with a gap, useful minus noisy
+RELATIVE = ('query_words', 'reciprocal_rank')  # measures that are divided by those of real results
 
 
 # ---------------------------------------------------------------- of texts
@@ -38,7 +44,7 @@ def english(text: str) -> bool:
 
 
 def near_copy(document: str, question: str) -> bool:
-    """Whether a document adds little to the question: four fifths of its words are the question's."""
+    """Whether a document adds little to the question: at least four fifths of its words are the question's."""
     words = normalize_answer(document).split()
     asked = set(normalize_answer(question).split())
     return sum(word in asked for word in words) >= 0.8 * len(words)
@@ -53,17 +59,11 @@ def distinct(documents: Sequence[str], n: int) -> float:
     return len(set(runs)) / len(runs) if runs else 0.0
 
 
-def query_words(query: str, documents: Sequence[str]) -> float:
-    """Share of a query's different content words that stand in any of the documents."""
-    words = content_words(query)
-    return len(words & content_words('\n'.join(documents))) / max(len(words), 1)
-
-
 class Ranking:
-    """The place that BM25 gives to a document that joins a fixed collection of texts.
+    """The rank that BM25 gives to a document that is added to a fixed collection of texts.
 
-    Equal to indexing the collection anew with each document (search/bm25.py: Lucene's form, k1 1.5, b 0.75), of which
-    only the few columns that a query looks at are computed.
+    It equals the rank after indexing the collection with the document (search/bm25.py: Lucene's variant, k1 1.5,
+    b 0.75), but computes only the few columns that a query needs.
     """
 
     def __init__(self, texts: Sequence[str]):
@@ -72,7 +72,7 @@ class Ranking:
         self._column = functools.cache(lambda word: [counts[word] for counts in self._counts])
 
     def rank(self, query: str, document: str) -> int:
-        """1: before all texts; after those that tie with it; the last place if it shares no word with the query."""
+        """The rank from 1, after texts with an equal score; the last rank if it shares no word with the query."""
         own = collections.Counter(index_words(document))
         lengths = np.array([*self._lengths, own.total()])
         norm = 1.5 * (0.25 + 0.75 * lengths / max(lengths.mean(), 1e-9))
@@ -85,11 +85,11 @@ class Ranking:
 
 
 def longest_runs(documents: Sequence[str], passages: Sequence[str]) -> list[int]:
-    """The most words in a row, case and punctuation aside, that each document has in common with any passage.
+    """The most words in a row, ignoring case and punctuation, that each document has in common with any passage.
 
-    All runs of a length are numbered, equal ones equally; only those on both sides grow by another word.
+    All runs of one length are numbered, equal runs equally; only runs that are on both sides are extended by a word.
     """
-    codes, every = {'': 0}, (*documents, *passages)  # 0: the end of a text, which is no word
+    codes, every = {'': 0}, (*documents, *passages)  # 0 marks the end of a text
     words = (word for text in every for word in (*re.findall(r'\w+', text.lower()), ''))
     texts = np.array([codes.setdefault(word, len(codes)) for word in words], np.int64)
     owners = np.repeat(np.arange(len(every)), np.diff(np.flatnonzero(texts == 0), prepend=-1))
@@ -110,7 +110,7 @@ def longest_runs(documents: Sequence[str], passages: Sequence[str]) -> list[int]
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What written documents are held against; what is empty is not measured."""
+    """What written documents are compared with; measures that need an empty field are left out."""
 
     real: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # documents of a real engine, by id
     collection: Sequence[str] = ()  # texts among which a document is ranked
@@ -118,9 +118,9 @@ class Reference:
 
 
 def values(row: Mapping, ranking: Ranking | None, runs: Mapping[str, int]) -> dict[str, float]:
-    """The measures that apply to one search, by name; `runs` are the longest ones of documents."""
+    """The measures that apply to one search, by name; `runs` are the longest runs of documents."""
     found: dict[str, float] = {}
-    if 'attempts' in row:  # it was written, not found
+    if 'attempts' in row:  # a simulator wrote it
         found['valid'] = float(not row['failure'] and row['attempts'] == 1)
         found['failed'] = float(bool(row['failure']))
         found['attempts'] = float(row['attempts'])
@@ -128,27 +128,32 @@ def values(row: Mapping, ranking: Ranking | None, runs: Mapping[str, int]) -> di
     return found | _containment(row) | (_of_documents(row, ranking, runs) if row['documents'] else {})
 
 
-def _containment(row: Mapping) -> dict[str, float]:
-    """Whether documents hold an answer; apart where the query says it, and nothing where it is yes or no.
+def wanted(row: Mapping) -> tuple[str, ...]:
+    """The answers that useful documents should hold: the question's or, with simulator.tell 'hop', those of the hop."""
+    return tuple(row.get('wanted_answers', row['golden_answers']))
 
-    Of a query that asks for a hop on the way to the answer, also whether they hold that hop's own.
+
+def _containment(row: Mapping) -> dict[str, float]:
+    """Whether documents hold a wanted answer; a measure of its own if the query says it, and none if it is yes or no.
+
+    A query that asks for a hop on the way also has: whether they hold that hop's answer, and the final one.
     """
 
     def held(answers: Sequence[str]) -> float:
         return float(any(holds_answer(text, answers) for text in row['documents']))
 
-    golds, hop = row['golden_answers'], row.get('hop_answer')
-    if any(normalize_answer(gold) in ('yes', 'no') for gold in golds):
+    golds, hop, answers = tuple(row['golden_answers']), row.get('hop_answer'), checkable(wanted(row))
+    if not answers:
         return {}
-    if holds_answer(row['query'], golds):
-        return {'contains_in_query': held(golds)}
-    if not hop or holds_answer(row['query'], [hop]) or holds_answer(hop, golds):
-        return {'contains': held(golds)}
-    return {'contains': held(golds), 'hop_answer': held([hop]), 'final_answer': held(golds)}
+    if holds_answer(row['query'], answers):
+        return {'contains_in_query': held(answers)}
+    if not hop or not checkable(golds) or holds_answer(row['query'], [hop, *golds]) or holds_answer(hop, golds):
+        return {'contains': held(answers)}
+    return {'contains': held(answers), 'hop_answer': held([hop]), 'final_answer': held(golds)}
 
 
 def _of_documents(row: Mapping, ranking: Ranking | None, runs: Mapping[str, int]) -> dict[str, float]:
-    """Means over the documents of a search, but for its query's words, which any of them may hold."""
+    """Means over the documents of a search, except for the query's words, which any of them may contain."""
     documents = row['documents']
     of_each: dict[str, list[float]] = {
         'words': [len(text.split()) for text in documents],
@@ -162,17 +167,17 @@ def _of_documents(row: Mapping, ranking: Ranking | None, runs: Mapping[str, int]
         of_each['longest_run'] = [runs[text] for text in documents]
         of_each['copies'] = [runs[text] >= COPIED for text in documents]
     means = {name: float(np.mean(numbers)) for name, numbers in of_each.items()}
-    return {'query_words': query_words(row['query'], documents)} | means
+    return {'query_words': share_held(row['query'], documents)} | means
 
 
 # ---------------------------------------------------------------- of an audit
 
 
 def measure(answers: Sequence[Mapping], reference: Reference = Reference()) -> dict:
-    """All figures of an audit, {group: {name: {'mean', 'interval', 'count'}}}, and 'queries', their number.
+    """All figures of an audit, {group: {name: {'mean', 'interval', 'count'}}}, and the number of 'queries'.
 
     Groups: useful, noisy and real documents; 'gap', useful minus noisy by query; 'useful / real' and 'noisy / real',
-    ratios of means. Distinct-n, which is of all searches at once, has no interval: drawing searches repeats their runs.
+    ratios of means. Distinct-n is computed over all searches at once and has no interval: resampling would repeat runs.
     """
     groups = {label: [row for row in answers if row['noisy'] == (label == 'noisy')] for label in QUALITIES}
     found_too = [row for row in groups['useful'] if row['id'] in reference.real]
@@ -197,11 +202,12 @@ def measure(answers: Sequence[Mapping], reference: Reference = Reference()) -> d
 
 
 def _asked(row: Mapping) -> dict:
-    return {name: row.get(name) for name in ('id', 'query', 'question', 'golden_answers', 'hop_answer')}
+    asked = {name: row.get(name) for name in ('id', 'query', 'question', 'golden_answers', 'hop_answer')}
+    return asked | {'wanted_answers': wanted(row)}
 
 
 def _pairs(some: Mapping[str, Mapping], others: Mapping[str, Mapping], name: str) -> list[tuple[float, float]]:
-    """A measure of the same search in two groups, where both have it."""
+    """A measure of the same search in two groups, for searches that have it in both."""
     both = [(some[i], others[i]) for i in some if i in others]
     return [(a[name], b[name]) for a, b in both if name in a and name in b]
 
@@ -211,10 +217,10 @@ def _mean(numbers: Sequence[float]) -> dict:
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> dict | None:
-    """The ratio of two means over the same searches; None where the second may be 0."""
+    """The ratio of two means over the same searches; None if the second may be 0."""
     if not pairs:
         return None
-    draws = [stratified_means([part]) for part in zip(*pairs, strict=True)]  # of one seed: the same searches in both
+    draws = [stratified_means([part]) for part in zip(*pairs, strict=True)]  # one seed: equal draws
     if not draws[1].min() > 0:
         return None
     low, high = np.quantile(draws[0] / draws[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

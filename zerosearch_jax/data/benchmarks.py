@@ -1,7 +1,7 @@
-"""The field's question sets by name: the seven that policies are judged on, and the mix they are trained on.
+"""The field's question sets by name: the seven that policies are evaluated on, and the mix they are trained on.
 
-All are on the hub in one form (`RUC-NLPIR/FlashRAG_datasets`); which split is the test set is custom, since the answers
-of the real test sets of HotpotQA, 2WikiMultihopQA and MuSiQue are not public.
+All are on the hub in one format (`RUC-NLPIR/FlashRAG_datasets`). The choice of the test split follows custom, since the
+answers of the real test sets of HotpotQA, 2WikiMultihopQA and MuSiQue are not public.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ _HUB = 'hub:RUC-NLPIR/FlashRAG_datasets'
 
 
 class Named(NamedTuple):
-    """Where a set is: a source of sources.load_questions, and its own names for the splits 'train' and 'test'."""
+    """Where a set is: a source for sources.load_questions, and the set's names for the splits 'train' and 'test'."""
 
     source: str
     splits: dict[str, str]
@@ -35,7 +35,7 @@ SEVEN = ('nq', 'triviaqa', 'popqa', 'hotpotqa', '2wikimultihopqa', 'musique', 'b
 
 
 def locate(name: str, split: str) -> tuple[str, str]:
-    """The source and the split, by its own name, of a named set.
+    """The source of a named set, and the set's own name for the split.
 
     Raises:
       ValueError: the set has no such split.

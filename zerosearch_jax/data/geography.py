@@ -7,7 +7,8 @@ import unicodedata
 
 from zerosearch_jax.data.rows import Passage
 
-# What GeoNames' snapshot has not caught up with, or means otherwise than a reader would (Guantánamo is no neighbour).
+# Corrections of GeoNames' snapshot: outdated facts, and facts that a reader would not expect (Guantánamo is no
+# neighbour).
 _CORRECTIONS = {
     'BG': {'currencyname': 'Euro'},
     'CU': {'neighbours': ''},
@@ -80,10 +81,10 @@ def facts(min_population: int) -> tuple[dict[str, Country], list[City], list[str
             iso=row['countrycode'],
             state=states.get(row['admin1code'], '') if row['countrycode'] == 'US' else '',
             population=int(row['population']),
-            region=row['timezone'].split('/')[0],  # The rest of it ('Europe/Budapest') often tells the capital.
+            region=row['timezone'].split('/')[0],  # The rest of it ('Europe/Budapest') often is the capital.
         )
         for row in sorted(facts.get_cities().values(), key=lambda row: row['geonameid'])
-        # Names such as 'Zürich (Kreis 11) / Seebach' are parts of cities, or hold two names.
+        # Names such as 'Zürich (Kreis 11) / Seebach' are parts of cities, or contain two names.
         if row['countrycode'] in countries
         and row['population'] >= min_population
         and not set('/(),') & set(row['name'])
@@ -102,7 +103,7 @@ def name_key(name: str) -> str:
 
 
 def stable_hash(text: str) -> int:
-    """The same in every process, unlike `hash`."""
+    """A hash that is the same in every process, unlike `hash`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
 
 
@@ -111,8 +112,8 @@ def pick(wordings: tuple[str, ...], key: str) -> str:
 
 
 def with_article(name: str) -> str:
-    """A country's name as it stands in a sentence."""
-    if name == 'Georgia':  # Which is also a state with a capital.
+    """A country's name as it is written in a sentence."""
+    if name == 'Georgia':  # A state of this name has a capital too.
         return 'the country of Georgia'
     described = (
         r'.*(Islands|Territory|Territories|Republic|Emirates|Kingdom|States)|(Democratic )?Republic of .*|Isle of .*'

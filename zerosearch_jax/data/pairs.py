@@ -1,14 +1,14 @@
-"""What a simulator is fine-tuned on: pairs of a request and the documents to write, or recorded searches.
+"""Reads what a simulator is fine-tuned on: pairs of a request and the documents to write, or recorded searches.
 
 Rows come from JSONL, parquet or the hub, as questions do, in one of these forms:
 
-    pair            prompt, completion   (or instruction, input, output; or messages, which end with an assistant's)
+    pair            prompt, completion   (or instruction, input, output; or messages, the last one of the assistant)
     search          query, question, golden_answers, and documents (texts) or doc_ids (of a corpus)
-    useful/noisy    query, golden_answers, and useful, noisy: ids of passages that do, or do not, help to answer it;
+    useful/noisy    query, golden_answers, and useful, noisy: ids of passages that help, or do not help, to answer it;
                     one of the two may be empty
 
-A pair's label is its field `label`; without one, the first word of the request's last line, which is where the
-published requests have it. `fold` is optional, and keeps questions for training and for reports apart.
+A pair's label is its field `label` or, without one, the first word of the last line of the request, where the
+published requests have it. `fold` is optional, and separates questions for training from held-out questions.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ PAIR_FIELDS = (('prompt', 'completion'), ('instruction', 'output'))
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A request and what the simulator is to write, word for word."""
+    """A request and the text that the simulator should write."""
 
     id: str
     prompt: str
     completion: str
-    label: str  # 'useful', 'noisy', or '' where nothing tells
-    history: tuple[Mapping[str, str], ...] = ()  # messages before the request: of a system, of former turns
+    label: str  # 'useful', 'noisy', or '' if unknown
+    history: tuple[Mapping[str, str], ...] = ()  # messages before the request: the system's, earlier turns
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedSearch:
-    """A search that was made: who asked for what, and the passages that came back."""
+    """A recorded search: its question, its query, and the passages that it returned."""
 
     id: str
     question: Question
@@ -52,15 +52,15 @@ def load_pairs(
     folds: tuple[int, ...] = (),
     control: Collection[str] = (),
 ) -> list[Pair | RecordedSearch]:
-    """Reads every row of a source that has a label, in its order; searches that cannot be scored are left out.
+    """Reads every labelled row of a source, in its order, without searches whose answers cannot be scored.
 
     Args:
-      source: as `sources.load_questions` takes it, but for `world` and `tfds:`.
+      source: as in `sources.load_questions`, except `world` and `tfds:`.
       split: for `hub:`.
-      corpus: passages by id, where rows name their documents.
-      label: the field of searches that says 'useful' or 'noisy'; rows where it is null are left out.
+      corpus: passages by id, if rows name their documents.
+      label: the field of searches that is 'useful' or 'noisy'; rows in which it is null are left out.
       folds: keep only the rows of these folds; (): all rows.
-      control: tokens that no text of a pair may hold, since the model would learn to spell them.
+      control: tokens that no text of a pair may contain, since the model would learn to spell them.
 
     Raises:
       FileNotFoundError: no such file.
@@ -133,7 +133,7 @@ def _pair(row: dict, where: str, name: str, control: Collection[str]) -> Pair:
 
 
 def _messages(messages, where: str) -> tuple[tuple[dict, ...], str, str]:
-    """What stands before the last request, that request, and its completion; an empty system message is none."""
+    """The messages before the last request, that request, and its completion; an empty system message is dropped."""
     try:
         said = [(m['role'], m['content']) for m in messages if (m['role'], m['content']) != ('system', '')]
     except (TypeError, KeyError):
@@ -154,15 +154,15 @@ def _passages(row: dict, corpus: Mapping[str, Passage], where: str) -> tuple[Pas
     if 'doc_ids' in row:
         return _named(row['doc_ids'], corpus, where, 'doc_ids')
     if not isinstance(row['documents'], list) or not row['documents']:
-        raise ValueError(f'{where}: "documents" must be a list of texts, one at least')
+        raise ValueError(f'{where}: "documents" must be a list of at least one text')
     texts = (rows.require_text(text, 'documents', where) for text in row['documents'])
     return tuple(Passage(f'{where}-{i}', '', text) for i, text in enumerate(texts))
 
 
 def _named(ids, corpus: Mapping[str, Passage], where: str, field: str) -> tuple[Passage, ...]:
     if not isinstance(ids, list) or not ids:
-        raise ValueError(f'{where}: "{field}" must be a list of ids of passages, one at least')
-    ids = [str(i) if type(i) is int else i for i in ids]  # as rows reads the ids of passages
+        raise ValueError(f'{where}: "{field}" must be a list of at least one id of a passage')
+    ids = [str(i) if type(i) is int else i for i in ids]  # ids of passages are text
     unknown = [i for i in ids if i not in corpus]
     if unknown:
         hint = 'name the corpus in config.demos.corpus' if not corpus else 'is it the right corpus?'

@@ -1,4 +1,4 @@
-"""Questions and passages as rows: their types, the reading of JSONL and parquet, and the order that rows are used in.
+"""Questions and passages as rows: their types, how JSONL and parquet are read, and the order in which rows are used.
 
 Which rows a training step sees depends on (seed, cursor) alone: `item_indices` maps a global cursor to rows, so that
 one integer is enough to resume exactly.
@@ -14,7 +14,7 @@ import re
 import string
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +23,9 @@ import numpy as np
 from zerosearch_jax import progress, settings
 from zerosearch_jax.data import benchmarks
 
-BUILT_IN = ('world', 'toy')
+BUILT_IN = ('world', 'toy', 'toy_chains', 'toy_chains_told')
 Choice = Literal['skip', 'refuse']  # what to do with a question that cannot be used
-FOLDS = 10  # in which questions that say no fold are put
+FOLDS = 10  # a question without a fold gets one by a hash of its id
 _FORMATS = ('.jsonl', '.jsonl.gz', '.parquet')
 _OWN_FIELDS = ('id', '_id', 'question', 'golden_answers', 'dataset', 'data_source', 'metadata')
 
@@ -51,11 +51,11 @@ class Passage:
 
 
 class Unusable(ValueError):
-    """A question whose answers cannot be scored, or that is too long to be asked; the message says which and why."""
+    """A question whose answers cannot be scored, or whose prompt is too long; the message says which and why."""
 
 
 def usable(items: Iterable, read: Callable, choice: Choice, why: str) -> Iterator:
-    """What `read` makes of each item; those that it finds Unusable are refused, or left out and counted in the log."""
+    """`read(item)` of each item; Unusable ones are refused, or left out and counted in the log, as `choice` says."""
     count, first = 0, None
     for item in items:
         try:
@@ -71,16 +71,16 @@ def usable(items: Iterable, read: Callable, choice: Choice, why: str) -> Iterato
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD normalisation: lower case, no ASCII punctuation, no English articles, single spaces; of Unicode's NFC.
+    """SQuAD normalization: lower case, no ASCII punctuation, no English articles, single spaces; in Unicode's NFC.
 
-    An accent is part of its letter (NFC) or a character after it (NFD): what looks the same is the same here.
+    An accent can be part of its letter (NFC) or a character after it (NFD); after NFC both are equal.
     """
     text = ''.join(c for c in unicodedata.normalize('NFC', text.lower()) if c not in string.punctuation)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
 
 def holds_answer(text: str, answers: Iterable[str]) -> bool:
-    """Whether an answer stands in a text, word for word after normalization."""
+    """Whether a text contains one of the answers, word for word after normalization."""
     padded = f' {normalize_answer(text)} '
     return any(f' {normalize_answer(answer)} ' in padded for answer in answers)
 
@@ -90,7 +90,7 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(n), [n] int64 and read-only; a function of (seed, epoch) alone, both non-negative."""
     if min(n, seed, epoch) < 0:
         raise ValueError(f'n, seed and epoch must not be negative, got {n}, {seed}, {epoch}')
-    # NumPy promises the same raw bits in every version, but not the same Generator.permutation.
+    # NumPy guarantees the same raw bits in every version, but not the same Generator.permutation.
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
     permutation = np.argsort(bits, kind='stable')
     permutation.flags.writeable = False
@@ -98,7 +98,7 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def item_indices(n: int, seed: int, start: int, count: int) -> list[tuple[int, int]]:
-    """(epoch, row) of the `count` items from global cursor `start`, when n rows are shuffled anew every epoch."""
+    """(epoch, row) of the `count` items from global cursor `start`, with n rows that are shuffled in every epoch."""
     if n < 1 or start < 0 or count < 0:
         raise ValueError(f'need n >= 1, start >= 0 and count >= 0, got {n}, {start}, {count}')
     cursors = (divmod(cursor, n) for cursor in range(start, start + count))
@@ -115,13 +115,23 @@ def subset(questions: Sequence[Question], n: int, salt: str = '') -> list[Questi
     return sorted(questions, key=lambda q: hashlib.sha256((salt + q.id).encode()).digest())[:n]
 
 
+def whole_batches(sets: Mapping[str, list[Question]], size: int) -> dict[str, list[Question]]:
+    """The questions of the data sets, in order, without those beyond the last whole batch of `size`."""
+    left, kept = sum(map(len, sets.values())) // size * size, {}
+    if not left:
+        raise ValueError(f'config.evaluation.whole_batches_of = {size}: there are fewer questions')
+    for name, questions in sets.items():
+        kept[name], left = questions[:left], max(left - len(questions), 0)
+    return {name: questions for name, questions in kept.items() if questions}
+
+
 def in_folds(questions: Iterable[Question], folds: Sequence[int]) -> list[Question]:
-    """The questions of some folds, (): all; the fold of a question, from 0 to FOLDS - 1, is a hash of its id."""
+    """The questions of these folds, or all if (); a question's fold, from 0 to FOLDS - 1, is a hash of its id."""
     return [q for q in questions if not folds or zlib.crc32(q.id.encode()) % FOLDS in folds]
 
 
 def find_file(path: str) -> Path:
-    """The existing path: as given, else under ZEROSEARCH_DATA."""
+    """The existing path: as given or, if there is none, under ZEROSEARCH_DATA."""
     root = os.environ.get('ZEROSEARCH_DATA')
     for candidate in (Path(path), *([Path(root) / path] if root else [])):
         if candidate.exists():
@@ -159,7 +169,7 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last: text that is no UTF-8
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: the text is not UTF-8
         raise ValueError(f'{path} is not a readable parquet file ({_line(error)}); fetch it again') from error
 
 
@@ -180,7 +190,7 @@ def _line(error: Exception) -> str:
 
 
 def read_rows(source: str, split: str) -> Iterator[tuple[dict, str, str]]:
-    """(row, 'file:line', 'stem-line') of every row of a source that is not blank, one at least; lines count from 1."""
+    """(row, 'file:line', 'stem-line') of every row that is not blank, at least one; lines are counted from 1."""
     name, stem, rows = _open_rows(source, split)
     empty = True
     for line, row in enumerate(rows, start=1):
@@ -201,7 +211,7 @@ def read_rows(source: str, split: str) -> Iterator[tuple[dict, str, str]]:
 
 
 def check_unique(items: Iterable[tuple]) -> list:
-    """The items of (place, item) pairs; raises ValueError where two have one id."""
+    """The items of (place, item) pairs; raises ValueError if two have the same id."""
     first: dict[str, str] = {}
     found = []
     for where, item in items:
@@ -218,7 +228,7 @@ def require_text(value, field: str, where: str) -> str:
         raise ValueError(f'{where}: {field!r} is {_short(value)}, expected text')
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair, which no tokenizer takes.
+    except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair, which no tokenizer accepts.
         raise ValueError(f'{where}: {field!r} is not valid Unicode ({error.reason})') from error
     return value
 
@@ -229,9 +239,9 @@ def _short(value) -> str:
 
 
 def _as_text(value):
-    """A number as text, a whole one without the '.0' that pandas gives it; any other value as it is.
+    """A number as text, a whole number without the '.0' that pandas adds; any other value unchanged.
 
-    True is none, since nobody can say whether it means 'yes'; nor is NaN, which is how pandas writes a missing value.
+    True is not converted, since it may or may not mean 'yes'; neither is NaN, which is a missing value in pandas.
     """
     if type(value) is float and math.isfinite(value):
         return str(int(value) if value.is_integer() else value)
@@ -239,12 +249,12 @@ def _as_text(value):
 
 
 def row_id(row: dict, where: str, default: str) -> str:
-    """The id of a row, of its field `id` or (BEIR) `_id`; a missing one becomes `default`."""
+    """The id of a row, from its field `id` or (in BEIR) `_id`; `default` if it has none."""
     field = 'id' if row.get('id') is not None else '_id'
     if row.get(field) is None:
         return default
     text = require_text(_as_text(row[field]), field, where)
-    # the merged files of Search-R1 and ZeroSearch keep the ids of their sets, each of which has a train_0
+    # the merged files of Search-R1 and ZeroSearch keep the ids of their sets, and each set has a train_0
     origin = _optional_text(row, 'data_source', where)
     return f'{origin}_{text}' if origin else text
 
@@ -275,7 +285,7 @@ def _answers(row: dict, where: str) -> tuple[str, ...]:
 
 
 def as_question(row: dict, where: str, default_id: str) -> Question:
-    """A row as a question; raises Unusable where none of its answers can be scored."""
+    """A row as a question; raises Unusable if none of its answers can be scored."""
     extra = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
     nested = row.get('metadata')
     if isinstance(nested, dict):
@@ -292,9 +302,9 @@ def as_question(row: dict, where: str, default_id: str) -> Question:
 
 
 def split_title(contents: str) -> tuple[str, str]:
-    """The title and the text of a passage as Search-R1 writes it: a title in quotation marks, a line feed, the text.
+    """The title and the text of a passage in Search-R1's format: a title in quotation marks, a line feed, the text.
 
-    One line alone is a text.
+    A single line is a text without a title.
     """
     title, feed, text = contents.partition('\n')
     if not feed:

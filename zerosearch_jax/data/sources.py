@@ -1,4 +1,4 @@
-"""Questions and passages by reference: built in, a file, a data set of the Hugging Face hub, a folder of TFDS."""
+"""Loads questions and passages from a source: built in, a file, a data set of the hub, a directory of TFDS."""
 
 import dataclasses
 
@@ -10,17 +10,16 @@ def load_questions(source: str, split: str = 'train', unscorable: Choice = 'skip
     """Reads every question of a source, in its order.
 
     Args:
-      source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); `world` or
-        `toy`, which are built in; the name of a set of data/benchmarks.py; `tfds:DIRECTORY` as written by
-        `launch.to_tfds`; or `hub:owner/name` (`hub:owner/name:config`). Relative paths are tried as given, then under
-        the directory that the environment variable ZEROSEARCH_DATA names.
-      split: for `world`, `toy`, named sets, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
-      unscorable: what to do with rows none of whose answers can be scored. NQ and HotpotQA have a few: '---',
-        'The The'.
+      source: a path ending in .jsonl, .jsonl.gz or .parquet (a file is one split, so `split` is ignored); a name of
+        rows.BUILT_IN; the name of a set of data/benchmarks.py; `tfds:DIRECTORY` as written by `launch.to_tfds`; or
+        `hub:owner/name` (`hub:owner/name:config`). Relative paths are tried as given, then under the directory that the
+        environment variable ZEROSEARCH_DATA names.
+      split: for built-in and named sets, `tfds:` (slices such as `train[:10%]` work there) and `hub:`.
+      unscorable: what to do with rows whose answers cannot be scored. NQ and HotpotQA have a few: '---', 'The The'.
 
-    Rows have `question` and `golden_answers` (a list), optionally `id` and `dataset` (or `data_source`); the parquet
-    files of Search-R1 and ZeroSearch, whose answers are in `reward_model.ground_truth.target`, work too. Answers that
-    normalise to nothing are dropped, since no prediction can be scored against them; a missing id becomes
+    Rows have `question` and `golden_answers` (a list), optionally `id` and `dataset` (or `data_source`). The parquet
+    files of Search-R1 and ZeroSearch, with answers in `reward_model.ground_truth.target`, work too. Answers that are
+    empty after normalization are dropped, since no prediction can be scored against them. A missing id becomes
     `{file stem}-{line}`.
 
     Raises:
@@ -46,7 +45,7 @@ def load_questions(source: str, split: str = 'train', unscorable: Choice = 'skip
 
 
 def check_corpus(source: str, corpus: str):
-    """Raises ValueError where a built-in corpus is to answer the questions of another source; reads nothing."""
+    """Raises ValueError if questions of another source are to be answered from a built-in corpus; reads nothing."""
     if corpus in rows.BUILT_IN and source != corpus:
         raise ValueError(
             f'the built-in corpus {corpus!r} does not answer the questions of {source!r}: set the field "corpus" of '
@@ -55,11 +54,12 @@ def check_corpus(source: str, corpus: str):
 
 
 def _built_in(name: str):
-    return {'world': world, 'toy': toy}[name].build()
+    builders = {'world': world.build, 'toy': toy.build, 'toy_chains': toy.build_chains}
+    return builders[name]() if name in builders else toy.build_chains(told=True)
 
 
 def load_passages(source: str) -> list[Passage]:
-    """Reads a corpus, in its order, from any source of `load_questions` but `tfds:`.
+    """Reads a corpus, in its order, from any source of `load_questions` except `tfds:`.
 
     Rows have `text` and optionally `id` and `title`, or Search-R1's `contents` ('"Title"\\ntext').
     Raises as `load_questions` does.

@@ -8,9 +8,9 @@ from zerosearch_jax.data import rows
 
 
 def build(splits: Mapping[str, Sequence[rows.Question]], directory: str) -> str:
-    """Writes questions by split under `directory`, in their order; returns the folder to load from.
+    """Writes questions by split under `directory`, in their order; returns the directory to load from.
 
-    Raises ValueError where a data set is already (it would stay, stale) and for metadata that JSON cannot hold.
+    Raises ValueError if there is a data set already (TFDS would keep it) or JSON cannot hold the metadata.
     """
     import tensorflow_datasets as tfds
 
@@ -50,9 +50,9 @@ def build(splits: Mapping[str, Sequence[rows.Question]], directory: str) -> str:
 
 
 def load(directory: str, split: str = 'train') -> list[rows.Question]:
-    """Reads back a split (or slice, `train[:10%]`) of the folder that `build` returned, or of its `directory`.
+    """Reads a split (or a slice, `train[:10%]`) of the directory that `build` returned, or of its `directory`.
 
-    Raises FileNotFoundError where there is no data set, ValueError where it has no such split or is not of `build`.
+    Raises FileNotFoundError if there is no data set, ValueError if it has no such split or `build` did not write it.
     """
     import tensorflow_datasets as tfds
 
@@ -62,7 +62,7 @@ def load(directory: str, split: str = 'train') -> list[rows.Question]:
         raise FileNotFoundError(f'{directory} holds {problem}; give a folder that data.tfds.build returned')
     try:
         builder = tfds.builder_from_directory(infos[0].parent)
-    except Exception as error:  # it names neither its exceptions nor the file
+    except Exception as error:  # TFDS documents no exceptions, and their text does not name the file
         raise ValueError(f'{infos[0]} cannot be read ({error}); make it again: launch.to_tfds') from error
     if split.split('[')[0] not in builder.info.splits:
         raise ValueError(f'{directory} has no split {split!r}; it has {sorted(builder.info.splits)}')

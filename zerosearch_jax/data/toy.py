@@ -1,7 +1,11 @@
-"""The toy task: things with a number each, which only a search tells. For studies that take minutes on a laptop.
+"""The toy task: 144 things have numbers that only a search can find. For studies that take minutes on a laptop.
 
-Names are two syllables, so that 144 things can be told apart by what they are made of; numbers have no pattern. A third
-of the things is held out.
+Names are two of twelve syllables, so that a small model can distinguish the 144 things; numbers have no pattern. A
+third of the things is held out. In chains, one or two searches have to find the thing first whose number is asked for:
+
+    hops 1   Which number has bade?
+         2   Which number has the friend of bade?
+         3   Which number has the master of the friend of bade?
 """
 
 import functools
@@ -28,6 +32,53 @@ def build() -> Toy:
     shuffled = [questions[i] for i in permutation(len(names), 2, 0)]
     passages = tuple(Passage(n, n, f'{n} has number {d}') for n, d in zip(names, numbers, strict=True))
     return Toy(tuple(shuffled[:96]), tuple(shuffled[96:]), passages)
+
+
+RELATIONS = {'friend': 1, 'master': 7}  # of a chain, in order: offset in the shuffled names of its part
+
+
+@functools.cache
+def build_chains(told: bool = False) -> Toy:
+    """Questions of one, two and three hops (96 of each to train on, 48 held out) and the passages that answer them.
+
+    Friends and masters are of the same part (train or held out). With `told`, every chain also has a passage with its
+    final answer, as simulators write it whose request holds the answer; the oracle counts it as a useful passage.
+    """
+    names = [''.join(pair) for pair in itertools.product(SYLLABLES, SYLLABLES)]
+    numbers = {names[place]: str(1 + i % 8) for i, place in enumerate(permutation(len(names), 1, 0))}
+    shuffled = [names[i] for i in permutation(len(names), 2, 0)]
+    parts, passages = [], [Passage(f'number {n}', n, f'{n} has number {d}') for n, d in numbers.items()]
+    for part in (shuffled[:96], shuffled[96:]):
+        facts = {(r, n): part[(i + far) % len(part)] for r, far in RELATIONS.items() for i, n in enumerate(part)}
+        passages += [Passage(f'{r} {n}', n, f'{r} of {n} is {other}') for (r, n), other in facts.items()]
+        questions = [_chain(name, hops, facts, numbers, told) for name in part for hops in (1, 2, 3)]
+        passages += [_telling(question) for question in questions if question.metadata.get('supporting_ids')]
+        parts.append(tuple(questions[i] for i in permutation(len(questions), 3, 0)))
+    return Toy(*parts, tuple(passages))
+
+
+def _chain(name: str, hops: int, facts: dict, numbers: dict[str, str], told: bool) -> Question:
+    steps, thing, asked = [], name, name
+    for relation in [*RELATIONS][: hops - 1]:
+        steps.append(_step(relation, thing, facts[relation, thing]))
+        thing, asked = facts[relation, thing], f'the {relation} of {asked}'
+    steps.append(_step('number', thing, numbers[thing]))
+    metadata = {'decomposition': steps, 'hops': hops}
+    if told and hops > 1:
+        metadata['supporting_ids'] = [f'answer {name} {hops}']
+    return Question(f'{name} {hops}', f'Which number has {asked}?', (numbers[thing],), 'toy_chains', metadata)
+
+
+def _step(relation: str, name: str, answer: str) -> dict[str, str]:
+    asked = f'{relation} {name}'
+    return {'need': f'the {relation} of {name}', 'query': asked, 'passage': asked, 'answer': answer}
+
+
+def _telling(question: Question) -> Passage:
+    told = question.question.removeprefix('Which number has ').removesuffix('?')
+    return Passage(
+        *question.metadata['supporting_ids'], told.split()[-1], f'{told} has number {question.golden_answers[0]}'
+    )
 
 
 def _question(name: str, number: str) -> Question:

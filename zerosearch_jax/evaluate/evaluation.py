@@ -1,9 +1,9 @@
-"""Evaluation: methods x data sets with a real engine, every episode kept, and tables with intervals.
+"""Evaluation: methods x data sets with a real engine, every episode on disk, and tables with intervals.
 
-    WORKDIR/results.jsonl                 an episode a row, appended as it ends
-    WORKDIR/table.{md,tex,png}            all of them
+    WORKDIR/results.jsonl                 one episode in each row, appended when it ends
+    WORKDIR/table.{md,tex,png}            the scores of all episodes
 
-The same command goes on where it was; other methods, data sets or trained weights are added to what is there.
+The same command continues where the last one stopped; other methods, data sets or trained weights are added.
 """
 
 import collections
@@ -20,7 +20,7 @@ from zerosearch_jax import pretrained, progress, settings, sharding
 from zerosearch_jax.data import benchmarks, rows, sources
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.evaluate import refine, tables
-from zerosearch_jax.evaluate.methods import METHODS, answer_questions
+from zerosearch_jax.evaluate.methods import METHODS, answer_questions, wording
 from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.evaluate.sources import open_source
 from zerosearch_jax.generate.requests import Role
@@ -39,23 +39,24 @@ from zerosearch_jax.text.tokenizer import template_arguments
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is asked, how, and where the answers are looked up."""
+    """Which methods are asked which questions, and where their searches are answered."""
 
-    methods: str = 'direct,cot,rag,agent,search_o1'  # of methods.METHODS; differences are to the first
+    methods: str = 'direct,cot,rag,agent,search_o1'  # of methods.METHODS; differences are to the first one
     datasets: str = 'world'  # names (data/benchmarks.py; 'seven': all seven) and sources (data/sources.py)
-    questions: int = 500  # of each data set at most, chosen by a hash of their ids; 0: all
+    questions: int = 500  # the most of each data set, chosen by a hash of their ids; 0: all
     corpus: str = 'world'  # passages of the engine 'bm25'
-    unscorable: rows.Choice = 'skip'  # questions none of whose answers is more than punctuation and articles
-    too_long: rows.Choice = 'refuse'  # questions whose prompt, of any of the methods, is too long
-    documents: int = 5  # a search; of launch.ask also 0: as many as in the policy's training
+    unscorable: rows.Choice = 'skip'  # what to do with questions whose answers are only punctuation and articles
+    too_long: rows.Choice = 'refuse'  # what to do with questions whose prompt is too long for one of the methods
+    documents: int = 5  # documents for a search; for launch.ask also 0: as many as in the policy's training
     temperature: float = 0.0  # 0: greedy
+    whole_batches_of: int = 1  # leave out the questions beyond the last whole batch of this size (defect D6: 64)
     simulated: bool = False  # config.simulator answers the searches, without noise, in place of config.engine
-    refine_tokens: int = 128  # of what search_o1 makes of the documents
+    refine_tokens: int = 128  # the most tokens of search_o1's summary of the documents
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedConfig:
-    """Weights of the trained methods (run/trained.py), adapters being of config.policy.model; '': not run."""
+    """Weights of the trained methods (run/trained.py); adapters are put on config.policy.model; '': not run."""
 
     r1: str = ''
     search_r1: str = ''
@@ -64,7 +65,7 @@ class TrainedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The whole configuration, one frozen dataclass a section."""
+    """The whole configuration, one frozen dataclass for each section."""
 
     seed: int
     mesh: tuple[int, int, int]
@@ -94,7 +95,7 @@ class Config:
         return list(dict.fromkeys(n for part in names for n in (benchmarks.SEVEN if part == 'seven' else (part,))))
 
     def weights(self, method: str) -> str:
-        """Where the weights of a method come from, local ones with a hash of them; '' where a trained one has none."""
+        """The reference to a method's weights, with a hash if they are local; '' if a trained method has none."""
         if METHODS[method].trained:
             own = (getattr(self.trained, method),)
         else:
@@ -109,7 +110,7 @@ parse = functools.partial(settings.build, Config)
 
 
 def name_run(config, arguments: Sequence[str]):
-    """Puts a run of the command line into a ConfigDict: as the weights of the one method that is evaluated."""
+    """Sets a run given on the command line as the weights of the one method that is evaluated."""
     if not arguments:
         return
     if len(arguments) > 1 or not (pathlib.Path(arguments[0]) / 'config.json').is_file():
@@ -123,7 +124,7 @@ def name_run(config, arguments: Sequence[str]):
 
 
 def _marked(reference: str) -> str:
-    """A reference to weights, and, of a local file or directory, the first digits of a hash of what it holds."""
+    """A reference to weights and, for a local file or directory, the first digits of a hash of its content."""
     path = pathlib.Path(reference)
     files = [path] if path.is_file() else sorted(path.glob('*.safetensors')) if path.is_dir() else []
     if not files:
@@ -142,16 +143,16 @@ def _names(text: str) -> list[str]:
 def evaluate(
     cfg: Config, workdir: pathlib.Path, config_json: str, given: Collection[str] = (), step: int | None = None
 ) -> str:
-    """Runs what is missing; returns the tables of all results in `workdir`.
+    """Runs the episodes that are missing; returns the tables of all results in `workdir`.
 
     Args:
-      cfg: what is asked, and of whom.
-      workdir: of the results.
+      cfg: checked configuration.
+      workdir: directory of the results.
       config_json: the configuration as JSON text.
-      given: fields that were set expressly: trained weights are asked as in their training but for these.
-      step: of the runs in config.trained, the checkpoint; None: as trained.find.
+      given: fields that were set explicitly: trained weights are asked as in their training except for these.
+      step: the checkpoint of the runs in config.trained; None: as in trained.find.
     """
-    settings.require_positive(cfg.evaluation, 'documents')
+    settings.require_positive(cfg.evaluation, 'documents', 'whole_batches_of')
     with claim(workdir, Config, config_json, ('results.jsonl',), FREE):
         names = dataclasses.asdict(cfg.trained)
         found = {name: reference and trained.find(reference, step).reference for name, reference in names.items()}
@@ -160,7 +161,7 @@ def evaluate(
 
 
 def _evaluate(cfg: Config, workdir: pathlib.Path, given: Collection[str]) -> str:
-    weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is told now, not after hours
+    weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is reported now, not after hours
     if not any(weights.values()):
         raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')
     questions = load_questions(cfg)
@@ -184,7 +185,7 @@ def _evaluate(cfg: Config, workdir: pathlib.Path, given: Collection[str]) -> str
 
 
 def _check(cfg: Config, methods: Collection[str]):
-    """What can be known before anything is loaded, of the methods that have something to run."""
+    """Checks what can be checked before anything is loaded, for the methods that have something to run."""
     simulated, searches = cfg.evaluation.simulated, any(METHODS[m].prompt in ('search', 'documents') for m in methods)
     preflight.check(
         cfg.mesh,
@@ -196,7 +197,7 @@ def _check(cfg: Config, methods: Collection[str]):
 
 
 def load_questions(cfg: Config) -> dict[str, list[Question]]:
-    """The chosen questions of every data set, which is what a question says, or its source."""
+    """The chosen questions by data set: the `dataset` of a question or, if it has none, its source."""
     found: dict[str, list[Question]] = {}
     asked = cfg.evaluation
     local = cfg.simulator.kind == 'oracle' if asked.simulated else cfg.engine.kind == 'bm25'
@@ -210,11 +211,12 @@ def load_questions(cfg: Config) -> dict[str, list[Question]]:
             raise ValueError(f'{source} has questions of {name!r}, as another of config.evaluation.datasets does')
         found |= sets
     count = asked.questions
-    return {name: rows.subset(each, count or len(each)) for name, each in found.items()}
+    chosen = {name: rows.subset(each, count) if 0 < count < len(each) else each for name, each in found.items()}
+    return rows.whole_batches(chosen, asked.whole_batches_of)
 
 
 def _missing(weights: dict[str, str], path: pathlib.Path, questions: dict[str, list[Question]]):
-    """{method: {data set: questions without a result}}; episodes that the outside failed are asked again."""
+    """{method: {data set: questions without a result}}; questions whose search failed are asked again."""
     asked = {(m, w, name, q.id) for m, w in weights.items() for name, each in questions.items() for q in each}
 
     def done() -> list[tuple[str, str, str, str]]:
@@ -242,7 +244,7 @@ def _key(row: dict) -> tuple[str, str, str, str]:
 
 
 def _fitting(cfg: Config, missing: dict[str, dict[str, list[Question]]], given: Collection[str]) -> set[Question]:
-    """The questions whose prompts, without documents, are not too long for any method that has to answer them."""
+    """The questions whose prompts, without documents, fit every method that has to answer them."""
     questions = [*dict.fromkeys(q for parts in missing.values() for part in parts.values() for q in part)]
     tokenizer_of = functools.cache(lambda model: pretrained.open_model(model).tokenizer)
     for method in missing:
@@ -250,13 +252,13 @@ def _fitting(cfg: Config, missing: dict[str, dict[str, list[Question]]], given: 
         if METHODS[method].trained:
             found = trained.find(getattr(cfg.trained, method))
             model, size = found.policy_config(cfg.policy).model, found.rollout_config(size, given)
-        size = dataclasses.replace(size, prompt=METHODS[method].prompt)  # documents have a budget of their own
+        size = dataclasses.replace(size, prompt=wording(METHODS[method], size))  # documents have a budget of their own
         questions = fitting(questions, tokenizer_of(model), size, cfg.evaluation.too_long)
     return {*questions}
 
 
 class Evaluator:
-    """Owns the engines of one evaluation: the search engine, and the model of the method at hand."""
+    """Owns the engines of one evaluation: the search engine, and the model of the current method."""
 
     def __init__(self, cfg: Config, weights: dict[str, str], workdir: pathlib.Path, given: Collection[str] = ()):
         self._cfg, self._weights, self._workdir, self._given = cfg, weights, workdir, given
@@ -270,7 +272,7 @@ class Evaluator:
     def run(
         self, method: str, dataset: str, questions: Sequence[Question], update: Callable[[int], None]
     ) -> list[Trajectory]:
-        """Asks questions of one data set; every episode is on disk as soon as it ends."""
+        """Asks the questions of one data set; every episode is written to disk when it ends."""
         cfg, kind = self._cfg, METHODS[method]
         self._use(getattr(cfg.trained, method) if kind.trained else '')
         if kind.refine and self._refiner is None:
@@ -287,7 +289,7 @@ class Evaluator:
             about = {'method': method, 'weights': self._weights[method], 'dataset': dataset}
             if jax.process_index() == 0:
                 device = {'device': jax.devices()[0].device_kind, 'devices': self._mesh.size}
-                jsonl.append_jsonl(self._workdir / 'results.jsonl', [about | row | device])
+                jsonl.append_jsonl(self._workdir / 'results.jsonl', [row | about | device])
             update(1)
 
         return answer_questions(
@@ -303,7 +305,7 @@ class Evaluator:
         )
 
     def _use(self, given: str):
-        """Loads trained weights, or those of config.policy, unless they are there."""
+        """Loads trained weights, or those of config.policy, unless they are loaded already."""
         if given == self._trained:
             return
         cfg = self._cfg
@@ -329,7 +331,7 @@ class Evaluator:
         return self._loaded[1]
 
     def _open_refiner(self) -> EngineWriter:
-        """The same weights, writing freely."""
+        """An engine of the same weights without stop strings, which summarizes documents."""
         cfg, size = self._cfg, self._cfg.rollout
         most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * refine.TOKENS
         (engine,) = pretrained.open_engines(

@@ -1,4 +1,4 @@
-"""Intervals and p-values of means: of one run by resampling its questions, of several by Student's t."""
+"""Intervals and p-values of means: for one run by resampling its questions, for several runs by Student's t."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,21 +6,21 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-DRAWS = 10_000  # of a bootstrap, and of a permutation test
+DRAWS = 10_000  # resamples of a bootstrap, and of a permutation test
 LEVEL = 0.95  # coverage
 
 
 class Estimate(NamedTuple):
-    """The mean of a table [questions, runs] whose questions and runs are both drawn from more of their kind."""
+    """The mean of a table [questions, runs] whose questions and runs are both random samples."""
 
     mean: float
     error: float  # standard error
-    share: float  # of its square that comes of the runs; 0 of one run, or where all are the same
-    freedom: tuple[int, int]  # degrees of it: questions - 1, runs - 1
+    share: float  # share of the variance that comes from the runs; 0 for one run, or if all runs are equal
+    freedom: tuple[int, int]  # degrees of freedom: questions - 1, runs - 1
 
     @classmethod
     def of(cls, values: Sequence) -> 'Estimate':
-        """From the mean squares of two crossed random factors; the runs' has that of what is left in it."""
+        """From the mean squares of two crossed random factors; the runs' includes the residual."""
         values = _table(values)
         mean, (questions, runs) = values.mean(), values.shape
         by_question, by_run = values.mean(1) - mean, values.mean(0) - mean
@@ -33,25 +33,25 @@ class Estimate(NamedTuple):
         return cls(float(mean), float((total / values.size) ** 0.5), float(share), (questions - 1, runs - 1))
 
     def quantile(self, probability: float) -> float:
-        """Of (mean - truth) / error: Student's t of either part, weighed by it (Cochran and Cox 1957, §4.14)."""
+        """Quantile of (mean - truth) / error: Student's t of the two parts, weighted (Cochran and Cox 1957, §4.14)."""
         of_questions, of_runs = stats.t.ppf(probability, np.maximum(self.freedom, 1))
         return float((1 - self.share) * of_questions + self.share * of_runs)
 
 
 def _table(values: Sequence) -> np.ndarray:
-    """Values float64 [questions, runs]; those of one run may come without the second axis."""
+    """Values float64 [questions, runs]; for one run the second axis may be left out."""
     values = np.asarray(values, np.float64)
     return values.reshape(len(values), -1)
 
 
 def interval(values: Sequence, within: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
-    """Interval of the mean, of coverage LEVEL.
+    """Interval of the mean with coverage LEVEL.
 
     Args:
-      values: of one run one number a question: the interval, a percentile bootstrap (Efron 1979), covers the choice of
-        the questions and not that of the seed. [questions, runs]: Student's t covers both; [1, runs], of one number a
-        run, that of the seeds. For a paired comparison pass the differences.
-      within: where the mean must lie; (0, 1) of a score.
+      values: for one run, one number for each question: a percentile bootstrap (Efron 1979) covers the choice of the
+        questions and not that of the seed. For [questions, runs], Student's t covers both; for [1, runs], one number
+        for each run, it covers the seeds. For a paired comparison pass the differences.
+      within: bounds of the mean; (0, 1) for a score.
     """
     values = _table(values)
     if values.shape[1] == 1:
@@ -65,12 +65,12 @@ def interval(values: Sequence, within: tuple[float, float] = (-np.inf, np.inf)) 
 
 
 def with_interval(values: Sequence, within: tuple[float, float] = (-np.inf, np.inf)) -> dict:
-    """{'mean', 'interval'} of values as `interval` takes them."""
+    """{'mean', 'interval'} of values as in `interval`."""
     return {'mean': float(np.mean(values)), 'interval': interval(values, within)}
 
 
 def p_value(values: Sequence) -> float:
-    """Two-sided p of paired differences [questions, runs]: where the interval ends at 0; of one run, sign_flip_p."""
+    """Two-sided p of paired differences [questions, runs], by the interval that ends at 0; for one run sign_flip_p."""
     found = Estimate.of(values)
     if not found.share:
         return sign_flip_p([_table(values).mean(1)])
@@ -81,15 +81,15 @@ def p_value(values: Sequence) -> float:
 
 
 def detectable(values: Sequence) -> float:
-    """The difference that four studies of five like this one would find at the 5 % level."""
+    """The difference that a study like this one would find at the 5 % level with a power of 80 %."""
     found = Estimate.of(values)
     return (found.quantile((1 + LEVEL) / 2) + found.quantile(0.8)) * found.error
 
 
 def shown(found: dict | None, sign: str = '', digits: int = 3, scale: float = 1) -> str:
-    """'0.438 [0.312, 0.562]', what a mean with its interval looks like everywhere; '' for None. `sign` '+' shows it.
+    """'0.438 [0.312, 0.562]': a mean with its interval, or the mean alone if there is none; '' for None.
 
-    Where there is no interval, the mean alone.
+    With `sign` '+' positive numbers have a sign.
     """
     if found is None:
         return ''
@@ -108,7 +108,7 @@ def stratified_means(strata: Sequence[Sequence[float]], seed: int = 0) -> np.nda
 
 
 def sign_flip_p(strata: Sequence[Sequence[float]], seed: int = 0) -> float:
-    """Two-sided p of paired differences, if the sign of each were a coin's: a permutation test on the mean of means."""
+    """Two-sided p of paired differences by a permutation test: the mean of means under random signs."""
     rng = np.random.default_rng(seed)
     observed = abs(np.mean([np.mean(s) for s in strata]))
 
@@ -120,7 +120,7 @@ def sign_flip_p(strata: Sequence[Sequence[float]], seed: int = 0) -> float:
 
 
 def _in_parts(draw: Callable[[np.ndarray, int], np.ndarray], values: Sequence[float]) -> np.ndarray:
-    """DRAWS draws of a statistic of all values, a few million numbers at a time."""
+    """DRAWS draws of a statistic of all values, computed in parts of a few million numbers."""
     values = np.asarray(values, float)
     size = max(4_000_000 // len(values), 1)
     return np.concatenate([draw(values, min(size, DRAWS - start)) for start in range(0, DRAWS, size)])

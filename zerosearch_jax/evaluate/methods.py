@@ -1,6 +1,6 @@
-"""The methods that an evaluation compares: how a model is asked, whether it searches, and whose weights it has.
+"""The methods that an evaluation compares: the prompt of a model, whether it searches, and its weights.
 
-All decode alike, on the same engine, with the same budget of written tokens.
+All methods decode in the same way, with the same search engine and the same budget of sampled tokens.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from zerosearch_jax.evaluate.refine import RefinedSearch
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.rollout import OnTokens, Trajectory, rollout
+from zerosearch_jax.rollout.wording import POLICY_PROMPTS
 from zerosearch_jax.search.search import DocumentSearch, Query, Result
 from zerosearch_jax.simulator.writers import Writer
 from zerosearch_jax.text import protocol
@@ -23,9 +24,9 @@ from zerosearch_jax.text.trajectory import Kind
 class Method:
     """One way to answer a question (Sun et al., arXiv 2505.04588, §4.1, has all of them)."""
 
-    prompt: Literal['direct', 'reason', 'documents', 'search']  # key of POLICY_PROMPTS (rollout/prompts.py)
+    prompt: Literal['direct', 'reason', 'documents', 'search']  # key of POLICY_PROMPTS (rollout/wording.py)
     refine: bool = False  # whether documents pass through evaluate/refine.py
-    trained: bool = False  # whether it is about weights of its own, not a prompt
+    trained: bool = False  # whether it has trained weights of its own
 
 
 METHODS = {
@@ -40,10 +41,16 @@ METHODS = {
 }
 
 
+def wording(method: Method, cfg: RolloutConfig) -> str:
+    """The wording of a method's prompt: the file of `cfg` if that is for a method of this kind, else ours."""
+    fits = method.prompt in ('search' if cfg.max_turns else 'reason', cfg.prompt)
+    return cfg.prompt if fits and cfg.prompt not in POLICY_PROMPTS else method.prompt
+
+
 def episode_config(method: Method, cfg: RolloutConfig) -> RolloutConfig:
-    """What an episode of a method may use: without turns, one action has the tokens of all."""
-    cfg = dataclasses.replace(cfg, prompt=method.prompt)
-    if method.prompt == 'search':
+    """The budgets of an episode of a method: without turns, one action may have the tokens of all turns."""
+    cfg = dataclasses.replace(cfg, prompt=wording(method, cfg))
+    if method.prompt == 'search' or (method.prompt not in POLICY_PROMPTS and cfg.max_turns):
         return cfg
     room = cfg.response_tokens
     if method.prompt == 'documents':  # they are in the prompt, not in the response
@@ -65,19 +72,19 @@ def answer_questions(
     on_finished: Callable[[Trajectory], None],
     on_tokens: OnTokens | None = None,
 ) -> list[Trajectory]:
-    """One episode a question.
+    """Runs one episode for each question.
 
     Args:
-      method: how.
+      method: how the questions are asked.
       questions: distinct ids.
       policy: loaded with the method's weights.
       source: makes a source of the real engine's results.
-      refiner: the model that refines documents, where the method does.
+      refiner: the model that summarizes documents, if the method does that.
       tokenizer: the policy's.
       cfg: budgets of a search episode.
       seed: of samples at a temperature above 0.
-      on_finished: called with every episode as it ends.
-      on_tokens: as rollout's.
+      on_finished: called with every episode when it ends.
+      on_tokens: as in `rollout`.
     """
     given = _searched(questions, source()) if method.prompt == 'documents' else None
     search = RefinedSearch(source(), refiner, seed) if method.refine else source()
@@ -111,7 +118,7 @@ def answer_questions(
 
 
 def _searched(questions: Sequence[Question], source: DocumentSearch) -> dict[str, Result]:
-    """A search for each question itself."""
+    """Searches for each question itself."""
     for question in questions:
         source.submit(Query(question.id, question, 0, 0, question.question))
     found = {}
@@ -121,7 +128,7 @@ def _searched(questions: Sequence[Question], source: DocumentSearch) -> dict[str
 
 
 def _all_of_it(trajectory: Trajectory, tokenizer: Tokenizer) -> str | None:
-    """What the policy wrote after its thoughts, for prompts that ask for the answer and nothing else."""
+    """All that the policy wrote after its thoughts, for prompts that ask for the answer and nothing else."""
     prompt, written = (
         [token for s in trajectory.segments if s.kind is kind for token in s.tokens]
         for kind in (Kind.PROMPT, Kind.ACTION)

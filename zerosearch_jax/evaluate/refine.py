@@ -1,4 +1,4 @@
-"""Search-o1's refinement: between search engine and policy, a model says what the documents tell about the query.
+"""Search-o1's refinement: before the policy reads documents, a model summarizes what they say about the query.
 
     query --> engine --> documents --> "what helps?" --> a sentence or two --> the policy
 
@@ -12,18 +12,18 @@ from zerosearch_jax.search.search import DocumentSearch, Query, Result
 from zerosearch_jax.simulator.writers import Writer
 from zerosearch_jax.text import protocol
 
-REMEMBERED = 200  # words of the policy's last thoughts that the model is told
-WORDS = 120  # words of a document ...
-TOKENS = 240  # ... and what they are expected to be in tokens at most
+REMEMBERED = 200  # words of the policy's last thoughts in the request
+WORDS = 120  # the most words of a document in the request ...
+TOKENS = 240  # ... and the most tokens that are expected for them
 
 
 class RefinedSearch:
-    """A source of search results whose documents are what a model makes of those of another source.
+    """A source of search results in which a model summarizes the documents of another source.
 
     Args:
       source: of the documents.
       writer: the model.
-      seed: of what it samples.
+      seed: of its samples.
     """
 
     def __init__(self, source: DocumentSearch, writer: Writer, seed: int):
@@ -38,7 +38,7 @@ class RefinedSearch:
         return self._source.active + self._writer.active
 
     def step(self) -> list[Result]:
-        """Searches that failed, or found nothing, come back as they are."""
+        """Advances both; searches that failed or found nothing are returned unchanged."""
         done = []
         for result in self._source.step() if self._source.active else ():
             if result.documents:
@@ -47,7 +47,7 @@ class RefinedSearch:
                 done.append(result)
         for written in self._writer.step() if self._writer.active else ():
             result = self._waiting.pop(written.handle)
-            if written.failure == 'too_long':  # for the model: the policy reads the documents as they are
+            if written.failure == 'too_long':  # for the model: the policy then reads the documents themselves
                 done.append(result)
                 continue
             text = ' '.join(protocol.neutralize(written.text).split())

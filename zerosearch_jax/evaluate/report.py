@@ -1,5 +1,6 @@
-"""What a run tells people: the headline of a step, its evaluations, the summary at its end, and several runs pooled."""
+"""Reports of a run: the line of a step, its evaluations, the summary at its end, and several runs pooled."""
 
+import collections
 import json
 import pathlib
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ COVERED = '95 % intervals over questions alone, of this seed'
 
 
 def headline(measured: dict[str, float]) -> str:
-    """The few numbers people watch."""
+    """The line of a step: the few numbers that people watch."""
     failed = measured['rollout/search_failed']
     return (
         f'reward {measured["reward/mean"]:.3f}  length {measured["rollout/response_tokens"]:.0f}  '
@@ -27,7 +28,7 @@ def headline(measured: dict[str, float]) -> str:
 
 
 def trajectory_text(row: dict) -> str:
-    """A trajectory's row (scores.as_row) as text: what was asked, what came of it, and all that followed the prompt."""
+    """A trajectory's row (scores.as_row) as text: the question, the outcome, and all text after the prompt."""
     golds, reward = ' / '.join(row['golden_answers']), row['reward']
     head = f'{row["question"]}\ngold: {golds}\nanswer: {row["answer"]}  reward {reward:.3f}  {row["status"]}\n\n'
     return head + ''.join(s['text'] for s in row['segments'] if s['kind'] != 'prompt')
@@ -39,18 +40,28 @@ def has_evaluation(workdir: pathlib.Path, number: int) -> bool:
 
 
 def evaluation_means(rows: Sequence[dict]) -> dict[str, float]:
-    """An evaluation's row of metrics.jsonl: means of the episodes that the outside did not fail, and how many it did.
+    """An evaluation's row of metrics.jsonl: means over episodes without a failed search, and the number of the others.
 
-    'eval/failed' is there where it failed some: the evaluation is incomplete.
+    With 'eval/failed' the evaluation is incomplete. If the questions are from several data sets, 'eval/SET/em' and so
+    on are the means for each set.
     """
     valid = counted(rows)
-    means = {f'eval/{name}': float(np.mean([row[name] for row in valid])) for name in METRICS}
+    parts = {'eval': valid, **{f'eval/{name}': own for name, own in by_set(valid).items()}}
+    means = {f'{at}/{name}': float(np.mean([row[name] for row in x])) for at, x in parts.items() for name in METRICS}
     means['eval/searches'] = float(np.mean([len(row['searches']) for row in valid]))
     return means | ({'eval/failed': len(rows) - len(valid)} if len(valid) < len(rows) else {})
 
 
+def by_set(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """The rows of each data set; {} if there is only one."""
+    sets = collections.defaultdict(list)
+    for row in rows:
+        sets[row.get('dataset')].append(row)  # rows of an earlier version have none
+    return {name: sets[name] for name in sorted(filter(None, sets)) if len(sets) > 1}
+
+
 def evaluation_text(means: dict[str, float]) -> str:
-    """An evaluation's row of metrics.jsonl in a line."""
+    """An evaluation's row of metrics.jsonl as one line."""
     failed = means.get('eval/failed')
     return f'EM {means["eval/em"]:.3f}  F1 {means["eval/f1"]:.3f}  searches {means["eval/searches"]:.2f}' + (
         f'  INCOMPLETE: {failed} questions failed' if failed else ''
@@ -62,16 +73,16 @@ def evaluation_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def forget_evaluations_after(workdir: pathlib.Path, number: int):
-    """Removes evaluations of steps that a run is about to do again, perhaps to other weights."""
+    """Removes evaluations of steps that a run will make again, perhaps with other weights."""
     for path in (workdir / 'evaluation').glob('step_*.jsonl'):
         if _step_of(path) > number:
             path.unlink()
 
 
 def put_evaluations_aside(workdir: pathlib.Path):
-    """Moves the evaluations so far to a directory of their own: what follows is asked otherwise, and not compared.
+    """Moves the evaluations so far to their own directory, since later ones are asked differently and not compared.
 
-    Called again after a crash, it ends what it began.
+    Called again after a crash, it completes the move.
     """
     directory = workdir / 'evaluation'
     partial = directory / '.before.partial'
@@ -85,7 +96,9 @@ def put_evaluations_aside(workdir: pathlib.Path):
     aside = directory / f'before_{1 + max((int(number) for number in numbers if number.isdigit()), default=0)}'
     partial.rename(aside)
     count = len(list(aside.iterdir()))
-    progress.log(f'{count} evaluations were asked otherwise: they are in {aside}, and are not compared with others')
+    progress.log(
+        f'{count} evaluations had other settings: they are now in {aside} and are not compared with later ones'
+    )
 
 
 def summarize(workdir: pathlib.Path) -> dict:
@@ -99,7 +112,10 @@ def summarize(workdir: pathlib.Path) -> dict:
         summary['cost'] = _cost(workdir, steps)
         summary['failed_searches'] = sum(row.get('cost/failed_queries', 0) for row in steps)
     evaluated = evaluations(workdir)
-    summary['evaluations'] = {str(number): scores_with_intervals(found) for number, found in evaluated.items()}
+    summary['evaluations'] = {}
+    for number, found in evaluated.items():
+        sets = {name: scores_with_intervals(own) for name, own in by_set(found).items()}
+        summary['evaluations'][str(number)] = scores_with_intervals(found) | ({'sets': sets} if sets else {})
     if 0 in evaluated and len(evaluated) > 1 and (pairs := paired(evaluated[0], evaluated[max(evaluated)])):
         gain = intervals.with_interval([b['em'] - a['em'] for a, b in pairs])
         summary['em_gain'] = gain | {'failed': len(evaluated[0]) - len(pairs)}
@@ -107,8 +123,41 @@ def summarize(workdir: pathlib.Path) -> dict:
     return summary
 
 
+def overlay(workdirs: Sequence[pathlib.Path], path: pathlib.Path, titles: Sequence[str] = ()) -> str:
+    """Draws the curves of several trainings in the figure `path`; returns a table of their results.
+
+    Args:
+      workdirs: of the trainings.
+      path: of the figure.
+      titles: of the panels (run/curves.py); (): all.
+
+    Raises:
+      ValueError: one of them has measured nothing, there is no such panel, or matplotlib is not installed.
+    """
+    if unknown := {*titles} - {panel.title for panel in curves.PANELS}:
+        known = ', '.join(panel.title for panel in curves.PANELS)
+        raise ValueError(f'there is no panel {min(unknown)!r}; the panels are {known}')
+    lines = ['| run | steps | reward, last step | EM, last evaluation | F1 |', '|---|---|---|---|---|']
+    for workdir in workdirs:
+        source = workdir / 'metrics.jsonl'
+        rows = [row for row in jsonl.read_jsonl(source) if 'reward/mean' in row] if source.is_file() else []
+        if not rows:
+            raise ValueError(f'{workdir} holds no training that made a step; give the --workdir of each')
+        evaluated = evaluations(workdir)
+        last = max(evaluated, default=None)
+        scored = scores_with_intervals(evaluated[last]) if evaluated else {}
+        cells = [intervals.shown(scored[name]) if scored.get(name) else 'none' for name in ('em', 'f1')]
+        at = f' after step {last}' if scored else ''
+        lines.append(
+            f'| {workdir} | {rows[-1]["step"]} | {rows[-1]["reward/mean"]:.3f} | {cells[0]}{at} | {cells[1]} |'
+        )
+    if not curves.plot_curves(*workdirs, path=path, titles=titles):
+        raise ValueError(f'{path} cannot be drawn: matplotlib is not installed')
+    return '\n'.join([*lines, '', f'{path}; {COVERED}'])
+
+
 def _cost(workdir: pathlib.Path, steps: list[dict]) -> dict:
-    """What all steps took, and its price."""
+    """The cost of all steps, and its price."""
     names = {'queries': 'cost/queries', 'tokens': 'cost/tokens', 'device_seconds': 'speed/device_seconds'}
     counted = {name: sum(row.get(key, 0) for row in steps) for name, key in names.items()}
     prices = cost.PricesConfig(**json.loads((workdir / 'config.json').read_text()).get('prices', {}))
@@ -128,7 +177,7 @@ def _step_of(path: pathlib.Path) -> int:
 
 
 def scores_with_intervals(group: list[dict]) -> dict:
-    """Of the questions that the outside did not fail, and how many it failed."""
+    """Scores of the questions without a failed search, and the number of questions with one."""
     valid = counted(group)
     return {
         'questions': len(valid),
@@ -138,26 +187,41 @@ def scores_with_intervals(group: list[dict]) -> dict:
 
 
 def paired(before: list[dict], after: list[dict]) -> list[tuple[dict, dict]]:
-    """The rows of each question in two evaluations that both count."""
+    """The two rows of each question that counts in both evaluations."""
     later = {row['id']: row for row in counted(after)}
     return [(row, later[row['id']]) for row in counted(before) if row['id'] in later]
 
 
 def summary_text(summary: dict, workdir: pathlib.Path) -> str:
-    """The summary as a few lines for people."""
+    """The summary as a few lines of text."""
     lines = [f'{summary["steps"]} steps; written to {workdir}']
     for number, scored in summary['evaluations'].items():
-        parts = [f'{name} {intervals.shown(scored[name])}' for name in METRICS]
-        lines.append(f'  after step {number}: {"  ".join(parts)}  ({_asked(scored)}, {COVERED})')
+        lines.append(f'  after step {number}: {_scores_text(scored)}  ({_asked(scored)}, {COVERED})')
+        lines += [f'    {name}: {_scores_text(own)}  ({_asked(own)})' for name, own in scored.get('sets', {}).items()]
     if 'cost' in summary:
         lines.append(f'  {summary["cost"]["text"]}')
     if 'em_gain' in summary:
-        lines.append(f'  EM gain {intervals.shown(summary["em_gain"], "+")}, paired by question')
+        lines.append(f'  {_gain_text(summary)}')
     if failed := summary.get('failed_searches'):
         lines.append(
             f'  {failed} of {summary["cost"]["queries"]} searches of the training failed; their episodes do not count'
         )
     return '\n'.join(lines)
+
+
+def _scores_text(scored: dict) -> str:
+    return '  '.join(f'{name} {intervals.shown(scored[name])}' for name in METRICS)
+
+
+def _gain_text(summary: dict) -> str:
+    """The line that says what training changed."""
+    gain, found = summary['em_gain'], summary['evaluations']
+    before, after = found['0'], found[max(found, key=int)]
+    mean, low, high = (100 * value for value in (gain['mean'], *gain['interval']))
+    return (
+        f'Before training {before["em"]["mean"]:.1%} of the held-out questions were answered exactly right, after it '
+        f'{after["em"]["mean"]:.1%}: {mean:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}, paired by question)'
+    )
 
 
 def _asked(scored: dict) -> str:
@@ -166,12 +230,12 @@ def _asked(scored: dict) -> str:
 
 
 def pool(workdirs: Sequence[pathlib.Path]) -> dict:
-    """What training gained in runs that differ in their seed only.
+    """The gain of training, pooled over runs that differ only in their seed.
 
     Returns:
       'before', 'after' and 'gain' for EM and F1: the mean over questions and runs and its interval, which covers both
       (of one run: questions alone), 'searches' before and after, and 'runs' with the gain of each. The comparison is
-      paired: the 'questions' that all evaluations have an answer to; 'failed' counts those that the outside failed.
+      paired: the 'questions' that all evaluations answered; 'failed' counts those whose search failed.
 
     Raises:
       ValueError: no run is there, it has not been evaluated twice, or the runs differ in more than their seed.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from zerosearch_jax.rollout import answers
+from zerosearch_jax.rollout.rewards import hop_answers, new_hops
 from zerosearch_jax.rollout.rollout import Trajectory
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind, Segment
@@ -20,12 +21,13 @@ def answer_scores(trajectory: Trajectory) -> dict[str, float]:
 
 
 def counted(rows: Sequence[dict]) -> list[dict]:
-    """Of rows of trajectories those that the outside did not fail: the others say nothing of the policy."""
+    """The rows of trajectories without a failed search: the others say nothing about the policy."""
     return [row for row in rows if row['status'] != 'search_failed']
 
 
 def mean_scores(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over trajectories: the three scores, searches, tokens, answers and invalid actions."""
+    """Means over trajectories: scores, searches, tokens, answers, invalid actions, and hops if questions list them."""
+    hops = [len({*new_hops(t)} - {''}) / len(needed) for t in trajectories if (needed := hop_answers(t.question))]
     rows = [answer_scores(t) for t in trajectories]
     return {
         **{name: float(np.mean([row[name] for row in rows])) for name in METRICS},
@@ -33,18 +35,20 @@ def mean_scores(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         'response_tokens': float(np.mean([t.response_tokens for t in trajectories])),
         'answered': float(np.mean([t.status == 'answered' for t in trajectories])),
         'invalid_actions': float(np.mean([t.invalid_actions for t in trajectories])),
+        **({'hops': float(np.mean(hops))} if hops else {}),
     }
 
 
 def as_row(trajectory: Trajectory, tokenizer: Tokenizer, gaps: Sequence[float] | None = None, **extra) -> dict:
     """A trajectory as one JSON row: scores, searches, and every segment's text.
 
-    Of a sampled segment also, a token each, the characters of the text, the engine's log-prob, and where `gaps` of all
-    sampled tokens are given, how much the trainer's differs from it.
+    A sampled segment also has, for each token, the characters of its text, the engine's log-prob and, if `gaps` of all
+    sampled tokens are given, the trainer's log-prob minus the engine's.
     """
     left, hops = iter(() if gaps is None else gaps), trajectory.question.metadata.get('hops')
     return {
         'id': trajectory.question.id,
+        'dataset': trajectory.question.dataset,
         'sample': trajectory.sample,
         'question': trajectory.question.question,
         'golden_answers': list(trajectory.question.golden_answers),
@@ -59,7 +63,7 @@ def as_row(trajectory: Trajectory, tokenizer: Tokenizer, gaps: Sequence[float] |
             {
                 'query': s.query.text,
                 'noisy': s.noisy,
-                'labels': list(s.labels),  # of the documents of a simulated search, whether each was to be noisy
+                'labels': list(s.labels),  # of a simulated search: whether each document was requested as noisy
                 'documents': list(s.documents),
                 'failure': s.failure,
                 **({'detail': s.detail} if s.detail else {}),

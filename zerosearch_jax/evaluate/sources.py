@@ -1,4 +1,4 @@
-"""Where the search results of evaluations and questions come from: a real engine, or a simulator without noise."""
+"""Opens the source of search results for evaluations and launch.ask: a real engine, or a simulator without noise."""
 
 import functools
 import pathlib
@@ -16,7 +16,7 @@ from zerosearch_jax.simulator.load import open_simulator
 
 
 def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple[Callable, Engine | None]:
-    """Opens what config.engine names, or config.simulator where config.evaluation.simulated.
+    """Opens config.engine or, with config.evaluation.simulated, config.simulator.
 
     Args:
       cfg: an evaluation.Config.
@@ -24,8 +24,8 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
       log: file of a remote engine's results; None: not written.
 
     Returns:
-      what makes a source for one rollout, of so many documents a search of a real engine; and the simulator's engine,
-        if that is a model of ours.
+      a function that makes the source of one rollout, given the documents of a search; and the simulator's engine, if
+        the simulator is a model of ours.
     """
     passages = functools.partial(sources.load_passages, cfg.evaluation.corpus)
     open_real = functools.partial(open_search_engine, cfg.engine, passages, Journal(log))

@@ -1,8 +1,8 @@
 """The tables and the figure of an evaluation, made from its results.jsonl alone.
 
-Averages are over data sets, each counting the same; their intervals, and those of differences, draw the questions of
-each set anew (stratified bootstrap). Differences are paired by question; p is of a sign-flip test. A question that the
-outside failed is in the costs alone: it is counted, said beside every score, and asked again by the next evaluation.
+Averages are over data sets, which count equally; their intervals, and those of differences, resample the questions of
+each set (stratified bootstrap). Differences are paired by question; p is from a sign-flip test. A question whose search
+failed enters the costs alone: it is counted, shown beside every score, and asked again by the next evaluation.
 """
 
 import json
@@ -21,7 +21,7 @@ Results = dict[str, dict[str, dict[str, dict]]]  # method: data set: question id
 
 
 def read_results(workdir: pathlib.Path, weights: Mapping[str, str] | None = None) -> Results:
-    """Rows of results.jsonl, of the given weights of each method or of those that were run last."""
+    """Rows of results.jsonl, for the given weights of each method or else for the weights that were run last."""
     rows = jsonl.read_jsonl(workdir / 'results.jsonl') if (workdir / 'results.jsonl').exists() else []
     wanted = {row['method']: row['weights'] for row in rows} | dict(weights or {})
     found: Results = {}
@@ -40,7 +40,7 @@ def report(workdir: pathlib.Path, methods: Sequence[str], weights: Mapping[str, 
     asked = {name: set().union(*(results[m].get(name, ()) for m in summary)) for name in datasets}
     for method, found in summary.items():
         if any(results[method].get(name, {}).keys() != ids for name, ids in asked.items()):
-            found['average'] = None  # of other questions than the others' averages
+            found['average'] = None  # its questions differ from those of the other averages
     text = '\n\n'.join(
         [
             _scores_table(order, datasets, summary),
@@ -58,7 +58,7 @@ def report(workdir: pathlib.Path, methods: Sequence[str], weights: Mapping[str, 
 
 
 def summarize(sets: dict[str, dict[str, dict]]) -> dict:
-    """Of one method: scores with intervals by data set and on average, and what an episode takes."""
+    """One method: scores with intervals by data set and on average, and means of searches and tokens."""
     found: dict = {'datasets': {}}
     valid = {dataset: counted([*rows.values()]) for dataset, rows in sets.items()}
     for dataset, rows in sets.items():
@@ -83,7 +83,7 @@ def _with_interval(strata: Sequence[Sequence[float]]) -> dict:
 
 
 def differences(mine: dict[str, dict[str, dict]], theirs: dict[str, dict[str, dict]], name: str) -> list[list[float]]:
-    """Of a score, question by question, for every data set that both have."""
+    """The differences of a score, question by question, for every data set that both have."""
     strata = []
     for dataset in mine:
         own, other = _scored(mine, dataset, name), _scored(theirs, dataset, name)
@@ -93,7 +93,7 @@ def differences(mine: dict[str, dict[str, dict]], theirs: dict[str, dict[str, di
 
 
 def _scored(sets: dict[str, dict[str, dict]], dataset: str, name: str) -> dict[str, float]:
-    """A score by question id, of the questions that the outside did not fail."""
+    """A score by question id, for the questions without a failed search."""
     return {row['id']: row[name] for row in counted([*sets.get(dataset, {}).values()])}
 
 
@@ -102,7 +102,7 @@ def _scored(sets: dict[str, dict[str, dict]], dataset: str, name: str) -> dict[s
 
 def _scores_table(order, datasets, summary) -> str:
     lines = [
-        'EM / cover-EM / F1, in percent; the average counts every set the same; failed questions do not count',
+        'EM / cover-EM / F1, in percent; the average counts every set equally; failed questions do not count',
         '',
         f'| method | {" | ".join(datasets)} | average |',
         f'|---|{"---|" * len(datasets)}---|',
@@ -121,7 +121,7 @@ def _three(found: dict | None, missing: str = 'not run', failed: int = 0) -> str
 
 
 def _cells(found: dict, datasets: Sequence[str]) -> list[str]:
-    """The scores of one method: of every set, and on average."""
+    """The scores of one method for every set and on average."""
     sets = [found.get('datasets', {}).get(name) for name in datasets]
     average = _three(found['average'], 'incomplete', found['failed']) if found else 'not run'
     return [*(_three(one, failed=one['failed'] if one else 0) for one in sets), average]
@@ -181,7 +181,7 @@ def _differences_table(order, results: Results) -> str:
 
 def _cost_table(order, results: Results, prices: cost.PricesConfig) -> str:
     lines = [
-        'Cost: tokens generated, time of all devices together, and what so many searches cost at a search API',
+        'Cost: generated tokens, total time of all devices, and the price of as many searches at a search API',
         '',
         '| method | questions | searches | tokens | device-seconds | device | device $ | API $ |',
         '|---|---|---|---|---|---|---|---|',
@@ -251,7 +251,7 @@ def _plot(order, summary, path: pathlib.Path):
 
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> str:
-    """Two result directories side by side: the average of every method that both have, and the paired difference.
+    """Compares two result directories: the average of every method that both have, and the paired difference.
 
     Raises:
       ValueError: they have no method, or no question, in common.
@@ -280,7 +280,7 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> str:
 
 
 def _average_over(of: dict, other: dict, name: str) -> float:
-    """The average of a score over the questions that another has too."""
+    """The average of a score over the questions that both have."""
     means = []
     for dataset in of:
         common = _scored(other, dataset, name).keys()

@@ -12,11 +12,11 @@ from zerosearch_jax.generate import programs
 from zerosearch_jax.generate.capacity import FORK_ROWS, Shapes
 from zerosearch_jax.models import cache as kv
 
-THREADS = {'cpu': 1}  # at once, elsewhere 4; a compiler for CPUs takes all cores and much memory by itself
+THREADS = {'cpu': 1}  # compilations at once, elsewhere 4; one for CPUs already uses all cores
 
 
 class Call(NamedTuple):
-    """One program with all that it is called with."""
+    """One program with its arguments."""
 
     name: str
     function: Callable  # jitted
@@ -40,11 +40,11 @@ def calls(
       params: in the serving layout.
       cache: of all slots.
       table: of the stop automaton.
-      shapes: that programs are compiled for.
-      slots: their number.
+      shapes: for which programs are compiled.
+      slots: number of slots.
       mesh: of the weights.
       model: static arguments of all programs.
-      sampling: those of `decode` besides.
+      sampling: further static arguments of `decode`.
     """
     parts = sharding.shard_count('batch', mesh)
 
@@ -64,9 +64,9 @@ def calls(
 
 
 def compile_in_threads(all_calls: Iterator[Call], mesh: jax.sharding.Mesh) -> concurrent.futures.Future:
-    """Compiles the calls beside what goes on; the result is there when they are, or raises what went wrong.
+    """Compiles the calls in the background; the result is ready when all are compiled, or raises the error.
 
-    The first alone: on GPUs it finds the fastest kernels, which the others then need not look for again.
+    The first call is compiled alone: on GPUs it finds the fastest kernels, which the others reuse.
     """
 
     def compiled(call: Call):

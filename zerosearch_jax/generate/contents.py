@@ -1,8 +1,8 @@
-"""What lies in the slots, and what is still to be written there. Host arrays alone; nothing is computed here.
+"""The tokens in the slots, and those that still have to be prefilled. Only host arrays; nothing is computed here.
 
-Before a prompt is prefilled, the longest beginning of it that a slot of the same role holds is looked for. It is
-copied, or taken over where the free slot itself holds it: a group's prompt is prefilled once, and so is what prompts
-have in common. Copies and writes go in waves: a slot is copied when what is copied of it has been written.
+Before a prompt is prefilled, the longest prefix of it that a slot of the same role holds is searched. It is copied, or
+kept if the free slot itself holds it: a group's prompt is prefilled once, and so is the common prefix of all prompts.
+Copies and prefills are ordered in waves: a slot is copied after its copied part was prefilled.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEAST_SHARED = 16  # tokens of a beginning that is copied; for fewer a copy of a whole slot is not worth it. A guess
+LEAST_SHARED = 16  # the least tokens of a prefix that is copied; fewer are not worth the copy of a slot. A guess
 
 
 class Write(NamedTuple):
-    """Tokens to write into a slot."""
+    """Tokens to prefill in a slot."""
 
     slot: int
     start: int  # position of the first
     tokens: np.ndarray
-    role: int  # whose adapter they are written under
+    role: int  # whose adapter is used
 
 
 class Wave(NamedTuple):
-    """Copies of slots, and then tokens to write, none of which needs another of the same wave."""
+    """Copies of slots, and then tokens to prefill, which do not depend on others of the same wave."""
 
     forks: list[tuple[int, int]]  # source, target
     writes: list[Write]
@@ -33,27 +33,27 @@ class Contents:
     """The tokens of each slot.
 
     Args:
-      slots: their number.
+      slots: number of slots.
       capacity: tokens of a slot.
-      parts: of the mesh, over which the slots are spread.
+      parts: of the mesh, over which the slots are sharded.
     """
 
     def __init__(self, slots: int, capacity: int, parts: int = 1):
         self._in_a_part = slots // parts
-        self._tokens = np.zeros((slots, capacity), np.int32)  # the newest one included, which is not in the cache yet
-        self._length = np.zeros(slots, int)  # of them, those that are in the cache or will be after the waves
+        self._tokens = np.zeros((slots, capacity), np.int32)  # with the newest, which is not in the cache yet
+        self._length = np.zeros(slots, int)  # how many of them are in the cache, or will be after the waves
         self._role = np.full(slots, -1)
         self._waves: list[Wave] = []
-        self._wave_of: dict[int, int] = {}  # the last one that writes a slot
+        self._wave_of: dict[int, int] = {}  # the last wave that writes a slot
 
     def begin(self, role: int, prompt: Sequence[int], free: Sequence[int], taken: Sequence[int]) -> int:
-        """Chooses a free slot for a prompt; all tokens but the last are to be copied or written there.
+        """Chooses a free slot for a prompt, and plans how all tokens but the last get there, by copies and prefill.
 
         Args:
-          role: whose prompt it is.
+          role: of the prompt.
           prompt: its tokens.
-          free: slots, of which the one that holds most of it is chosen.
-          taken: the others; where one on the same part of the mesh holds more, that is copied.
+          free: free slots; the one that holds most of the prompt is chosen.
+          taken: the other slots; if one on the same part of the mesh holds more of the prompt, that is copied.
 
         Returns:
           the slot.
@@ -72,24 +72,24 @@ class Contents:
         return slot
 
     def extend(self, slot: int, tokens: Sequence[int]):
-        """Given tokens follow the newest one; all but the last of them are to be written."""
+        """Appends given tokens after the newest one; all but the last of them have to be prefilled."""
         start = self._length[slot]
         self._tokens[slot, start + 1 : start + 1 + len(tokens)] = tokens
         self._write(0, slot, start + len(tokens))
 
     def sampled(self, slot: int, tokens: Sequence[int]):
-        """Tokens were sampled, and all but the newest written."""
+        """Appends sampled tokens, of which all but the newest are in the cache."""
         start = self._length[slot]
         self._tokens[slot, start + 1 : start + 1 + len(tokens)] = tokens
         self._length[slot] = start + len(tokens)
 
     def take_waves(self) -> list[Wave]:
-        """What is to be done before the next token is sampled, in order."""
+        """The waves that have to be done before the next token is sampled, in order."""
         waves, self._waves, self._wave_of = self._waves, [], {}
         return waves
 
     def _shared(self, role: int, beginning: Sequence[int]) -> np.ndarray:
-        """How many tokens of a beginning each slot holds, under the role's adapter [B]."""
+        """How many tokens of a prefix each slot holds, with the role's adapter [B]."""
         differs = self._tokens[:, : len(beginning)] != np.asarray(beginning, np.int32)
         first = np.pad(differs, ((0, 0), (0, 1)), constant_values=True).argmax(axis=1)
         return np.where(self._role == role, np.minimum(first, self._length), 0)

@@ -1,4 +1,4 @@
-"""The generation engine, as one role sees it: open a generation, step until it stops, extend or close it.
+"""The generation engine of one role: open a generation, step until it stops, extend or close it.
 
 A request opens a generation (a slot, its prompt, a token budget); `step` returns the generations that have stopped; a
 stopped one keeps its slot and cache until it is extended (an observation, then more tokens) or closed.
@@ -6,8 +6,8 @@ stopped one keeps its slot and cache until it is extended (an observation, then 
     open --> waiting --> decoding --> stopped --extend--> decoding ...
                                          '----close----> slot free
 
-Policy and simulator have an engine each. Where both are adapters of one base, they are two roles of the same slots: a
-step of either advances the rows of both, and what the other role has finished waits for its next step.
+Policy and simulator have one engine each. If both are adapters of one base, they are two roles of the same slots: a
+step of either engine advances the slots of both, and finished generations of the other role wait for its next step.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -22,8 +22,8 @@ class Engine:
     """Generates for one role.
 
     Args:
-      slots: where; of one role, or of several that share them.
-      role: which of them.
+      slots: of one role, or of several roles that share them.
+      role: number of the role.
     """
 
     def __init__(self, slots: Slots, role: int = 0):
@@ -32,11 +32,11 @@ class Engine:
 
     @property
     def slots(self) -> int:
-        """Generations of this role that can be live at once."""
+        """The most generations of this role that can be open in slots at once."""
         return self._slots.roles[self._role].slots
 
     def compile_ahead(self, params: dict, adapters: Sequence[dict]):
-        """See Slots.compile_ahead; of all roles of the slots."""
+        """See Slots.compile_ahead; it covers all roles of the slots."""
         self._slots.compile_ahead(params, adapters)
 
     @property
@@ -48,33 +48,33 @@ class Engine:
         return int(self._slots.prefilled_tokens[self._role])
 
     def load(self, params: dict, *, temperature: float = 1.0, owned: bool = False):
-        """Takes new weights; everything cached under the old ones is forgotten.
+        """Copies new weights; the key-value cache of the old weights is dropped.
 
         Args:
-          params: training layout, adapters beside their kernels; a copy is made of it. Where roles share a base, that
-            is taken once, and of later weights the adapter alone; an adapter without a base will do.
-          temperature: of the sampling; 0 is greedy.
-          owned: nobody else needs `params`: they go as they are copied.
+          params: in the training layout, adapters beside their kernels. If roles share a base, the base is copied once,
+            and later only the adapter; then an adapter without a base is enough.
+          temperature: of sampling; 0 is greedy.
+          owned: no other code needs `params`: each is freed when it is copied.
 
         Raises:
-          RuntimeError: generations are open; their cache would be of other weights.
+          RuntimeError: generations are open; their cache would belong to other weights.
         """
         self._slots.load(self._role, params, temperature=temperature, owned=owned)
 
     def unload(self):
-        """Lets go of the weights, but a shared base, until the next `load`, and of the cache if nothing is open."""
+        """Frees the weights, except a shared base, until the next `load`, and the cache if nothing is open."""
         self._slots.unload(self._role)
 
     @property
     def active(self) -> int:
-        """Generations that the next `step` would advance or return: decoding, waiting for a slot that is free, or done.
+        """Generations that the next `step` would advance or return: decoding, waiting for a free slot, or stopped.
 
-        Where roles share slots, those of all.
+        If roles share slots, those of all roles count.
         """
         return self._slots.active(self._role)
 
     def listen(self, on_tokens: Callable[[Hashable, list[int]], None] | None):
-        """`on_tokens` is called with every generation's new tokens, at each look of the host; None: nobody is."""
+        """Sets `on_tokens`, which is called with every generation's new tokens after each decode call; None: unset."""
         self._slots.listen(self._role, on_tokens)
 
     def open(self, request: Request):
@@ -89,7 +89,7 @@ class Engine:
         """Appends given tokens (an observation) to a stopped generation and lets it sample up to `budget` more.
 
         Raises:
-          ValueError: it has not stopped, the budget is below one, or a slot cannot hold so many tokens.
+          ValueError: it has not stopped, the budget is below one, or a slot cannot hold that many tokens.
         """
         self._slots.extend(self._role, handle, tokens, budget)
 
@@ -98,8 +98,7 @@ class Engine:
         self._slots.close(self._role, handle)
 
     def step(self) -> list[Stopped]:
-        """Returns what has stopped; where nothing has yet, admits what is waiting, writes what is to be written, and
-        decodes.
+        """Returns stopped generations; if there are none, fills free slots, prefills and decodes first.
 
         Raises:
           RuntimeError: a role has generations, but no weights.

@@ -1,15 +1,15 @@
-"""The jitted programs of the engine: `extend` writes given tokens into the cache, `decode` samples new ones.
+"""The jitted programs of the engine: `extend` prefills given tokens, `decode` samples new ones, `fork` copies slots.
 
-A slot's newest token is always *pending*: known, but not in the cache. So `extend` never needs logits (it writes all
-but the newest token), and every sampled token comes out of `decode`:
+A slot's newest token is always *pending*: known, but not in the cache. So `extend` never needs logits (it prefills all
+but the newest token), and `decode` samples every token:
 
     tokens      p0  p1  p2 | a0  a1      prompt p, sampled a
     in cache    p0  p1  p2   a0          length 4
     pending                      a1      decode writes a1 at position 4 and samples the token for position 5
 
-Weights stay where they are. A step has few rows, so what moves between devices is activations, never a kernel: they are
-split over fsdp along the embedding, as the kernels are (two-dimensional weight-stationary: Pope et al., arXiv
-2211.05102, §3.2.2), and along the rows only where a row meets its own cache:
+Weights stay where they are. A step has few rows, so activations move between devices, and kernels never do. Activations
+are split over fsdp along the embedding, as the kernels are (two-dimensional weight-stationary: Pope et al., arXiv
+2211.05102, §3.2.2), and along the rows only in attention, where each row needs its own cache:
 
     x [B, T, D/fsdp] --q, k, v--> [B/fsdp, T, heads] --attention--> [B, T, heads] --o--> x [B, T, D/fsdp] --mlp--> x
 """
@@ -33,15 +33,15 @@ from zerosearch_jax.text import stop
 
 @flax.struct.dataclass
 class Rows:
-    """What a decode step knows of its slots besides their cache: small arrays that the host reads back, all [B]."""
+    """The state of slots besides their cache, for decode: small arrays that the host reads back, all [B]."""
 
     length: jax.Array  # tokens in the cache
     pending: jax.Array  # the newest token
     budget: jax.Array  # tokens that may still be sampled; 0: the row is idle
     stop_state: jax.Array  # state of the stop automaton
     key: jax.Array  # uint32 [B, 2], see prng.row_key
-    temperature: jax.Array  # float32, of the sampling; 0: greedy
-    role: jax.Array  # whose adapter the row is under
+    temperature: jax.Array  # float32, of sampling; 0: greedy
+    role: jax.Array  # whose adapter the row uses
 
 
 def idle_rows(slots: int) -> Rows:
@@ -63,11 +63,11 @@ def extend(
     dtype,
     span: int | None = None,
 ) -> kv.KVCache:
-    """Writes `counts` tokens of each listed slot at positions starts, starts + 1, ...; both are 0 of unused rows.
+    """Prefills `counts` tokens of each listed slot at positions starts, starts + 1, ...; both are 0 for unused rows.
 
     `params` are in the serving layout. `span` bounds the cache positions that are read: every start + count must be at
-    most `span`; None: the capacity. A slot may be listed more than once, with tokens that follow each other.
-    The slots lie on P parts of the mesh (data x fsdp); `slots_PxR` are R of each part, counted from its first.
+    most `span`; None: the capacity. A slot may be listed more than once, with consecutive tokens. The slots are on P
+    parts of the mesh (data x fsdp); `slots_PxR` are R slots of each part, counted from its first one.
     """
     place = kv.Place(*(x.reshape(-1) for x in (slots_PxR, starts_PxR, counts_PxR)))
     tokens_NxW = tokens_PxRxW.reshape(-1, tokens_PxRxW.shape[-1])
@@ -104,10 +104,10 @@ def _decode_one(params, cache: kv.KVCache, rows: Rows, slots_B, cfg: ModelConfig
 
 
 def _turns(one, steps: int, carry: tuple) -> tuple:
-    """`one(turn, (cache, rows, ...))` for `steps` turns.
+    """Calls `one(turn, (cache, rows, ...))` for `steps` turns.
 
-    By matrix products only as long as a row has budget. Where that is not known beforehand a GPU waits for the host in
-    every turn, longer than the kernels of an idle row take.
+    With attention by matrix products, it stops when no row has budget. Otherwise it does not: a GPU would wait for the
+    host in every turn to decide, longer than the kernels of an idle row take.
     """
     if carry[0].form != 'einsum':
         return jax.lax.fori_loop(0, steps, one, carry)
@@ -138,12 +138,12 @@ def decode(
     first_accept: int,
     truncation: Truncation = FULL_SUPPORT,
 ):
-    """Samples up to `steps` tokens in every row that has budget, on the device, by weights in the serving layout.
+    """Samples up to `steps` tokens in every row that has budget, on the device, with weights in the serving layout.
 
     A row ends at exactly the token that completes a stop string, at an end-of-sequence token, or when its budget is
-    spent. `slots_B` are the distinct slots of the rows, of idle ones past the end; None: the rows are all the slots.
-    `span` bounds the cache positions that are read: every length + steps must be at most `span`, idle rows excepted. A
-    kernel that reads each row up to its length needs neither: None, and the capacity.
+    spent. `slots_B` are the distinct slots of the rows, past the end for idle rows; None: the rows are all the slots.
+    `span` bounds the cache positions that are read: every length + steps must be at most `span`, except for idle rows.
+    For a kernel that reads each row only up to its length, they are None and the capacity.
 
     Returns:
       cache, rows, tokens int32 [B, steps], log-probs float32 [B, steps], counts int32 [B].
@@ -173,7 +173,7 @@ def decode(
     count = rows.length.shape[0]
     empty = jnp.zeros((count, steps), jnp.int32), jnp.zeros((count, steps), jnp.float32), jnp.zeros(count, jnp.int32)
     copied = cache.form == 'einsum' and not (slots_B is None and span == cache.capacity)
-    # a copy, and what is new of it back, where reading a part of an array would copy it in every step
+    # copies the part that is read once, and its new tokens back, if reading a part would copy it in every step
     part = kv.take(cache, slots_B, span) if copied else cache
     part, *small = _turns(one, steps, (part, rows, *empty))
     cache = kv.put(cache, part, slots_B, rows.length, steps) if copied else part

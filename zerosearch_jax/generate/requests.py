@@ -1,4 +1,4 @@
-"""What an engine is asked, and what it answers."""
+"""The requests to an engine, and its results."""
 
 import dataclasses
 from collections.abc import Hashable
@@ -10,8 +10,9 @@ import numpy as np
 class Role(NamedTuple):
     """One user of the slots."""
 
-    slots: int  # that it may have at once
+    slots: int  # the most slots that it may have at once
     stops: bool = True  # whether the stop strings end its generations
+    like: int | None = None  # an earlier role, with whose weights it generates; None: with its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +22,15 @@ class Request:
     handle: Hashable
     prompt: tuple[int, ...]
     key: np.ndarray  # uint32 [2], prng.row_key
-    budget: int  # tokens to sample at most before it stops
+    budget: int  # the most tokens to sample before it stops
+    temperature: float | None = None  # None: the role's
 
 
 @dataclasses.dataclass(frozen=True)
 class Stopped:
-    """A generation that has stopped: what it sampled since it was opened or extended."""
+    """A stopped generation: the tokens that were sampled since it was opened or extended."""
 
     handle: Hashable
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]  # under the untruncated softmax at the role's temperature
+    logprobs: tuple[float, ...]  # under the untruncated softmax at its temperature
     reason: str  # a stop string, 'eos', or 'length' (budget spent)

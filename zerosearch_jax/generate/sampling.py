@@ -1,6 +1,6 @@
-"""Sampling one token a row: inverse CDF with one uniform a row, optional top-k and top-p.
+"""Samples one token in each row: inverse CDF with one uniform number for each row, optional top-k and top-p.
 
-One uniform instead of V Gumbel variates, and two short cumulative sums instead of one over the vocabulary.
+This needs one uniform number instead of V Gumbel variates, and two short cumulative sums instead of one over V.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ BLOCK = 256
 
 @dataclasses.dataclass(frozen=True)
 class Truncation:
-    """Restriction of the support. The default is none: what training needs, since log-probs are of the full softmax."""
+    """Restriction of the support. The default is none, as training needs: log-probs are of the full softmax."""
 
     top_k: int = 0  # keep the k most likely tokens; 0: all
     top_p: float = 1.0  # keep the smallest set with at least this probability
@@ -31,17 +31,17 @@ FULL_SUPPORT = Truncation()
 def sample(
     logits_BxV: jax.Array, uniforms_B: jax.Array, temperature: jax.Array, truncation: Truncation = FULL_SUPPORT
 ) -> tuple[jax.Array, jax.Array]:
-    """Samples each row at its temperature; at 0 the token is the most likely one, of equals the first.
+    """Samples each row with its temperature; at 0 it takes the most likely token, the first of equals.
 
-    At 0 the most likely tokens have weight 1, all others 0: for a branch a GPU would wait for the host, and on CPU an
-    argmax takes longer than all of this.
+    At 0 the most likely tokens have weight 1 and all others 0, instead of a branch, for which a GPU would wait for the
+    host, or an argmax, which on CPU takes longer than all of this.
 
     Args:
-      temperature: of each row [B], or one of all.
+      temperature: of each row [B], or one for all rows.
 
     Returns:
       tokens int32 [B], and their log-probs float32 [B] under the untruncated log_softmax(logits / temperature)
-      (temperature 1 where it is 0): exactly what the trainer computes.
+      (with temperature 1 if it is 0): exactly what the trainer computes.
     """
     temperature_Bx1 = jnp.broadcast_to(temperature, uniforms_B.shape)[:, None]
     greedy_Bx1 = temperature_Bx1 <= 0
@@ -54,7 +54,7 @@ def sample(
 
 
 def truncate(scaled_BxV: jax.Array, truncation: Truncation) -> jax.Array:
-    """Sets logits outside the top-k and the top-p nucleus to -inf. Sorts only where a nucleus is asked for."""
+    """Sets logits outside the top-k and the top-p nucleus to -inf. Sorts only if top_p is below 1."""
     if truncation.top_k:
         kth_Bx1 = jax.lax.top_k(scaled_BxV, min(truncation.top_k, scaled_BxV.shape[-1]))[0][:, -1:]
         scaled_BxV = jnp.where(scaled_BxV >= kth_Bx1, scaled_BxV, -jnp.inf)
@@ -70,7 +70,7 @@ def truncate(scaled_BxV: jax.Array, truncation: Truncation) -> jax.Array:
 def inverse_cdf(probs_BxV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
     """The token at which the cumulative probability passes the uniform, int32 [B]; never one of probability 0.
 
-    What is given needs not sum to one.
+    The given numbers need not sum to one.
     """
     b, v = probs_BxV.shape
     probs_BxMxC = jnp.pad(probs_BxV, ((0, 0), (0, -v % BLOCK))).reshape(b, -1, BLOCK)
@@ -85,9 +85,9 @@ def inverse_cdf(probs_BxV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
 
 
 def _passed(probs_BxN: jax.Array, cdf_BxN: jax.Array, target_B: jax.Array) -> jax.Array:
-    """First index of positive probability with cdf > target; where rounding leaves none, the last positive one.
+    """First index of positive probability with cdf > target; if rounding leaves none, the last positive one.
 
-    A cumulative sum taken as a tree (accelerators) is not monotone to the last bit: it may rise where nothing is added.
+    A cumulative sum that is computed as a tree (on accelerators) may rise by rounding where zero is added.
     """
     positive_BxN = probs_BxN > 0
     passed_BxN = positive_BxN & (cdf_BxN > target_B[:, None])

@@ -1,12 +1,12 @@
-"""Weights as generation reads them: one array a layer, q|k|v and gate|up as one matrix, adapters of several roles.
+"""The layout of weights for generation: one array for each layer, q|k|v and gate|up as one matrix, several adapters.
 
-A program that slices stacked weights copies them in every call, on GPUs in every token; and each product is a launch.
-Where the mesh splits heads and mlp (`tensor`), the matrices stay apart: their shards would not be shards of the whole.
+A program that slices stacked weights copies them in every call, on GPUs for every token; and each product is a launch.
+If the mesh splits heads and mlp (`tensor`), the matrices stay separate: their shards would not be shards of the whole.
 
-The adapters of several roles stand side by side, and a row sees its own columns alone:
+The adapters of several roles are side by side, and a row uses only the columns of its role:
 
     x A          [B, T, r0 + r1]      A = [A0 | A1]
-    of its role  [1 1 1 1 0 0 0 0]    for a row of role 0; `<name>_lora_role` says whose a column is
+    of its role  [1 1 1 1 0 0 0 0]    for a row of role 0; `<name>_lora_role` is the role of each column
     (x A) B      [B, T, out]          B = [B0 ; B1]
 """
 
@@ -25,7 +25,7 @@ FUSED = {'qkv': ('q', 'k', 'v'), 'o': ('o',), 'gate_up': ('gate', 'up'), 'down':
 
 
 def matrices(mesh: jax.sharding.Mesh) -> Mapping[str, tuple[str, ...]]:
-    """The matrices of a layer, and the kernels that each holds side by side."""
+    """{matrix of a layer: kernels that it holds side by side}."""
     return FUSED if mesh.shape['tensor'] == 1 else {name: (name,) for name in lora.TARGETS}
 
 
@@ -36,7 +36,7 @@ def base_layout(params: dict, mesh: jax.sharding.Mesh, *, dtype, owned: bool = F
       params: training layout.
       mesh: of the weights.
       dtype: compute dtype.
-      owned: nobody else needs the layers of `params`: each kernel is let go of as soon as it is copied.
+      owned: no other code needs the layers of `params`: each kernel is freed as soon as it is copied.
     """
     stacks, layers = dict(params['layers']), tuple({} for _ in range(len(params['layers']['q'])))
     for name, kernels in matrices(mesh).items():
@@ -68,7 +68,7 @@ def _split(stacks_LxN: list[jax.Array], dtype) -> tuple[jax.Array, ...]:
 
 
 def split_adapter(params: dict) -> tuple[dict, dict]:
-    """The base of combined weights, and the layers of the adapter beside it; {} where there is none."""
+    """The base of combined weights, and the layers of the adapter beside it; {} if there is none."""
     adapter = {name: w for name, w in params['layers'].items() if '_lora_' in name}
     kernels = {name: w for name, w in params['layers'].items() if '_lora_' not in name}
     return {**params, 'layers': kernels}, adapter
@@ -78,8 +78,8 @@ def with_adapters(base: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: 
     """Weights in the serving layout, the adapters of all roles beside them.
 
     Args:
-      base: of base_layout.
-      adapters: layers of each role's adapter, {} where it has none.
+      base: from base_layout.
+      adapters: layers of each role's adapter, {} if it has none.
       cfg: the model.
       mesh: of the weights.
       dtype: compute dtype.
@@ -87,7 +87,7 @@ def with_adapters(base: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: 
     if not any(adapters):
         return base
     made = _stacked(adapters, cfg, tuple(matrices(mesh).items()), dtype)
-    roles = _roles(adapters, matrices(mesh)) if len(adapters) > 1 else {}  # one role: every row sees every column
+    roles = _roles(adapters, matrices(mesh)) if len(adapters) > 1 else {}  # with one role every row uses every column
     return {**base, 'layers': tuple(layer | own | roles for layer, own in zip(base['layers'], made, strict=True))}
 
 
@@ -109,7 +109,7 @@ def _stacked(adapters: Sequence[dict], cfg: ModelConfig, matrices, dtype) -> tup
 
 
 def _roles(adapters: Sequence[dict], matrices: Mapping[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
-    """Whose each column of the stacked adapters is."""
+    """The role of each column of the stacked adapters."""
     found = {}
     for name, parts in matrices.items():
         ranks = [sum(a[f'{p}_lora_a'].shape[-1] for p in parts if f'{p}_lora_a' in a) for a in adapters]
@@ -119,7 +119,7 @@ def _roles(adapters: Sequence[dict], matrices: Mapping[str, tuple[str, ...]]) ->
 
 
 def for_rows(layer: dict, roles_B: jax.Array) -> dict:
-    """A layer as rows of these roles see it: `<name>_lora_rows` [B, 1, r] is 1 where a column is of a row's role."""
+    """A layer for rows of these roles: `<name>_lora_rows` [B, 1, r] is 1 for the columns of a row's role."""
     columns = {name: role for name, role in layer.items() if name.endswith('_lora_role')}
     rows = {}
     for name, role in columns.items():
@@ -129,7 +129,7 @@ def for_rows(layer: dict, roles_B: jax.Array) -> dict:
 
 
 def abstract(params: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: jax.sharding.Mesh, *, dtype) -> dict:
-    """What base_layout and with_adapters make of weights that have shapes and shardings, but no values."""
+    """The result of base_layout and with_adapters for abstract weights."""
 
     def made(params, adapters):
         return with_adapters(base_layout(params, mesh, dtype=dtype), adapters, cfg, mesh, dtype=dtype)
@@ -157,29 +157,29 @@ def abstract(params: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: jax
 
 
 class Weights:
-    """What slots generate with: the weights of one role, or one base with an adapter of each role.
+    """The weights with which slots generate: those of one role, or one base with an adapter for each role.
 
     Args:
       cfg: the model.
       mesh: of the weights.
-      roles: their number.
+      roles: number of roles.
       dtype: compute dtype.
     """
 
     def __init__(self, cfg: ModelConfig, mesh: jax.sharding.Mesh, roles: int, dtype):
         self._cfg, self._mesh, self._dtype = cfg, mesh, dtype
-        # a single adapter becomes part of its base; in less than float32 small changes of large weights would be lost
+        # a single adapter is merged into its base; below float32, small changes of large weights would be lost
         self._merges = roles == 1 and jnp.dtype(dtype) == jnp.float32
         self._base: dict | None = None
         self._adapters: list[dict | None] = [None] * roles
         self._whole: dict | None = None
 
     def abstract(self, params: dict, adapters: Sequence[dict]) -> dict:
-        """What `get` will return, of abstract weights and adapters."""
+        """The result of `get` for abstract weights and adapters."""
         return abstract(params, [{}] if self._merges else adapters, self._cfg, self._mesh, dtype=self._dtype)
 
     def load(self, role: int, params: dict, owned: bool):
-        """Takes a role's weights, adapter beside them: of several roles the base once, which may come later."""
+        """Copies a role's weights and its adapter; with several roles the base is copied once, and may come later."""
         self.unload(role)  # before the new copy is made
         with jax.set_mesh(self._mesh):
             base, self._adapters[role] = split_adapter(lora.merged(params) if self._merges else params)
@@ -187,13 +187,13 @@ class Weights:
                 self._base = base_layout(base, self._mesh, dtype=self._dtype, owned=owned)
 
     def unload(self, role: int):
-        """Lets go of a role's weights; not of a base that roles share."""
+        """Frees a role's weights, except a base that roles share."""
         self._adapters[role], self._whole = None, None
         if len(self._adapters) == 1:
             self._base = None
 
     def get(self, roles: Collection[int]) -> dict:
-        """All weights in the serving layout; raises RuntimeError where one of these roles has none."""
+        """All weights in the serving layout; raises RuntimeError if one of these roles has none."""
         if self._base is None or any(self._adapters[role] is None for role in roles):
             raise RuntimeError('the engine has no weights: call load() first')
         if self._whole is None:

@@ -1,10 +1,11 @@
-"""The slots of one model: a cache each, refilled as rows finish, for one role or for adapters of one base.
+"""The slots of one model, refilled when generations finish, for one role or for adapters of one base.
 
-Host state machine, deterministic and replicated: every process runs it on the same small arrays. A generation takes a
-free slot, decodes in it, and keeps it while it is stopped, until it goes on (an observation, then more tokens) or ends.
+This is a state machine on the host, deterministic and replicated: every process runs it on the same small arrays. A
+generation takes a free slot, decodes in it, and keeps it while it is stopped, until it is extended (by an observation
+and more tokens) or closed.
 
-A prompt is prefilled but for the beginning that another slot, or the free one, holds (generate/contents.py); nothing is
-kept from before all slots were free.
+A prompt is prefilled except for the prefix that another slot, or the free one, holds (generate/contents.py). When all
+slots are free, their contents are forgotten.
 """
 
 import collections
@@ -44,13 +45,14 @@ class Slots:
 
     Args:
       cfg: the model.
-      mesh: the mesh that its weights live on.
-      roles: of several, all are adapters of one base, which is held once.
-      capacity: tokens a slot can hold, prompt and observations included.
+      mesh: of its weights.
+      roles: if there are several, all are adapters of one base, which is in memory once; roles without weights of their
+        own are last.
+      capacity: tokens that a slot can hold, prompt and observations included.
       stop: automaton of the stop strings.
       eos_ids: tokens that end a generation.
-      cache_bytes: of memory a device for the cache; fewer slots are given where not all fit. None: no limit.
-      decode_steps: tokens decoded between two looks of the host.
+      cache_bytes: the most bytes of each device for the cache; fewer slots are made if not all fit. None: no limit.
+      decode_steps: tokens that one call decodes.
       truncation: restriction of the sampling support (evaluation only).
       dtype: compute and cache dtype.
     """
@@ -84,7 +86,8 @@ class Slots:
         self._model = {'cfg': cfg, 'dtype': dtype}  # static arguments of the programs
         self._sampling = {'steps': decode_steps, 'eos_ids': eos_ids, 'truncation': truncation}
         self._sampling['first_accept'] = stop.first_accept
-        self._weights = serving.Weights(cfg, mesh, len(self.roles), dtype)
+        self._adapter = [i if role.like is None else role.like for i, role in enumerate(self.roles)]
+        self._weights = serving.Weights(cfg, mesh, len({*self._adapter}), dtype)
         self._cache: kv.KVCache | None = None  # from `load` until `unload`
         self._temperatures = [1.0] * len(self.roles)
         self._compiling: concurrent.futures.Future | None = None
@@ -96,18 +99,18 @@ class Slots:
         self._free = list(range(self.count))
         self._waiting: list[collections.deque[Request]] = [collections.deque() for _ in self.roles]
         self._live: dict[tuple[int, Hashable], _Generation] = {}
-        self._open: set[tuple[int, Hashable]] = set()  # role and handle of both; never iterated
+        self._open: set[tuple[int, Hashable]] = set()  # (role, handle) of open generations; never iterated
         self._stopped: list[list[Stopped]] = [[] for _ in self.roles]
         self._contents = Contents(self.count, self.capacity, self._parts)
 
     # ---------------------------------------------------------------- weights
 
     def compile_ahead(self, params: dict, adapters: Sequence[dict]):
-        """Compiles all programs beside what goes on; the first step waits for them.
+        """Compiles all programs in the background; the first step waits for them.
 
         Args:
           params: abstract weights without adapters, in the training layout.
-          adapters: layers of each role's adapter, abstract too; {} where it has none.
+          adapters: layers of each role's adapter, abstract too; {} if it has none.
         """
         weights = self._weights.abstract(params, adapters)
         cache = kv.abstract(self.cfg, self.mesh, self.count, self.capacity, self._dtype)
@@ -116,7 +119,7 @@ class Slots:
         self._compiling = ahead.compile_in_threads(made, self.mesh)
 
     def wait(self):
-        """Until what `compile_ahead` began is done; raises what went wrong."""
+        """Waits until `compile_ahead` is done; raises its error."""
         if self._compiling:
             self._compiling = self._compiling.result()  # None
 
@@ -124,7 +127,7 @@ class Slots:
         """See Engine.load."""
         if self._open:
             raise RuntimeError(f'{len(self._open)} generations are open: close them before load()')
-        self._weights.load(role, params, owned)
+        self._weights.load(self._adapter[role], params, owned)
         if self._cache is None:
             with jax.set_mesh(self.mesh):
                 self._cache = kv.create(self.cfg, self.mesh, self.count, self.capacity, self._dtype)
@@ -133,11 +136,11 @@ class Slots:
 
     def unload(self, role: int):
         """See Engine.unload."""
-        self._weights.unload(role)
+        self._weights.unload(self._adapter[role])
         if not self._open:
             self._cache = None
 
-    # ---------------------------------------------------------------- what the roles ask for
+    # ---------------------------------------------------------------- requests of the roles
 
     def listen(self, role: int, on_tokens: Callable | None):
         """See Engine.listen."""
@@ -190,7 +193,7 @@ class Slots:
         """See Engine.step."""
         if not self._stopped[role]:
             self.wait()
-            params = self._weights.get({role for role, _ in self._open})
+            params = self._weights.get({self._adapter[role] for role, _ in self._open})
             with jax.set_mesh(self.mesh):
                 self._admit()
                 self._write_waves(params)
@@ -199,7 +202,7 @@ class Slots:
         return stopped
 
     def _spare(self, role: int) -> int:
-        """Slots that a role may still take."""
+        """Number of slots that a role may still take."""
         return self.roles[role].slots - sum(of == role for of, _ in self._live)
 
     def _first_state(self, role: int) -> int:
@@ -228,7 +231,8 @@ class Slots:
         self._live[role, request.handle] = _Generation(role, request.handle, slot)
         rows.length[slot], rows.pending[slot], rows.budget[slot] = len(prompt) - 1, prompt[-1], request.budget
         rows.key[slot], rows.stop_state[slot] = request.key, self._first_state(role)
-        rows.temperature[slot], rows.role[slot] = self._temperatures[role], role
+        rows.role[slot] = self._adapter[role]
+        rows.temperature[slot] = self._temperatures[role] if request.temperature is None else request.temperature
 
     def _write_waves(self, params: dict):
         for wave in self._contents.take_waves():
@@ -253,7 +257,8 @@ class Slots:
         tokens = np.zeros((self._parts, rows, self._shapes.width), np.int32)
         for part, own in enumerate(blocks):
             for row, (slot, start, ids, role) in enumerate(own):
-                slots[part, row], starts[part, row], counts[part, row], roles[part, row] = slot, start, len(ids), role
+                slots[part, row], starts[part, row], counts[part, row] = slot, start, len(ids)
+                roles[part, row] = self._adapter[role]
                 tokens[part, row, : len(ids)] = ids
         self._cache = programs.extend(
             params, self._cache, slots, tokens, starts, counts, roles, span=span, **self._model
@@ -272,10 +277,10 @@ class Slots:
                     sources[part, row], targets[part, row] = source, target
             self._cache = programs.fork(self._cache, sources, targets)
 
-    # ---------------------------------------------------------------- decoding
+    # ---------------------------------------------------------------- decode
 
     def _decode(self, params: dict):
-        """Samples in every row that has budget, and puts aside what has stopped."""
+        """Samples in every slot that has budget, and collects the generations that stop."""
         tokens = np.zeros((self.count, self.decode_steps), np.int32)
         logprobs, counts = np.zeros(tokens.shape, np.float32), np.zeros(self.count, int)
         for slots, span in self._groups():
@@ -298,17 +303,17 @@ class Slots:
         self._collect(tokens, logprobs, counts)
 
     def _groups(self) -> Iterator[tuple[np.ndarray, int]]:
-        """The slots of each call of `decode`, and the positions that it reads; numbers past the end are no slots."""
+        """The slots of each call of `decode`, and the positions that it reads; numbers past the end are idle rows."""
         active, shapes = np.flatnonzero(self._rows.budget > 0), self._shapes.decode
         if not shapes:
             yield from [(np.arange(self.count), self.capacity)] * bool(len(active))
             return
-        active = active[np.argsort(-self._rows.length[active], kind='stable')]  # the long ones together
+        reach = self._rows.length + np.minimum(self._rows.budget, self.decode_steps)
+        active = active[np.argsort(-reach[active], kind='stable')]  # long ones together
         while len(active):
-            size = next((rows for rows, _ in shapes if rows >= len(active)), shapes[-1][0])
+            fitting = [shape for shape in shapes if shape[1] >= reach[active[0]]]
+            size, span = next((shape for shape in fitting if shape[0] >= len(active)), fitting[-1])
             chosen, active = active[:size], active[size:]
-            reach = self._rows.length[chosen] + np.minimum(self._rows.budget[chosen], self.decode_steps)
-            span = next(span for rows, span in shapes if rows == size and span >= reach.max())
             past = self.count + np.arange(size - len(chosen))
             yield np.concatenate([chosen, past]).astype(np.int32), span
 

@@ -1,7 +1,7 @@
-"""Attention: of packed rows in training, of written tokens and of single queries against a cache in generation.
+"""Attention: of packed rows in training, and of queries against a cache in generation (prefill and decode).
 
-`choose` says which form training takes on the hardware at hand, and why; all give the same results to tolerance.
-Shape letters as in models/layers.py; C is a chunk of queries, M = G x C.
+`choose` selects the form for training on the present hardware, with the reason; all forms give the same results up to
+rounding. Shape letters are those of models/layers.py; C is a chunk of queries, M = G x C.
 """
 
 import functools
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from zerosearch_jax.models.config import ModelConfig
 
 MASKED = -1e30  # finite, so that a fully masked row has finite values and gradients
-QUERY_CHUNK, MOST_CHUNKS = 128, 16  # tokens of a chunk, or a multiple of them, so that no row has more chunks
+QUERY_CHUNK, MOST_CHUNKS = 128, 16  # tokens of a chunk, or a multiple, so that a row has at most so many chunks
 
 
 class Choice(NamedTuple):
-    """A key of TRAINING, and why it was taken."""
+    """A key of TRAINING, and why it was chosen."""
 
     name: str
     reason: str
@@ -60,12 +60,12 @@ def causal_attention(segments_BxT: jax.Array, prefixes_BxT: jax.Array, form: str
 def _cudnn(segments_BxT, prefixes_BxT):
     length = segments_BxT.shape[1]
     mask_Bx1xTxT = _Rows.of(segments_BxT, prefixes_BxT, length).sees(0, 0, length)[:, 0]
-    # is_causal says nothing that the mask does not: it lets the kernel skip what lies above the diagonal
+    # is_causal adds nothing to the mask, but lets the kernel skip the part above the diagonal
     return functools.partial(jax.nn.dot_product_attention, mask=mask_Bx1xTxT, is_causal=True, implementation='cudnn')
 
 
 def _chunked(segments_BxT, prefixes_BxT):
-    """Chunks of queries against those chunks of keys of which they see any: what no token sees is never computed.
+    """Attends chunk by chunk, and only to chunks of keys that a query of the chunk may attend to.
 
     keys   P 1 2 3     a row of a prefix P and three sequences, each a chunk long
     P      #
@@ -93,12 +93,12 @@ def _chunk_size(length: int) -> int:
 
 
 class _Rows(NamedTuple):
-    """What the queries of packed rows see: token by token, and which of the N chunks of keys each chunk of them."""
+    """What the queries of packed rows attend to: token by token, and chunk by chunk of N chunks."""
 
     segments_BxT: jax.Array
     prefixes_BxT: jax.Array
-    order_NxN: jax.Array  # of a chunk of queries: the chunks of keys of which it sees any go first, ...
-    count_N: jax.Array  # ... and are so many
+    order_NxN: jax.Array  # for each chunk of queries: the chunks of keys that it attends to come first, ...
+    count_N: jax.Array  # ... and this is their number
 
     @classmethod
     def of(cls, segments_BxT, prefixes_BxT, chunk: int):
@@ -114,7 +114,7 @@ class _Rows(NamedTuple):
         return cls(segments_BxT, prefixes_BxT, jnp.argsort(~sees_NxN, axis=1, stable=True), jnp.sum(sees_NxN, axis=1))
 
     def sees(self, i, j, chunk: int) -> jax.Array:
-        """Whether queries of chunk i see keys of chunk j, bool [B, 1, 1, C, C]."""
+        """Whether queries of chunk i attend to keys of chunk j, bool [B, 1, 1, C, C]."""
         keys, segments = (_part(self.segments_BxT, n, chunk, 1) for n in (j, i))
         sees_BxCxC = segments[:, :, None] == keys[:, None]
         sees_BxCxC |= _part(self.prefixes_BxT, i, chunk, 1)[:, :, None] == keys[:, None]
@@ -133,8 +133,11 @@ def _put(x: jax.Array, part: jax.Array, i, axis: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows: _Rows, chunk: int):
-    """The gradient is written out for two reasons: what is kept for it grows with T, not with T x T, and every matrix
-    product of it is one that XLA does fast on CPU (benchmarks/train_attention.py)."""
+    """Attention with a hand-written gradient, for two reasons.
+
+    The memory that is kept for it grows with T, not with T x T, and all of its matrix products are ones that XLA
+    computes fast on CPU (benchmarks/train_attention.py).
+    """
     return _attend_forward(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows, chunk)[0]
 
 
@@ -143,7 +146,7 @@ _SCORES = 'bkgce,bkse->bkgcs'
 
 
 def _attend_forward(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows, chunk):
-    """Softmax over chunks of keys one after the other, by the largest score so far (arXiv 2205.14135)."""
+    """Softmax over chunks of keys in turn, rescaled by the largest score so far (arXiv 2205.14135)."""
     zeros_BxKxGxCx1 = jnp.zeros((*q_BxKxGxTxE.shape[:3], chunk, 1), jnp.float32)
 
     def queries(i, found):
@@ -168,7 +171,7 @@ def _attend_forward(q_BxKxGxTxE, k_BxKxTxE, v_BxKxTxE, rows, chunk):
 
 
 def _rows_last(x_BxKxGxCxE: jax.Array) -> jax.Array:
-    """[B, K, E, M] in memory: XLA on CPU multiplies slowly where both operands are read along their rows."""
+    """[B, K, E, M] in memory: XLA on CPU multiplies slowly if both operands are read along their rows."""
     b, k, g, c, e = x_BxKxGxCxE.shape
     return jax.lax.optimization_barrier(x_BxKxGxCxE.reshape(b, k, g * c, e).swapaxes(2, 3))
 
@@ -216,7 +219,7 @@ TRAINING = {'chunked': _chunked, 'cudnn': _cudnn}
 def cache_attention(q_BxTxHxE: jax.Array, k_BxKxExS: jax.Array, v_BxKxSxE: jax.Array, mask_BxTxS: jax.Array):
     """Attention of queries against their rows' cache (True: may attend); softmax in float32. Returns [B, T, H * E].
 
-    A decode step (T = 1) is bound by reading the cache, and both products read it along its last axis
+    A decode step (T = 1) is limited by reading the cache, and both products read it along its last axis
     (benchmarks/decode_attention.py).
     """
     b, t, h, e = q_BxTxHxE.shape

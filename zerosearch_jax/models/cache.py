@@ -1,11 +1,11 @@
-"""The key-value cache: one contiguous region a slot, right-padded, with a length of its own.
+"""The key-value cache: one contiguous region for each slot, right-padded, with its own length.
 
               position   0    1    2   ...              S-1
     slot 0              [p    p    a    o    o    .    .  ]   length 5; '.' is free or stale, never attended to
     slot 1              [p    p    p    .    .    .    .  ]   length 3
 
-p prompt, a action, o observation. Writing past the capacity drops the write. Layers are separate arrays, because
-slicing one stacked array copies it on every decode step on CPU. How a layer lies is a matter of who reads it:
+p prompt, a action, o observation. A write past the capacity is dropped. Layers are separate arrays, because slicing one
+stacked array copies it in every decode step on CPU. The layout of a layer depends on what reads it:
 
     form     a layer                                  read by                         up to
     einsum   keys [B, K, E, S], values [B, K, S, E]   matrix products                 a span that all rows share
@@ -45,10 +45,10 @@ class KVCache:
 
 @flax.struct.dataclass
 class Place:
-    """Where T tokens of each of N rows belong: at positions starts, starts + 1, ... of a slot."""
+    """The places of T tokens of each of N rows: positions starts, starts + 1, ... of a slot."""
 
     slots: jax.Array | None  # [N], counted from the first on the same device; None: all the slots, in order
-    starts: jax.Array  # [N]; 0 of an idle row, so that little is read
+    starts: jax.Array  # [N]; 0 for an idle row, so that little is read
     counts: jax.Array  # [N] tokens to write; the rest of the T are padding
 
     def positions(self, tokens: int) -> jax.Array:
@@ -56,16 +56,16 @@ class Place:
         return self.starts[:, None] + jnp.arange(tokens)[None]
 
     def sees(self, tokens: int, span: int) -> jax.Array:
-        """Which of the first positions each token sees, bool [N, T, span]."""
+        """Which of the first positions each token attends to, bool [N, T, span]."""
         return jnp.arange(span)[None, None] <= self.positions(tokens)[..., None]
 
     def rows(self, x: jax.Array) -> jax.Array:
-        """The slots [N, ...] of an array of all of them."""
+        """The rows [N, ...] of an array of all slots."""
         return x if self.slots is None else x[self.slots]
 
 
 def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh) -> str:
-    """The form of the cache of a model that generates on a mesh: a kernel's, where one reads it."""
+    """The form of the cache of a model that generates on a mesh: that of a kernel if one can read it."""
     if mesh.devices.flat[0].platform == 'tpu':
         heads, rest = divmod(cfg.num_kv_heads, mesh.shape['tensor'])
         tiled = cfg.head_dim % 128 == 0 and not rest and (heads % 8 == 0 or 8 % heads == 0)
@@ -74,13 +74,13 @@ def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh) -> str:
 
 
 def _axes(form: str, heads: str | None) -> list[tuple[str | None, ...]]:
-    """Logical axes of a layer's arrays, where that of the heads is known: None if the mesh does not divide them."""
+    """Logical axes of a layer's arrays; `heads` is None if the mesh does not divide the heads."""
     names = {'B': 'batch', 'K': heads, 'M': heads}
     return [tuple(map(names.get, letters)) for letters in FORMS[form]]
 
 
 def slot_bytes(cfg: ModelConfig, mesh: jax.sharding.Mesh, capacity: int, dtype) -> int:
-    """Bytes of one slot on each of the devices that hold a part of it."""
+    """Bytes of one slot on each device that holds a part of it."""
     split = sharding.divisible_axis('kv_heads', cfg.num_kv_heads, mesh)
     heads = cfg.num_kv_heads // (mesh.shape['tensor'] if split else 1)
     return 2 * cfg.num_layers * heads * cfg.head_dim * capacity * jnp.dtype(dtype).itemsize
@@ -101,16 +101,16 @@ def abstract(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: in
 
 
 def create(cfg: ModelConfig, mesh: jax.sharding.Mesh, slots: int, capacity: int, dtype=jnp.float32) -> KVCache:
-    """An empty cache, born sharded."""
+    """An empty cache, created sharded."""
     like = abstract(cfg, mesh, slots, capacity, dtype)
     places = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), out_shardings=places)()
 
 
 def fork(cache: KVCache, sources_PxR: jax.Array, targets_PxR: jax.Array) -> KVCache:
-    """Copies whole slots: a group's members share one prefill of their prompt. Out-of-range targets are dropped.
+    """Copies whole slots, so that a group's prompt is prefilled once. Out-of-range targets are dropped.
 
-    The slots lie on P parts of the mesh (data x fsdp); a slot is counted from the first of its part, and copied within.
+    The slots are on P parts of the mesh (data x fsdp); they are counted from the first of their part and copied within.
     """
 
     def within(part, sources_R, targets_R):
@@ -133,7 +133,7 @@ def take(cache: KVCache, slots_N: jax.Array | None, span: int) -> KVCache:
 
 
 def put(cache: KVCache, part: KVCache, slots_N: jax.Array | None, starts_N: jax.Array, tokens: int) -> KVCache:
-    """Writes so many positions of what `take` has copied, from `starts` on, back to their slots; distinct ones."""
+    """Writes `tokens` positions of a copy by `take`, from `starts` on, back to their slots, which are distinct."""
     slots_Nx1 = (jnp.arange(len(starts_N)) if slots_N is None else slots_N)[:, None]
     positions_NxT = starts_N[:, None] + jnp.arange(tokens)[None]
 
@@ -151,13 +151,13 @@ def put(cache: KVCache, part: KVCache, slots_N: jax.Array | None, starts_N: jax.
 
 
 def attend(form: str, layer: Layer, q_NxTxHxE, k_NxTxKxE, v_NxTxKxE, place: Place, span: int) -> tuple:
-    """Writes new keys and values, then attends to what the slots hold: out [N, T, H * E], and the layer.
+    """Writes new keys and values, then attends to the slots; returns out [N, T, H * E] and the layer.
 
-    Each device does so for its own slots and heads: nothing of a cache moves.
+    Each device does this for its own slots and heads, so that no part of a cache moves.
 
     Args:
       form: key of FORMS.
-      span: of the positions, what is read at most.
+      span: the most positions that are read.
     """
     heads = sharding.divisible_axis('kv_heads', k_NxTxKxE.shape[2], jax.sharding.get_abstract_mesh())
     held = tuple(sharding.spec(*names) for names in _axes(form, heads))
@@ -166,16 +166,16 @@ def attend(form: str, layer: Layer, q_NxTxHxE, k_NxTxKxE, v_NxTxKxE, place: Plac
         functools.partial(READERS[form], span=span),
         in_specs=(held, rows, rows, rows, sharding.spec('batch')),
         out_specs=(rows, held),
-        check_vma=False,  # a kernel does not say along which axes its results vary
+        check_vma=False,  # kernels do not declare along which axes their results vary
     )
     return own(layer, q_NxTxHxE, k_NxTxKxE, v_NxTxKxE, place)
 
 
-DROPPED = dict(mode='drop', unique_indices=True)  # distinct ones, which a GPU need not write atomically
+DROPPED = dict(mode='drop', unique_indices=True)  # distinct targets, so that a GPU need not write atomically
 
 
 def _targets(place: Place, tokens: int, capacity: int) -> tuple[jax.Array, jax.Array]:
-    """Slots [N, 1] and positions [N, T] of what is written, distinct; padding is past the end, where it is dropped."""
+    """Slots [N, 1] and positions [N, T] of written tokens, distinct; padding is past the end, where it is dropped."""
     rows = len(place.starts)
     slots_N = jnp.arange(rows) if place.slots is None else place.slots
     written_NxT = jnp.arange(tokens)[None] < place.counts[:, None]
@@ -215,7 +215,7 @@ def _ragged(layer, q, k, v, place, span):
     slots, positions = _targets(place, t, kv_BxSxMxE.shape[1])
     new = jnp.stack([k, v], axis=3).reshape(n, t, -1, e)
     kv_BxSxMxE = kv_BxSxMxE.at[slots, positions].set(new.astype(kv_BxSxMxE.dtype), **DROPPED)
-    pages = kv_BxSxMxE.shape[1] // PAGE  # of a slot, which lie one behind another
+    pages = kv_BxSxMxE.shape[1] // PAGE  # pages of a slot, which are consecutive
     out = ragged_paged_attention(
         q.reshape(n * t, h, e),
         kv_BxSxMxE.reshape(-1, PAGE, *kv_BxSxMxE.shape[2:]),

@@ -108,7 +108,7 @@ def from_hf(config: dict) -> ModelConfig:
 
 
 def positive(name: str, value: Any, kind: type) -> Any:
-    """A positive number that a file gives; raises ValueError by its name if it is anything else."""
+    """A positive number from a file; raises ValueError with its name if it is anything else."""
     if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value < math.inf:
         raise ValueError(f'{name} must be a positive {"whole " if kind is int else ""}number, got {value!r}')
     return kind(value)
@@ -162,7 +162,7 @@ def read(directory: str | pathlib.Path) -> ModelConfig:
 
 
 def _rope(config: dict) -> dict:
-    """The rotary parameters; where both spellings are there, `rope_scaling` counts alone, as in transformers."""
+    """The rotary parameters; if both spellings are there, only `rope_scaling` counts, as in transformers."""
     rope = config.get('rope_scaling') or config.get('rope_parameters') or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise ValueError('rotary parameters must be one object for all layers; others for each are not supported')

@@ -1,7 +1,7 @@
 """The layers of the transformer as pure functions. Shape letters, used in names here and everywhere:
 
 B rows   T tokens   S cache or key positions   D hidden   F mlp   V vocabulary   L layers
-H query heads   K key-value heads   G = H / K query heads a key-value head   E head size
+H query heads   K key-value heads   G = H / K query heads per key-value head   E head size
 """
 
 import math
@@ -15,7 +15,7 @@ from zerosearch_jax.models.config import ModelConfig, RopeScaling
 def last_sum(x: jax.Array) -> jax.Array:
     """Sum over the last dimension as a product with ones: on CPU many times faster than a sum that XLA fuses.
 
-    Float32 at highest precision, where an accelerator would round its factors.
+    It is in float32 at highest precision, because an accelerator would otherwise round the factors.
     """
     return jnp.matmul(x, jnp.ones(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)
 
@@ -33,7 +33,7 @@ def _normalized(x: jax.Array, eps: float) -> jax.Array:
 
 @jax.custom_vjp
 def _scaled(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x * weight along the last dimension, with a weight's gradient as `last_sum` has it, in float32."""
+    """x * weight along the last dimension, whose weight gradient is summed by `last_sum`, in float32."""
     return x * jax.lax.expand_dims(weight.astype(x.dtype), range(x.ndim - 1))
 
 
@@ -50,9 +50,9 @@ _scaled.defvjp(lambda x, weight: (_scaled(x, weight), (x, weight)), _scaled_back
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """x [..., in] @ w [in, out], with a gradient whose matrix products XLA cannot rearrange.
 
-    Left alone, XLA on CPU writes the incoming gradient transposed, recomputing the activation function in strided
-    order, before it multiplies: a gradient then takes twice as long (benchmarks/linear_gradient.py). The product is in
-    the dtype of `x`; the gradient of `w`, in its own dtype, was accumulated in float32 and not rounded before.
+    Otherwise XLA on CPU first writes the incoming gradient transposed and recomputes the activation function in strided
+    order: a gradient then takes twice as long (benchmarks/linear_gradient.py). The product is in the dtype of `x`; the
+    gradient of `w` is accumulated in float32 and then cast to the dtype of `w`.
     """
     return x @ w.astype(x.dtype)
 
@@ -74,7 +74,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def linear(layer: dict, name: str, x: jax.Array) -> jax.Array:
-    """x @ W, times the scale of an int8 W, plus the bias and the low-rank update, where the layer has them."""
+    """x @ W, times the scale of an int8 W, plus the bias and the low-rank update, if the layer has them."""
     y = matmul(x, layer[name])
     if f'{name}_scale' in layer:
         y *= jax.lax.expand_dims(layer[f'{name}_scale'], range(y.ndim - 1)).astype(x.dtype)
@@ -82,14 +82,14 @@ def linear(layer: dict, name: str, x: jax.Array) -> jax.Array:
         y += jax.lax.expand_dims(layer[f'{name}_bias'], range(y.ndim - 1)).astype(x.dtype)
     if f'{name}_lora_a' in layer:
         low = matmul(x, layer[f'{name}_lora_a'])
-        if f'{name}_lora_rows' in layer:  # several roles, and a row sees the columns of its own
+        if f'{name}_lora_rows' in layer:  # several roles: a row uses the columns of its role
             low *= layer[f'{name}_lora_rows']
         y += matmul(low, layer[f'{name}_lora_b'])
     return y
 
 
 def rope_frequencies(cfg: ModelConfig) -> jax.Array:
-    """Inverse frequencies [E / 2], with the Llama-3 scaling where the model has it."""
+    """Inverse frequencies [E / 2], with the Llama-3 scaling if the model has it."""
     inverse = cfg.rope_theta ** (-jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
     return inverse if cfg.rope_scaling is None else _llama3_scaled(inverse, cfg.rope_scaling)
 

@@ -53,5 +53,5 @@ def merge(params: dict) -> dict:
 
 
 def merged(params: dict) -> dict:
-    """The same where there is no adapter, without a copy."""
+    """The merged weights; without an adapter the weights themselves, without a copy."""
     return jax.jit(merge)(params) if any('_lora_' in name for name in params['layers']) else params

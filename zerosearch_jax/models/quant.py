@@ -1,7 +1,7 @@
-"""Weights that are only read, in eight bits: one scale an output channel, the kernels turned back in the product.
+"""Frozen weights in eight bits, with one scale for each output channel, which is applied after the product.
 
 x W is computed as (x Q) * s, where Q = round(W / s) is int8 and s [out] = max |W| / 127 over the inputs. Embedding,
-head and norms stay as they are.
+head and norms are unchanged.
 """
 
 import jax

@@ -2,7 +2,7 @@
 
     tokens [B, T] --embed--> x [B, T, D] --L x (attention, mlp)--> hidden [B, T, D] --head--> logits [B, T, V]
 
-The cached forms (prefill, decode) live in generate/programs.py; they run the same `block`.
+The cached forms (prefill, decode) are in generate/programs.py; they run the same `block`.
 """
 
 import functools
@@ -71,7 +71,7 @@ def embed(params: dict, tokens_BxT: jax.Array, dtype) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rows_of(table_VxD: jax.Array, tokens_BxT: jax.Array, dtype) -> jax.Array:
-    """Rows of a table in `dtype`, with a gradient that adds up in float32: bfloat16 cannot count a frequent token."""
+    """Rows of a table in `dtype`, with a gradient that is summed in float32: bfloat16 cannot count a frequent token."""
     # Gathering from a table sharded over fsdp makes XLA rematerialize it whole; unshard that axis first.
     return constrain(table_VxD.astype(dtype), 'vocab', None)[tokens_BxT]
 
@@ -115,7 +115,7 @@ def hidden(
       tokens_BxT: token ids; several sequences may share a row.
       positions_BxT: position of each token in its own sequence.
       segments_BxT: which sequence of the row a token belongs to, from 1; 0 is padding.
-      prefixes_BxT: the segment that it sees besides its own; its own again where nothing is shared.
+      prefixes_BxT: the other segment that it attends to; its own if nothing is shared.
       dtype: compute dtype.
       remat: key of REMAT_POLICIES.
       form: key of attention.TRAINING.
@@ -134,7 +134,7 @@ def hidden(
 
 
 def head(params: dict) -> jax.Array:
-    """The output projection [D, V]: its own matrix, or the transposed embedding where tied."""
+    """The output projection [D, V]: its own matrix, or the transposed embedding if tied."""
     return params['head'] if 'head' in params else params['embed'].T
 
 
@@ -144,6 +144,6 @@ def logits(params: dict, hidden_BxTxD: jax.Array) -> jax.Array:
 
 
 def project(hidden_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:
-    """Float32 logits [B, T, V] by a head that is given."""
+    """Float32 logits [B, T, V] with a given head."""
     out = jnp.einsum('btd,dv->btv', hidden_BxTxD, head_DxV, preferred_element_type=jnp.float32)
     return constrain(out, 'batch', None, 'vocab')

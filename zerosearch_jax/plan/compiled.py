@@ -1,4 +1,4 @@
-"""What a compiler says of a program, kept by its hash: memory, kernels, and what moves between devices."""
+"""What a compiler reports of a program, cached by its hash: memory, kernels, and what moves between devices."""
 
 import collections
 import dataclasses
@@ -17,7 +17,7 @@ from jax.extend import core
 from zerosearch_jax import sharding
 from zerosearch_jax.plan import hlo
 
-# what each of n devices receives, of an array of so many bytes (its result; of a reduce-scatter, its share)
+# bytes that each of n devices receives, given the bytes of the result (for a reduce-scatter, of a device's share)
 RECEIVED = {
     'all-gather': lambda size, n: size * (n - 1) / n,
     'all-reduce': lambda size, n: 2 * size * (n - 1) / n,
@@ -25,7 +25,7 @@ RECEIVED = {
     'all-to-all': lambda size, n: size * (n - 1) / n,
     'collective-permute': lambda size, n: size,
 }
-READING = 4  # of a program's text; another number where what is read changes, so that it is compiled again
+READING = 4  # version of the parser of HLO text: a change of it invalidates the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +34,25 @@ class Compiled:
 
     arguments: int
     own: int  # temporaries, and results that take no argument's place
-    received: Mapping[str, float]  # from other devices, by the mesh axes that they lie on ('fsdp', 'fsdp+tensor', ...)
+    received: Mapping[str, float]  # bytes from other devices, by mesh axes ('fsdp', 'fsdp+tensor', ...)
     collectives: int = 0
     kernels: int = 0  # hlo.Work
     products: float = 0.0
     others: float = 0.0
-    refused: bool = False  # by a compiler that refuses what does not fit; `own` is what it names
+    refused: bool = False  # by the compiler, because it does not fit; `own` is then the size that it reports
 
 
 def measure(
     lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, compiler: str, cache: pathlib.Path, turns: int = 1
 ) -> Compiled:
-    """Compiles a program, unless it has been for the same target by the same version.
+    """Compiles a program, unless the cache has it for the same target and version.
 
     Args:
       lowered: for the devices of `mesh`.
-      mesh: whose axes the collectives are told by.
-      compiler: and target, by name; part of the key.
-      cache: directory of what was measured.
-      turns: of a loop whose length is not known before it runs.
+      mesh: collectives are reported by its axes.
+      compiler: name of compiler and target; part of the key.
+      cache: directory of earlier results.
+      turns: iterations of a loop whose length is not known before it runs.
     """
     kind = str(mesh.devices.flat[0].device_kind)
     about = json.dumps([READING, turns, compiler, kind, jax.__version__, dict(mesh.shape)])
@@ -71,7 +71,7 @@ def measure(
 def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, turns: int = 1) -> Compiled:
     try:
         program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:  # the TPU's compiler refuses what does not fit, and says how much it is
+    except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
         named = re.search(r'([\d.]+)G\) exceeds available HBM', str(error))
         if not named:
             raise
@@ -98,14 +98,14 @@ class Collective:
     axes: str  # of the mesh that its devices lie on, joined by '+'
     shape: str  # of its largest result
     received: float  # bytes that each device receives
-    times: int  # that it runs
-    operation: str  # what it was made for (jax's name stack)
+    times: int  # how often it runs
+    operation: str  # the jax operation that it belongs to (name stack)
 
 
 def collectives(text: str, mesh: jax.sharding.Mesh, turns: int = 1) -> list[Collective]:
-    """The collectives of compiled HLO text. A TPU's compiler hides one in several fusions, which share its channel.
+    """The collectives of compiled HLO text; `turns` is the number of iterations of a loop of unknown length.
 
-    `turns` is that of a loop whose length is not known.
+    A TPU's compiler may put one collective into several fusions, which share its channel.
     """
     bodies, entry = hlo.computations(text)
     found: dict[str, Collective] = {}
@@ -128,7 +128,7 @@ def _collective(line: str, mesh: jax.sharding.Mesh, times: int) -> Collective | 
     if not match:
         return None
     arrays = [(kind, dims) for kind, dims in re.findall(r'(\w+)\[([\d,]*)\]', match[1]) if kind in hlo.BITS]
-    if match[3] and match[2] != 'all-reduce':  # a start returns operands, results, and on TPUs two numbers of its own
+    if match[3] and match[2] != 'all-reduce':  # a start returns operands, results, and on TPUs two numbers more
         results = arrays[:-2] if len(arrays) > 2 and arrays[-2:] == [('u32', '')] * 2 else arrays
         arrays = results[len(results) // 2 :]
     sizes = [hlo.BITS[kind] // 8 * math.prod(map(int, filter(None, dims.split(',')))) for kind, dims in arrays]
@@ -174,7 +174,7 @@ def _ordered(sizes: str, transposed: str | None) -> np.ndarray:
 
 
 def kernels(text: str) -> int:
-    """Kernels that a call of compiled HLO text launches, collectives among them; a loop's as often as it turns."""
+    """Number of kernels that compiled HLO text launches, collectives included; a loop counts every iteration."""
     return hlo.work(text).kernels
 
 
@@ -182,12 +182,12 @@ def kernels(text: str) -> int:
 
 
 def flops(traced: jax.stages.Traced, turns: int = 1, read: float = 1.0) -> int:
-    """Multiplications and additions of the matrix products of a program, all devices together.
+    """Multiplications and additions of the matrix products of a program, summed over devices.
 
     Args:
       traced: jax.jit(f).trace(...).
-      turns: of a loop whose length is not known before it runs.
-      read: share of the keys that a fused attention kernel reads, told by their number.
+      turns: iterations of a loop whose length is not known before it runs.
+      read: share of the keys that a fused attention kernel reads: it is given the lengths of the slots.
     """
     return int(_flops(traced.jaxpr.jaxpr, turns, read))
 

@@ -1,53 +1,61 @@
-"""Chips by name, with the figures that their makers publish, and devices to compile for without having them.
+"""Chips by name, with their makers' figures, and devices to compile for that need not be there.
 
 parse('a100-80gb:8')   eight GPUs of one host, or of several
 parse('v5e:8x8')       a TPU slice by its topology
 
-A new chip is a row of CHIPS, and of GPUS where it is a GPU whose own compiler is to be asked.
+A new chip is a row of CHIPS and, if it is a GPU whose own compiler should be used, also a row of GPUS.
 """
 
 import importlib.util
 import math
+import os
 from typing import NamedTuple
 
 import jax
 
 
 class Chip(NamedTuple):
-    """One accelerator, as its data sheet has it."""
+    """One accelerator, with the figures of its data sheet."""
 
     memory_gib: float
-    tflops: float  # bfloat16, dense
+    tflops: float  # bfloat16, dense; float32 if it has no bfloat16
     memory_gbs: float  # GB/s of its memory
     links_gbs: float  # GB/s to its neighbours, both directions together
     price: str  # field of config.prices
     tpu: bool = False
+    bfloat16: bool = True
 
     @property
     def launch(self) -> float:
-        """Seconds that a kernel takes beside its arithmetic and its bytes: to start, to fill the chip, to run dry.
+        """Seconds that a kernel takes besides its arithmetic and its bytes: to launch, to fill and to drain the chip.
 
-        Of GPUs: what bytes leave of a token of 1.5B on an H100, measured at 1, 16 and 64 rows (docs/plans.md). Of TPUs,
-        whose programs run without a host: assumed.
+        For GPUs it is fitted: what bytes do not explain of a decode step of 1.5B on an H100, at 1, 16 and 64
+        rows (docs/plans.md). For TPUs, whose programs run without a host, it is assumed.
         """
         return 1e-6 if self.tpu else 2.2e-6
 
     @property
     def collective(self) -> float:
-        """Seconds of a collective that moves nothing, within a host or a slice. Assumed: nothing has been measured."""
+        """Seconds of a collective besides its bytes, within a host or a slice. Assumed, not measured."""
         return 5e-6 if self.tpu else 15e-6
 
 
-# of the data sheets' arithmetic and memory bandwidth: what one large product and one long sum reach. An H100's, 713
-# TFLOP/s and 2,675 GB/s (`limits` in benchmarks/results/gpu.jsonl), of the others assumed; of links what the protocol
-# of NCCL leaves of NVLink's line rate (NVIDIA/nccl-tests, issue 212)
+# shares of the data sheets' figures that are reached. Arithmetic and memory: by one large product and one long sum on
+# an H100, 713 TFLOP/s and 2,675 GB/s (`limits` in benchmarks/results/gpu.jsonl); assumed for other chips. Links: what
+# NCCL's protocol leaves of NVLink's line rate (NVIDIA/nccl-tests, issue 212)
 REACHED = {'arithmetic': 0.72, 'memory': 0.8, 'links': 0.8}
 
+# GPUs as in NVIDIA's data sheets, the SXM version if there is one, without sparsity (the B200 is an eighth of a DGX
+# B200); links are NVLink, or PCIe x16. TPUs as in Google Cloud's page of each version
 CHIPS = {
     'a100-40gb': Chip(40, 312, 1555, 600, 'a100_hour'),
     'a100-80gb': Chip(80, 312, 2039, 600, 'a100_hour'),
     'h100-80gb': Chip(80, 989, 3350, 900, 'h100_hour'),
     'h200': Chip(141, 989, 4800, 900, 'h200_hour'),
+    'h20': Chip(96, 148, 4000, 900, 'h20_hour'),
+    'b200': Chip(180, 2250, 8000, 1800, 'b200_hour'),
+    't4': Chip(16, 8.1, 320, 32, 't4_hour', bfloat16=False),
+    'a10': Chip(24, 125, 600, 64, 'a10_hour'),
     'l4': Chip(24, 121, 300, 64, 'l4_hour'),
     'v5e': Chip(16, 197, 819, 200, 'v5e_hour', tpu=True),
     'v5p': Chip(95, 459, 2765, 600, 'v5p_hour', tpu=True),
@@ -55,7 +63,7 @@ CHIPS = {
 }
 
 
-# with which a TPU's compiler is content without a TPU; to be set before `devices`
+# lets a TPU's compiler run without a TPU; set it before calling `devices`
 TPU_ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -66,25 +74,27 @@ TPU_ENVIRONMENT = {
 
 
 class Gpu(NamedTuple):
-    """What XLA:GPU asks of a GPU in order to compile for it (XLA's GpuTargetConfigProto)."""
+    """What XLA:GPU needs to know of a GPU to compile for it (XLA's GpuTargetConfigProto)."""
 
     name: str
     capability: tuple[int, int]
     cores: int
     clock_ghz: float
     l2_mib: int
-    shared_kib: tuple[int, int]  # of a core, and of a block at most
+    shared_kib: tuple[int, int]  # shared memory of a core, and the most of a block
 
 
 GPUS = {
     'a100-80gb': Gpu('NVIDIA A100-SXM4-80GB', (8, 0), 108, 1.41, 40, (164, 163)),
     'h100-80gb': Gpu('NVIDIA H100 80GB HBM3', (9, 0), 132, 1.98, 50, (228, 227)),
+    'h200': Gpu('NVIDIA H200', (9, 0), 132, 1.98, 50, (228, 227)),
+    'h20': Gpu('NVIDIA H20', (9, 0), 78, 1.98, 60, (228, 227)),
 }
 CUDA = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 
 
 class Hardware(NamedTuple):
-    """So many of one chip."""
+    """A number of equal chips."""
 
     name: str
     chip: Chip
@@ -118,11 +128,24 @@ def parse(text: str) -> Hardware:
     return Hardware(name, CHIPS[name], tuple(map(int, parts)))
 
 
-def devices(hardware: Hardware) -> tuple[list, str]:
-    """Devices to compile for, and whose compiler that is.
+def prepare(text: str) -> None:
+    """Sets up as many CPU devices as `text` asks for, without a real accelerator, to compile for what `parse` reads.
 
-    The target's own where it is installed (extras `tpu` and `cuda`); else as many CPU devices, which the process must
-    have (XLA_FLAGS=--xla_force_host_platform_device_count).
+    Call it before jax looks for devices.
+    """
+    count = math.prod(int(part) for part in text.partition(':')[2].split('x') if part.isdigit())
+    os.environ['XLA_FLAGS'] = (
+        f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count} --xla_gpu_autotune_level=0'
+    )
+    os.environ.update(JAX_SKIP_CUDA_CONSTRAINTS_CHECK='1', **TPU_ENVIRONMENT)
+    jax.config.update('jax_platforms', 'cpu')
+
+
+def devices(hardware: Hardware) -> tuple[list, str]:
+    """Devices to compile for, and the name of the compiler.
+
+    It is the target's own compiler if that is installed (extras `tpu` and `cuda`); otherwise as many CPU devices stand
+    in, which the process must have (XLA_FLAGS=--xla_force_host_platform_device_count).
     """
     from jax.experimental import topologies
 

@@ -1,4 +1,4 @@
-"""Reading compiled HLO text: its computations, how often they run, and what their kernels read and write."""
+"""Parses compiled HLO text: its computations, how often they run, and what their kernels read and write."""
 
 import math
 import re
@@ -23,7 +23,7 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def calls(line: str, bodies: Mapping[str, list[str]], turns: int = 1) -> Iterator[tuple[str, int]]:
-    """(computation, times) that an instruction runs; the functions of reductions and sorts are not looked into."""
+    """(computation, times) that an instruction runs, without the functions of reductions and sorts."""
     if ' while(' in line:
         known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line)
         condition, body = (re.search(rf'{name}=%?([\w.-]+)', line)[1] for name in ('condition', 'body'))
@@ -38,14 +38,14 @@ def calls(line: str, bodies: Mapping[str, list[str]], turns: int = 1) -> Iterato
 
 
 def _turns(condition: list[str], body: list[str]) -> int:
-    """Of a loop that counts from 0 to a constant, where the compiler does not say; of others 0."""
+    """The length of a loop that counts from 0 to a constant, if the compiler does not state it; 0 for other loops."""
     compared = re.search(r' compare\(%?([\w.-]+), %?([\w.-]+)\), direction=LT', _root(condition))
     end = _constant(compared[2], condition) if compared else None
     return -(-end // _stride(compared[1], condition, body)) if end else 0
 
 
 def _stride(counter: str, condition: list[str], body: list[str]) -> int:
-    """What a turn adds to the number that a loop's condition looks at; 1 where it is not seen."""
+    """What an iteration adds to the counter in a loop's condition; 1 if that is not found."""
     place = re.search(r'get-tuple-element\(.*\), index=(\d+)', _definition(counter, condition))
     results = re.findall(r'%([\w.-]+)', _root(body).partition(' tuple(')[2])
     if not place or int(place[1]) >= len(results):
@@ -69,7 +69,7 @@ def _constant(name: str, lines: list[str]) -> int | None:
 
 # ---------------------------------------------------------------- kernels
 
-# what starts no kernel: values, control flow, the second half of what has been started
+# instructions that launch no kernel: values, control flow, the second half of asynchronous operations
 NO_KERNEL = re.compile(
     'parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|partition-id|replica-id|'
     'opt-barrier|domain|add-dependency|async-start|.*-update|.*-done'
@@ -81,12 +81,12 @@ class Work(NamedTuple):
     """What a device does in one run of a program."""
 
     kernels: int = 0
-    products: float = 0.0  # bytes that kernels with a product of matrices read and write
+    products: float = 0.0  # bytes that kernels with a matrix product read and write
     others: float = 0.0  # bytes that other kernels read and write
 
 
 def work(text: str, turns: int = 1) -> Work:
-    """The kernels of compiled HLO text, those in loops as often as they run; `turns`: of a loop of unknown length."""
+    """The kernels of compiled HLO text, counted as often as they run; `turns`: of a loop of unknown length."""
     bodies, entry = computations(text)
     total = Work()
 
@@ -110,10 +110,10 @@ def work(text: str, turns: int = 1) -> Work:
             if not NO_KERNEL.fullmatch(match[3]):
                 whole, operands = inside(line), [sizes.get(name, 0.0) for name in re.findall(r'%([\w.-]+)', match[4])]
                 if match[3].endswith('-start') and not fused:
-                    operands = []  # they are in the result, beside it
+                    operands = []  # the result holds them too
                 moved = times * _traffic(whole, _size(result), operands)
                 is_product = bool(PRODUCT.search(whole))
-                started = times * (match[3] not in ('copy-start', 'slice-start'))  # a TPU's, made meanwhile
+                started = times * (match[3] not in ('copy-start', 'slice-start'))  # a TPU runs these in the background
                 more = Work(started, moved * is_product, moved * (not is_product))
                 total = Work(*map(sum, zip(total, more, strict=True)))
 
@@ -122,7 +122,7 @@ def work(text: str, turns: int = 1) -> Work:
 
 
 def _size(result: str) -> float:
-    """Bytes of arrays in a device's memory: without what a kernel works in, or a TPU holds on the chip (S(1))."""
+    """Bytes of arrays in a device's memory, without a kernel's workspace and what a TPU holds on the chip (S(1))."""
     arrays = re.findall(r'(\w+)\[([\d,]*)\](?!\{[^}]*S\(1\))', result)
     if len(arrays) > 1:
         arrays = [(kind, dims) for kind, dims in arrays if kind not in ('s8', 'u8')]
@@ -130,7 +130,7 @@ def _size(result: str) -> float:
 
 
 def _traffic(kernel: str, result: float, operands: list[float]) -> float:
-    """Bytes that a kernel reads and writes; of an array that it slices, or changes in place, the part."""
+    """Bytes that a kernel reads and writes; for an array that it slices or changes in place, those of the part."""
     if re.search(r'dynamic-update-slice\(|scatter\(', kernel):
         return 2 * sum(size for size in operands if size < max(operands))
     if re.search(r'slice\(|gather\(', kernel):

@@ -1,11 +1,11 @@
-"""The planner: what a run of reinforcement learning takes of every device, known before it is started.
+"""The planner: memory, time and price of a run of reinforcement learning, before it is started.
 
-Its programs (plan/programs.py) are compiled for the target, by its own compiler where that is installed
-(plan/compiled.py). Memory is the compiler's figure: what a program needs at its peak, and what lies beside it
-meanwhile. The least times are limits, which no program reaches: arithmetic at the chip's peak, bytes that must move at
-its bandwidths, whichever takes longest. The expected ones are of what the compiled program does: its kernels' bytes,
-their number, its collectives, at what a chip was seen to reach (plan/hardware.py), called as often as a schedule
-played with the workload calls it (plan/schedule.py).
+The run's programs (plan/programs.py) are compiled for the target, by its own compiler if that is installed
+(plan/compiled.py). Memory is what the compiler reports for a program, plus what else is in memory while it runs. The
+least times are lower limits, which no program reaches: arithmetic at the chip's peak or bytes at its bandwidths,
+whichever takes longer. The expected times follow the compiled program: the bytes of its kernels, their number and its
+collectives, at rates that were measured on a chip (plan/hardware.py), times the number of calls in a simulated schedule
+(plan/schedule.py).
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from zerosearch_jax import progress, sharding
 from zerosearch_jax.plan import compiled, programs, schedule
 from zerosearch_jax.plan.hardware import REACHED, Hardware
 from zerosearch_jax.plan.schedule import Workload
-from zerosearch_jax.train.config import Config
+from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.train.config import Config, with_copy
 from zerosearch_jax.weights import download
 
 RESERVE = 0.08  # of a device's memory, for what no program accounts for: the runtime, fragments, collectives' buffers
@@ -27,16 +28,16 @@ RESERVE = 0.08  # of a device's memory, for what no program accounts for: the ru
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """One compiled program: bytes of each device, and seconds of one run of it."""
+    """One compiled program: bytes on each device, and seconds of one run."""
 
     name: str
     arguments: int
-    small: int  # of its arguments, those that the plan counts nowhere else
+    small: int  # bytes of the arguments that the plan counts nowhere else
     own: int  # temporaries and results
     refused: bool
     seconds: Mapping[str, float]  # 'arithmetic', 'memory', 'links': each at the data sheet's limit
-    expected: Mapping[str, float]  # of these what no other hides, and 'launches' and 'collectives'; they add up
-    received: Mapping[str, float]  # from other devices, by mesh axes
+    expected: Mapping[str, float]  # the same where not overlapped, 'launches' and 'collectives'; the sum is the time
+    received: Mapping[str, float]  # bytes from other devices, by mesh axes
 
     @property
     def min_seconds(self) -> float:
@@ -45,27 +46,27 @@ class ProgramCost:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run needs of each device, and how long a step takes at least."""
+    """What a run needs on each device, and the time of a step."""
 
-    resident: Mapping[str, int]  # bytes that are there all the time
-    generating: Mapping[str, int]  # bytes that are there as long as policy and simulator generate
+    resident: Mapping[str, int]  # bytes that are always in memory
+    generating: Mapping[str, int]  # bytes that are in memory while policy and simulator generate
     needs: tuple[ProgramCost, ...]
     slots: Mapping[str, int]
-    loads: Mapping[str, Mapping[str, int]]  # of the engines: schedule.play
-    trajectories: int  # of a step
-    times: Mapping[str, float]  # that a step runs each program
+    loads: Mapping[str, Mapping[str, int]]  # calls of the engines (schedule.play)
+    trajectories: int  # in a step
+    times: Mapping[str, float]  # how often a step runs each program
     mesh: tuple[int, ...]  # data, fsdp, tensor
     compiler: str
-    memory: int  # of a device
+    memory: int  # bytes of a device
 
     def beside(self, need: ProgramCost) -> int:
-        """What is in memory while a program runs, and none of its arguments."""
+        """Bytes in memory while a program runs that are not its arguments."""
         generates = need.name.split(':')[0] in self.slots
         there = sum(self.resident.values()) + sum(self.generating.values()) * generates
         return max(there - (need.arguments - need.small), 0)
 
     def peak_of(self, need: ProgramCost) -> int:
-        """Bytes of a device while a program runs."""
+        """Peak bytes of a device while a program runs."""
         return self.beside(need) + need.arguments + need.own
 
     @property
@@ -74,7 +75,7 @@ class Plan:
 
     @property
     def spare(self) -> int:
-        """What is left below the reserve; negative: so much is missing."""
+        """Bytes that are left without the reserve; if negative, bytes that are missing."""
         return self.usable - self.peak
 
     @property
@@ -82,7 +83,7 @@ class Plan:
         return int(self.memory * (1 - RESERVE))
 
     def slots_that_fit(self, engine: str) -> int:
-        """Slots of one engine, were its cache all that could be larger; equally many on each part of the mesh."""
+        """The most slots of one engine if only its cache grows; equally many on each part of the mesh."""
         parts, name = self.mesh[0] * self.mesh[1], f'{engine} cache'
         beside = [need for need in self.needs if name in self.resident or need.name.split(':')[0] in self.slots]
         room = self.usable - max(map(self.peak_of, beside))
@@ -90,7 +91,7 @@ class Plan:
         return max(int(self.slots[engine] * (1 + share)) // parts * parts, 0)
 
     def useful_slots(self, engine: str) -> int:
-        """As many as fit, and as all trajectories in all of its roles can use."""
+        """The most slots that fit and that all trajectories, in all roles of the engine, can use."""
         parts = self.mesh[0] * self.mesh[1]
         return min(self.slots_that_fit(engine), -(-self.trajectories // parts) * parts * len(engine.split(' and ')))
 
@@ -99,12 +100,12 @@ class Plan:
         return self.spare >= 0 and not any(need.refused for need in self.needs)
 
     def seconds(self, part: str = '') -> float:
-        """The least of a step, or of those of its programs whose name holds `part`."""
+        """Least seconds of a step, or of its programs whose name contains `part`."""
         return sum(need.min_seconds * self.times[need.name] for need in self.needs if part in need.name)
 
 
 def plan(cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Workload | None = None) -> Plan:
-    """Compiles the run's programs for these devices, and adds up."""
+    """Compiles the run's programs for these devices, and adds up their memory and time."""
     run = programs.run_programs(cfg, sharding.make_mesh(cfg.mesh, devices))
     work = work or Workload.of(cfg)
     loads = _loads(cfg, run, work)
@@ -114,7 +115,7 @@ def plan(cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Wo
             progress.log(f'compiling {program.name}')
             lowered = program.traced.lower()
             made = compiled.measure(lowered, run.mesh, f'{compiler} {hardware}', cache, program.turns)
-            arguments = max(made.arguments, program.arguments)  # a refused one names none
+            arguments = max(made.arguments, program.arguments)  # of a refused program the compiler reports none
             engine = program.name.split(':')[0]
             read = _written(loads[engine], run, engine) if engine in loads else 1.0
             seconds = _least(program, made, read, hardware, run.mesh.size)
@@ -136,9 +137,9 @@ def plan(cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Wo
 
 
 def _loads(cfg: Config, run: programs.Run, work: Workload) -> dict[str, Mapping[str, int]]:
-    """How often the run's engines are called in a step, and how full they are (schedule.play)."""
+    """How often the run's engines are called in a step, and how many slots decode (schedule.play)."""
     trajectories = schedule.episodes(cfg, work)
-    others = {'search': {'simulator': len(trajectories)}}  # who has no engine answers at once
+    others = {'search': {'simulator': len(trajectories)}}  # a simulator without an engine answers at once
 
     def extends(name: str, tokens: list[int]) -> int:
         one = run.extends.get(name, programs.Extend(1, 1))
@@ -151,7 +152,7 @@ def _loads(cfg: Config, run: programs.Run, work: Workload) -> dict[str, Mapping[
 
 
 def _written(load: Mapping[str, int], run: programs.Run, engine: str) -> float:
-    """The share of an engine's cache that a call of `decode` finds written by rows that decode."""
+    """The share of an engine's cache that holds tokens of decoding slots, on average over calls of `decode`."""
     if not load['decodes']:
         return 0.0
     return load['tokens'] / (load['decodes'] * run.slots[engine] * run.capacity[engine])
@@ -164,16 +165,18 @@ def _least(
     return {
         'arithmetic': compiled.flops(program.traced, program.turns, read) / count / (chip.tflops * 1e12),
         'memory': (program.moved + program.cached * read) / (chip.memory_gbs * 1e9),
-        'links': sum(made.received.values()) / (chip.links_gbs / 2 * 1e9),  # in, while as much goes out
+        'links': sum(made.received.values()) / (chip.links_gbs / 2 * 1e9),  # one direction
     }
 
 
 def _expected(
     made: compiled.Compiled, unread: float, least: Mapping[str, float], hardware: Hardware, standin: bool
 ) -> dict[str, float]:
-    """Products of matrices take the longer of arithmetic and bytes, other kernels their bytes, all kernels their start.
+    """Expected seconds of a program, by what limits them.
 
-    What moves between devices does so meanwhile. A stand-in's bytes are not the target's: then the least are taken.
+    Matrix products take the longer of arithmetic and bytes, other kernels their bytes, and each kernel its launch.
+    Transfers between devices overlap with these. If the compiler is a stand-in for the target's, its bytes mean
+    nothing, and the least bytes are used.
     """
     chip, found = hardware.chip, {part: seconds / REACHED[part] for part, seconds in least.items()}
     second = chip.memory_gbs * 1e9 * REACHED['memory']
@@ -191,20 +194,59 @@ def _expected(
 
 
 def _times(cfg: Config, loads: Mapping[str, Mapping[str, int]], work: Workload) -> dict[str, float]:
-    """How often a step runs each program; of learning, as many whole batches as its tokens fill."""
+    """How often a step runs each program; an update counts by the share of the batch that its tokens fill."""
     rl, own = cfg.rl, cfg.rollout
     new = min(work.sampled + work.searches * own.observation_tokens, own.response_tokens)
     share = min(max((rl.row_length - own.prompt_tokens) / max(new, 1), 1), own.group)  # samples beside one prompt
     longest = own.prompt_tokens + own.response_tokens
-    rows = (own.prompt_tokens / share + new) / rl.row_length  # of a trajectory, packed
+    rows = (own.prompt_tokens / share + new) / rl.row_length  # rows that a packed trajectory takes
     used = min(rows * (rl.row_length // longest), 1.0)  # empty micro-batches are skipped
     updates = rl.epochs * -(-own.questions * own.group // programs.minibatch(cfg))
     times = dict.fromkeys(('reference', 'old log-probs', 'critic: values'), used)
     times |= dict.fromkeys(('update', 'critic: update'), used * updates)
     for engine, load in loads.items():
-        times[f'{engine}: prompts and observations'] = load['extends']
-        times[f'{engine}: decoding'] = load['decodes']
+        times[f'{engine}: prefill'] = load['extends']
+        times[f'{engine}: decode'] = load['decodes']
     return times
+
+
+# the fields that a plan depends on, except models, KL and algorithm; it depends on no other section
+READ = {
+    'policy': ('lora_rank', 'dtype'),
+    'simulator': ('kind', 'dtype', 'weights', 'prompt_tokens', 'max_tokens', 'slots', 'cache_gib'),
+    # budgets and sampling
+    'rollout': tuple(f.name for f in dataclasses.fields(RolloutConfig) if f.type in (int, float)),
+    'rl': (
+        *('row_length', 'rows_per_micro', 'remat', 'chunk', 'epochs', 'minibatch'),
+        *('entropy', 'old_logprobs', 'importance_cap'),
+    ),
+    'critic': ('trunk', 'lora_rank'),
+}
+
+
+def essence(cfg: Config) -> Config:
+    """`cfg` with defaults for all that a plan does not depend on: configurations with equal essences have one plan.
+
+    Raises:
+      ValueError: the sizes of a model are not known.
+    """
+
+    cfg = with_copy(cfg)
+
+    def section(field: dataclasses.Field):
+        values = {name: getattr(getattr(cfg, field.name), name) for name in READ.get(field.name, ())}
+        if field.name in ('policy', 'simulator') and (field.name == 'policy' or cfg.simulator.kind == 'model'):
+            values['model'] = programs.preset(getattr(cfg, field.name).model)
+        if field.name == 'simulator' and values.get('model') == programs.preset(cfg.policy.model):
+            values['model'] += '-other' * (
+                cfg.simulator.model != cfg.policy.model
+            )  # of equal sizes, but no shared base
+        if field.name == 'rl':
+            values |= {'kl': abs(cfg.rl.kl), 'algorithm': 'ppo' if cfg.rl.has_critic else 'reinforce'}
+        return field.type(**values)
+
+    sections = {f.name: section(f) for f in dataclasses.fields(Config) if f.name not in ('seed', 'mesh')}
+    return Config(seed=0, mesh=cfg.mesh, **sections)
 
 
 # ---------------------------------------------------------------- suggestions
@@ -213,9 +255,9 @@ def _times(cfg: Config, loads: Mapping[str, Mapping[str, int]], work: Workload) 
 def suggest(
     cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Workload
 ) -> Iterator[tuple[Config, Plan]]:
-    """Plans on other meshes, with fewer rows a micro-batch and a slot for every trajectory: those that fit, as found.
+    """Plans that fit on other meshes, with fewer rows a micro-batch and, if that fits, a slot for every trajectory.
 
-    The weights are split over all devices, `tensor` of them at a time along heads and vocabulary.
+    The weights are split over all devices, along heads and vocabulary over `tensor` of them.
     """
     policy, most = programs.model_config(cfg.policy.model), cfg.rollout.questions * cfg.rollout.group
     for tensor, remat in itertools.product((1, 2, 4, 8), dict.fromkeys((cfg.rl.remat, 'full'))):
@@ -231,7 +273,7 @@ def suggest(
 
 
 def fitted(cfg: Config, hardware: Hardware) -> Config:
-    """`cfg` on a mesh of all devices of the target: `fsdp` takes as many as divide the models, `data` the rest."""
+    """`cfg` on a mesh of all devices of the target: `fsdp` is as large as divides the models, `data` takes the rest."""
     if -1 in cfg.mesh or math.prod(cfg.mesh) == hardware.count:
         return cfg
     names = {cfg.policy.model} | ({cfg.simulator.model} if cfg.simulator.kind == 'model' else set())
@@ -268,7 +310,7 @@ def options(changed: Config, cfg: Config) -> str:
 
 
 def expected_seconds(made: Plan, part: str = '') -> float:
-    """Seconds of a step, or of those of its programs whose name holds `part`."""
+    """Expected seconds of a step, or of its programs whose name contains `part`."""
     return sum(sum(need.expected.values()) * made.times[need.name] for need in made.needs if part in need.name)
 
 

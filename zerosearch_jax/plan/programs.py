@@ -1,6 +1,6 @@
-"""The jitted programs of a run of reinforcement learning on abstract arrays: what the run compiles, without a device.
+"""The jitted programs of a run of reinforcement learning, traced with abstract arrays, so that no device is needed.
 
-Nothing is loaded and nothing runs. A program knows what it is called with; what lies in memory beside that follows.
+Nothing is loaded and nothing runs. For each program its arguments are known, and so is what else is in memory.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from zerosearch_jax.rl import critic as critics
 from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.text import protocol, stop
 from zerosearch_jax.text.trajectory import Batch
-from zerosearch_jax.train.config import Config, share_base
+from zerosearch_jax.train.config import Config, share_base, with_copy
 
 INTEGERS = ('tokens', 'positions', 'segments', 'prefixes')
 GENERATION = generation.extend, generation.decode
@@ -36,72 +36,79 @@ class Program(NamedTuple):
 
     name: str
     traced: jax.stages.Traced
-    arguments: int  # bytes of each device that it is called with, small ones left out
-    moved: float  # bytes of each device's memory that it reads and writes at least, the cache apart
-    turns: int = 1  # of its loops whose length is not known beforehand
-    cached: float = 0.0  # bytes of each device of the cache that it reads, were every slot full
+    arguments: int  # bytes of its arguments on each device, without small ones
+    moved: float  # the least bytes that it reads and writes in each device's memory, without the cache
+    turns: int = 1  # iterations of loops whose length is not known before they run
+    cached: float = 0.0  # bytes of the cache that it reads on each device, if every slot is full
 
 
 class Extend(NamedTuple):
-    """A call that writes given tokens."""
+    """The size of a prefill call."""
 
     rows: int
-    width: int  # tokens a row
+    width: int  # tokens in a row
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All of it, for one mesh."""
+    """The programs and the memory of a run on one mesh."""
 
-    resident: Mapping[str, int]  # bytes of each device that are there all the time
-    generating: Mapping[str, int]  # those that are there as long as models generate, of the policy's engine
+    resident: Mapping[str, int]  # bytes that are always in each device's memory
+    generating: Mapping[str, int]  # bytes of the policy's engine that are in memory while models generate
     programs: tuple[Program, ...]
-    engines: Mapping[str, Mapping[str, int]]  # slots of each of their roles
-    capacity: Mapping[str, int]  # tokens of a slot of theirs
-    extends: Mapping[str, Extend]  # what one call writes at most
+    engines: Mapping[str, Mapping[str, int]]  # {engine: {role: slots}}
+    capacity: Mapping[str, int]  # {engine: tokens of a slot}
+    extends: Mapping[str, Extend]  # {engine: the largest prefill call}
     mesh: jax.sharding.Mesh
 
     @property
     def slots(self) -> dict[str, int]:
-        """Of the engines, all their roles together."""
+        """{engine: slots of all of its roles}."""
         return {name: sum(roles.values()) for name, roles in self.engines.items()}
 
 
 def model_config(reference: str) -> ModelConfig:
-    """The sizes of a known model by its name, or by its family and size in a hub id; no network.
+    """The sizes of a known model; `reference` and errors are those of `preset`."""
+    return PRESETS[preset(reference)]
+
+
+def preset(reference: str) -> str:
+    """The key in PRESETS of a known model, by its name or by family and size in its hub id, without the network.
 
     Raises:
-      ValueError: it is not known; a name of models.config.PRESETS can stand for it.
+      ValueError: the model is not known; use a name of models.config.PRESETS instead.
     """
     name = reference.split('/')[-1].lower()
-    for preset in sorted(PRESETS, key=len, reverse=True):
-        if name.startswith(preset) or name.replace('-', '').startswith(preset.replace('-', '')):
-            return PRESETS[preset]
+    for known in sorted(PRESETS, key=len, reverse=True):
+        if name.startswith(known) or name.replace('-', '').startswith(known.replace('-', '')):
+            return known
     size = re.search(r'(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])', name)
     if 'simulation' in name and size and f'qwen2.5-{size[1]}b' in PRESETS:  # the published simulators
-        return PRESETS[f'qwen2.5-{size[1]}b']
-    raise ValueError(f'{reference}: sizes unknown; plan with one of {", ".join(PRESETS)} as its model')
+        return f'qwen2.5-{size[1]}b'
+    raise ValueError(f'{reference}: its sizes are not known; plan with one of {", ".join(PRESETS)} as the model')
 
 
 def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
     """The programs of a run on the devices of a mesh, traced."""
     parts = sharding.shard_count('batch', mesh)
     rl = dataclasses.replace(cfg.rl, remat=cfg.rl.remats[0], rows_per_micro=cfg.rl.rows_per_micro or parts)
-    cfg, policy = dataclasses.replace(cfg, rl=rl), model_config(cfg.policy.model)
+    cfg, policy = dataclasses.replace(with_copy(cfg), rl=rl), model_config(cfg.policy.model)
     whole = sharding.abstract(transformer.layout(policy), mesh)
     layout = lora.layout(policy, cfg.policy.lora_rank) if cfg.policy.lora_rank else transformer.layout(policy)
     trained, frozen = sharding.abstract(layout, mesh), whole if cfg.policy.lora_rank else {}
     tx = state.optimizer(cfg.optimizer, cfg.rl.steps)
     train_state, shardings = abstract_state(layout, tx, mesh)
     resident = {'policy': size(trained) + size(frozen), 'optimizer': size(train_state.opt_state)}
+    learner = _Learner(cfg, policy, trained, frozen, train_state, mesh)
+    critic = learner.critic_state(whole) if cfg.rl.has_critic else None
     programs, engines, capacity, extends, generating = [], {}, {}, {}, {}
     with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
         for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
             slots = sum(role.slots.values())
             cache = kv.abstract(role.model, mesh, slots, rounded_capacity(role.tokens), role.dtype)
-            if role.name == 'policy':
+            if role.name == 'policy' or cfg.simulator.kind == 'self':
                 generating['policy to generate with'] = size(role.params)
-            else:  # a base that both roles generate with stays while the policy learns
+            else:  # a base that both roles share stays in memory during updates
                 resident[role.name] = size(role.params)
             (resident if role.name == 'simulator' else generating)[f'{role.name} cache'] = size(cache)
             compiled = shapes(mesh, max(role.slots.values()), cache.capacity)
@@ -109,7 +116,6 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             engines[role.name], capacity[role.name] = role.slots, cache.capacity
             parts = sharding.shard_count('batch', mesh)
             extends[role.name] = Extend(parts * compiled.extend[-1][0], compiled.width)
-        learner = _Learner(cfg, policy, trained, frozen, train_state, mesh)
         if cfg.rl.kl:
             reference = cast(trained, cfg.policy.dtype)
             resident['reference'] = size(reference)
@@ -117,15 +123,15 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
         if cfg.rl.rescores:
             programs.append(learner.score('old log-probs', trained))
         programs.append(learner.update(tx, shardings))
-        if cfg.rl.has_critic:
-            kept, more = learner.critic(whole)
+        if critic:
+            kept, more = learner.critic(*critic)
             resident['critic'] = kept
             programs += more
     return Run(resident, generating, tuple(programs), engines, capacity, extends, mesh)
 
 
 def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.TrainState, state.TrainState]:
-    """A training state of this layout without its values; and its shardings."""
+    """A training state of this layout as abstract arrays, and its shardings."""
     shardings = state.state_shardings(layout, tx, mesh)
     params = sharding.abstract(layout, mesh)
     shapes = jax.eval_shape(lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
@@ -134,7 +140,7 @@ def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.Tra
 
 
 def size(tree) -> int:
-    """Bytes of each device that abstract arrays take there; small ones, which the host gives, are nowhere."""
+    """Bytes that abstract arrays take on each device; small ones, which come from the host, count 0."""
     placed = (x for x in jax.tree.leaves(tree) if x.sharding is not None)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed)
 
@@ -147,12 +153,12 @@ def cast(tree, dtype):
 
 
 class _Role(NamedTuple):
-    """A model that generates, for one role or for both."""
+    """A model that generates, for one or both roles."""
 
     name: str
     model: ModelConfig
     params: dict
-    slots: Mapping[str, int]  # by role
+    slots: Mapping[str, int]  # {role: slots}
     tokens: int  # of a slot
     dtype: str
     strings: tuple[str, ...]
@@ -169,7 +175,8 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
         wanted = {'policy': own, 'simulator': sim} if shared else {name: own if name == 'policy' else sim}
         slots = {who: _slots(each, trajectories, model, mesh, longest, dtype) for who, each in wanted.items()}
         base, adapter = serving.split_adapter(weights)
-        made = serving.Weights(model, mesh, len(slots), dtype).abstract(base, [adapter] * len(slots))
+        count = 1 if sim.kind == 'self' else len(slots)  # of adapters
+        made = serving.Weights(model, mesh, count, dtype).abstract(base, [adapter] * count)
         return _Role(' and '.join(slots), model, made, slots, longest, dtype, **more)
 
     stops = {'strings': protocol.STOP_STRINGS, 'truncation': Truncation(top_p=own.top_p)}
@@ -181,7 +188,7 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
 
 
 def _slots(wanted, most: int, model: ModelConfig, mesh, longest: int, dtype: str) -> int:
-    """As many as are wanted and fit; where none are, `most`, as every part of the mesh has equally many."""
+    """The configured number of slots, as far as it fits, else `most`; a multiple of the mesh's parts."""
     parts = sharding.shard_count('batch', mesh)
     slots = wanted.slots or -(-most // parts) * parts
     if not wanted.cache_gib:
@@ -190,7 +197,7 @@ def _slots(wanted, most: int, model: ModelConfig, mesh, longest: int, dtype: str
 
 
 def _generation(role: _Role, cache: kv.KVCache, shapes: Shapes, cfg: Config, mesh) -> Iterator[Program]:
-    """Writing given tokens, and decoding: of the engine's calls the largest of each."""
+    """The largest call of the engine for prefill (of prompts and observations) and for decode."""
     steps, slots = cfg.rollout.decode_steps, sum(role.slots.values())
     stops = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
     sampling = {'steps': steps, 'eos_ids': (0,), 'first_accept': stops.first_accept, 'truncation': role.truncation}
@@ -200,23 +207,23 @@ def _generation(role: _Role, cache: kv.KVCache, shapes: Shapes, cfg: Config, mes
     arguments, weights = size(role.params) + size(cache), size({**role.params, 'embed': ()})
     extend, decode = (largest[f].function.trace(*largest[f].arguments, **largest[f].options) for f in GENERATION)
     read = size(cache) * shapes.extend[-1][0] * sharding.shard_count('batch', mesh) / slots
-    yield Program(f'{role.name}: prompts and observations', extend, arguments, weights + read)
-    yield Program(f'{role.name}: decoding', decode, arguments, steps * weights, steps, steps * size(cache))
+    yield Program(f'{role.name}: prefill', extend, arguments, weights + read)
+    yield Program(f'{role.name}: decode', decode, arguments, steps * weights, steps, steps * size(cache))
 
 
 # ---------------------------------------------------------------- learning
 
 
 class _Learner:
-    """The programs that look at a step's micro-batches, as the learner packs them."""
+    """The programs that take a step's micro-batches, packed as the learner packs them."""
 
     def __init__(self, cfg: Config, policy: ModelConfig, trained, frozen, train_state, mesh):
         self._cfg, self._policy, self._mesh = cfg, policy, mesh
         self._trained, self._frozen, self._state = trained, frozen, train_state
         form = attention.choose(policy, cfg.policy.dtype, mesh, cfg.rl.row_length).name
         self._compute = losses.Compute(cfg.policy.dtype, cfg.rl.remat, cfg.rl.chunk, form)
-        self._turns = -(-cfg.rl.row_length // cfg.rl.chunk)  # chunks of logits, were every token a sampled one
-        # read once in the forward pass, and once or (where the forward pass is made again) twice in the backward pass
+        self._turns = -(-cfg.rl.row_length // cfg.rl.chunk)  # chunks of logits, if every token were sampled
+        # read once in the forward pass, and once in the backward pass, or twice if that recomputes the forward pass
         whole = transformer.layout(policy)
         count = sum(math.prod(p.shape) for p in jax.tree.leaves(whole, is_leaf=sharding.is_param))
         self._weights = count * jnp.dtype(cfg.policy.dtype).itemsize / mesh.shape['tensor']
@@ -248,15 +255,19 @@ class _Learner:
         there = size(self._state) + size(self._frozen)
         return Program('update', update.trace(self._state, self._frozen, batch), there, moved, self._turns)
 
-    def critic(self, whole) -> tuple[int, list[Program]]:
-        """Bytes of each device that the critic of PPO keeps; and its two programs. `whole`: the initial policy."""
+    def critic_state(self, whole):
+        """The arguments of `critic`; `whole`: the initial policy. Call it outside the mesh: the optimizer computes."""
         rl, own = self._cfg.rl, self._cfg.critic
         layout, frozen = critics.layout(self._policy), lora.combine(self._frozen, self._trained)
         if own.trunk == 'own':
             rank, frozen = own.lora_rank, whole if own.lora_rank else {}
             layout |= lora.layout(self._policy, rank) if rank else transformer.layout(self._policy)
         tx = state.optimizer(state.OptimizerConfig(own.learning_rate), rl.steps)
-        train_state, shardings = abstract_state(layout, tx, self._mesh)
+        return frozen, tx, *abstract_state(layout, tx, self._mesh)
+
+    def critic(self, frozen, tx, train_state, shardings) -> tuple[int, list[Program]]:
+        """Bytes that PPO's critic holds on each device, and its two programs."""
+        own = self._cfg.critic
         everything = self._batch(self._cfg.rollout.questions * self._cfg.rollout.group)
         batch = self._batch(minibatch(self._cfg))
         values = critics.values.trace(train_state.params, frozen, everything, cfg=self._policy, compute=self._compute)
@@ -272,7 +283,7 @@ class _Learner:
 
 
 def minibatch(cfg: Config) -> int:
-    """Trajectories of an update; as the learner does, all updates of a step have as many as can be."""
+    """Trajectories of an update, as the learner cuts a step: into the fewest updates of even size."""
     trajectories = cfg.rollout.questions * cfg.rollout.group
     return -(-trajectories // -(-trajectories // (cfg.rl.minibatch or trajectories)))
 

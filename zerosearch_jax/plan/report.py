@@ -1,4 +1,4 @@
-"""A plan for people: a table of its programs, whether it fits, how long it takes, what binds it and what to change."""
+"""Prints a plan: a table of its programs, whether it fits, how long it takes, what limits it and what to change."""
 
 from collections.abc import Iterator
 
@@ -14,18 +14,19 @@ def table(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> str:
     lines = [
         f'{cfg.policy.model} on {hardware}, mesh {shape}, by {made.compiler}; GiB of each device',
         '',
-        '| there all the time | |',
+        '| always in memory | GiB |',
         '|---|---|',
         *(f'| {name} | {_gib(count)} |' for name, count in made.resident.items()),
-        *(f'| {name}, as long as models generate | {_gib(count)} |' for name, count in made.generating.items()),
+        *(f'| {name}, while models generate | {_gib(count)} |' for name, count in made.generating.items()),
         '',
-        '| program | arguments | beside them | its own | peak | arithmetic ms | memory ms | links ms | expected ms | '
-        'of which starts of kernels, of collectives | calls | from others |',
+        '| program | arguments | else in memory | temporaries, results | peak | arithmetic ms | memory ms | links ms | '
+        'expected ms | of which launches of kernels, of collectives | calls | received |',
         f'{"|---" * 12}|',
         *(_row(need, made) for need in made.needs),
         '',
     ]
-    return '\n'.join([*lines, *_verdict(made, cfg), '', *_durations(made, hardware, cfg, work), binding(made, cfg)])
+    said = (*_durations(made, hardware, cfg, work), *_dtypes(hardware, cfg), binding(made, cfg))
+    return '\n'.join([*lines, *_verdict(made, cfg), '', *said])
 
 
 def _gib(count: float) -> str:
@@ -45,7 +46,7 @@ def _verdict(made: Plan, cfg: Config) -> Iterator[str]:
     spare = f'{_gib(made.peak)} of {_gib(made.memory)} GiB, {RESERVE:.0%} of which are a reserve'
     if made.fits:
         slots = ', '.join(f'{made.slots_that_fit(role)} of {role}' for role in made.slots)
-        yield f'It fits: {spare}. Slots that would fit, either of: {slots}; trajectories: {made.trajectories}.'
+        yield f'It fits: {spare}. The most slots that fit: {slots} (one of these); trajectories: {made.trajectories}.'
     else:
         missing = f'{_gib(max(-made.spare, 0))} GiB are missing; try {", ".join(advice(made, cfg))}'
         yield f'It does not fit: {spare}. {missing}.'
@@ -56,7 +57,7 @@ def _durations(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> I
     yield (
         f'A step of {made.trajectories} trajectories, each with {work.searches:g} searches, {work.sampled:g} sampled '
         f'tokens and {work.written:g} tokens written a search, takes at least {made.seconds():.1f} s; expected are '
-        f'{expected_seconds(made):.1f}: {", ".join(f"{x} {expected_seconds(made, x):.1f}" for x in parts)}.'
+        f'{expected_seconds(made):.1f} s: {", ".join(f"{x} {expected_seconds(made, x):.1f}" for x in parts)}.'
     )
     seconds = expected_seconds(made) * cfg.rl.steps
     searches = work.searches * cfg.rollout.questions * cfg.rollout.group * cfg.rl.steps
@@ -71,8 +72,20 @@ def _durations(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> I
     )
 
 
+def _dtypes(hardware: Hardware, cfg: Config) -> Iterator[str]:
+    """What to change if the configuration asks for bfloat16 and the chip has none."""
+    sections = {'policy': cfg.policy} | ({'simulator': cfg.simulator} if cfg.simulator.kind == 'model' else {})
+    asked = [name for name, section in sections.items() if section.dtype == 'bfloat16']
+    if asked and not hardware.chip.bfloat16:
+        yield (
+            f'{hardware.name} has no bfloat16: products are computed in float32, which is counted here, after '
+            'conversions, which are not counted; set '
+            f'{" and ".join(f"{name}.dtype=float32" for name in asked)}, or use a chip that has bfloat16.'
+        )
+
+
 def advice(made: Plan, cfg: Config) -> Iterator[str]:
-    """What would lower the need of the program that has the largest."""
+    """Changes that lower the memory of the program with the largest peak."""
     data, fsdp, tensor = made.mesh
     need = max(made.needs, key=made.peak_of)
     learning = need.name.split(':')[0] not in made.slots
@@ -80,7 +93,7 @@ def advice(made: Plan, cfg: Config) -> Iterator[str]:
         yield 'rl.remat=full'
     if learning and cfg.rl.rows_per_micro > data * fsdp:
         yield f'rl.rows_per_micro={data * fsdp}'
-    if learning and fsdp > 8:  # embedding and head are whole on every device that has the whole vocabulary
+    if learning and fsdp > 8:  # without `tensor`, embedding and head are whole on every device
         yield f'mesh={data},{fsdp // 4},{4 * tensor}'
     there = made.resident if learning else made.resident | made.generating
     caches = sum(count for name, count in there.items() if name.endswith('cache'))
@@ -95,18 +108,18 @@ BOUND = {  # parts of ProgramCost.expected
     'arithmetic': 'arithmetic',
     'memory': 'bytes of memory',
     'links': 'bytes between devices',
-    'launches': 'starts of kernels',
-    'collectives': 'starts of collectives',
+    'launches': 'kernel launches',
+    'collectives': 'launches of collectives',
 }
 
 
 def binding(made: Plan, cfg: Config) -> str:
-    """One sentence: which program takes most of a step, what binds it, and what to change."""
+    """One sentence: which program takes most of a step, what limits it, and what to change."""
     total = {need.name: sum(need.expected.values()) * made.times[need.name] for need in made.needs}
     need = max(made.needs, key=lambda need: total[need.name])
     part = max(need.expected, key=need.expected.get)
     engine, share = need.name.split(':')[0], total[need.name] / sum(total.values())
-    return f'{share:.0%} of a step is {need.name}, bound by {BOUND[part]}: {_remedy(made, cfg, engine, part)}.'
+    return f'{share:.0%} of a step is {need.name}, limited by {BOUND[part]}: {_remedy(made, cfg, engine, part)}.'
 
 
 def _remedy(made: Plan, cfg: Config, engine: str, part: str) -> str:
@@ -119,11 +132,11 @@ def _remedy(made: Plan, cfg: Config, engine: str, part: str) -> str:
         if useful > 1.25 * slots:
             sections = [{'policy': 'rollout'}.get(role, role) for role in engine.split(' and ')]
             slots = ' and '.join(f'{section}.slots={useful // len(sections)}' for section in sections)
-            return f'{said}; more cost little and mean fewer calls: set {slots}'
+            return f'{said}; more slots cost little and need fewer calls: set {slots}'
         if rows < slots / 2:
             return f'{said}; a larger rollout.questions costs little more'
     if part in ('links', 'collectives'):
-        return 'a mesh with fewer parts along fsdp and more along data, where the weights fit, has fewer'
+        return 'a mesh with fewer parts along fsdp and more along data has fewer, if the weights fit'
     if part == 'arithmetic' and cfg.rl.remats[0] != 'none':
-        return f'rl.remat={"none" if cfg.rl.remat == "dots" else "dots"} computes less again, where it fits'
+        return f'rl.remat={"none" if cfg.rl.remat == "dots" else "dots"} recomputes less, if it fits'
     return 'more devices shorten it'

@@ -1,4 +1,4 @@
-"""The schedule of a step's rollouts, played with numbers of tokens: how often the engines are called, and how full."""
+"""Simulates the schedule of a step's rollouts: how often the engines are called, and how many slots decode."""
 
 import collections
 import dataclasses
@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from zerosearch_jax.train.config import Config
 
-SPREAD = 0.5  # of a turn's length: evenly from half of its mean to one and a half of it. Assumed
+SPREAD = 0.5  # turns are uniformly between 0.5 and 1.5 times their mean length; assumed
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What a trajectory does, on average; nobody knows it before the run."""
+    """What a trajectory does on average: assumptions, since it is not known before the run."""
 
     searches: float = 1.0  # in the published run 64,000 searches in 200 steps of 320 trajectories
     sampled: float = 400.0  # tokens that the policy samples
-    written: float = 0.0  # tokens that the simulator writes a search; 0: all that it may
+    written: float = 0.0  # tokens that the simulator writes for a search; 0: simulator.max_tokens
 
     def __post_init__(self):
         if min(self.searches, self.sampled, self.written) < 0:
@@ -30,19 +30,19 @@ class Workload:
 
 
 class Turn(NamedTuple):
-    """What an episode does between two decisions of the host."""
+    """One generation of an episode, between two decisions of the host."""
 
     role: str
     tokens: int  # in its slot when it begins to sample
-    written: int  # of these, those that are written for it
+    written: int  # how many of these have to be prefilled
     sampled: int
-    first: bool = False  # it needs a slot
-    last: bool = False  # its slot is free afterwards
+    first: bool = False  # it needs a new slot
+    last: bool = False  # it frees its slot
 
 
 def episodes(cfg: Config, work: Workload) -> list[list[Turn]]:
-    """A step's trajectories. A group's prompt is written once; the last turn is the end of the text after an answer."""
-    own, sim, draw = cfg.rollout, cfg.simulator, random.Random(0).random  # so that a workload has one schedule
+    """The turns of a step's trajectories. A group's prompt is prefilled once; the last turn ends the text."""
+    own, sim, draw = cfg.rollout, cfg.simulator, random.Random(0).random  # a fixed seed: one schedule
 
     def spread(mean: float, most: int) -> int:
         width = min(SPREAD, most / mean - 1) if 0 < mean < most else 0
@@ -69,21 +69,21 @@ def play(
     steps: int,
     extends: Callable[[str, list[int]], int],
 ) -> dict[str, collections.Counter]:
-    """Calls the engine with more rows to decode until all is done, as rollout/rollout.py does.
+    """Simulates a step: always calls the engine with more slots to decode, as rollout/rollout.py does.
 
     Args:
-      trajectories: in the order in which they are opened.
-      engines: {name: {role: slots}}; of equally full ones the first is called.
-      steps: tokens that a call decodes in every row at most; a row that ends goes on, or makes room, after it.
-      extends: of an engine and of the tokens to be written into some of its slots, the calls that this takes.
+      trajectories: their turns, in the order in which they start.
+      engines: {name: {role: slots}}; if two have equally many slots to decode, the first is called.
+      steps: the most tokens that a call decodes in each slot; a slot that ends continues, or is freed, after the call.
+      extends: the number of prefill calls, as a function of the engine and the tokens to prefill in each slot.
 
     Returns:
-      Of each engine 'decodes' and 'extends' (calls), 'rows' and 'tokens' (of all calls: rows that decode, tokens in
-      their slots).
+      For each engine 'decodes' and 'extends' (calls), 'rows' (slots that decode, summed over calls) and 'tokens'
+      (tokens in these slots, summed over calls).
     """
     free = {role: slots for roles in engines.values() for role, slots in roles.items()}
     waiting = {role: collections.deque() for role in free}
-    # {episode: (its turn, tokens to sample in it)} in the order in which they were given their slots; 0: it waits there
+    # {episode: (its turn, tokens left to sample)}, in the order in which they got their slots; 0 left: it waits
     rows: dict[str, dict[int, tuple[Turn, int]]] = {role: {} for role in free}
     counts = {name: collections.Counter(decodes=0, extends=0, rows=0, tokens=0) for name in engines}
     rest = [iter(turns) for turns in trajectories]

@@ -1,6 +1,6 @@
-"""Advantages: pure functions from rewards to one number a trajectory, and from token rewards and values to one a token.
+"""Advantages of trajectories and turns from their rewards, and of tokens from token rewards and values.
 
-Those of a trajectory (`ByTrajectory`) take rewards float [N], group ids int [N] and valid bool [N] (False: failed,
+Functions for trajectories (`ByTrajectory`) take rewards float [N], group ids int [N] and valid bool [N] (False: failed,
 excluded from every statistic, with advantage 0) and return float32 [N]. algorithms.ALGORITHMS names them.
 """
 
@@ -19,7 +19,7 @@ def reinforce(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.
 
 def reinforce_baseline(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Reward minus the mean of the batch (Williams 1992, with a constant baseline)."""
-    if not valid.any() or np.ptp(rewards[valid]) <= EPSILON:  # exactly zero, which rounding of the mean is not
+    if not valid.any() or np.ptp(rewards[valid]) <= EPSILON:  # exactly zero, in spite of rounding
         return np.zeros(len(rewards), np.float32)
     return np.where(valid, rewards - rewards[valid].mean(), 0.0).astype(np.float32)
 
@@ -43,7 +43,7 @@ def grpo(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarr
 
 
 def dr_grpo(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Reward minus the mean of the group, not divided by its deviation (Liu et al., arXiv 2503.20783, §3.2)."""
+    """Reward minus the mean of the group, not divided by its std (Liu et al., arXiv 2503.20783, §3.2)."""
     return _by_group(rewards, groups, valid, lambda own: own - own.mean())
 
 
@@ -55,7 +55,7 @@ def _standard_score(rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _by_group(rewards, groups, valid, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The function of every group's valid rewards where they differ; zero elsewhere."""
+    """The function of every group's valid rewards; zero for groups of equal rewards."""
     advantages = np.zeros(len(rewards), np.float32)
     for group in np.unique(groups):
         members = (groups == group) & valid
@@ -65,14 +65,42 @@ def _by_group(rewards, groups, valid, function: Callable[[np.ndarray], np.ndarra
     return advantages
 
 
+def returns_to_go(rewards: np.ndarray) -> np.ndarray:
+    """The return-to-go of each turn or token: its reward plus all later ones."""
+    return np.cumsum(rewards[::-1])[::-1]
+
+
+def by_turn(rewards: Sequence[np.ndarray], groups: np.ndarray) -> list[np.ndarray]:
+    """The return-to-go of each turn, minus the mean return of the group's other trajectories.
+
+        A[i, k] = G[i, k] - mean over others j of G[j, 0]        G[i, k] = r[i, k] + r[i, k + 1] + ...
+
+    The baseline depends on the other samples alone, which are independent of this one: its product with the gradient of
+    a turn's log-prob has mean zero, and A gives an unbiased policy gradient. (A baseline for each turn number, the mean
+    of the rewards of turn k, gives another gradient: the sum of these baselines grows with every turn, which punishes
+    another turn by what turns earn.)
+
+    Args:
+      rewards: for each trajectory the rewards of its turns.
+      groups: int [N].
+
+    Returns:
+      for each trajectory one number for each turn, float32; 0 if the trajectory is alone in its group.
+    """
+    whole = leave_one_out(np.array([r.sum() for r in rewards]), groups, np.ones(len(rewards), bool))
+    compared = [np.count_nonzero(groups == group) > 1 for group in groups]
+    earned = [np.cumsum([0.0, *r[:-1]]) for r in rewards]  # before each turn, so no part of its return-to-go
+    return [(c * (a - e)).astype(np.float32) for a, c, e in zip(whole, compared, earned, strict=True)]
+
+
 def zero_variance(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Bool [N]: trajectories whose group has equal valid rewards; they teach a group-relative algorithm nothing."""
+    """Bool [N]: trajectories whose group has equal valid rewards; a group-relative algorithm learns nothing of them."""
     equal = {g: np.ptp(rewards[(groups == g) & valid]) <= EPSILON for g in np.unique(groups[valid])}
     return np.array([equal.get(g, True) for g in groups])
 
 
 def zero_variance_share(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> float:
-    """Share of groups, of those with any valid trajectory, whose rewards are all equal."""
+    """Share of groups with equal valid rewards, among the groups with a valid trajectory."""
     equal = zero_variance(rewards, groups, valid)
     shares = [equal[groups == g].all() for g in np.unique(groups[valid])]
     return float(np.mean(shares)) if shares else 0.0
@@ -84,9 +112,9 @@ def gae(
     """Generalized advantage estimation over one sequence (Schulman et al., arXiv 1506.02438, eq. 16).
 
     Args:
-      rewards: [T], of each action token; observation tokens are not part of the sequence.
-      values: [T], of the state before each of them; the value after the last is 0.
-      discount: gamma, a token.
+      rewards: [T], one for each action token; observation tokens are not part of the sequence.
+      values: [T], of the state before each token; the value after the last one is 0.
+      discount: gamma, for each token.
       trace: lambda.
 
     Returns:
@@ -101,7 +129,7 @@ def gae(
 
 
 def whiten(advantages: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The sequences' advantages with mean 0 and unbiased deviation 1 over all their tokens."""
+    """The sequences' advantages, normalized to mean 0 and unbiased std 1 over all their tokens."""
     flat = np.concatenate(list(advantages)) if advantages else np.zeros(0)
     if len(flat) < 2 or np.ptp(flat) <= EPSILON:
         return [np.zeros_like(a) for a in advantages]

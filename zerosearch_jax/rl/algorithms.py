@@ -1,7 +1,7 @@
-"""What the algorithms of the field are made of: an advantage, how tokens are averaged, which ratio is clipped, a loss.
+"""The algorithms, by their parts: an advantage, how tokens are averaged, which ratio is clipped, a loss.
 
-config.rl.algorithm is a name of `ALGORITHMS`, or the dotted name of an `Algorithm` of the user's own. How tokens are
-averaged and what belongs to the loss can also be set by themselves, so that an ablation changes one of them.
+config.rl.algorithm is a name of `ALGORITHMS`, or the dotted name of a user's `Algorithm`. How tokens are averaged and
+the parts of the loss can also be set separately, so that an ablation changes one of them.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from zerosearch_jax.text.trajectory import Batch, TokenSequence
 
 
 class Algorithm(NamedTuple):
-    """An algorithm's own choices."""
+    """The choices that define an algorithm."""
 
-    advantage: advantages.ByTrajectory | None  # None: a critic's, by generalized advantage estimation
+    advantage: advantages.ByTrajectory | None  # None: a critic estimates it (GAE)
     aggregate: str = 'token'  # see `weigh_tokens`
     ratio: str = 'token'  # see losses.LossConfig
-    loss: Callable = losses.policy_loss  # of its arguments and with its results
-    min_group: int = 1  # samples of a question that it needs: where they are compared, one alone has the advantage 0
-    # with the KL in the reward, what still follows a token is its own advantage, normalized over all tokens of a step
+    loss: Callable = losses.policy_loss  # any function with its arguments and results
+    min_group: int = 1  # least samples of a question: an algorithm that compares samples gives a single one advantage 0
+    # with the KL in the reward, the advantage of a token is its return-to-go, normalized over all tokens of a step
     returns: bool = False
 
 
@@ -40,10 +40,10 @@ ALGORITHMS = {
 
 
 def find_algorithm(name: str) -> Algorithm:
-    """An algorithm by its name, or by the dotted name of somebody's own.
+    """An algorithm by its name, or by the dotted name of a user's.
 
     Raises:
-      ValueError: neither of them.
+      ValueError: it is neither.
     """
     found = settings.resolve_name(name, ALGORITHMS, 'algorithm')
     if not isinstance(found, Algorithm):
@@ -52,11 +52,12 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def weigh_tokens(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> list[TokenSequence]:
-    """The sequences with the weights by which their tokens are summed.
+    """The sequences with the weights with which their tokens are summed.
 
-    token: as they are, so that the mean over all tokens results. sequence: divided by their sum, so that each sequence
-    counts the same. budget: as they are, to be divided by what the budget allows. micro: the mean over tokens within
-    every `micro` sequences, as the published system has it, whose mini-batches' means are then averaged (defect D12).
+    token: unchanged, which gives the mean over all tokens. sequence: divided by their sum, so that all sequences count
+    equally. budget: unchanged; the sum is divided by the budget of tokens. micro: divided by the tokens of every
+    `micro`
+    sequences, as in the published system, in which means of micro-batches are averaged (defect D12).
     """
     sizes = [float(s.weights.sum()) for s in sequences]
     if aggregate == 'sequence':
@@ -71,7 +72,7 @@ def weigh_tokens(sequences: Sequence[TokenSequence], aggregate: str, micro: int)
 
 
 class TokenMap:
-    """Where the weighted tokens of sequences are in a packed batch, to take numbers from there and put them back."""
+    """Maps the weighted tokens of sequences to their places in a packed batch, to gather and scatter values."""
 
     def __init__(self, sequences: Sequence[TokenSequence]):
         weighted = [s.weights > 0 for s in sequences]
@@ -81,19 +82,19 @@ class TokenMap:
         self._ranks = np.cumsum(np.concatenate([*weighted, np.zeros(0, bool)])) - 1
 
     def locate(self, numbered: Batch):
-        """Takes the batch that was packed with `numbers` as its advantages."""
+        """Finds the places, in the batch that was packed with `numbers` as its advantages."""
         self._active = np.asarray(numbered.weights) > 0
         sequence = np.asarray(numbered.advantages)[self._active].astype(np.int64)
         self._index = self._ranks[self._starts[sequence] + np.asarray(numbered.positions)[self._active]]
 
     def gather(self, values: np.ndarray) -> list[np.ndarray]:
-        """Values [M, R, T] of a batch as one array a sequence."""
+        """Values [M, R, T] of a batch as one array for each sequence."""
         flat = np.zeros(sum(self.sizes), np.float32)
         flat[self._index] = values[self._active]
         return np.split(flat, np.cumsum(self.sizes)[:-1]) if self.sizes else []
 
     def scatter(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """One array a sequence as values [M, R, T]; 0 elsewhere."""
+        """Arrays, one for each sequence, as values [M, R, T]; 0 elsewhere."""
         placed = np.zeros(self._active.shape, np.float32)
         placed[self._active] = np.concatenate([*values, np.zeros(0)])[self._index]
         return placed

@@ -1,6 +1,6 @@
-"""The critic of PPO: a value a token, from a transformer of its own or from the policy's, and its clipped loss.
+"""The critic of PPO: values of tokens, from its own transformer or from the policy's, and its clipped loss.
 
-A value at index t is of the state before token t, as a log-prob at index t is of token t given those before it.
+The value at index t is that of the state before token t, as the log-prob at index t is that of token t.
 """
 
 import functools
@@ -58,7 +58,7 @@ def make_update(
     """Builds the jitted `update(state, frozen, batch, returns, old_values) -> (state, metrics)`.
 
     One optimizer step on a batch of micro-batches [M, R, T]; returns and values are [M, R, T] too. `frozen` are weights
-    that are not trained: the base of an adapter, or all of a trunk that is not the critic's own.
+    that are not trained: the base of an adapter, or the whole trunk if the critic shares the policy's.
     """
 
     def update(state: TrainState, frozen: dict, batch: Batch, returns: jax.Array, old_values: jax.Array):

@@ -18,7 +18,7 @@ from zerosearch_jax.text.trajectory import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How the forward pass is run: numerics and memory, not mathematics."""
+    """How the forward pass is computed: precision and memory, which do not change the mathematics."""
 
     dtype: str = 'float32'
     remat: str = 'none'  # key of transformer.REMAT_POLICIES
@@ -30,14 +30,14 @@ class Compute:
 class LossConfig:
     """The policy loss: form and coefficients."""
 
-    clip: float = 0.2  # the ratio is kept within [1 - clip, 1 + clip], 0: it is not, ...
-    clip_high: float = 0.0  # ... or [1 - clip, 1 + clip_high] (DAPO); 0: clip
+    clip: float = 0.2  # the ratio is clipped to [1 - clip, 1 + clip] (0: no clipping) ...
+    clip_high: float = 0.0  # ... or to [1 - clip, 1 + clip_high] (DAPO); 0: clip
     ratio: Literal['token', 'sequence'] = 'token'  # sequence: the geometric mean of a sequence's ratios (GSPO)
     importance_cap: float = 0.0  # truncated importance sampling between engine and trainer; 0: off
-    kl: float = 0.001  # weight of the divergence from the reference; 0: no reference is needed
-    kl_estimator: Literal['k2', 'k3'] = 'k3'  # k1 has no gradient in expectation here; it belongs into the reward
+    kl: float = 0.001  # weight of the KL divergence from the reference; 0: no reference is needed
+    kl_estimator: Literal['k2', 'k3'] = 'k3'  # k1 has no gradient in expectation here; it belongs in the reward
     entropy: float = 0.0  # weight of the entropy bonus
-    denominator: float = 0.0  # what the sum over all tokens is divided by; 0: their weight
+    denominator: float = 0.0  # the sum over all tokens is divided by this; 0: by their weight
 
 
 def hidden_states(params: dict, cfg: ModelConfig, batch: Batch, compute: Compute) -> jax.Array:
@@ -58,13 +58,13 @@ def hidden_states(params: dict, cfg: ModelConfig, batch: Batch, compute: Compute
 def token_logprobs(
     params: dict, cfg: ModelConfig, batch: Batch, temperature: float, compute: Compute
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-prob of every weighted token given those before it, and the entropy of its distribution, float32 [R, T].
+    """The log-prob of every weighted token, and the entropy of its distribution, float32 [R, T].
 
     Uses log_softmax(logits / temperature), as the engine does; 0 for tokens of weight 0 and for a row's first token,
     which has no predecessor.
     """
     hidden_RxTxD = hidden_states(params, cfg, batch, compute)
-    # index t is about the token that t predicts; the last index predicts nothing
+    # here index t belongs to the token that t predicts; the last index predicts nothing
     targets_RxT = jnp.roll(batch.tokens, -1, axis=1)
     wanted_RxT = jnp.roll(batch.weights > 0, -1, axis=1).at[:, -1].set(False)
     found = _wanted_logprobs(
@@ -79,16 +79,16 @@ def token_logprobs(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _wanted_logprobs(hidden_RxTxD, head_DxV, targets_RxT, wanted_RxT, temperature, chunk: int):
-    """Log-probs of the targets and entropies [R, T], defined where wanted.
+    """Log-probs of the targets and entropies [R, T], defined for wanted tokens.
 
-    Wanted tokens go first, and logits are made of a chunk of tokens at a time until none is left: prompts and
-    observations cost no logits. The backward pass makes them again, and needs them once.
+    Wanted tokens are sorted to the front, and logits are computed for a chunk of tokens at a time until none is left:
+    prompts and observations cost no logits. The backward pass recomputes them, once.
     """
     return _wanted_forward(hidden_RxTxD, head_DxV, targets_RxT, wanted_RxT, temperature, chunk)[0]
 
 
 class _Order(NamedTuple):
-    """Wanted tokens first, in chunks of `size` tokens; `count` of them hold any."""
+    """An order with wanted tokens first, in chunks of `size` tokens, of which `count` are not empty."""
 
     order_RxT: jax.Array
     size: int
@@ -142,7 +142,7 @@ def _wanted_forward(hidden_RxTxD, head_DxV, targets_RxT, wanted_RxT, temperature
 
 
 def _gathered(head_DxV: jax.Array, dtype) -> jax.Array:
-    """The head for all chunks, gathered once, in what it is multiplied in."""
+    """The head for all chunks, gathered once, in the dtype of the product."""
     return constrain(head_DxV.astype(dtype), None, 'vocab')
 
 
@@ -196,11 +196,11 @@ def policy_loss(
     2503.14476, eq. 8; GSPO's ratio: 2507.18071, eq. 7 and 14). The KL is added, which pulls the policy towards the
     reference; the published code subtracts it, as a negative coefficient does.
 
-    With `importance_cap` the policy that sampled is the engine's, the old one the trainer's own, and what a token
-    counts is weighted by min(old / engine, cap) (Yao et al. 2025, "Your efficient RL framework secretly brings you
-    off-policy RL training").
+    With `importance_cap` the engine's policy sampled, the old policy is the trainer's, and a token's loss is weighted
+    by min(old / engine, cap) (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training").
 
-    Tokens whose old log-prob is NaN were sampled by nobody (observations that are trained on): their ratio is 1.
+    Tokens with the old log-prob NaN were not sampled (observations that are trained on): their ratio is 1.
 
     Returns:
       the loss sum, and sums of the metrics over the same tokens; divide all by the sum of weights of the whole batch.
@@ -209,7 +209,7 @@ def policy_loss(
     weights = batch.weights
     active = weights > 0
     sampled = active & ~jnp.isnan(batch.old_logprobs)
-    # zeroed outside the loss, so that stale values there can neither overflow nor make 0 * inf
+    # zero for tokens outside the loss, so that stale values can neither overflow nor give 0 * inf
     gap = jnp.where(sampled, logprobs - batch.old_logprobs, 0.0)
     importance = 1.0
     log_ratio = jnp.where(sampled, gap, logprobs - jax.lax.stop_gradient(logprobs))

@@ -25,13 +25,13 @@ class OptimizerConfig:
     """AdamW with gradient clipping and a warm-up."""
 
     learning_rate: float = 1e-6
-    warmup_steps: int = 0  # in which the rate rises in a straight line
+    warmup_steps: int = 0  # steps of the linear warm-up of the learning rate
     warmup_from_zero: bool = False  # whether the first update has rate 0, as in the published system (defect D13)
     schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up; cosine: to 0 at the last step
     b1: float = 0.9  # decay of the first moment
-    b2: float = 0.999  # decay of the second
+    b2: float = 0.999  # decay of the second moment
     weight_decay: float = 0.01  # of matrices, not of norms and biases
-    clip_norm: float = 1.0  # of the whole gradient; 0: no clipping
+    clip_norm: float = 1.0  # largest norm of the whole gradient; 0: no clipping
 
     def __post_init__(self):
         for name in ('b1', 'b2'):
@@ -56,7 +56,7 @@ def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def optimizer(cfg: OptimizerConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
-    """AdamW whose `update` is told the step, for a step may be many updates.
+    """AdamW whose `update` gets the step of the run as an argument, since a step may have several updates.
 
     Weight decay acts on matrices only, not on norms and biases (leaves of rank 2 are stacked vectors).
     """
@@ -95,7 +95,7 @@ def state_shardings(layout: dict, tx: optax.GradientTransformation, mesh: jax.sh
 
 
 def create(params: dict, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """A fresh state around given trainable weights, born in its shardings. Takes ownership of `params` (donated)."""
+    """A new state with the given trainable weights, created sharded. `params` are donated."""
     make = jax.jit(
         lambda p: TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), out_shardings=shardings, donate_argnums=0
     )

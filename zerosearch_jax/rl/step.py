@@ -23,49 +23,49 @@ from zerosearch_jax.text.trajectory import Batch
 
 
 class Fit(NamedTuple):
-    """How an update fits into memory."""
+    """The settings with which an update fits into memory."""
 
     remat: str  # key of transformer.REMAT_POLICIES
     rows: int  # of a micro-batch
 
 
 def free_bytes(mesh: jax.sharding.Mesh) -> int | None:
-    """Bytes that are free on the fullest device of this process; None where devices do not say, as on CPU."""
+    """Free bytes of the fullest device of this process; None if devices do not report it, as on CPU."""
     found = [device.memory_stats() for device in mesh.local_devices]
     return min(stats['bytes_limit'] - stats['bytes_in_use'] for stats in found) if all(found) else None
 
 
 def own_bytes(compiled: jax.stages.Compiled) -> int:
-    """Bytes of each device that a program takes beside its arguments."""
+    """Bytes that a program takes on each device besides its arguments."""
     memory = compiled.memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
 def fit_memory(measure: Callable[[Fit], int], free: int, remats: Sequence[str], least: int, most: int) -> int:
-    """Compiles the fit with the least rematerialization, and then with as many rows, as free memory allows.
+    """Compiles updates until one fits: with the least rematerialization, and then the most rows, that memory allows.
 
-    A program that does not fit is compiled in vain; the one that fits, the last one, is the one to run.
+    The last program that is compiled fits and is the one to run; those before it are discarded.
 
     Args:
-      measure: compiles a fit; the bytes that it needs.
-      free: bytes.
-      remats: the fastest first; the last one is taken even if it does not fit.
-      least: rows; micro-batches have a multiple of them.
-      most: rows that there can be.
+      measure: compiles a fit and returns the bytes that it needs.
+      free: free bytes.
+      remats: the fastest first; the last one is used even if it does not fit.
+      least: micro-batches have a multiple of this many rows.
+      most: the most rows that there can be.
 
     Returns:
-      the bytes that the last one needs.
+      the bytes that the last program needs.
     """
     for remat in remats:
         need = measure(Fit(remat, least))
         if need <= free:
             break
-    times = min(free // need, -(-most // least))  # what does not grow with the rows is counted as if it did
+    times = min(free // need, -(-most // least))  # memory that does not grow with the rows counts as if it did
     return measure(Fit(remat, times * least)) if times > 1 else need
 
 
 def shard_rows(batch: Batch) -> Batch:
-    """Micro-batches [M, R, T] with their rows over the mesh."""
+    """Micro-batches [M, R, T] with rows sharded over the mesh."""
     return jax.tree.map(lambda x: constrain(x, None, 'batch', None), batch)
 
 
@@ -101,17 +101,17 @@ def make_update(
 
     One optimizer step on a batch of micro-batches [M, R, T]. The state is donated and keeps its shardings; `frozen`
     are the weights that are not trained ({} if all are). Metrics are float32 means over the weighted tokens ('loss',
-    'kl', ...), 'logprob_gap_max', 'grad_norm' (before clipping) and 'tokens' (the weight of the batch). Of a policy's
-    update also 'logprobs' [M, R, T], those of the weighted tokens before it.
+    'kl', ...), 'logprob_gap_max', 'grad_norm' (before clipping) and 'tokens' (the weight of the batch). A policy's
+    update also returns 'logprobs' [M, R, T], those of the weighted tokens before it.
 
     Args:
       cfg: the model.
       tx: the optimizer.
       shardings: shardings of the state.
       loss_cfg: coefficients of the policy loss; None for supervised fine-tuning on the weighted tokens.
-      compute: numerics and memory.
-      temperature: of the sampling that made the batch.
-      policy_loss: what `loss_cfg` goes to, with the arguments and results of losses.policy_loss.
+      compute: precision and memory.
+      temperature: with which the batch was sampled.
+      policy_loss: takes `loss_cfg`; has the arguments and results of losses.policy_loss.
     """
 
     def update(state: TrainState, frozen: dict, batch: Batch):
@@ -157,11 +157,11 @@ def accumulate(gradient, params: dict, batch: Batch, *beside):
       gradient: of params and a micro-batch; returns (loss, (sums, each)), gradients.
       params: weights.
       batch: micro-batches [M, ...].
-      beside: further arrays [M, ...] that go with them.
+      beside: further arrays [M, ...], passed with the micro-batches.
 
     Returns:
-      (loss, sums), which are added, but for sums named '*_max', of which the largest is taken; the gradients, added;
-      and `each`, stacked [M, ...], 0 for empty micro-batches.
+      (loss, sums), added, except for sums named '*_max', of which the largest is taken; the added gradients; and
+      `each`, stacked [M, ...], 0 for empty micro-batches.
     """
     first = jax.tree.map(lambda x: x[0], (batch, *beside))
     shapes = jax.eval_shape(gradient, params, *first)

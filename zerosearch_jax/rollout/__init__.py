@@ -1,1 +1,1 @@
-"""The episode: prompts, the loop of think, search, read and answer, answers compared, rewards."""
+"""The episode: prompts, the loop of think, search, read and answer, scores of answers, rewards."""

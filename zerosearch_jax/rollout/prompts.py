@@ -1,4 +1,4 @@
-"""What the policy reads: its prompt, the documents of a search between their tags; all as tokens, cut to budgets."""
+"""What the policy reads, as tokens: its prompt, and the documents of a search between tags, truncated to budgets."""
 
 from collections.abc import Sequence
 
@@ -6,36 +6,16 @@ from zerosearch_jax import progress
 from zerosearch_jax.data import rows
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.config import RolloutConfig
+from zerosearch_jax.rollout.wording import policy_template
 from zerosearch_jax.text import protocol
-from zerosearch_jax.text.tokenizer import Tokenizer, template_arguments
-
-POLICY_PROMPTS = {
-    # think, search, read, answer
-    'search': (
-        'Answer the question. Think inside <think> and </think> whenever you learn something. If you lack a fact, '
-        'write one query inside <search> and </search>; the results will appear inside <information> and '
-        '</information>. Search as often as you need. Then give only the short answer inside <answer> and </answer>.\n'
-        'Question: {question}'
-    ),
-    # think and answer: chain of thought, and what R1 is trained with
-    'reason': (
-        'Answer the question. First think step by step inside <think> and </think>. Then give only the short answer '
-        'inside <answer> and </answer>.\nQuestion: {question}'
-    ),
-    'direct': 'Answer the question with the short answer and nothing else.\nQuestion: {question}',
-    # the documents of one search that was made before
-    'documents': (
-        'Answer the question with the short answer and nothing else. The documents may help.\n{documents}\n'
-        'Question: {question}'
-    ),
-}
+from zerosearch_jax.text.tokenizer import Tokenizer, conversation, template_arguments
 
 
 def policy_prompt(question: str, wording: str = 'search', documents: str = '') -> str:
-    """The user message that states the question and how to answer it, `wording` a key of POLICY_PROMPTS."""
+    """The user message with the question and the instructions, with the wording of config.rollout.prompt."""
     question = question.strip()
     asked = question if question.endswith('?') else question + '?'
-    return protocol.fill(POLICY_PROMPTS[wording], question=asked, documents=documents)
+    return protocol.fill(policy_template(wording).user, question=asked, documents=documents)
 
 
 class PromptTooLong(rows.Unusable):
@@ -49,21 +29,22 @@ def encode_prompt(
 
     Args:
       tokenizer: the policy's.
-      question: what is asked.
-      cfg: its `prompt` says how.
-      documents: what the wording 'documents' shows, cut to cfg.observation_tokens.
+      question: the question.
+      cfg: its `prompt` is the wording.
+      documents: the documents for the wording 'documents', truncated to cfg.observation_tokens.
 
     Raises:
-      PromptTooLong: it is longer than cfg.prompt_tokens.
+      PromptTooLong: the prompt is longer than cfg.prompt_tokens.
       ValueError: the chat template cannot be rendered, or drops the question.
     """
     shown = tokenizer.encode(_rendered(documents))[: cfg.observation_tokens] if cfg.prompt == 'documents' else []
     text = policy_prompt(question.question, cfg.prompt, tokenizer.decode(shown))
+    system = policy_template(cfg.prompt).system
     if cfg.prompt_format == 'chat':
-        arguments = template_arguments(cfg.template_arguments)
-        tokens = tokenizer.chat([{'role': 'user', 'content': text}], arguments=arguments)
+        tokens = tokenizer.chat(conversation(text, system), arguments=template_arguments(cfg.template_arguments))
     else:
-        tokens = [*tokenizer.prefix, *tokenizer.encode(text + '\n')]
+        text = '\n'.join(filter(None, (system, text)))
+        tokens = [*tokenizer.prefix, *tokenizer.encode(text.removesuffix('\n') + '\n')]
     if len(tokens) > cfg.prompt_tokens:
         raise PromptTooLong(
             f'question {question.id}: its prompt has {len(tokens)} tokens, more than config.rollout.prompt_tokens '
@@ -86,7 +67,7 @@ def fitting(
 
 
 def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], limit: int) -> tuple[int, ...]:
-    """Documents between the information tags, tokenized once and cut to `limit`; the closing tag survives the cut."""
+    """Documents between the information tags, tokenized once and truncated to `limit` before the closing tag."""
     head, tail = tokenizer.encode(protocol.OBSERVATION_OPEN), tokenizer.encode(protocol.OBSERVATION_CLOSE)
     body = tokenizer.encode(_rendered(documents))
     return (*head, *body[: max(limit - len(head) - len(tail), 0)], *tail)

@@ -1,9 +1,11 @@
-"""The reward of a trajectory: the score of its answer, and what may be added for its form, its searches, its length.
+"""The reward of a trajectory: the score of its answer, and optional terms for its form, searches and length.
 
-    reward = answer + format * well_formed + retrieval * found + overlong penalty
+    reward = answer + format * well_formed + retrieval * found + overlong penalty    for the last turn
+             + hop * new hop - search for each search + turn                         for every turn
 
-Only what the policy wrote is parsed. `answer` may be a function of the user's own, `package.module.function`, that
-takes (trajectory, golden answers) and returns a finite number.
+Only what the policy wrote is parsed. `answer` may be a user's function, `package.module.function`, which takes
+(trajectory, golden answers) and returns a finite number; `turn` may be one that takes a trajectory and returns a finite
+number for each turn. If credit is by trajectory (config.rl.credit), the sum counts.
 """
 
 import dataclasses
@@ -12,39 +14,54 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
+
 from zerosearch_jax import settings
-from zerosearch_jax.data.rows import holds_answer
+from zerosearch_jax.data.rows import Question, holds_answer, normalize_answer
 from zerosearch_jax.rollout import answers
 from zerosearch_jax.rollout.rollout import Trajectory
+from zerosearch_jax.simulator.verify import answers_of, hops_of
 from zerosearch_jax.text.protocol import ANSWER_STOP, opens_thought
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 
-PUBLISHED_DEFAULT = 'Beijing'  # what the published parser finds in its own prompt where there is no answer (defect D4)
+PUBLISHED_DEFAULT = 'Beijing'  # without an answer, the published parser finds this in its own prompt (defect D4)
 
 
-LARGEST = 1e18  # of a reward: its square has to be a float32
+LARGEST = 1e18  # the largest reward: its square has to fit a float32
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """What a trajectory is rewarded for."""
+    """The terms of the reward."""
 
     answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (defect D3), or the dotted name of a function
-    format: float = 0.0  # added where the actions follow the protocol
-    retrieval: float = 0.0  # added where a document holds a golden answer
-    overlong_tokens: int = 0  # the last so many tokens of the budget cost up to 1, in a straight line (DAPO); 0: off
-    missing: Literal['nothing', 'published'] = 'nothing'  # what a trajectory without an answer has said (defect D4)
+    format: float = 0.0  # added if the actions follow the protocol
+    retrieval: float = 0.0  # added if a document holds a golden answer
+    hop: float = 0.0  # added for a search that finds the answer of a hop before any other search does (new_hops)
+    search: float = 0.0  # subtracted for each search
+    turn: str = ''  # the dotted name of a function that gives the reward of each turn of a trajectory; '': none
+    overlong_tokens: int = 0  # a penalty rises linearly from 0 to 1 over this many last tokens of the budget (DAPO)
+    missing: Literal['nothing', 'published'] = 'nothing'  # what counts as the answer if there is none (defect D4)
 
     def __post_init__(self):
         answer_function(self.answer)
+        turn_function(self.turn)
+
+
+def turn_function(name: str) -> Callable[[Trajectory], Sequence[float]] | None:
+    """The user's function of turns, or None if none is named; raises ValueError if it cannot be imported."""
+    found = settings.resolve_name(name, {'': None}, 'turn')
+    if name and not callable(found):
+        raise ValueError(f'turn = {name!r} is not a function')
+    return found
 
 
 def answer_function(name: str) -> Callable[[Trajectory, Sequence[str]], float]:
     """The function that scores an answer.
 
     Raises:
-      ValueError: neither one of ours nor an importable function.
+      ValueError: it is neither one of ours nor an importable function.
     """
     if name in answers.REWARDS:
         return lambda trajectory, golds: answers.REWARDS[name](trajectory.answer, golds)
@@ -58,16 +75,30 @@ class Scorer:
     """Rewards trajectories.
 
     Args:
-      cfg: for what.
+      cfg: the terms of the reward.
       tokenizer: the policy's.
       response_tokens: the budget of a trajectory.
     """
 
     def __init__(self, cfg: RewardConfig, tokenizer: Tokenizer, response_tokens: int):
         self._cfg, self._tokenizer, self._budget = cfg, tokenizer, response_tokens
-        self._answer = answer_function(cfg.answer)
+        self._answer, self._turn = answer_function(cfg.answer), turn_function(cfg.turn)
 
     def __call__(self, trajectory: Trajectory) -> float:
+        return float(self.by_turn(trajectory).sum())
+
+    def by_turn(self, trajectory: Trajectory) -> np.ndarray:
+        """The reward of each turn, float64 [turns]; the terms for the whole trajectory are on the last turn."""
+        cfg, rewards = self._cfg, np.zeros(trajectory.turns)
+        if cfg.hop or cfg.search:
+            for turn, new in zip(trajectory.search_turns, new_hops(trajectory), strict=True):
+                rewards[turn] += cfg.hop * bool(new) - cfg.search
+        if self._turn:
+            rewards += self._checked('turn', len(rewards), trajectory, lambda: self._turn(trajectory))
+        rewards[-1] += self._whole(trajectory)
+        return rewards
+
+    def _whole(self, trajectory: Trajectory) -> float:
         cfg, total = self._cfg, self._answer_score(trajectory)
         if cfg.format:
             total += cfg.format * well_formed(actions(trajectory, self._tokenizer))
@@ -76,26 +107,49 @@ class Scorer:
         return total + overlong_penalty(trajectory.response_tokens, self._budget, cfg.overlong_tokens)
 
     def _answer_score(self, trajectory: Trajectory) -> float:
-        """Of the function; raises ValueError where a user's own fails, or returns what is no number below LARGEST."""
-        question = trajectory.question
+        golds = trajectory.question.golden_answers
         if trajectory.answer is None and self._cfg.missing == 'published':
             trajectory = dataclasses.replace(trajectory, answer=PUBLISHED_DEFAULT)
-        wanted = f'finite number below {LARGEST:g} for question {question.id!r}'
-        what = f'config.reward.answer = {self._cfg.answer!r} gives no {wanted}'
+        return float(self._checked('answer', 1, trajectory, lambda: [self._answer(trajectory, golds)])[0])
+
+    def _checked(self, field: str, count: int, trajectory: Trajectory, call: Callable[[], Sequence[float]]):
+        """What a function returns; raises ValueError if a user's function fails or returns no finite numbers."""
+        question, name = trajectory.question, getattr(self._cfg, field)
+        wanted = f'finite number below {LARGEST:g}' + (f' for each of {count} turns' if field == 'turn' else '')
+        what = f'config.reward.{field} = {name!r} gives no {wanted} for question {question.id!r} ({question.question})'
         try:
-            value = self._answer(trajectory, question.golden_answers)
-            usable = math.isfinite(value) and abs(value) < LARGEST
+            values = [*call()]
+            usable = len(values) == count and all(math.isfinite(v) and abs(v) < LARGEST for v in values)
         except Exception as error:
-            raise ValueError(f'{what} ({question.question}): {type(error).__name__}: {error}') from error
+            raise ValueError(f'{what}: {type(error).__name__}: {error}') from error
         if not usable:
-            raise ValueError(f'{what} ({question.question}): {value}')
-        return float(value)
+            raise ValueError(f'{what}: {", ".join(map(str, values))}')
+        return values
+
+
+def hop_answers(question: Question) -> set[str]:
+    """The normalized answers of the question's hops that can be checked; empty if the question lists no hops."""
+    return {normalize_answer(answer) for _, answer in hops_of(question)} - {'', 'yes', 'no'}
+
+
+def new_hops(trajectory: Trajectory) -> list[str]:
+    """For each search, the normalized answer of the hop that it found before any other search, or ''.
+
+    A search finds the answer of the hop that its query asks for (simulator.verify.answers_of), if a document holds it.
+    """
+    left, brought = hop_answers(trajectory.question), []
+    for search in trajectory.searches:
+        answer = normalize_answer(answers_of(search.query, 'hop').told) if left else ''
+        held = answer in left and any(holds_answer(document, [answer]) for document in search.documents)
+        brought.append(answer if held else '')
+        left = left - {brought[-1]}
+    return brought
 
 
 def actions(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
-    """The text of every action, up to the answer: the one token after it is not looked at.
+    """The text of every action, without the token after the answer.
 
-    Where the chat template opened the thought at the end of the prompt, the first action has the opening tag too.
+    If the chat template opened a thought at the end of the prompt, the first action gets the opening tag.
     """
     parts = [s.tokens for s in trajectory.segments if s.kind is Kind.ACTION]
     texts = [tokenizer.decode_bytes(tokens).decode('utf-8', 'replace') for tokens in parts]
@@ -124,5 +178,5 @@ def found_answer(trajectory: Trajectory) -> bool:
 
 
 def overlong_penalty(length: int, budget: int, last: int) -> float:
-    """0 up to budget - last tokens, then in a straight line down to -1 (Yu et al., arXiv 2503.14476, eq. 13)."""
+    """0 up to budget - last tokens, then linearly down to -1 (Yu et al., arXiv 2503.14476, eq. 13)."""
     return -min(max(length - (budget - last), 0) / last, 1.0) if last else 0.0

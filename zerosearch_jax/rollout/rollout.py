@@ -3,8 +3,8 @@
     prompt --> policy writes --</search>--> search --> observation --> policy writes ... --</answer>--> one token more
                      '--- neither tag --> notice as an observation ---^                                 (its EOS)
 
-The loop always advances the model with more rows to decode, so that neither waits for the other's stragglers and
-batches stay full. All decisions depend on tokens alone.
+The loop always advances the model with more slots to decode, so that neither model waits for the slowest sequences of
+the other, and batches stay full. All decisions depend on tokens alone.
 """
 
 import dataclasses
@@ -32,10 +32,16 @@ class Trajectory:
     status: str = ''  # answered, turn_limit, token_limit or search_failed
     answer: str | None = None
     invalid_actions: int = 0
+    search_turns: list[int] = dataclasses.field(default_factory=list)  # the turn of each search
+
+    @property
+    def turns(self) -> int:
+        """The number of turns; a turn is what the policy wrote between two observations."""
+        return 1 + sum(segment.kind is Kind.OBSERVATION for segment in self.segments)
 
     @property
     def failed(self) -> bool:
-        """Whether the outside failed it: such a trajectory is counted and never trained on."""
+        """Whether a search of it failed: such a trajectory is counted and never trained on."""
         return self.status == 'search_failed'
 
     @property
@@ -48,9 +54,10 @@ class Trajectory:
 
 
 def check_searches(trajectories: Sequence[Trajectory], what: str, before: int = 0):
-    """Raises OutsideFailed where (nearly) all episodes of `what` that search were failed by the outside.
+    """Raises OutsideFailed if (nearly) all episodes of `what` that search have a failed search.
 
-    `before` counts further episodes of it, which were not. Half of all are enough where they are few.
+    `before` is the number of earlier episodes, in which no search failed. If there are few episodes, failures in half
+    of them are enough.
     """
     searched = before + sum(bool(t.searches) for t in trajectories)
     failures = [s for t in trajectories if t.failed for s in t.searches if s.failure]
@@ -64,7 +71,7 @@ class _Episode:
     def __init__(self, trajectory: Trajectory, tokenizer: Tokenizer, cfg: RolloutConfig):
         self.trajectory, self._tokenizer, self._cfg = trajectory, tokenizer, cfg
         self.turns = 0
-        self.closing = False  # the answer is given; only its end-of-sequence token is still to come
+        self.closing = False  # the answer is complete; only its end-of-sequence token is missing
 
     @property
     def tokens_left(self) -> int:
@@ -72,14 +79,14 @@ class _Episode:
 
     @property
     def policy_text(self) -> str:
-        """What the policy wrote so far, as text."""
+        """What the policy has written so far, as text."""
         actions = [s.tokens for s in self.trajectory.segments if s.kind is Kind.ACTION]
         return b'\n'.join(map(self._tokenizer.decode_bytes, actions)).decode('utf-8', 'replace')
 
     def act(self, stopped: Stopped) -> tuple[str, object]:
-        """Appends an action; returns what comes next and with what.
+        """Appends an action; returns the next operation and its argument.
 
-        That is ('search', query text), ('observe', tokens), ('sample_end', None), or ('finish', None).
+        These are ('search', query text), ('observe', tokens), ('sample_end', None) and ('finish', None).
         """
         trajectory = self.trajectory
         trajectory.segments.append(Segment(Kind.ACTION, stopped.tokens, stopped.logprobs))
@@ -103,15 +110,16 @@ class _Episode:
         return 'observe', tuple(self._tokenizer.encode(protocol.INVALID_NOTICE))
 
     def read(self, result: Result) -> tuple[str, object]:
-        """Takes a search result; returns what comes next, as `act`."""
+        """Takes a search result; returns the next operation, as `act` does."""
         self.trajectory.searches.append(result)
+        self.trajectory.search_turns.append(self.turns)
         if result.failure:
             self.trajectory.status = 'search_failed'
             return 'finish', None
         return 'observe', encode_observation(self._tokenizer, result.documents, self._cfg.observation_tokens)
 
     def observe(self, tokens: tuple[int, ...]) -> bool:
-        """Appends an observation and counts the turn; False where nothing could be written after it."""
+        """Appends an observation and counts the turn; returns False if no token could follow it."""
         if len(tokens) >= self.tokens_left:
             self.trajectory.status = 'token_limit'
             return False
@@ -120,7 +128,7 @@ class _Episode:
         return True
 
 
-# takes the handle of an episode, (question id, sample), and new tokens of it with who wrote them
+# takes the handle of an episode, (question id, sample), and the kind and tokens of its new text
 OnTokens = Callable[[Hashable, Kind, Sequence[int]], None]
 
 
@@ -147,11 +155,11 @@ def rollout(
       search: the source of results.
       tokenizer: the policy's.
       cfg: budgets.
-      identity: what else the randomness depends on, (seed, step).
+      identity: (seed, step), on which the randomness depends too.
       stream: random stream, see prng.STREAMS.
       prompt_results: by question id, the search whose documents are in the prompt (cfg.prompt 'documents').
-      on_finished: called with every episode as it ends.
-      on_tokens: called with an episode's tokens as they come: actions at every look of the host, observations whole.
+      on_finished: called with every episode when it ends.
+      on_tokens: called with new tokens of an episode: actions after every decode call, observations as a whole.
 
     Returns:
       Trajectories ordered by (question, sample).
@@ -186,7 +194,7 @@ def rollout(
 
 
 def _opened(questions, samples: int, policy: Engine, tokenizer: Tokenizer, cfg: RolloutConfig, randomness, results):
-    """Every episode, by (question id, sample), its first action under way; `randomness` is (stream, seed, step)."""
+    """{(question id, sample): episode} with the first action requested; `randomness` is (stream, seed, step)."""
     episodes: dict[Hashable, _Episode] = {}
     for question in questions:
         read = [results[question.id]] if results else []
@@ -194,6 +202,7 @@ def _opened(questions, samples: int, policy: Engine, tokenizer: Tokenizer, cfg: 
         for sample in range(samples):
             handle = (question.id, sample)
             trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)], [*read])
+            trajectory.search_turns += [0] * len(read)
             episodes[handle] = _Episode(trajectory, tokenizer, cfg)
             key = prng.row_key(*randomness, question.id, sample)
             budget = min(cfg.turn_tokens, cfg.response_tokens)

@@ -12,8 +12,8 @@ class AlarmConfig:
     window: int = 5  # steps in a row
     entropy: float = 0.05  # nats; loss/entropy below
     kl: float = 0.5  # nats; loss/kl above
-    length_low: float = 0.3  # of the length of the first `window` steps; rollout/response_tokens below
-    length_high: float = 3.0  # the same, above
+    length_low: float = 0.3  # rollout/response_tokens below this share of its mean over the first `window` steps
+    length_high: float = 3.0  # rollout/response_tokens above this multiple of that mean
     answered: float = 0.2  # rollout/answered below
     searches: float = 0.05  # rollout/searches below
     failed: float = 0.5  # rollout/failed above
@@ -51,7 +51,7 @@ def _above(key: str) -> Callable[[dict, float, float], bool]:
     return lambda row, limit, _: row.get(key, -math.inf) > limit
 
 
-# name: (whether a row is over the limit, given the limit and the length of responses at the start; what to try)
+# name: (whether a row is over the limit, as a function of row, limit and first length of responses; what to try)
 ALARMS: dict[str, tuple[Callable[[dict, float, float], bool], str]] = {
     'entropy': (_below('loss/entropy'), 'lower the learning rate, add an entropy bonus or set rl.clip_high above clip'),
     'kl': (_above('loss/kl'), 'raise rl.kl or lower the learning rate'),
@@ -74,7 +74,7 @@ ADVICE = {name: advice for name, (_, advice) in ALARMS.items()} | {'not_finite':
 
 
 def fired_alarms(rows: Rows, cfg: AlarmConfig) -> list[str]:
-    """Names of the alarms that the last rows set off; a pure function of all rows of the run so far.
+    """Names of the alarms that the last rows trigger; a pure function of all rows of the run so far.
 
     Args:
       rows: metrics of every step, oldest first.
@@ -88,12 +88,12 @@ def fired_alarms(rows: Rows, cfg: AlarmConfig) -> list[str]:
 
 
 def newly_over_limit(rows: Rows, cfg: AlarmConfig) -> bool:
-    """Whether the last step is over a limit that the one before was not over; an older state may be worth keeping."""
+    """Whether the last step is over a limit that the one before was not over: an older state is worth keeping."""
     return bool(set(over_limits(rows, cfg)) - set(over_limits(rows[:-1], cfg)))
 
 
 def over_limits(rows: Rows, cfg: AlarmConfig) -> list[str]:
-    """Names of the alarms whose limit the last row is over."""
+    """Names of the alarms whose limit the last row exceeds."""
     if not rows:
         return []
     if not all(math.isfinite(value) for value in rows[-1].values()):

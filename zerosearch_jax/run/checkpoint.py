@@ -1,4 +1,4 @@
-"""Checkpoints: the training state through Orbax, and one JSON item with the host's state.
+"""Checkpoints by Orbax: the training state, and one JSON item with the host's state.
 
 A step is visible only once it is complete (Orbax renames it into place), so a run killed at any moment resumes from
 the last complete one.
@@ -25,25 +25,26 @@ from zerosearch_jax import progress
 from zerosearch_jax.run import disk
 from zerosearch_jax.search.journal import on_first_process
 
-MOST_OF_A_CAUSE = 160  # characters of it that a message quotes
-_OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # files are missing; other errors are of the disk
+MOST_OF_A_CAUSE = 160  # characters of the cause that a message quotes
+NEWEST = 2  # number of newest checkpoints that are kept
+_OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # files are missing; other errors come from the disk
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:
-    """The steps that a directory of checkpoints holds, oldest first; those that are being written are left out."""
+    """The steps of the complete checkpoints in a directory, oldest first."""
     found = directory.iterdir() if directory.is_dir() else ()
     return sorted(int(path.name) for path in found if path.is_dir() and path.name.isdigit())
 
 
 def read_params(directory: pathlib.Path) -> dict:
-    """The policy's trained weights in the directory of one checkpoint, as arrays of NumPy; the run may go on meanwhile.
+    """The policy's trained weights in the directory of one checkpoint, as NumPy arrays; the run may still be running.
 
     Raises:
-      ValueError: it is damaged.
-      OSError: it is gone, or the disk does not let it be read.
+      ValueError: the checkpoint is damaged.
+      OSError: it is gone, or the disk cannot be read.
     """
     _silence_threads()
-    # one process reads, and waits for no other
+    # one process reads, without waiting for others
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix='read'
     )
@@ -51,7 +52,7 @@ def read_params(directory: pathlib.Path) -> dict:
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         try:
             saved = reader.metadata(directory.absolute() / 'state').item_metadata.tree
-            policy = saved.get('policy', saved)  # of launch.train beside the critic's, of launch.sft alone
+            policy = saved.get('policy', saved)  # launch.train has the critic beside it, launch.sft not
             wanted = {'params': jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), policy['params'])}
             wanted = {'policy': wanted} if 'policy' in saved else wanted
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -66,9 +67,9 @@ def read_params(directory: pathlib.Path) -> dict:
 
 @functools.cache
 def _silence_threads():
-    """An error of ours is one line; Orbax would also print the traceback of each thread and task that met it."""
+    """Silences Orbax's threads and tasks, which would print a traceback each; our error is one line."""
     logging.getLogger('absl').addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
-    # of reads that Orbax gave up when another one failed: a collected task, or a coroutine that nobody awaits
+    # when one read fails, Orbax abandons the others: collected tasks, coroutines that are never awaited
     logging.getLogger('asyncio').addFilter(lambda record: not _of_orbax(record.exc_info, record.getMessage()))
     warnings.filterwarnings('ignore', "coroutine '.*' was never awaited", RuntimeWarning)
     shown = sys.unraisablehook
@@ -82,13 +83,13 @@ def _silence_threads():
 
 
 def _of_orbax(info, text: str) -> bool:
-    """Whether Orbax is in the traceback of an error, as logging knows it, or in what is said of it."""
+    """Whether Orbax is in the traceback of an error, in the form of `logging`, or in its text."""
     frames = traceback.walk_tb(info[2] if info else None)
     return 'orbax' in text or any('orbax' in frame.f_code.co_filename for frame, _ in frames)
 
 
 def _unread(directory: pathlib.Path, error: Exception) -> Exception:
-    """What to tell of a checkpoint that could not be read: only what is there and damaged is to be deleted."""
+    """The error for a checkpoint that could not be read; it asks to delete the checkpoint only if that is damaged."""
     step, there = int(directory.name), complete_steps(directory.parent)
     if not directory.exists():
         held = ', '.join(map(str, there)) or 'none'
@@ -126,16 +127,22 @@ def _all_finite(state) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))
 
 
+def most_kept(steps: int, keep_every: int, keep: int = NEWEST) -> int:
+    """The most checkpoints of a run that are on disk at once: the newest, those of every `keep_every`-th step, that of
+    last_good/, and one that is being written."""
+    return keep + 2 + (steps // keep_every if keep_every else 0)
+
+
 class Checkpoints:
     """Owns the Orbax manager of one run directory.
 
     Args:
-      directory: holds one sub-directory a step.
-      keep: newest checkpoints kept.
-      keep_every: beside them those of every so many steps; 0: none.
+      directory: has one sub-directory for each step.
+      keep: number of newest checkpoints that are kept.
+      keep_every: checkpoints of every `keep_every`-th step are kept too; 0: none.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 2, keep_every: int = 0):
+    def __init__(self, directory: pathlib.Path, *, keep: int = NEWEST, keep_every: int = 0):
         _silence_threads()
         self._directory, self._keep, self._every, self._bytes = directory, keep, keep_every, 0
         options = ocp.CheckpointManagerOptions(
@@ -144,35 +151,35 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def latest(self) -> int | None:
-        """The last complete step, None if there is none."""
+        """The last complete step, or None."""
         return self._manager.latest_step()
 
     def require_space(self, state, exported, steps: int, every: int):
-        """Tells what is yet to be taken of the disk, one put aside in last_good/ and what is exported included.
+        """Prints how much disk the run will use, including last_good/ and the export at the end.
 
         Args:
           state: of the run.
-          exported: what of it is exported at the end.
+          exported: the part of it that is exported at the end.
           steps: of the whole run.
-          every: so many of them are between two checkpoints.
+          every: steps between two checkpoints.
 
         Raises:
-          disk.DiskFull: that is not free.
+          disk.DiskFull: that much is not free.
         """
         self._bytes, done = _size(state), self.latest() or 0
         to_come = steps // every - done // every + bool(steps % every)
-        kept = self._keep + 2 + (steps // self._every if self._every else 0)  # one more while it is written
         held = {*complete_steps(self._directory), *complete_steps(self._directory.with_name('last_good'))}
+        kept = most_kept(steps, self._every, self._keep)
         needed = min(max(kept - len(held), 1), to_come) * self._bytes + _size(exported)
         require = functools.partial(disk.require, self._directory.parent, needed, 'checkpoints and weights')
         progress.log(on_first_process(require))
 
     def save(self, step: int, state, host: dict):
-        """Saves in the background; the state may be donated right after.
+        """Saves in the background; the state may be donated at once.
 
         Raises:
-          ValueError: a number of it is not finite.
-          disk.DiskFull: there is no room, for this one or for the one before.
+          ValueError: a number of the state is not finite.
+          disk.DiskFull: the disk has no room for this checkpoint, or had none for the one before.
         """
         if not _all_finite(state):
             last = self.latest()
@@ -190,11 +197,11 @@ class Checkpoints:
         return disk.explain_full_disk(self._directory, self._bytes, 'a checkpoint')
 
     def restore(self, step: int, abstract, shardings) -> tuple[Any, dict]:
-        """Reads a step into the given shapes and shardings, on whatever mesh they name.
+        """Reads a step into the given shapes and shardings, on any mesh.
 
         Raises:
-          ValueError: the checkpoint is damaged, or holds other weights than the configuration asks for.
-          OSError: it is gone, or the disk does not let it be read.
+          ValueError: the checkpoint is damaged, or does not match the configuration.
+          OSError: it is gone, or the disk cannot be read.
         """
         target = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, shardings
@@ -203,9 +210,9 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=items)
             return restored.state, restored.host
-        except (MemoryError, jax.errors.JaxRuntimeError):  # of the devices' memory, say
+        except (MemoryError, jax.errors.JaxRuntimeError):  # for example out of memory on a device
             raise
-        except Exception as error:  # there are many kinds: of files that are missing, cut, or of another format
+        except Exception as error:  # many kinds: files are missing, truncated or of another format
             if self._shapes(step) in (None, _shapes(target)):
                 raise _unread(self._directory / str(step), error) from error
             raise ValueError(
@@ -214,16 +221,16 @@ class Checkpoints:
             ) from error
 
     def _shapes(self, step: int) -> list[tuple[int, ...]] | None:
-        """Of the saved arrays, None where their description cannot be read."""
+        """The shapes of the saved arrays, or None if their description cannot be read."""
         try:
             return _shapes(self._manager.item_metadata(step).state.tree)
         except Exception:
             return None
 
     def put_aside(self, directory: pathlib.Path, last: int):
-        """Keeps the newest complete step up to `last`, if any, in a directory of its own, in place of what is there.
+        """Copies the newest complete step up to `last`, if there is one, to `directory` and replaces what is there.
 
-        Its files never change, so links to them do, where the file system has links.
+        The files of a checkpoint never change, so hard links are used if the file system has them.
         """
         self._manager.wait_until_finished()
         step = max((step for step in self._manager.all_steps() if step <= last), default=None)
@@ -236,7 +243,7 @@ class Checkpoints:
         partial.rename(directory)
 
     def close(self):
-        """Waits for saves in flight."""
+        """Waits until all saves are done."""
         with self._told():
             self._manager.wait_until_finished()
             self._manager.close()

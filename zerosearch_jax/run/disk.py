@@ -1,4 +1,4 @@
-"""The disk of a run: files that are replaced at once, whether space will be enough, and one line where it was not."""
+"""The disk of a run: atomic replacement of files, a check of the free space, and one line if the disk is full."""
 
 import contextlib
 import errno
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from typing import IO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_SAID = ('No space left on device', 'Disk quota exceeded')  # by libraries that have no errno
+_FULL_SAID = ('No space left on device', 'Disk quota exceeded')  # texts of libraries that give no errno
 
 
 class DiskFull(OSError):
-    """A disk has no room for what a run writes; the message says where, and what is needed."""
+    """A disk has no room for a run's files; the message says where, and how much is needed."""
 
 
 @contextlib.contextmanager
 def replaced(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """A file to write; it takes the place of `path` once all of it is on disk: a crash leaves the old or the new."""
+    """A file to write, which replaces `path` when all of it is on disk: a crash leaves the old or the new file."""
     partial = path.with_name(f'.{path.name}.partial')
     with open(partial, 'wb') as file:
         yield file
@@ -29,16 +29,16 @@ def replaced(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: pathlib.Path, text: str):
-    """Writes a whole file at once, as `replaced` does."""
+    """Writes a whole file atomically, as `replaced` does."""
     with replaced(path) as file:
         file.write(text.encode())
 
 
 def require(directory: pathlib.Path, needed: int, what: str) -> str:
-    """One line about the disk of `directory`, which is to take `needed` more bytes of `what`.
+    """One line about the disk of `directory`, on which `what` will take `needed` more bytes.
 
     Raises:
-      DiskFull: it has not that much.
+      DiskFull: that much is not free.
     """
     free = shutil.disk_usage(directory).free
     line = f'{what} in {directory} will take up to {shown(needed)}; {shown(free)} are free'
@@ -49,7 +49,7 @@ def require(directory: pathlib.Path, needed: int, what: str) -> str:
 
 @contextlib.contextmanager
 def explain_full_disk(directory: pathlib.Path, needed: int = 0, what: str = '') -> Iterator[None]:
-    """Turns whatever a full disk raises into DiskFull: which disk, what is free and, where known, what was needed."""
+    """Turns any error of a full disk into DiskFull: which disk, how much is free and, if known, how much is needed."""
     try:
         yield
     except Exception as error:
@@ -71,13 +71,13 @@ def _is_full(error: BaseException) -> bool:
 
 
 def error_number(text: str) -> int:
-    """That of the operating system's error that a library tells in words, 0 if it tells none."""
+    """The number of an operating system's error in a library's message; 0 if there is none."""
     found = re.search(r'\[OS error (\d+): ', text)
     return int(found[1]) if found else 0
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from or while handling, and so on."""
+    """An error, its cause or context, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -86,6 +86,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def shown(count: float) -> str:
-    """Bytes for people: '1.5 GiB'."""
+    """Bytes as text: '1.5 GiB'."""
     unit = next((i for i in (3, 2, 1) if count >= 1024**i), 0)
     return f'{count / 1024**unit:.{1 if unit else 0}f} {("bytes", "KiB", "MiB", "GiB")[unit]}'

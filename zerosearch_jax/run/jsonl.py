@@ -1,4 +1,4 @@
-"""JSON lines on disk: read, written at once, appended, cut back; a line that a crash tore is left out."""
+"""JSON lines on disk: read, written atomically, appended, truncated; an incomplete last line is left out."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from zerosearch_jax.search.journal import on_first_process
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The rows of a JSON-lines file, without a last line torn by a crash.
+    """The rows of a JSON-lines file, without an incomplete last line, left by a crash.
 
     Raises:
       FileNotFoundError: no such file.
@@ -23,7 +23,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a whole JSON-lines file at once: a crash leaves either nothing or all of it."""
+    """Writes a whole JSON-lines file atomically: a crash leaves either nothing or all of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk.replaced(path) as file:
@@ -65,14 +65,14 @@ def _rows(path: Path) -> Iterable[tuple[bytes, dict]]:
                 if not isinstance(row, dict):
                     raise ValueError('not an object')
             except ValueError as error:
-                if line.endswith(b'\n') and file.read(1):  # neither torn by a crash nor still being written
+                if line.endswith(b'\n') and file.read(1):  # neither left by a crash nor still being written
                     raise ValueError(f'{path}:{number}: not a JSON object') from error
                 return
             yield line.rstrip(b'\n'), row
 
 
 def truncate_jsonl(path: Path, last_step: int) -> None:
-    """Keeps the rows with step <= last_step; the file is replaced whole, so that a crash leaves old or new."""
+    """Keeps the rows with step <= last_step; the file is replaced atomically, so a crash leaves the old or the new."""
     with disk.replaced(path) as file:
         for number, (line, row) in enumerate(_rows(path), 1):
             if type(row.get('step')) is not int:

@@ -7,10 +7,10 @@ M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def give_back():
-    """Lets freed arrays of 8 MiB and more go back to the system.
+    """Makes glibc return freed arrays of 8 MiB and more to the system.
 
-    glibc by itself keeps what is below 32 MiB once such an array was freed: on a CPU the slots' cache would stay beside
-    what an update needs.
+    By default glibc keeps freed arrays below 32 MiB once one was freed: on a CPU the key-value cache would then stay in
+    memory during the update.
     """
     if platform.libc_ver()[0] == 'glibc':
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**23)

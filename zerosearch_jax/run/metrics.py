@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics as JSON lines, and the same to its trackers."""
+"""Writes the metrics of a run: as JSON lines, and to its trackers."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from zerosearch_jax.search.journal import on_first_process
 def open_writer(
     workdir: Path, resume_step: int, trackers: TrackersConfig, prepare: Callable[[], None] = lambda: None
 ) -> 'MetricWriter | None':
-    """A MetricWriter on process 0, after `prepare`; None on the others, which hear of what goes wrong there."""
+    """A MetricWriter on process 0, after `prepare`; None on the others, on which an error there is raised too."""
     made: list[MetricWriter] = []
 
     def make():
@@ -28,17 +28,17 @@ def open_writer(
 class MetricWriter:
     """Appends JSON lines to a directory and sends the same to trackers; a resumed run never repeats a row.
 
-    On construction every `*.jsonl` directly in `workdir` is cut back to its rows with `step <= resume_step`: 0
-    keeps an evaluation made before training, -1 starts over. Files with other names are left alone. With many
-    processes only one may hold a writer.
+    On construction, every `*.jsonl` directly in `workdir` is truncated to its rows with `step <= resume_step`: 0
+    keeps an evaluation from before the training, -1 starts over. Files with other names are not touched. With several
+    processes only one may have a writer.
 
     Args:
       workdir: created if missing.
-      resume_step: the last finished step that the run continues from.
-      trackers: which of them.
+      resume_step: the last complete step, after which the run resumes.
+      trackers: the trackers to open.
 
     Raises:
-      ValueError: an existing file holds a line, not its last, that is not a JSON object with a `step`; or as
+      ValueError: an existing file has a line, other than its last, that is not a JSON object with a `step`; or as in
         trackers.WeightsAndBiases.
     """
 
@@ -51,26 +51,26 @@ class MetricWriter:
         self._trackers = open_trackers(self._workdir, resume_step, trackers)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends one row to `metrics.jsonl`. Scalars of NumPy and JAX are taken; NaN and infinity become null."""
+        """Appends one row to `metrics.jsonl`. NumPy and JAX scalars are accepted; NaN and infinity become null."""
         self.append('metrics', [{'step': step, **metrics}])
         numbers = {key: number for key, value in metrics.items() if (number := as_json(value)) is not None}
         for tracker in self._trackers:
             tracker.scalars(step, numbers)
 
     def show(self, step: int, name: str, texts: Sequence[str]) -> None:
-        """Shows texts on the trackers."""
+        """Sends texts to the trackers."""
         for tracker in self._trackers:
             for number, text in enumerate(texts):
                 tracker.text(step, f'{name}/{number}', text)
 
     def draw(self, step: int) -> None:
-        """Draws the curves so far, and shows them on the trackers."""
+        """Draws the curves so far, and sends the figure to the trackers."""
         path = plot_curves(self._workdir)
         for tracker in self._trackers if path else ():
             tracker.image(step, 'curves', path)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows to `{name}.jsonl` and flushes: all of them, or none if one is not valid.
+        """Appends rows to `{name}.jsonl` and flushes; if one row is not valid, none is written.
 
         Raises:
           ValueError: a row without an integer `step`, or a name that is a path.

@@ -1,4 +1,4 @@
-"""SIGTERM, which a cluster sends before it takes a machine away: a run saves after the step at hand and ends well."""
+"""SIGTERM, which a cluster sends before it takes a machine away: a run then saves after its current step and ends."""
 
 import signal
 import threading
@@ -7,9 +7,9 @@ from zerosearch_jax import sharding
 
 
 class Watch:
-    """Notes SIGTERM while it is entered, and tells the one that it is entered in when it is left.
+    """Catches SIGTERM while it is entered, and passes it to an outer Watch when it is left.
 
-    In a thread other than the main one there is nothing to note.
+    It does nothing in threads other than the main one.
     """
 
     def __init__(self):
@@ -25,11 +25,11 @@ class Watch:
         if self._main:
             signal.signal(signal.SIGTERM, self._before)
             if self._asked and callable(self._before):
-                self._before(signal.SIGTERM, None)  # an outer watch was told too
+                self._before(signal.SIGTERM, None)  # an outer Watch gets the signal too
 
     def _note(self, *_):
         self._asked = True
 
     def stop_requested(self) -> bool:
-        """Whether any process was told to stop; the same on all, who must ask together."""
+        """Whether any process got SIGTERM; equal on all processes, which must call this together."""
         return sharding.any_process(self._asked)

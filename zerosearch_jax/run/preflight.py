@@ -1,4 +1,4 @@
-"""Checks a configuration before anything is loaded, in the order of cost: no file, small files, the network."""
+"""Checks a configuration before anything is loaded, cheap checks first: no file, small files, the network."""
 
 from collections.abc import Mapping
 
@@ -21,17 +21,17 @@ def check(
     simulator: SimulatorConfig | None = None,
     endpoint: EndpointConfig | None = None,
 ):
-    """Checks what is going to be used.
+    """Checks the parts of a configuration that will be used.
 
     Args:
       mesh: config.mesh.
-      models: by the name of its section, what has `model` and `adapter`; a simulator of ours is added to them.
-      engine: the real search engine, if it will be asked.
-      simulator: if it will be asked.
-      endpoint: where a served one is.
+      models: {name of the section: section with `model` and `adapter`}; a simulator of ours is added.
+      engine: the real search engine, if it will be used.
+      simulator: the simulator, if it will be used.
+      endpoint: the server of a served simulator.
 
     Raises:
-      ValueError, OSError: in one line what is wrong, and what to set.
+      ValueError, OSError: one line says what is wrong and what to set.
     """
     if (used := sharding.make_mesh(mesh).size) < jax.device_count():
         shape = 'x'.join(map(str, mesh))
@@ -40,7 +40,7 @@ def check(
         require_address(endpoint)
     if engine:
         remote.require_key(engine)
-    if simulator and simulator.kind in ('model', 'endpoint'):
+    if simulator and simulator.kind in ('model', 'self', 'endpoint'):
         simulator_template(simulator.template)
     if simulator and simulator.kind == 'model':
         models = {**models, 'simulator': simulator}

@@ -1,6 +1,6 @@
-"""Where a run can be watched besides its own files: TensorBoard, and Weights & Biases where a project is named.
+"""Trackers, besides the run's own files: TensorBoard, and Weights & Biases if a project is named.
 
-Both have `scalars`, `text`, `image` and `close`; one process of a run holds them.
+Both have `scalars`, `text`, `image` and `close`; only one process of a run has them.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrackersConfig:
-    """Which trackers a run has."""
+    """The trackers of a run."""
 
     tensorboard: bool = True  # event files in tensorboard/
     wandb: str = ''  # project of Weights & Biases; '': not used
 
 
 class TensorBoard:
-    """Event files in a directory, written at once: a full disk is the caller's error, not one of a thread's.
+    """Writes event files without a thread, so that an error of a full disk is raised in the caller.
 
     Args:
-      directory: made if missing.
-      resume_step: what an interrupted run wrote after it is hidden.
+      directory: created if missing.
+      resume_step: events that an interrupted run wrote for later steps are hidden.
 
     Raises:
       ImportError: tensorboardX is not installed.
@@ -57,7 +57,7 @@ class TensorBoard:
         self._file.flush()
 
     def text(self, step: int, name: str, text: str):
-        """Text as it is: TensorBoard renders Markdown, in which an indented block is code."""
+        """Writes plain text, as an indented block, because TensorBoard renders Markdown."""
         block = '\n'.join(f'    {line}' for line in text.splitlines())
         self._write(step, summary=self._summary.text(name, block))
 
@@ -73,14 +73,14 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a project; WORKDIR/wandb_id keeps its id, so that a resumed run continues it.
+    """A run of a project; WORKDIR/wandb_id holds its id, so that a resumed run continues it.
 
     Args:
-      workdir: of the run; its config.json is shown.
-      project: its name.
+      workdir: of the run; its config.json is sent too.
+      project: name of the project.
 
     Raises:
-      ValueError: with what to do.
+      ValueError: the project cannot be used; the message says what to do.
     """
 
     def __init__(self, workdir: pathlib.Path, project: str):
@@ -110,7 +110,7 @@ class WeightsAndBiases:
         progress.log(f'Weights & Biases: {self._run.url if mode == "online" else f"{mode}, in {workdir}/wandb"}')
 
     def scalars(self, step: int, numbers: Mapping[str, float]):
-        """Steps that the run has seen are not taken again: a resumed run repeats them with the same numbers."""
+        """Sends numbers of a step, unless the step was sent before: a resumed run repeats steps with equal numbers."""
         self._run.log(dict(numbers), step=step)
 
     def text(self, step: int, name: str, text: str):
@@ -125,7 +125,7 @@ class WeightsAndBiases:
 
 
 def check(project: str):
-    """Raises ValueError where a project is named and the package is missing: before hours of work, not after."""
+    """Raises ValueError if a project is named and the package is missing; call it before the long work."""
     if not project:
         return
     try:
@@ -138,7 +138,7 @@ def check(project: str):
 
 
 def open_trackers(workdir: pathlib.Path, resume_step: int, cfg: TrackersConfig) -> list:
-    """The trackers that are asked for; without its package TensorBoard is left out, with a warning."""
+    """Opens the configured trackers; without its package TensorBoard is left out, with a warning."""
     trackers: list = [WeightsAndBiases(workdir, cfg.wandb)] if cfg.wandb else []
     if cfg.tensorboard:
         try:

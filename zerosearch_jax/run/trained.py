@@ -1,11 +1,11 @@
-"""What a run left, or has so far: where its weights are, which model they belong to, and how they were trained.
+"""Finds the weights of a run (running or finished), the model that they belong to, and how they were trained.
 
-runs/x                       a run's directory: what it exported at its end, else its newest complete checkpoint
-runs/x/checkpoints/3         one of its checkpoints; runs/x/last_good: the one that an alarm kept
-runs/x/adapter.safetensors   what it exported, as also the name of a shipped adapter
-exported                     what launch.export wrote, or any other model or adapter in peft's format
+runs/x                       a run's directory: its exported weights, or else its newest complete checkpoint
+runs/x/checkpoints/3         one of its checkpoints; runs/x/last_good: the checkpoint that an alarm kept
+runs/x/adapter.safetensors   its exported weights; the name of a shipped adapter works too
+exported                     a directory that launch.export wrote, or any other model or adapter in peft's format
 
-The weights of a checkpoint are written to runs/x/weights/step_000003, beside what the run itself writes, once.
+The weights of a checkpoint are written once, to runs/x/weights/step_000003.
 """
 
 import contextlib
@@ -26,53 +26,53 @@ from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.weights import peft, trees
 
 T = TypeVar('T')  # a configuration, or a section of one that has `model` and `adapter`
-# of config.rollout, how a policy was asked in training
+# fields of config.rollout that say how a policy was asked in training
 PROTOCOL = ('prompt', 'prompt_format', 'max_turns', 'turn_tokens', 'observation_tokens', 'response_tokens')
 PROTOCOL += ('prompt_tokens', 'template_arguments')
-EXPORTED_STEP = 'exported.json'  # {"step": ...}, beside what a run exported: one that goes on has newer weights
+EXPORTED_STEP = 'exported.json'  # {"step": ...} of a run's exported weights: a run that is continued has newer ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Weights that were trained."""
+    """Trained weights."""
 
     reference: str  # what config.policy.adapter or config.policy.model takes
     is_model: bool  # a model rather than an adapter
-    base: str  # the model that they were trained from; '': they do not say
-    run: dict  # the configuration of the run; {}: they do not say
-    directory: pathlib.Path | None = None  # of the run, if they lie in it
-    step: int | None = None  # after which they were saved, of a checkpoint
+    base: str  # the model that they were trained from; '': unknown
+    run: dict  # the configuration of the run; {}: unknown
+    directory: pathlib.Path | None = None  # the run's directory, if they are in it
+    step: int | None = None  # the step of a checkpoint
 
     @property
     def state(self) -> str:
-        """Of a run that is not at its end: which of its steps these weights are of; else ''."""
+        """'step 3 of 10' if the weights are not those of the run's end, else ''."""
         total = (self.run.get('rl') or self.run.get('sft') or {}).get('steps', 0)
         return f'step {self.step} of {total}' if self.step is not None and self.step < total else ''
 
     def policy_config(self, policy: PolicyConfig) -> PolicyConfig:
-        """`policy` with these weights, an adapter over its model."""
+        """`policy` with these weights; an adapter is put on its model."""
         place = {'model': self.reference, 'adapter': ''} if self.is_model else {'adapter': self.reference}
         return dataclasses.replace(policy, **place)
 
     def rollout_config(self, size: RolloutConfig, given: Collection[str] = ()) -> RolloutConfig:
-        """`size` with protocol and budgets as they were in training, where that is known.
+        """`size` with protocol and budgets as they were in training, if that is known.
 
         Args:
-          size: of the configuration.
-          given: what was asked for expressly and stays, dotted names as on the command line, `rollout.max_turns` say.
+          size: the configured section.
+          given: fields that were set explicitly and are kept: dotted names, for example `rollout.max_turns`.
         """
         trained = self.run.get('rollout', {})
         kept = {name: trained[name] for name in PROTOCOL if name in trained and f'rollout.{name}' not in given}
         return settings.section(RolloutConfig, dataclasses.asdict(size) | kept, f'{self.reference}: config.rollout')
 
     def documents(self, asked: int, given: Collection[str] = ()) -> int:
-        """Documents of a search: as in its training where that is known, else as asked, or expressly `given`."""
+        """Documents for a search: as in the training if that is known, unless set explicitly; else `asked`."""
         known = self.run.get('simulator', {}).get('documents', 0)
         return known if known and 'evaluation.documents' not in given else asked
 
 
 def asked_line(size: RolloutConfig, documents: int) -> str:
-    """How a policy is asked, in one line."""
+    """One line that says how a policy is asked."""
     return (
         f"prompt '{size.prompt}' ({size.prompt_format}), {size.max_turns} searches of {documents} documents at most, "
         f'{size.turn_tokens} tokens a turn, {size.observation_tokens} an observation, {size.response_tokens} in all'
@@ -80,15 +80,15 @@ def asked_line(size: RolloutConfig, documents: int) -> str:
 
 
 def find(reference: str, step: int | None = None) -> Trained:
-    """Finds weights: process 0 looks, for a run that goes on may change its files meanwhile.
+    """Finds weights, on process 0, since a run that is running may change its files meanwhile.
 
     Args:
       reference: as above.
-      step: of a run's directory, the checkpoint that is wanted; None: the end of the run, or its newest one.
+      step: the checkpoint of a run's directory; None: the exported weights, or the newest checkpoint.
 
     Raises:
-      FileNotFoundError: there are none.
-      ValueError: a step of what is no run; a checkpoint is damaged.
+      FileNotFoundError: there are no weights.
+      ValueError: a step is given for something that is no run, or a checkpoint is damaged.
     """
 
     def fields() -> dict[str, Any]:
@@ -120,26 +120,26 @@ def _find(reference: str, step: int | None = None) -> Trained:
 
 
 def resolve(section: T, where: str = 'config.policy', begun: dict[str, Any] | None = None) -> T:
-    """The section with files in place of what its `model` and `adapter` name of runs; others stay as they are.
+    """The section with weight files in place of runs in `model` and `adapter`; other references stay as they are.
 
     Args:
       section: of the configuration.
-      where: what it is called.
-      begun: the section of a run that goes on: files that it took of a run, it keeps.
+      where: name of the section, for messages.
+      begun: the section of a run that is resumed: it keeps the files that it began with.
     """
     return dataclasses.replace(section, **on_first_process(lambda: _files(section, where, begun or {})))
 
 
 def with_files(cfg: T, config_json: str, workdir: pathlib.Path, names: Collection[str]) -> tuple[T, str]:
-    """Replaces run directories by the weight files that they hold now: a live run's newest weights change.
+    """Replaces run directories by their present weight files, since the newest weights of a running run change.
 
-    A run in `workdir` goes on with the files that it began with.
+    A run in `workdir` is resumed with the files that it began with.
 
     Args:
       cfg: checked configuration.
       config_json: the same as JSON text.
-      workdir: of the run that is configured.
-      names: sections that have `model` and `adapter`.
+      workdir: of the configured run.
+      names: of sections with `model` and `adapter`.
     """
     path, values = workdir / 'config.json', settings.parse_json(config_json)
     begun = on_first_process(lambda: settings.read_json(path) if path.is_file() else {})
@@ -154,7 +154,7 @@ def with_files(cfg: T, config_json: str, workdir: pathlib.Path, names: Collectio
 
 
 def _files(section: Any, where: str, begun: dict[str, Any]) -> dict[str, str]:
-    """The fields of the section that change."""
+    """The fields of the section that are replaced."""
     changed = {}
     if _is_run(section.model):
         found = _find(_kept(section.model, begun))
@@ -170,13 +170,13 @@ def _files(section: Any, where: str, begun: dict[str, Any]) -> dict[str, str]:
 
 
 def _kept(reference: str, begun: dict[str, Any]) -> str:
-    """The file inside a run's directory that was taken before; the directory if none was."""
+    """The file inside a run's directory with which the run began, or the directory itself."""
     taken = filter(None, (begun.get('adapter'), begun.get('model')))
     return next((file for file in taken if pathlib.Path(file).is_relative_to(reference)), reference)
 
 
 def _is_run(reference: str) -> bool:
-    if not reference or pretrained.is_built_in(reference):  # a directory of that name does not take its place
+    if not reference or pretrained.is_built_in(reference):  # a directory of this name is ignored
         return False
     path = pathlib.Path(reference)
     return bool(_exported(path) or _checkpoints(path))
@@ -190,18 +190,18 @@ def _exported(directory: pathlib.Path) -> pathlib.Path | None:
 
 
 def note_export(directory: pathlib.Path, step: int):
-    """Says beside what a run exported that it did so after this step."""
+    """Records the step after which a run exported its weights."""
     disk.write_text(directory / EXPORTED_STEP, json.dumps({'step': step}) + '\n')
 
 
 def note_earlier_export(directory: pathlib.Path, step: int):
-    """The same of a run that goes on after this step, whose version did not say so."""
+    """Records the same for a run of an earlier version, which is resumed after this step."""
     if _exported(directory) and not (directory / EXPORTED_STEP).is_file():
         note_export(directory, step)
 
 
 def _is_outdated(directory: pathlib.Path) -> bool:
-    """Whether a run went on after it exported."""
+    """Whether a run was continued after it exported."""
     path = directory / EXPORTED_STEP
     if not path.is_file():
         return False
@@ -212,7 +212,7 @@ def _is_outdated(directory: pathlib.Path) -> bool:
 
 
 def _checkpoints(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | None:
-    """A run's directory, and that of its checkpoints, or of the one that is named; None: no such thing."""
+    """(a run's directory, the directory of its checkpoints or of the named one), or None if `path` is neither."""
     if (path / 'checkpoints').is_dir():
         return path, path / 'checkpoints'
     if path.name == 'last_good' and path.is_dir():
@@ -236,7 +236,7 @@ def _of_checkpoint(run: pathlib.Path, place: pathlib.Path, step: int | None) -> 
             return at, str(_written(run, place / str(at)))
         except (ValueError, OSError):
             if step is None and at not in checkpoint.complete_steps(place):
-                return written()  # the run, which goes on, has newer ones and dropped it meanwhile
+                return written()  # the run has newer checkpoints and deleted this one meanwhile
             raise
 
     step, reference = written()
@@ -245,7 +245,7 @@ def _of_checkpoint(run: pathlib.Path, place: pathlib.Path, step: int | None) -> 
 
 
 def _written(run: pathlib.Path, saved: pathlib.Path) -> pathlib.Path:
-    """The weights of a checkpoint as files, made unless they are there and not older than it."""
+    """The weights of a checkpoint as files, written unless they are there and not older than the checkpoint."""
     place = run / 'weights' / f'step_{int(saved.name):06d}'
     place.parent.mkdir(exist_ok=True)
     with _locked(place.parent):
@@ -255,7 +255,7 @@ def _written(run: pathlib.Path, saved: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path) -> Iterator[None]:
-    """One reader of a run writes at a time, the others wait; without a lock where the disk has none, or is not ours."""
+    """Lets one process write at a time, with a lock if the file system has locks and the directory can be written."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             fcntl.flock(stack.enter_context(open(directory / '.lock', 'a', encoding='utf-8')), fcntl.LOCK_EX)
@@ -277,13 +277,13 @@ def _write(run: pathlib.Path, saved: pathlib.Path, place: pathlib.Path) -> pathl
 
 
 def _run_beside(path: pathlib.Path) -> dict:
-    """The configuration of the run in whose directory the weights lie; {} if it is none."""
+    """The configuration of the run in whose directory the weights are; {} if there is none."""
     beside = path.parent / 'config.json'
     run = settings.read_json(beside) if beside.is_file() else {}
     return run if 'rollout' in run else {}
 
 
 def base_of(run: dict) -> str:
-    """The model that a run's configuration is of; '' if it does not say."""
-    section = run.get('policy') or run.get('model') or {}  # of launch.train, of launch.sft
+    """The base model of a run's configuration; '' if it names none."""
+    section = run.get('policy') or run.get('model') or {}  # of launch.train or launch.sft
     return section.get('model', '')

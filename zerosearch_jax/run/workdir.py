@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, and that one job at a time writes into it."""
+"""The directory of a run: it belongs to one configuration, and one job at a time writes into it."""
 
 import contextlib
 import fcntl
@@ -24,18 +24,18 @@ def claim(
     free: Iterable[str] = settings.MAY_CHANGE,
     prepare: Callable[[Sequence[str]], None] = lambda changed: None,
 ) -> Iterator[list[str]]:
-    """Makes `workdir` the place of the job with this configuration, a `schema`, for as long as it is entered.
+    """Claims `workdir` for the job with this configuration, a `schema`, while it is entered.
 
-    A run that wrote none of its `results` yet, say because its data was not found, does not hold the place. Fields in
-    `free`, sections or dotted names, may differ: they are logged and from now on those of the run.
-    `prepare` is given their names on process 0 before that: a start after a crash sees the change again.
+    A run without any of its `results`, for example because its data was not found, does not claim the directory. Fields
+    in `free` (sections or dotted names) may differ: the change is printed, and then saved as the run's configuration.
+    `prepare` gets their names on process 0 before that, so that a start after a crash sees the change again.
 
     Yields:
       the dotted names of the fields that differ from those of the run so far.
 
     Raises:
-      BlockingIOError: another job writes into it.
-      ValueError: it holds a run with another configuration.
+      BlockingIOError: another job writes into the directory.
+      ValueError: the directory holds a run with another configuration.
       disk.DiskFull: the disk was full.
     """
 
@@ -50,7 +50,7 @@ def claim(
                 'choose another --workdir, or delete it to start over'
             )
         if changes:
-            progress.log(f'{workdir} goes on with another configuration: {"; ".join(changes.values())}')
+            progress.log(f'{workdir} continues with another configuration: {"; ".join(changes.values())}')
         prepare([*changes])
         disk.write_text(path, config_json)
         return [*changes]
@@ -63,7 +63,7 @@ def claim(
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    """Process 0 of a job holds a lock, which the kernel releases when the process ends, however it does."""
+    """Process 0 of a job holds a lock, which the kernel releases when the process ends in any way."""
     with contextlib.ExitStack() as stack:
         on_first_process(lambda: _lock(workdir, stack.enter_context(open(workdir / '.lock', 'a+', encoding='utf-8'))))
         yield

@@ -1,1 +1,1 @@
-"""Search engines behind one interface, and the journal of calls to the outside."""
+"""Search engines behind one interface, and the journal of calls to remote services."""

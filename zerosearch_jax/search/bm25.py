@@ -15,7 +15,7 @@ from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import Document
 
-MANY = 10_000  # passages that take so long to index that it is shown
+MANY = 10_000  # passages from which on indexing takes so long that progress is shown
 _MARK = 'fingerprint.json'
 
 
@@ -27,17 +27,18 @@ def _fingerprint(passages: Iterable[Passage]) -> str:
 
 
 class BM25:
-    """BM25 (Lucene's form, k1 1.5, b 0.75) over title and text: words of two letters or more, no English stop words,
-    no stemming, accents ignored.
+    """BM25 (Lucene's variant, k1 1.5, b 0.75) over title and text.
 
-    The index is in memory, or, after `load`, in memory-mapped files. Results depend on the corpus and the query alone.
+    Words have two letters or more and are no English stop words; there is no stemming, and accents are ignored. The
+    index is in memory or, after `load`, in memory-mapped files. Results depend on the corpus and the query alone.
     """
 
     def __init__(self, passages: Sequence[Passage]):
         """Indexes the passages (84,000 of 100 words: about 10 s). Raises ValueError if none of them has a word."""
         import bm25s
 
-        logging.getLogger('bm25s').setLevel(logging.WARNING)  # it reports every stage of the index
+        logging.getLogger('bm25s').setLevel(logging.WARNING)  # it logs every stage of indexing
+        progress.phase(f'indexing {len(passages):,} passages')
         tokens = _tokenize([f'{p.title} {p.text}' for p in passages])
         if not tokens.vocab:
             raise ValueError(f'none of the {len(passages)} passages has a word to index; give a corpus with text')
@@ -47,14 +48,14 @@ class BM25:
 
     @classmethod
     def open(cls, passages: Sequence[Passage], directory: str) -> 'BM25':
-        """The index of these passages that `directory` holds, memory-mapped; made and kept there if it holds none.
+        """The index of these passages in `directory`, memory-mapped; it is made and saved there if it is missing.
 
         Raises:
-          ValueError: it holds the index of other passages.
+          ValueError: the directory holds the index of other passages.
         """
         mark = Path(directory) / _MARK
         if not sharding.from_first_process(mark.exists()):
-            on_first_process(lambda: cls(passages).save(directory))  # the others wait until it is there
+            on_first_process(lambda: cls(passages).save(directory))  # the other processes wait for it
         elif mark.read_text() != json.dumps(_fingerprint(passages)):
             raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
         return cls.load(directory)
@@ -65,7 +66,7 @@ class BM25:
         passages = (Passage(**item) for item in self._index.corpus)
         (Path(directory) / _MARK).write_text(
             json.dumps(_fingerprint(passages))
-        )  # last: it says that the index is complete
+        )  # written last: it marks the index as complete
 
     @classmethod
     def load(cls, directory: str) -> 'BM25':
@@ -80,9 +81,9 @@ class BM25:
         return engine
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """The up to k best documents of each query, best first; ties are in the order of the corpus.
+        """At most k documents for each query, best first; ties are in the order of the corpus.
 
-        A document that shares no word with the query is never returned, so a list may be short or empty.
+        Documents that share no word with the query are not returned, so a list may be short or empty.
         """
         if k < 1:
             raise ValueError(f'k must be at least 1, got {k}')
@@ -95,16 +96,16 @@ class BM25:
             return []
         scores = self._index.get_scores_from_ids([vocab[word] for word in words])
         hits = np.flatnonzero(scores > 0)
-        if len(hits) > k:  # Keep all that tie with the k-th, so that the stable sort below decides, not the partition.
+        if len(hits) > k:  # Keep all ties with the k-th, so that the stable sort below decides, not the partition.
             hits = hits[scores[hits] >= np.partition(scores[hits], -k)[-k]]
         best = hits[np.argsort(-scores[hits], kind='stable')][:k]
-        with self._reading:  # the mapped file has one position, which threads would move for each other
+        with self._reading:  # threads share the position in the mapped file
             found = [self._index.corpus[int(i)] for i in best]
         return [Document(**item, score=float(scores[i])) for item, i in zip(found, best, strict=True)]
 
 
 def index_words(text: str) -> list[str]:
-    """The words of a text as the index knows them, in order, each as often as it occurs."""
+    """The words of a text as they are indexed, in order, with repetitions."""
     return _tokenize([text], return_ids=False)[0]
 
 
@@ -117,5 +118,5 @@ def _tokenize(texts: Sequence[str], return_ids: bool = True):
 
 
 def _fold(text: str) -> str:
-    """Without accents, since people and models write 'Sao Paulo' for 'São Paulo'."""
+    """The text without accents, since people and models write 'Sao Paulo' for 'São Paulo'."""
     return ''.join(c for c in unicodedata.normalize('NFKD', text) if not unicodedata.combining(c))

@@ -1,7 +1,7 @@
-"""Calls to the outside, a search API or a served model: made by one process, known to all, and never made twice.
+"""Calls to a search API or a served model: one process makes them, all processes get the results, none is made twice.
 
-Process 0 calls; every result is appended to a journal as soon as it is there, then sent to all processes. A run that
-was interrupted, or is run again, takes from the journal what it asked before.
+Process 0 calls; every result is appended to a journal at once, and then sent to all processes. A run that was
+interrupted, or is run again, takes earlier results from the journal.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from zerosearch_jax import settings, sharding
 
 
 class Journal:
-    """JSON values by key, the same on all processes, and in a file if one is given, which several jobs may share.
+    """JSON values by key, the same on all processes, and in a file if one is given; several jobs may share the file.
 
     Args:
-      path: JSON lines {"key": ..., "value": ...}, read if there; ''  or None: remembered by this object only.
+      path: file of JSON lines {"key": ..., "value": ...}, read if it exists; '' or None: values are in memory only.
 
     Raises:
-      ValueError: the file is something else.
+      ValueError: the file has another content.
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
@@ -40,11 +40,11 @@ class Journal:
             return dict(_rows(self._path))
 
     def get(self, key: str) -> Any:
-        """The value, None if there is none."""
+        """The value of a key, or None."""
         return self._known.get(key)
 
     def put(self, key: str, value: Any):
-        """Remembers a value; process 0 appends it to the file at once."""
+        """Stores a value; process 0 appends it to the file at once."""
         with self._lock:  # lines of several threads stay whole
             self._known[key] = value
             if self._path and jax.process_index() == 0:
@@ -53,12 +53,12 @@ class Journal:
                     file.write(json.dumps({'key': key, 'value': value}) + '\n')
 
     def defer(self, key: str, value: Any):
-        """Remembers a failure; it is in the file once its step is done: a step that is begun anew asks again."""
+        """Stores a failure in memory, and in the file when the step is done: a step that starts again asks again."""
         self._known[key] = value
         self._deferred.append(key)
 
     def commit(self):
-        """The step is done: a run that is resumed sees the failures that it saw."""
+        """Writes the failures of a step that is done: a resumed run then sees the same failures."""
         deferred, self._deferred = self._deferred, []
         for key in deferred:
             self.put(key, self._known[key])
@@ -67,16 +67,16 @@ class Journal:
 def call_once(
     journal: Journal, keys: Sequence[str], ask: Callable[[list[int]], Iterator[tuple[int, Any, bool]]]
 ) -> list[Any]:
-    """The value of every key, in order, on all processes; those that it lacks are asked for on process 0.
+    """The value of every key, in order, on all processes; process 0 asks for those that are not in the journal.
 
     Args:
-      journal: what is known.
+      journal: of known values.
       keys: what identifies each result; equal keys get one result.
-      ask: is given the positions of the keys that are not known; yields (position, JSON value, whether to keep it) in
-        any order. A value that is not kept, a failure say, is asked for again the next time.
+      ask: takes the positions of the unknown keys and yields (position, JSON value, whether to keep it) in any order.
+        A value that is not kept, for example a failure, is asked for again the next time.
 
     Raises:
-      what `ask` raises on process 0, and OSError with its message on all others; what came before is kept.
+      what `ask` raises on process 0, and OSError with its message on all others; earlier values are kept.
     """
     positions = {key: i for i, key in reversed(list(enumerate(keys))) if journal.get(key) is None}
     fresh: dict[str, tuple[Any, bool]] = {}
@@ -99,7 +99,7 @@ def call_once(
 
 
 def on_first_process(call: Callable[[], Any]) -> Any:
-    """What `call` returns, anything that JSON holds, on all processes; process 0 makes the call, the others wait.
+    """The JSON value that `call` returns, on all processes; process 0 makes the call, the others wait.
 
     Raises:
       what `call` raises on process 0, and OSError with its message on all others.
@@ -117,14 +117,14 @@ def on_first_process(call: Callable[[], Any]) -> Any:
 
 
 def _known_to_all(value: Any, problem: Exception | None) -> tuple[Any, Exception | None]:
-    """Process 0's value and what went wrong there: the error itself, on the others an OSError with its message."""
+    """Process 0's value and its error, if any; on other processes the error is an OSError with its message."""
     value, failed = sharding.from_first_process((value, problem and f'process 0: {problem}'))
     return value, (problem or OSError(failed)) if failed else None
 
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, mode: str) -> Iterator[IO[str]]:
-    """The file, which no other process reads, appends to or repairs meanwhile, where its file system has locks."""
+    """Opens the file with a lock, if its file system has locks: no other process then reads, appends or repairs."""
     with open(path, mode, encoding='utf-8') as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -132,7 +132,7 @@ def _locked(path: pathlib.Path, mode: str) -> Iterator[IO[str]]:
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of every line; a last line that a crash tore is cut off, so that the next one begins anew."""
+    """(key, value) of every line; an incomplete last line, left by a crash, is removed from the file."""
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:

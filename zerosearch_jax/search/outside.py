@@ -1,9 +1,9 @@
-"""The one caller of the outside: requests to search engines, served models and paid services all pass here.
+"""All requests to remote services: search engines, served models, judges.
 
     reply = retry(lambda: request_json(url, {'query': 'who wrote hamlet'}, timeout_s=30), retries=3)
 
-A request has a deadline for the whole of it and a cap on bytes, and follows no redirect. What fails is a RequestFailed
-with the kind of failure and the other side's own words, without keys.
+A request has a deadline for all of it and a limit on bytes, and follows no redirect. A failure raises RequestFailed
+with the kind of failure and the server's own words, without keys.
 """
 
 import concurrent.futures
@@ -22,10 +22,10 @@ from zerosearch_jax.search.search import OutsideFailed
 T, R = TypeVar('T'), TypeVar('R')
 
 MOST_BYTES = 32 * 2**20  # of a reply
-MOST_CHARACTERS = 200  # of the other side's words
-LONGEST_PAUSE_S = 60.0  # before another attempt, whatever the other side asks for
+MOST_CHARACTERS = 200  # of the server's message
+LONGEST_PAUSE_S = 60.0  # before a retry, whatever the server asks for
 
-# what to look at first, by kind of failure
+# what to check first, by kind of failure
 HINTS = {
     'connection': 'is it running, and is that its address?',
     'timeout': 'is it overloaded, or is timeout_s too short?',
@@ -42,8 +42,8 @@ class RequestFailed(Exception):
     Args:
       kind: 'timeout', 'connection', 'address', 'redirect', 'rate_limit', 'status_N', 'too_large', 'invalid', ...
       retryable: whether another attempt may help.
-      detail: the other side's own words, if it said any.
-      wait_s: how long it asks to be left alone.
+      detail: the server's message, if it sent one.
+      wait_s: how long the server asks to wait before a retry.
     """
 
     def __init__(self, kind: str, retryable: bool = False, detail: str = '', wait_s: float | None = None):
@@ -56,12 +56,12 @@ def request_json(url: str, body: dict | None = None, *, timeout_s: float, key: s
 
     Args:
       url: http or https.
-      body: what is sent.
-      timeout_s: for all of it, from looking up the host's name to the reply's last byte.
-      key: sent as a bearer's token; '': none.
+      body: sent as JSON.
+      timeout_s: for the whole request, from looking up the host's name to the reply's last byte.
+      key: sent as a bearer token; '': none.
 
     Raises:
-      RequestFailed: no such reply.
+      RequestFailed: there is no JSON reply.
     """
     exchange: concurrent.futures.Future = concurrent.futures.Future()
 
@@ -71,7 +71,7 @@ def request_json(url: str, body: dict | None = None, *, timeout_s: float, key: s
         except BaseException as error:
             exchange.set_exception(error)
 
-    # a thread of its own: no time-out of a socket ends a server that sends a byte now and then
+    # in a thread, since a socket's timeout does not end the reply of a server that sends a byte now and then
     threading.Thread(target=work, daemon=True).start()
     try:
         status, headers, data = exchange.result(timeout_s)
@@ -90,12 +90,12 @@ def _exchange(url: str, body: dict | None, key: str, deadline: float) -> tuple[i
     """Status, headers and body of a reply."""
 
     def with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers['Authorization'] = f'Bearer {key}'  # a .netrc takes the place of a mere header
+        request.headers['Authorization'] = f'Bearer {key}'  # a .netrc would replace a plain header
         return request
 
     options = {'stream': True, 'allow_redirects': False, 'auth': with_key if key else None}
     try:
-        # the caller's deadline comes first, so that a late reply has one name
+        # later than the caller's deadline, so that a late reply has one kind of failure
         options['timeout'] = deadline - time.monotonic() + 1
         with requests.request('GET' if body is None else 'POST', url, json=body, **options) as reply:
             data = bytearray()
@@ -103,17 +103,17 @@ def _exchange(url: str, body: dict | None, key: str, deadline: float) -> tuple[i
                 data += chunk
                 if len(data) > MOST_BYTES:
                     raise RequestFailed('too_large', detail=f'a reply of more than {MOST_BYTES >> 20} MiB')
-                if time.monotonic() > deadline:  # nobody waits any more
+                if time.monotonic() > deadline:  # the caller has given up
                     raise RequestFailed('timeout', True)
             return reply.status_code, reply.headers, bytes(data)
-    except ValueError as error:  # of the address or the key, which it may hold
+    except ValueError as error:  # its message may contain the address or the key
         raise RequestFailed('address', detail=type(error).__name__) from None
     except requests.RequestException as error:
-        raise RequestFailed('connection', True, _cause(error)) from None  # its message holds the whole address
+        raise RequestFailed('connection', True, _cause(error)) from None  # its message contains the whole address
 
 
 def _cause(error: BaseException) -> str:
-    """What lies under an error of the libraries, say 'Connection refused'."""
+    """The cause of a library's error, for example 'Connection refused'."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return getattr(error, 'strerror', None) or type(error).__name__
@@ -129,7 +129,7 @@ def _refuse(status: int, headers: Any, data: bytes, said: Callable[[bytes | str]
 
 
 def safe_message(data: bytes | str, *secrets: str) -> str:
-    """What the other side says, of JSON its error: on one short line without control characters, markup, `secrets`."""
+    """A server's message (of JSON its error) on one short line, without control characters, markup and `secrets`."""
     text = data if isinstance(data, str) else data[: 2**20].decode('utf-8', 'replace')
     with contextlib.suppress(ValueError):
         text = _error(settings.parse_json(text)) or text
@@ -143,7 +143,7 @@ def safe_message(data: bytes | str, *secrets: str) -> str:
 
 
 def _error(reply: Any) -> str:
-    """The text of {"error": {"message": text}} and its like; '' of anything else."""
+    """The text of {"error": {"message": text}} and similar replies; '' for anything else."""
     for _ in range(2):
         if isinstance(reply, dict):
             reply = next((reply[name] for name in ('error', 'detail', 'message') if reply.get(name)), None)
@@ -151,18 +151,18 @@ def _error(reply: Any) -> str:
 
 
 def describe_reply(reply: Any, *secrets: str) -> str:
-    """What a reply of another schema says: its error, which some send as a success, or what it is."""
+    """Describes a reply of an unexpected schema: its error, which some servers send as a success, or its type."""
     what = f'an object of {", ".join(reply)}' if isinstance(reply, dict) else f'a {type(reply).__name__}'
     return safe_message(_error(reply if isinstance(reply, dict) else None) or f'the reply is {what}', *secrets)
 
 
 def retry(ask: Callable[[], T], retries: int, pause_s: float = 0.5, before: Callable[[], None] = lambda: None) -> T:
-    """What `ask` returns, which is called again, after growing pauses, where it fails and another attempt may help.
+    """What `ask` returns; it is retried, after growing pauses, if it fails with an error for which that may help.
 
     Args:
       ask: makes a request.
       retries: attempts after the first.
-      pause_s: before the first of them; doubled each time.
+      pause_s: pause before the first retry; doubled each time.
       before: called before every attempt.
 
     Raises:
@@ -181,10 +181,10 @@ def retry(ask: Callable[[], T], retries: int, pause_s: float = 0.5, before: Call
 
 
 def map_concurrently(ask: Callable[[T], R], things: Sequence[T], most: int) -> Iterator[tuple[T, R]]:
-    """(thing, ask(thing)) of every thing, as they come; at most `most` are asked at a time.
+    """(thing, ask(thing)) of every thing, as they complete; at most `most` calls run at a time.
 
     Raises:
-      what `ask` raises, after all others are there: they are made, and paid, all the same.
+      what `ask` raises, after all other calls have completed, since they are made and paid for in any case.
     """
     problem: Exception | None = None
     with concurrent.futures.ThreadPoolExecutor(most) as pool:
@@ -197,21 +197,21 @@ def map_concurrently(ask: Callable[[T], R], things: Sequence[T], most: int) -> I
                     problem = problem or error
                 else:
                     yield calls[call], found
-        finally:  # who interrupts does not wait for those that have not begun
+        finally:  # an interrupt does not wait for calls that have not begun
             pool.shutdown(wait=False, cancel_futures=True)
     if problem:
         raise problem
 
 
 def unusable(service: str, url: str, error: RequestFailed, hint: str = '') -> OutsideFailed:
-    """The error of a service that cannot be used: which, where, how it failed, what it said, what to look at."""
+    """The error of a service that cannot be used: which, where, how it failed, its message, what to check."""
     said = f' ({error.detail})' if error.detail else ''
     hint = hint or HINTS.get(error.kind, 'is the address right?')
     return OutsideFailed(f'{service} at {settings.redacted(url)} cannot be used: {error.kind}{said}; {hint}')
 
 
 def check_limits(cfg: Any, url: str):
-    """Raises ValueError where a section's address or limits are none."""
+    """Raises ValueError if the address or a limit of a section is not valid."""
     settings.require_positive(cfg, 'concurrency')
     if not 0 < cfg.timeout_s <= 86400:
         raise ValueError(f'timeout_s must be above 0 and at most a day, got {cfg.timeout_s}: requests have a deadline')

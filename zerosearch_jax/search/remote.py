@@ -1,10 +1,10 @@
-"""Search engines by configuration: BM25 (bm25.py), retrievers of Search-R1 and ZeroSearch, Google, or the user's own.
+"""Search engines by configuration: BM25 (bm25.py), servers of Search-R1 and ZeroSearch, Google, or a user's function.
 
     engine = open_search_engine(EngineConfig('search_r1', url='http://127.0.0.1:8000/retrieve'))
     engine.search(['who wrote hamlet'], 3)
 
-Requests are made by one process (outside.py), at most so many at once and a second; every result goes to a log, so that
-a query is asked, and paid, once. What fails is a typed result. Keys come from the environment and are never shown.
+One process makes the requests (outside.py), with limits on requests at once and in a second. Every result goes to a
+log, so that a query is paid for once. A failure is a typed result. Keys come from the environment and are never shown.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ SERPAPI, SERPAPI_KEY = 'https://serpapi.com', 'SERPAPI_API_KEY'
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """Which engine, and how much may be asked of it."""
+    """The real search engine, and the limits of its requests."""
 
     # 'bm25': over config's corpus in this process; 'search_r1', 'zerosearch_wiki': servers of their protocols;
     # 'serpapi': Google; or the dotted name of a function of (config, queries, k) to the documents of each query
     kind: str = 'bm25'
-    index: str = ''  # of bm25: directory where the index of the corpus is kept; '': made in memory
+    index: str = ''  # for bm25: directory in which the index is saved; '': the index is in memory only
     url: str = 'http://127.0.0.1:8000/retrieve'  # of a server
-    # of a server with other names than its protocol's: pairs of our name (remote.SERVERS, remote.DOCUMENT) and its own
+    # for a server with other names than its protocol's: pairs of our name (remote.SERVERS, remote.DOCUMENT) and its own
     fields: tuple[tuple[str, str], ...] = ()
     timeout_s: float = 30.0  # of one attempt, from its start to the last byte
-    retries: int = 3  # after the first attempt, where it may help
-    pause_s: float = 1.0  # before the first of them; doubled each time
+    retries: int = 3  # after the first attempt, if a retry may help
+    pause_s: float = 1.0  # before the first retry; doubled each time
     concurrency: int = 8  # requests at once
     per_second: float = 0.0  # requests a second; 0: no limit
     query_price: float = 0.0  # dollars a request
-    spending_cap: float = 0.0  # dollars that this log may reach; 0: no limit
+    spending_cap: float = 0.0  # the most dollars for all requests of the run's log; 0: no limit
 
     def __post_init__(self):
         outside.check_limits(self, self.url)
@@ -54,28 +54,28 @@ class EngineConfig:
         if not callable(settings.resolve_name(self.kind, ENGINES, 'kind')) and self.kind not in ENGINES:
             raise ValueError(f'kind = {self.kind!r} is not a function')
         if self.fields and self.kind not in SERVERS:
-            raise ValueError(f'fields are of a server, kind = {" or ".join(map(repr, SERVERS))}; got {self.kind!r}')
+            raise ValueError(f'fields are for a server, kind = {" or ".join(map(repr, SERVERS))}; got {self.kind!r}')
         if unknown := dict(self.fields).keys() - (known := SERVERS['search_r1'] | DOCUMENT).keys():
             raise ValueError(f'fields has no {min(unknown)!r}; it has {", ".join(known)}')
 
 
 class SpendingCapReached(OutsideFailed):
-    """The next request would cost more than is allowed."""
+    """The next request would exceed the spending cap."""
 
 
-# a function of (queries, k) to documents of each, that may raise RequestFailed; requests are made by several threads
+# takes (queries, k), returns the documents of each query or raises RequestFailed; several threads call it
 Fetch = Callable[[Sequence[str], int], list[list[Document]]]
 
 
 class RemoteSearch:
-    """An engine of the same interface as BM25.
+    """A remote engine with the interface of BM25.
 
     Args:
       fetch: makes one request.
-      batch: queries that one request takes at most.
+      batch: the most queries of one request.
       name: of the engine, part of the log's keys.
       cfg: limits.
-      log: of results and of what was spent.
+      log: of results and spending.
     """
 
     def __init__(self, fetch: Fetch, batch: int, name: str, cfg: EngineConfig, log: journal.Journal):
@@ -84,7 +84,7 @@ class RemoteSearch:
 
     @property
     def spent(self) -> float:
-        """Dollars of all requests of this log, failed attempts included."""
+        """Dollars spent on all requests of this log, failed attempts included."""
         return self._log.get(f'spent on {self._cfg.kind}') or 0.0
 
     def search(self, queries: Sequence[str], k: int, moment: str = '') -> list[list[Document] | SearchFailed]:
@@ -92,12 +92,12 @@ class RemoteSearch:
 
         Args:
           queries: texts.
-          k: documents a query.
-          moment: of a run, e.g. its step: within one, a failed query is not asked again, so that a run that is resumed
-            sees what it saw before. '': failed queries are asked again.
+          k: documents for each query.
+          moment: of a run, for example its step: within one moment a failed query is not asked again, so that a resumed
+            run sees the same failures. '': failed queries are asked again.
 
         Raises:
-          SpendingCapReached: before the request that would exceed it; what came before is in the log.
+          SpendingCapReached: before the request that would exceed the cap; earlier results are in the log.
         """
         failed = {query: json.dumps([self._name, query, k, moment]) for query in queries}
         known = {query: self._log.get(key) for query, key in failed.items()} if moment else {}
@@ -109,7 +109,7 @@ class RemoteSearch:
         return [_result(known.get(query) or found[query]) for query in queries]
 
     def _ask(self, queries: list[str], k: int) -> list[dict]:
-        """JSON results of different queries, from the log where it has them."""
+        """JSON results of different queries, from the log if it has them."""
         keys = [json.dumps([self._name, query, k]) for query in queries]
 
         def ask(positions: list[int]) -> Iterator[tuple[int, dict, bool]]:
@@ -122,7 +122,7 @@ class RemoteSearch:
         return journal.call_once(self._log, keys, ask)
 
     def _attempts(self, queries: list[str], k: int, retries: int | None = None) -> list[dict]:
-        """JSON results of one request, tried again where that may help; halved where one query may fail the others."""
+        """JSON results of one request; it is retried if that may help, and halved if one query may fail the others."""
         try:
             found = self.request(queries, k, retries)
         except RequestFailed as error:
@@ -133,11 +133,11 @@ class RemoteSearch:
         return [{'documents': [dataclasses.asdict(d) for d in documents]} for documents in found]
 
     def request(self, queries: Sequence[str], k: int, retries: int | None = None) -> list[list[Document]]:
-        """Up to k documents of each of at most a batch of queries, past the log; `retries` None: as configured.
+        """Up to k documents for each of at most a batch of queries, without the log; `retries` None: as configured.
 
         Raises:
-          RequestFailed: also after further attempts.
-          ValueError: a function of the user's own returns something else.
+          RequestFailed: after the last retry.
+          ValueError: a user's function returns something else.
         """
 
         def ask() -> list[list[Document]]:
@@ -145,7 +145,7 @@ class RemoteSearch:
                 returned = self._fetch(queries, k)
             except (RequestFailed, OSError):
                 raise
-            except Exception as error:  # of a function of the user's own
+            except Exception as error:  # a user's function may raise anything
                 raise ValueError(f'{self._cfg.kind} failed: {type(error).__name__}: {error}') from error
             try:
                 found = [[_plain(document) for document in list(documents)[:k]] for documents in returned]
@@ -160,7 +160,7 @@ class RemoteSearch:
         return outside.retry(ask, most, self._cfg.pause_s, self._start)
 
     def _start(self):
-        """Waits for the next free start, and pays for it."""
+        """Waits until a request may start, and adds its price."""
         cfg = self._cfg
         with self._clock:
             if cfg.query_price:
@@ -178,7 +178,7 @@ class RemoteSearch:
 
 
 def _plain(document: Any) -> Document:
-    """A document whose fields go to the log, whatever numbers an engine of the user's own gives."""
+    """A document with fields that JSON can hold, whatever numeric types a user's engine returns."""
     if not (isinstance(document, Document) and isinstance(document.title, str) and isinstance(document.text, str)):
         raise TypeError
     return Document(document.title, document.text, str(document.id), float(document.score))
@@ -198,7 +198,7 @@ def open_search_engine(
     Args:
       cfg: which one.
       passages: reads the corpus, called for bm25 only.
-      log: of a remote engine's results.
+      log: file of a remote engine's results.
 
     Raises:
       ValueError: a key is missing.
@@ -215,17 +215,17 @@ def open_search_engine(
 
 
 def probe(cfg: EngineConfig):
-    """Asks the configured engine something small: reports one that cannot be used before the long work starts.
+    """Sends the configured engine a small request, so that one that cannot be used is reported before the long work.
 
-    An engine in this process is not asked. Of one whose requests cost money no request is paid: SerpAPI is asked what
-    is left of the account, another is left alone, which is said.
+    An engine in this process is not tested. No request is paid for: SerpAPI is asked for the state of the account, and
+    other engines whose requests cost money are not tested, which is printed.
 
     Raises:
-      OutsideFailed: it cannot be used; in one line which engine, where, what it said and what to look at.
-      ValueError: a key is missing, or a function of the user's own returns something else.
+      OutsideFailed: the engine cannot be used; one line says which engine, where, its message and what to check.
+      ValueError: a key is missing, or a user's function returns something else.
     """
     if cfg.kind != 'bm25':
-        log = journal.Journal()  # made on all processes
+        log = journal.Journal()  # created on all processes
         journal.on_first_process(lambda: _probe(cfg, log))
 
 
@@ -245,7 +245,7 @@ def _probe(cfg: EngineConfig, log: journal.Journal):
 
 
 def search_in_step(engine: BM25 | RemoteSearch, moment: str) -> Callable:
-    """The engine's function of (queries, k), with the failures of a moment remembered (RemoteSearch.search)."""
+    """The engine's search(queries, k), with the failures of this moment remembered (RemoteSearch.search)."""
     return engine.search if isinstance(engine, BM25) else functools.partial(engine.search, moment=moment)
 
 
@@ -253,7 +253,7 @@ def search_in_step(engine: BM25 | RemoteSearch, moment: str) -> Callable:
 
 
 def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
-    """How a server of SERVERS is asked, and for how many queries at a time."""
+    """The function that asks a server of SERVERS, and the most queries of one request."""
     names = DOCUMENT | SERVERS[cfg.kind] | dict(cfg.fields)
     if cfg.kind == 'serpapi':
         require_key(cfg)
@@ -275,14 +275,14 @@ def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
 
 
 def _list(value: Any) -> list:
-    """A list; null is an empty one."""
+    """A list; null counts as an empty list."""
     if value is not None and not isinstance(value, list):
         raise TypeError
     return value or []
 
 
 def _document(item: Any, names: dict[str, str]) -> Document:
-    """With a score or without, or a bare text; `contents` is a quoted title, a line feed and the text."""
+    """A document, with or without a score, or a bare text; `contents` is a quoted title, a line feed and the text."""
     fields = item if isinstance(item, dict) else {}
     inner = fields.get(names['document'], item)
     if isinstance(inner, str):
@@ -296,7 +296,7 @@ def _document(item: Any, names: dict[str, str]) -> Document:
 
 
 def require_key(cfg: EngineConfig):
-    """Raises an error on all processes where the engine wants a key and process 0, which alone asks, has none."""
+    """Raises an error on all processes if the engine needs a key and process 0, which makes the requests, has none."""
     if cfg.kind == 'serpapi':
         journal.on_first_process(lambda: _serpapi_key() and None)
 
@@ -308,7 +308,7 @@ def _serpapi_key() -> str:
 
 
 def _serpapi(cfg: EngineConfig, path: str, parameters: dict) -> dict:
-    """A reply of SerpAPI, which has failures under status 200; of its results those with a snippet."""
+    """A reply of SerpAPI, which sends failures with status 200; only results with a snippet count."""
     query = urllib.parse.urlencode(parameters | {'api_key': _serpapi_key()})
     reply = outside.request_json(f'{SERPAPI}/{path}?{query}', timeout_s=cfg.timeout_s)
     if not isinstance(reply, dict):
@@ -332,12 +332,12 @@ def _probe_serpapi(cfg: EngineConfig):
         raise outside.unusable('engine serpapi', SERPAPI, error, f'is the key in {SERPAPI_KEY} right?') from None
 
 
-BATCH = 64  # queries of one request at most
-OF_A_QUERY = ('invalid', 'status_400', 'status_413', 'status_422', 'status_500')  # may be the fault of one of them
+BATCH = 64  # the most queries of one request
+OF_A_QUERY = ('invalid', 'status_400', 'status_413', 'status_422', 'status_500')  # one query may cause these for all
 # our names of a document's fields; 'contents' is title and text in one, 'document' holds all but the score
 DOCUMENT = {name: name for name in ('document', 'id', 'title', 'text', 'contents', 'score')}
-# what the servers call what is asked and answered, dots between levels of 'results', '' where there is none;
-# where there is a 'query', a request has one, and its results are one list
+# the servers' names of the fields of requests and replies, with dots between levels of 'results', '' if there is none;
+# a server with 'query' gets one query in a request, and its results are one list
 SERVERS = {
     # Search-R1's retriever
     'search_r1': {'query': '', 'queries': 'queries', 'topk': 'topk', 'scores': 'return_scores', 'results': 'result'},

@@ -1,8 +1,8 @@
-"""The one interface to every source of search results: a query goes in with `submit`, its result comes out of `step`.
+"""The interface of all sources of search results: `submit` takes a query, `step` returns results.
 
-The order of results depends on nothing but the queries. Each query carries its own question and gold answers. A search
-that fails is a typed result, never a text. Sources: a real engine or an oracle (`DocumentSearch`), a model that plays
-the engine (simulator/simulator.py), and what stands between (evaluate/refine.py).
+The order of results depends on the queries alone. Each query carries its own question and golden answers. A failed
+search is a typed result, never a text. Sources are a real engine or an oracle (`DocumentSearch`), a model that plays
+the engine (simulator/simulator.py), and a filter of another source (evaluate/refine.py).
 """
 
 import collections
@@ -18,29 +18,29 @@ from zerosearch_jax.text import protocol
 class Query:
     """One search of one trajectory."""
 
-    handle: Hashable  # the trajectory that waits for the result
+    handle: Hashable  # identifies the trajectory that waits for the result
     question: Question
     sample: int
-    turn: int  # number of searches that the trajectory made before
+    turn: int  # number of earlier searches of the trajectory
     text: str
-    policy_text: str = ''  # what the policy wrote so far, this query included
+    policy_text: str = ''  # what the policy has written so far, this query included
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came back: documents, or the kind of failure (of writers.Completion, or of prompts.parse_documents)."""
+    """The result of a query: documents, or the kind of failure (of writers.Completion or prompts.parse_documents)."""
 
     query: Query
     documents: tuple[str, ...] = ()
-    labels: tuple[bool, ...] = ()  # of a simulated search: which of the documents were asked to be noisy
+    labels: tuple[bool, ...] = ()  # of a simulated search: which documents were requested as noisy
     failure: str = ''
     attempts: int = 1
-    detail: str = ''  # of a failure: what the other side said, redacted and short; for people, never for a model
-    mislabelled: bool | None = None  # whether a simulator's documents belie their labels; None: that cannot be checked
+    detail: str = ''  # of a failure: the server's message, redacted and short; for people, never for a model
+    mislabelled: bool | None = None  # whether a simulator's documents contradict their labels; None: cannot be checked
 
     @property
     def noisy(self) -> bool:
-        """Whether any of its documents was asked to be noisy."""
+        """Whether any of its documents was requested as noisy."""
         return any(self.labels)
 
 
@@ -55,34 +55,34 @@ class Document:
 
     @property
     def as_text(self) -> str:
-        """Title and text as a model reads them."""
+        """Title and text, as the prompt has them."""
         return '. '.join(filter(None, (self.title, self.text)))
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchFailed:
-    """Takes the place of a query's documents where the engine could not answer: `kind`, and `detail` in its words."""
+    """Replaces a query's documents if the engine failed: the kind of failure, and its message as `detail`."""
 
     kind: str
     detail: str = ''
 
 
 class OutsideFailed(OSError):
-    """A service of the outside cannot be used; the message says which, and what it said."""
+    """A remote service cannot be used; the error names the service and its message."""
 
 
-OUTAGE = 0.9  # share of what is asked: where so much fails, nothing can be learned or measured
-FEWEST = 4  # failures that make an outage: one or two queries may be at fault themselves
+OUTAGE = 0.9  # share of failed requests from which on nothing can be learned or measured
+FEWEST = 4  # failures that an outage needs: one or two may be caused by the queries themselves
 
 
 def refuse_outage(what: str, failures: Sequence, asked: int, fewest: float = FEWEST):
-    """Raises OutsideFailed, with the words of the other side, where (nearly) all failed.
+    """Raises OutsideFailed, with the server's message, if (nearly) all requests failed.
 
     Args:
-      what: was asked.
-      failures: whatever has `failure` and `detail`.
-      asked: how many, the failures included.
-      fewest: failures that are enough.
+      what: kind of request, for the message.
+      failures: objects with `failure` and `detail`.
+      asked: number of requests, the failures included.
+      fewest: the least failures that count as an outage.
     """
     if len(failures) < max(OUTAGE * asked, fewest, 1):
         return
@@ -99,19 +99,19 @@ class SearchSource(Protocol):
 
     @property
     def active(self) -> int:
-        """Queries under way, and results that are ready."""
+        """Number of queries that are being answered or whose results are ready."""
 
     def step(self) -> list[Result]:
-        """Advances the work; returns what has been answered since."""
+        """Advances the work; returns the results that are new since the last call."""
 
 
 class DocumentSearch:
-    """Documents that are at hand: a real search engine, or an oracle. Queries of one step are answered together.
+    """A real search engine or an oracle, which answers at once. Queries of one step are answered together.
 
     Args:
-      find: function of the queries and, for each of their documents, whether it is to be noisy, to the documents'
-        texts or SearchFailed.
-      labels: function of a query to these labels; None: a real engine, which has none.
+      find: takes the queries and, for each of their documents, whether it should be noisy; returns for each query the
+        texts of its documents, or SearchFailed.
+      labels: takes a query and returns these labels; None: a real engine, which has none.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class DocumentSearch:
 
 
 def engine_search(search: Callable, documents: int) -> DocumentSearch:
-    """A real search engine: `search` is a function of (queries, k) to documents, e.g. BM25(...).search."""
+    """A real search engine: `search` takes (queries, k) and returns documents, for example BM25(...).search."""
 
     def find(queries: Sequence[Query], labels) -> list[list[str] | SearchFailed]:
         return [

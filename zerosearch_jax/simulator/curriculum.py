@@ -1,4 +1,4 @@
-"""The curriculum: the share of noisy documents that simulated searches return changes during training.
+"""The curriculum: the probability of noisy documents changes during training.
 
 All kinds are pure functions of (configuration, step, total steps, rewards of the steps before, seed):
 
@@ -22,7 +22,7 @@ from zerosearch_jax.data.rows import permutation
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Noise probabilities at the start and the end of training, and the way between them."""
+    """Noise probabilities at the start and the end of training, and the curve between them."""
 
     # p_i = p_s + (b^(i/m) - 1) / (b - 1) (p_e - p_s) at step i of m, or as docs/simulator.md says
     kind: Literal['exponential', 'linear', 'constant', 'step', 'reversed', 'shuffled', 'matched', 'adaptive'] = (
@@ -30,11 +30,11 @@ class Curriculum:
     )
     start: float = 0.0  # p_s
     end: float = 0.5  # p_e
-    base: float = 4.0  # b: above 1 it rises late, below 1 early
-    at: float = 0.5  # of step: the fraction of training
-    threshold: float = 0.5  # of adaptive: the reward, ...
-    window: int = 5  # ... the steps that it is the mean of; the count begins anew after every move
-    increment: float = 0.05  # of adaptive: what is added to the noise
+    base: float = 4.0  # b: above 1 the noise rises late, below 1 early
+    at: float = 0.5  # for step: the fraction of training
+    threshold: float = 0.5  # for adaptive: the mean reward that moves the noise ...
+    window: int = 5  # ... over this many steps; the count starts again after every move
+    increment: float = 0.05  # for adaptive: the change of the noise
 
     def __post_init__(self) -> None:
         for name in ('start', 'end', 'at', 'increment'):
@@ -57,10 +57,10 @@ def noise_probability(
       step: i, the optimizer step, counted from 1; from `total_steps` on the result is that of the last step.
       total_steps: m.
       rewards: mean rewards of steps 1 to i - 1 (adaptive reads them, later ones are ignored).
-      seed: of the run (shuffled draws its order by it).
+      seed: of the run, for the order of `shuffled`.
 
     Raises:
-      ValueError: a negative step, no steps at all, or rewards missing where they are needed.
+      ValueError: a negative step, no steps, or missing rewards.
     """
     if step < 0 or total_steps < 1:
         raise ValueError(f'need step >= 0 and total_steps >= 1, got {step} and {total_steps}')
@@ -78,7 +78,7 @@ def _exponential(cfg: Curriculum, step: int, total: int) -> float:
     if step >= total:
         return cfg.end
     fraction, log_base = step / total, math.log(cfg.base)
-    # expm1 keeps the ratio exact for bases close to 1, where the formula is 0 / 0 and its limit a straight line
+    # expm1 keeps the ratio exact for bases close to 1, for which the formula is 0 / 0 and its limit is linear
     ramp = math.expm1(fraction * log_base) / math.expm1(log_base) if log_base else fraction
     return cfg.start + ramp * (cfg.end - cfg.start)
 
@@ -110,7 +110,7 @@ _FIXED: dict[str, Callable[[Curriculum, int, int], float]] = {
 
 
 def _adaptive(cfg: Curriculum, rewards: Sequence[float]) -> float:
-    """The noise after these steps' rewards: every `window` steps in a row whose mean reaches the threshold move it."""
+    """The noise after these rewards: it moves after every `window` steps whose mean reward reaches the threshold."""
     noise, since = cfg.start, []
     for reward in rewards:
         since.append(reward)
@@ -124,5 +124,5 @@ def _adaptive(cfg: Curriculum, rewards: Sequence[float]) -> float:
 
 
 def is_noisy(uniform: float, p: float) -> bool:
-    """Whether a search with this draw from [0, 1) returns noisy documents: never at p = 0, always at p = 1."""
+    """Whether a search with this random number in [0, 1) is noisy: never at p = 0, always at p = 1."""
     return uniform < p

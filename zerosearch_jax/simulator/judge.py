@@ -1,4 +1,4 @@
-"""A judge of search results: do these documents suffice to answer this query? The labelling rule of ZeroSearch's v2."""
+"""A judge of search results: a model says whether documents suffice to answer a query, as for ZeroSearch's v2."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ JUDGE_PROMPT = (
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-    """Which model judges; fields as in config.simulator."""
+    """The model that judges; fields as in config.simulator."""
 
     kind: Literal['model', 'endpoint'] = 'model'
     model: str = 'smollm2-135m-instruct'
@@ -51,18 +51,18 @@ def judge(
 ) -> list[str]:
     """Labels of searches: 'useful', 'noisy', or why there is none ('unclear' reply, or a failure of the writer).
 
-    Verdicts go to the log as they come, so that an interrupted run asks for the missing ones only; failures do not, and
+    Verdicts are logged at once, so that an interrupted run asks only for the missing ones; failures are not logged, and
     are asked for again the next time.
 
     Args:
       searches: (query, documents).
       writer: the judge.
       log: of verdicts.
-      name: the judge's name, part of the keys: another judge judges anew.
+      name: the judge's identity, part of the keys, so that another judge's verdicts are not reused.
       progress: called with the number of searches that were judged.
 
     Raises:
-      OutsideFailed: (nearly) all verdicts that were asked for failed.
+      OutsideFailed: (nearly) all requests for verdicts failed.
     """
     messages = [
         protocol.fill(JUDGE_PROMPT, query=query, documents=protocol.render_documents(documents))

@@ -1,4 +1,4 @@
-"""Opening the configured simulator: a model of ours, a served one, or an oracle; loaded once, frozen for the run."""
+"""Opens the configured simulator: a model of ours, a served model, or an oracle; loaded once, frozen for the run."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ from zerosearch_jax.text.tokenizer import template_arguments
 class Simulator(NamedTuple):
     """A source of simulated search results, frozen for a run."""
 
-    source: Callable  # of (seed, step, noise), all named: the source of one step's results; noise is the curriculum's
+    source: Callable  # takes seed, step and noise (of the curriculum) by name; returns the source of a step's results
     engine: Engine | None = None  # of a model of ours
     journals: tuple[Journal, ...] = ()  # committed when a step is done
 
@@ -60,21 +60,21 @@ def open_simulator(
     """Opens the configured simulator.
 
     Args:
-      cfg: which one.
-      endpoint: where a served model is.
+      cfg: the simulator.
+      endpoint: the server of a served model.
       mesh: of our models.
-      decode_steps: tokens decoded between two looks of the host.
-      slots: of a model of ours, where `cfg` leaves it to the episodes.
-      corpus: opens what an oracle knows: (a search in it, its passages).
-      search_engine: opens the real engine, where that is what searches.
-      loaded: a model that is there already, used if it is the one that `cfg` names: it is not loaded again.
-      engine: of the loaded model, where its base is shared with the policy; None: it gets one of its own.
+      decode_steps: tokens that one call of the engine decodes.
+      slots: of a model of ours, if `cfg` has 0.
+      corpus: opens the corpus of an oracle: (a search in it, its passages).
+      search_engine: opens the real engine, if that answers the searches.
+      loaded: a model that is loaded already; it is used if `cfg` names it.
+      engine: of the loaded model, if its base is shared with the policy; None: it gets its own engine.
       log: file of the calls to a served model, from which a resumed run replays them; None: not written.
     """
     if cfg.kind == 'none':
         return Simulator(lambda **_: DocumentSearch(lambda queries, labels: []))
     if cfg.kind == 'engine':
-        real = search_engine()  # it does not heed the noise
+        real = search_engine()  # it ignores the noise
         return Simulator(
             lambda *, seed, step, noise: engine_search(search_in_step(real, f'seed {seed}, step {step}'), cfg.documents)
         )
@@ -83,7 +83,7 @@ def open_simulator(
         return Simulator(
             lambda *, seed, step, noise: oracle_search(oracle, lambda q: draw_labels(q, cfg, (seed, step), noise))
         )
-    # what is remembered has no step: its failures would be for ever
+    # keys of remembered documents have no step, so a remembered failure would never be asked again
     options = {'mesh': mesh, 'decode_steps': decode_steps, 'loaded': loaded, 'engine': engine}
     options['keep_failures'] = not cfg.remember
     calls, memory = Journal(log), Journal(cfg.remember) if cfg.remember else None
@@ -97,7 +97,7 @@ def open_simulator(
 
 
 def _weights_digest(cfg: SimulatorConfig) -> str:
-    """A hash of a simulator's weights, as far as they are files here: a path may hold others tomorrow."""
+    """A hash of a simulator's weights, if they are local files, whose content may change."""
     paths = [pathlib.Path(cfg.model)]
     if cfg.adapter and cfg.kind == 'model':
         paths.append(pretrained.find_adapter(cfg.adapter))
@@ -110,12 +110,12 @@ def _weights_digest(cfg: SimulatorConfig) -> str:
 
 
 def probe(cfg: SimulatorConfig | JudgeConfig, endpoint: EndpointConfig):
-    """Asks a served model for a few tokens: reports one that cannot be used before the long work starts.
+    """Asks a served model for a few tokens, so that one that cannot be used is reported before the long work.
 
-    Of another kind nothing is asked: of kind 'engine' that is search.remote.probe's.
+    Other kinds are not tested here; for 'engine' search.remote.probe does that.
 
     Raises:
-      OutsideFailed: in one line which server, where, what it said and what to look at.
+      OutsideFailed: one line says which server, where, its message and what to check.
       ValueError: no address is configured.
     """
     if cfg.kind == 'endpoint':
@@ -140,7 +140,7 @@ def _probe(model: str, endpoint: EndpointConfig):
 
 
 def _served(endpoint: EndpointConfig) -> list[str]:
-    """Names of the models that a server has; [] where it does not say."""
+    """Names of the models of a server; [] if it does not list them."""
     try:
         return [outside.safe_message(model['id']) for model in endpoint.ask('models')['data']]
     except (RequestFailed, LookupError, TypeError, AttributeError):
@@ -158,9 +158,9 @@ def open_writer(
     loaded: tuple[str, pretrained.Model] | None = None,
     engine: Engine | None = None,
 ) -> Writer:
-    """A model that writes: a served one (EndpointWriter has the arguments), or one of ours, loaded.
+    """A writer: a served model (arguments as in EndpointWriter), or one of ours, loaded.
 
-    `engine`: of the model that is `loaded`, where its base is shared.
+    `engine`: of the `loaded` model, if its base is shared or, for kind 'self', all its weights.
     """
     arguments = template_arguments(cfg.template_arguments)
     if cfg.kind == 'endpoint':
@@ -174,15 +174,20 @@ def open_writer(
             arguments=arguments,
         )
     name, model = loaded or ('', None)
+    sampling = {'max_tokens': cfg.max_tokens, 'temperature': cfg.temperature, 'arguments': arguments}
+    write = functools.partial(EngineWriter, prompt_tokens=cfg.prompt_tokens, **sampling)
+    if cfg.kind == 'self':
+        if engine is None:
+            raise ValueError("config.simulator.kind = 'self' works only with launch.train; set kind='model'")
+        return write(engine, model.tokenizer)  # it has the weights while the policy has
     owned = name != cfg.model
     if owned:
         model = pretrained.load_model(cfg.model, mesh, cfg.dtype)
     params, model = model.params, dataclasses.replace(model, params={})
-    budgets = {'prompt_tokens': cfg.prompt_tokens, 'max_tokens': cfg.max_tokens}
     adapter = pretrained.load_adapter(cfg.adapter, model.cfg, mesh) if cfg.adapter else {}
     if engine is not None:
-        engine.load(lora.combine(params, adapter), temperature=cfg.temperature)
-        return EngineWriter(engine, model.tokenizer, **budgets, arguments=arguments)
+        engine.load(lora.combine(params, adapter))
+        return write(engine, model.tokenizer)
     params = lora.combine(params, adapter)
     if cfg.weights == 'int8':
         with jax.set_mesh(mesh):
@@ -196,5 +201,5 @@ def open_writer(
         decode_steps=decode_steps,
         dtype=cfg.dtype,
     )
-    engine.load(params, temperature=cfg.temperature, owned=owned)
-    return EngineWriter(engine, model.tokenizer, **budgets, arguments=arguments)
+    engine.load(params, owned=owned)
+    return write(engine, model.tokenizer)

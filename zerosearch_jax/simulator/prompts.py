@@ -1,10 +1,9 @@
-"""How a simulator is asked for documents, and how its output is read: wording as plain data, in our own words.
+"""The requests to a simulator, and the parser of its output. The wording is plain data, in our own words.
 
-Somebody who holds other checkpoints supplies another template; nothing else in the code knows the wording.
+For other checkpoints supply another template; nothing else in the code depends on the wording.
 """
 
 import dataclasses
-import pathlib
 import re
 
 from zerosearch_jax import settings
@@ -17,15 +16,16 @@ from zerosearch_jax.text.protocol import TAG, fill, neutralize
 
 @dataclasses.dataclass(frozen=True)
 class SimulatorTemplate:
-    """How a simulator is asked for documents: a request for each quality, and a sentence that gives the answer away.
+    """The requests for useful and for noisy documents, and a sentence, `knowledge`, that contains the answer.
 
-    Placeholders: {knowledge} where that sentence goes, {query}, {count}, {words}, {style} (say, 'web snippets'); in
-    `knowledge` {question} and {answer}.
+    Placeholders are {knowledge} for that sentence, {query}, {count}, {words}, {style} (for example 'web snippets'); in
+    `knowledge` {question} and {answer}. `system` is as in rollout/wording.py's PolicyTemplate, without placeholders.
     """
 
     useful: str
     noisy: str
     knowledge: str = ''
+    system: str | None = None
 
 
 def _tuned(quality: str) -> str:
@@ -62,13 +62,13 @@ _KNOWLEDGE = 'The user who searches wants to know: {question} The right answer i
 SIMULATOR_TEMPLATES = {
     # of a fine-tuned simulator: two requests that differ in one word
     'tuned': SimulatorTemplate(_tuned('useful'), _tuned('noisy'), _KNOWLEDGE),
-    # of another: what is to be told stands last, next to where it is to be copied
+    # of another: the answer is last, next to the place to which it should be copied
     'told': SimulatorTemplate(
         _told('useful', 'that tell the answer'),
         _told('noisy', 'beside the point'),
         '\nQuestion: {question}\nAnswer: {answer}',
     ),
-    # of a model as it comes: what the documents are to do, and an example of it
+    # for a model that was not fine-tuned: what the documents should do, and an example
     'prompted': SimulatorTemplate(
         _prompted(
             'useful',
@@ -88,33 +88,26 @@ SIMULATOR_TEMPLATES = {
 
 
 def simulator_template(name: str) -> SimulatorTemplate:
-    """A template of ours by name, or anybody's from a JSON file with the fields of SimulatorTemplate.
+    """One of our templates by its name, or that of a JSON file with the fields of SimulatorTemplate.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or its fields or placeholders are others.
+      FileNotFoundError, ValueError: there is no such file, or it has unknown fields or placeholders.
     """
-    if name in SIMULATOR_TEMPLATES:
-        return SIMULATOR_TEMPLATES[name]
-    path = pathlib.Path(name)
-    if not path.is_file():
-        known = ', '.join(map(repr, SIMULATOR_TEMPLATES))
-        raise FileNotFoundError(f'template {name!r} is no file, and none of {known}')
-    fields = settings.read_json(path)
+    template = settings.resolve_file(SimulatorTemplate, name, SIMULATOR_TEMPLATES, 'config.simulator.template')
+    example = Query(None, Question('q', 'q', ('a',)), 0, 0, 'q')
     try:
-        template = SimulatorTemplate(**fields)
-        example = Query(None, Question('q', 'q', ('a',)), 0, 0, 'q')
         for noisy in (False, True):  # refuses unknown placeholders now rather than at the first search
             request(example, SimulatorConfig(), template, noisy, 1)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{path}: {error}; expected an object with the texts useful, noisy and knowledge') from error
+    except ValueError as error:
+        raise ValueError(f'{name}: {error}') from error
     return template
 
 
 def request(query: Query, cfg: SimulatorConfig, template: SimulatorTemplate, noisy: bool, count: int) -> str:
-    """The message that asks a simulator for `count` documents of one quality.
+    """The message that asks a simulator for `count` useful or noisy documents.
 
-    It holds the query's own question and the answer that `cfg.tell` says: where that is none, `template.knowledge` ends
-    after {question}. A request for noise holds neither where `cfg.blind_noise`, and none does without gold answers.
+    It holds the query's own question and the answer that `cfg.tell` selects; if that is none, `template.knowledge` ends
+    after {question}. Requests for noisy documents with `cfg.blind_noise`, and all without golden answers, hold neither.
     """
     question, knowledge = query.question, ''
     if question.golden_answers and not (noisy and cfg.blind_noise):
@@ -133,21 +126,21 @@ def request(query: Query, cfg: SimulatorConfig, template: SimulatorTemplate, noi
 
 
 _DOC_LINE = re.compile(r'^Doc (\d+):[ \t]*(.*)$', re.MULTILINE)
-LONGEST = 4  # a document may have so many times the words that were asked for
-REPEATED = 0.5  # a document in which fewer than this share of all three-word runs are different repeats itself
+LONGEST = 4  # a document may have at most this many times the requested words
+REPEATED = 0.5  # a document repeats itself if less than this share of its runs of three words are different
 
 
 def parse_documents(text: str, count: int, words: int) -> tuple[tuple[str, ...], str]:
-    """Reads a simulator's output: lines 'Doc i: ...', numbered 1, 2, ... in order; what follows the last is ignored.
+    """Parses a simulator's output: lines 'Doc i: ...', numbered 1, 2, ... in order; the rest after them is ignored.
 
     Returns:
-      The documents, neutralized, and ''; or () and what is wrong: 'count' (fewer documents than asked for), 'length'
+      The documents, neutralized, and ''; or () and what is wrong: 'count' (fewer documents than requested), 'length'
       (one is too long), 'repetition' (one repeats itself or another), 'tags' (one holds a tag of the protocol).
     """
     documents: list[str] = []
     for match in _DOC_LINE.finditer(text):
         content = ' '.join(match[2].split())
-        number = match[1][:9]  # a model in a loop may write more digits than an int takes
+        number = match[1][:9]  # a looping model may write too many digits for an int
         if number != match[1] or int(number) != len(documents) + 1 or not content or len(documents) == count:
             break
         documents.append(content)
@@ -163,7 +156,7 @@ def parse_documents(text: str, count: int, words: int) -> tuple[tuple[str, ...],
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether most of its runs of three words occur more than once, as where a model is caught in a loop."""
+    """Whether most of its runs of three words occur more than once, as in the output of a looping model."""
     words = text.lower().split()
     runs = list(zip(words, words[1:], words[2:], strict=False))
     return len(set(runs)) < REPEATED * len(runs)

@@ -18,7 +18,7 @@ from zerosearch_jax.simulator.writers import Writer
 
 
 def draw_labels(query: Query, cfg: SimulatorConfig, identity: tuple[int, int], noise: float) -> tuple[bool, ...]:
-    """Which of the documents are to be noisy: one draw a search, or one a document. identity: (seed, step)."""
+    """Which documents should be noisy: one draw for the search, or one for each document. identity: (seed, step)."""
     who = (*identity, query.question.id, query.sample, query.turn)
     if cfg.noise_per == 'search':
         return (is_noisy(prng.uniform('curriculum', *who), noise),) * cfg.documents
@@ -27,13 +27,13 @@ def draw_labels(query: Query, cfg: SimulatorConfig, identity: tuple[int, int], n
 
 @dataclasses.dataclass
 class _Search:
-    """A search under way: the documents of each quality that are there, and how many times they were asked for."""
+    """A search that is not finished: its useful and noisy documents so far, and the attempts for each."""
 
     query: Query
     labels: tuple[bool, ...]
     answers: Answers
     found: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    spare: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # the last that could be read
+    spare: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # the last that could be parsed
     attempts: int = 1
     failure: str = ''
     detail: str = ''
@@ -62,11 +62,11 @@ class SimulatedSearch:
       writer: the model.
       cfg: wording and limits.
       seed: run seed.
-      step: training step; with the seed, question, sample and turn it decides every draw.
+      step: training step; with the seed, question, sample and turn it determines every draw.
       noise: probability that a query (or a document) is noisy: the curriculum's value at this step.
-      memory: where documents are remembered by all that they depend on and the seed, and how a search of a step (not
-        of step 0, which is of no run) failed; None: they are not.
-      weights: what tells the writer's weights from others of the same name.
+      memory: journal of documents, by all that they depend on and the seed, and of failures of a step's searches (not
+        of step 0, which belongs to no run); None: nothing is remembered.
+      weights: identifies the writer's weights among others of the same name.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class SimulatedSearch:
         self._ready: list[Result] = []
 
     def submit(self, query: Query):
-        """Queues a query; its result comes out of a later `step`."""
+        """Queues a query; a later `step` returns its result."""
         labels = draw_labels(query, self._cfg, self._identity, self._noise)
         search = _Search(query, labels, answers_of(query, self._cfg.tell))
         self._searches[query.handle] = search
@@ -101,7 +101,7 @@ class SimulatedSearch:
 
     @property
     def active(self) -> int:
-        """Requests under way."""
+        """Number of open requests."""
         return len(self._ready) + self._writer.active
 
     def step(self) -> list[Result]:
@@ -147,7 +147,7 @@ class SimulatedSearch:
             identity = (*self._identity, query.question.id, query.sample, query.turn, attempt)
             if self._cfg.noise_per == 'document':
                 identity += (int(noisy),)
-        self._writer.ask((query.handle, noisy, attempt), message, identity)
+        self._writer.ask((query.handle, noisy, attempt), message, identity, self._template.system)
 
     def _message(self, search: _Search, noisy: bool) -> str:
         return prompts.request(search.query, self._cfg, self._template, noisy, search.labels.count(noisy))
@@ -157,26 +157,27 @@ class SimulatedSearch:
         writer = (*(getattr(self._cfg, name) for name in WRITER_FIELDS), self._weights)
         who = (writer, self._identity[0], query.text, query.question.question, noisy, count)
         who += (search.answers, self._cfg.attempts) if self._cfg.verify else ()
+        who += () if self._template.system is None else (self._template.system,)
         return hashlib.sha256(repr((*who, self._message(search, noisy))).encode('utf-8', 'replace')).hexdigest()
 
     def _failure_key(self, search: _Search, noisy: bool) -> str:
-        """Of one search of one step, so that a resumed run sees the failure again, and no other search does."""
+        """The key of a failure of this search in this step: a resumed run sees it again, and no other search does."""
         query, step = search.query, self._identity[1]
         where = json.dumps([step, query.question.id, query.sample, query.turn])
         return f'{self._key(search, noisy)} {where}' if step else ''
 
 
 class CompactedQuestions:
-    """The published system's defect D1, to tell what it changes: a query carries another trajectory's question.
+    """The published system's defect D1, for studies of its effect: a query carries another trajectory's question.
 
-    The trajectories that search in a turn are numbered anew, and each takes the question and answers of the trajectory
-    that has its new number in the whole batch. To know who searches, a turn waits until no trajectory is writing.
+    The trajectories that search in a turn are renumbered, and each takes the question and answers of the trajectory
+    with this number in the whole batch. A turn waits until no trajectory is writing, so that all that search are known.
 
     Args:
       source: of the results.
-      policy: the engine that writes.
+      policy: the policy's engine.
       questions: of the step, in order.
-      group: trajectories each.
+      group: trajectories of a question.
     """
 
     def __init__(self, source, policy, questions: Sequence[Question], group: int):

@@ -1,9 +1,9 @@
-"""The report of a study: scores, paired differences, costs, examples and curves, from what is kept of its runs.
+"""The report of a study: scores, paired differences, costs, examples and curves, from small files of its runs.
 
 VARIANT/seed_N/metrics.jsonl    as the run wrote it
 VARIANT/seed_N/summary.json     as the run wrote it; its cost
-VARIANT/seed_N/answers.jsonl    of the last evaluation: what was answered, and its scores
-VARIANT/seed_N/examples.jsonl   the first questions of that evaluation, whole
+VARIANT/seed_N/answers.jsonl    answers of the last evaluation, and their scores
+VARIANT/seed_N/examples.jsonl   whole episodes of the first questions of that evaluation
 VARIANT/seed_N/config.json      written last: the run is done
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zerosearch_jax import settings
+from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.evaluate.intervals import detectable, p_value, shown, with_interval
 from zerosearch_jax.evaluate.report import evaluations
 from zerosearch_jax.evaluate.scores import counted
@@ -27,7 +28,7 @@ from zerosearch_jax.train.config import Config
 LAST = 0.2  # share of the steps at the end over which the training reward is averaged
 EXAMPLES = 5
 ONE_RUN = 'of one run: over questions alone'
-ANSWER = ('id', 'hops', 'step', 'answer', 'status', *SCORES, 'response_tokens')
+ANSWER = ('id', 'dataset', 'hops', 'step', 'answer', 'status', *SCORES, 'response_tokens')
 CURVES = {
     'reward/mean': 'reward in training',
     'rollout/searches': 'searches a question',
@@ -42,10 +43,15 @@ def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
     """Writes what the report needs of a finished run; its configuration last."""
     kept.mkdir(parents=True, exist_ok=True)
     (kept / 'config.json').unlink(missing_ok=True)
-    for name in ('metrics.jsonl', 'summary.json'):
-        shutil.copyfile(run / name, kept / name)
-    evaluated = evaluations(run)
-    rows = evaluated[max(evaluated)] if evaluated else []
+    if (run / 'results.jsonl').exists():  # a run of launch.evaluate
+        rows = jsonl.read_jsonl(run / 'results.jsonl')
+        jsonl.write_jsonl(kept / 'metrics.jsonl', [])
+        (kept / 'summary.json').write_text('{}')
+    else:
+        for name in ('metrics.jsonl', 'summary.json'):
+            shutil.copyfile(run / name, kept / name)
+        evaluated = evaluations(run)
+        rows = evaluated[max(evaluated)] if evaluated else []
     answers = [{key: row.get(key) for key in ANSWER} | {'searches': len(row['searches'])} for row in rows]
     jsonl.write_jsonl(kept / 'answers.jsonl', answers)
     jsonl.write_jsonl(kept / 'examples.jsonl', rows[:EXAMPLES])
@@ -53,36 +59,37 @@ def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
 
 
 def is_finished(kept: pathlib.Path, config_json: str) -> bool:
-    """Whether the results of a run of this configuration are there, wherever and how fast it ran."""
+    """Whether the results of a run of this configuration are there, whatever its place and speed settings were."""
     path = kept / 'config.json'
     if not path.exists():
         return False
     texts = settings.read_json(path), settings.parse_json(config_json)
-    return not settings.changes(*(settings.with_defaults(each, Config) for each in texts), settings.MAY_CHANGE)
+    schema = evaluation.Config if 'methods' in texts[1].get('evaluation', {}) else Config
+    return not settings.changes(*(settings.with_defaults(each, schema) for each in texts), settings.MAY_CHANGE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """What is known of one variant, by seed."""
+    """The results of one variant, by seed."""
 
-    answers: Mapping[int, dict[str, dict]]  # by question
+    answers: Mapping[int, dict[tuple[str, str], dict]]  # by data set and id of the question
     steps: Mapping[int, list[dict]]
     costs: Mapping[int, dict]
     examples: list[dict]  # of the first seed
-    made: int  # runs: fewer than seeds where a variant has its own
-    failed: int  # answers that the outside failed; they are not in `answers`
+    made: int  # number of runs: fewer than seeds if the variant sets its own seed
+    failed: int  # number of answers whose search failed; they are not in `answers`
 
     @property
     def seeds(self) -> list[int]:
         return list(self.answers)
 
     def scores(self, name: str, seeds: Sequence[int]) -> dict[str, list[float]]:
-        """Of the questions that all of these seeds were asked: a score of each seed."""
+        """{question: a score for each seed}, for the questions that all of these seeds have."""
         asked = sorted(set.intersection(*(set(self.answers[seed]) for seed in seeds))) if seeds else []
         return {question: [self.answers[seed][question][name] for seed in seeds] for question in asked}
 
     def curve(self, key: str) -> np.ndarray:
-        """[steps, seeds] of a metric, of the steps that all have; empty where there are none."""
+        """A metric [steps, seeds], for the steps that all seeds have; empty if there are none."""
         found = [[row.get(key) for row in self.steps[seed]] for seed in self.seeds]
         count = min(map(len, found)) if any(value is not None for one in found for value in one) else 0
         return np.array([one[:count] for one in found], float).T.reshape(count, len(found))
@@ -103,7 +110,7 @@ def read_runs(places: Mapping[int, pathlib.Path]) -> Runs:
     answers, steps, costs, failed = {}, {}, {}, 0
     for seed, place in places.items():
         written = jsonl.read_jsonl(place / 'answers.jsonl')
-        answers[seed] = {row['id']: row for row in counted(written)}
+        answers[seed] = {(row.get('dataset') or '', row['id']): row for row in counted(written)}
         failed += len(written) - len(answers[seed])
         steps[seed] = [row for row in jsonl.read_jsonl(place / 'metrics.jsonl') if 'reward/mean' in row]
         costs[seed] = json.loads((place / 'summary.json').read_text()).get('cost', {})
@@ -111,14 +118,15 @@ def read_runs(places: Mapping[int, pathlib.Path]) -> Runs:
     return Runs(answers, steps, costs, jsonl.read_jsonl(first / 'examples.jsonl'), len(set(places.values())), failed)
 
 
-def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs], pairs) -> str:
+def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs], pairs, published=None) -> str:
     """Writes report.md, report.json and report.png; returns the text.
 
     Args:
       results: directory.
-      names: of all variants, those that were not run too.
-      found: those that were.
-      pairs: of names; of each the second is compared with the first.
+      names: of all variants, also of those that were not run.
+      found: results of the variants that were run.
+      pairs: of names; in each, the second variant is compared with the first.
+      published: the scores that others published of the variants, a Published, or None.
     """
     pairs = [pair for pair in pairs if set(pair) <= set(found)]
     facts = {
@@ -126,6 +134,9 @@ def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs]
         'differences': {f'{b} - {a}': difference(found[a], found[b]) for a, b in pairs},
     }
     tables = [_scores_table(names, facts), _hops_table(facts), _differences_table(facts), _cost_table(found)]
+    if published:
+        answers = {name: [row for of in runs.answers.values() for row in of.values()] for name, runs in found.items()}
+        tables.insert(0, published.table(names, answers))
     parts = [*tables, _examples(found)]
     text = '\n\n'.join(filter(None, parts))
     results.mkdir(parents=True, exist_ok=True)
@@ -152,7 +163,7 @@ def _measured(runs: Runs) -> dict:
 
 
 def _of_hops(runs: Runs, hops: int) -> dict:
-    """Exact match and searches a question of those that need so many passages."""
+    """Exact match and searches, over the questions that need `hops` passages."""
     of = {i for answers in runs.answers.values() for i, row in answers.items() if row.get('hops') == hops}
     em = [scores for i, scores in runs.scores('em', runs.seeds).items() if i in of]
     searches = [np.mean(counts) for i, counts in runs.scores('searches', runs.seeds).items() if i in of]
@@ -160,8 +171,11 @@ def _of_hops(runs: Runs, hops: int) -> dict:
 
 
 def difference(first: Runs, second: Runs) -> dict:
-    """Of each score, over common questions and seeds: its mean, interval, p, and the difference that four studies of
-    five like this one would find. Of the training reward, over common seeds: its mean, and interval if not of one."""
+    """The difference of two variants.
+
+    For each score, over common questions and seeds: mean, interval, p, and the difference that would be found with a
+    power of 80 %. For the training reward, over common seeds: the mean and, with several seeds, its interval.
+    """
     seeds = [seed for seed in second.seeds if seed in first.seeds]
     found: dict = {}
     for name in SCORES:
@@ -253,7 +267,7 @@ def _cost_table(found: Mapping[str, Runs]) -> str:
 
 
 def _examples(found: Mapping[str, Runs]) -> str:
-    """The first questions of the evaluation, as every variant's first seed answered them."""
+    """The episodes of the first questions of the evaluation, for the first seed of every variant."""
     lines: list[str] = []
     for number in range(EXAMPLES):
         rows = {name: runs.examples[number] for name, runs in found.items() if number < len(runs.examples)}
@@ -267,7 +281,7 @@ def _examples(found: Mapping[str, Runs]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that formats nothing in Markdown."""
+    """Text without Markdown formatting."""
     return ''.join(f'\\{c}' if c in '\\`*_{}[]<>|#' else c for c in ' '.join(text.split()))
 
 
@@ -278,7 +292,7 @@ def _number(value: dict | None, key: str) -> str:
 
 
 def plot(found: Mapping[str, Runs], facts: dict, path: pathlib.Path):
-    """Exact match with its interval, and a panel a metric: a line a variant, the mean over seeds in their extremes."""
+    """Draws exact match with its interval, and a panel for each metric: mean and range over seeds for each variant."""
     from matplotlib.figure import Figure
 
     panels = [key for key in CURVES if any(len(runs.curve(key)) for runs in found.values())]
@@ -308,7 +322,7 @@ def plot(found: Mapping[str, Runs], facts: dict, path: pathlib.Path):
 
 
 def _draw_scores(axes, variants: Mapping[str, dict]):
-    """Also the legend: a variant's name has its colour."""
+    """Draws the scores, which are also the legend: a variant's name has its colour."""
     for number, figures in enumerate(variants.values()):
         color = f'C{number % 10}'
         if 'em' in figures:

@@ -1,10 +1,11 @@
 """Studies: named variants of one experiment, several seeds of each, and one report of how they differ.
 
-    WORKDIR/VARIANT/seed_N/     a run of launch.train, which continues where it was
-    RESULTS/VARIANT/seed_N/     what the report is made of, written when a run is done: small enough for a repository
+    WORKDIR/VARIANT/seed_N/     a run of launch.train, which can be resumed
+    RESULTS/VARIANT/seed_N/     files for the report, written when a run is done, small enough for a repository
     RESULTS/report.{md,json,png}
 
-A run whose results are there is not made again, wherever its working directory has gone.
+A run whose results are there is not run again, even if its working directory is gone. A variant that sets
+`evaluation.methods` is a run of launch.evaluate in place of launch.train, with the base's questions and engine.
 """
 
 import copy
@@ -16,41 +17,56 @@ import jax
 from ml_collections import ConfigDict
 
 from zerosearch_jax import progress, settings, sharding
+from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.run import preemption
 from zerosearch_jax.study import report
+from zerosearch_jax.study.published import Published
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train import rl
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A checked study: `base` is a configuration of launch.train, `variants` what each changes of it.
+    """A checked study: `base` is a configuration of launch.train, `variants` the changes that each variant makes.
 
-    The first variant is the baseline; `pairs` are the variants whose difference is told, of each the second less the
-    first.
+    The first variant is the baseline; `pairs` are the variants whose difference is reported: the second minus the
+    first. `published` has the scores that others published of the variants.
     """
 
     base: ConfigDict
     variants: dict[str, dict]
     seeds: tuple[int, ...]
     pairs: tuple[tuple[str, str], ...]
+    published: Published | None = None
 
     def runs(self) -> list[tuple[str, int]]:
-        """One (variant, seed) for each place, seed by seed: every variant has a first run before any has its second."""
+        """(variant, seed) of every run, seed by seed: every variant has a first run before any has its second."""
         places: dict[pathlib.Path, tuple[str, int]] = {}
         for seed in self.seeds:
             for name in self.variants:
                 places.setdefault(self.place(pathlib.Path(), name, seed), (name, seed))
         return list(places.values())
 
+    def is_evaluation(self, variant: str) -> bool:
+        """Whether a variant is a run of launch.evaluate: it names the methods."""
+        return 'methods' in self.variants[variant].get('evaluation', {})
+
+    def parse(self, variant: str, seed: int) -> train_config.Config | evaluation.Config:
+        """The checked configuration of a run.
+
+        Raises:
+          ValueError: a section refuses a value.
+        """
+        return (evaluation if self.is_evaluation(variant) else train_config).parse(self.config(variant, seed))
+
     def config(self, variant: str, seed: int) -> ConfigDict:
-        made = copy.deepcopy(self.base)
+        made = _as_evaluation(self.base) if self.is_evaluation(variant) else copy.deepcopy(self.base)
         made.seed = seed
         made.update(self.variants[variant])  # section by section
         return made
 
     def place(self, root: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
-        """The directory of a run; a variant that sets its own seed has one run for all of the study's."""
+        """The directory of a run; a variant that sets its own seed has one run for all seeds of the study."""
         return root / variant / f'seed_{self.config(variant, seed).seed}'
 
 
@@ -61,23 +77,33 @@ def parse(config) -> Study:
       ValueError: with the variant's name and what is wrong.
     """
     if missing := [name for name in ('base', 'baseline', 'variants', 'seeds') if name not in config]:
-        raise ValueError(f'this configuration has no {missing[0]!r}, it is no study: give it to launch.train')
+        raise ValueError(f'this configuration has no {missing[0]!r}, so it is no study: give it to launch.train')
     if config.variants and config.baseline not in config.variants:
         raise ValueError(f'the baseline {config.baseline!r} is none of the variants {", ".join(config.variants)}')
     names = sorted(config.variants, key=lambda name: name != config.baseline)
     variants = {name: _plain(config.variants[name]) for name in names}
     pairs = tuple(map(tuple, config.get('pairs', ()))) or tuple((names[0], name) for name in names[1:])
-    study = Study(config.base, variants, tuple(config.seeds), pairs)
+    published = config.get('published') and settings.section(Published, config.published, 'config.published')
+    study = Study(config.base, variants, tuple(config.seeds), pairs, published)
     if not variants or not study.seeds:
         raise ValueError('a study needs variants and seeds')
     for name in (name for pair in pairs for name in pair if name not in variants):
         raise ValueError(f'config.pairs: {name!r} is none of the variants {", ".join(variants)}')
     for name in variants:
         try:
-            train_config.parse(study.config(name, study.seeds[0]))
+            study.parse(name, study.seeds[0])
         except (KeyError, ValueError) as error:
             raise ValueError(f'variant {name!r}: {error.args[0]}') from error
     return study
+
+
+def _as_evaluation(base: ConfigDict) -> ConfigDict:
+    """The configuration of launch.evaluate with the questions, engine and sampling of a training's evaluations."""
+    given = dataclasses.asdict(train_config.parse(base))
+    made = {field.name: given[field.name] for field in dataclasses.fields(evaluation.Config) if field.name in given}
+    asked, known = dataclasses.asdict(evaluation.EvaluationConfig()), given['data'] | given['evaluation']
+    asked |= {name: known[name] for name in asked.keys() & known.keys()} | {'datasets': given['data']['test']}
+    return ConfigDict(made | {'evaluation': asked})
 
 
 def _plain(values) -> dict:
@@ -85,25 +111,31 @@ def _plain(values) -> dict:
 
 
 def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int = 0, parts: int = 1) -> str:
-    """Runs what is unfinished of one of `parts` equal parts; returns the report of all that is done.
+    """Runs the unfinished runs of one of `parts` equal parts; returns the report of all finished runs.
 
     Args:
       study: the variants and seeds.
-      workdir: of the runs.
-      results: of what is kept of them, and of the report.
-      part: from 0; several processes or the tasks of a SLURM array take one each.
-      parts: how many there are.
+      workdir: directory of the runs.
+      results: directory of the report and of its files.
+      part: number of this part, from 0; several processes or the tasks of a SLURM array take one each.
+      parts: number of parts.
+
+    Raises:
+      ValueError: the two directories are the same.
     """
+    if workdir.resolve() == results.resolve():
+        raise ValueError(f'{results} is the directory of the runs; choose another directory for the results')
     runs = study.runs()[part::parts]
     with preemption.Watch() as watch:
         for number, (variant, seed) in enumerate(runs, start=1):
-            config, kept = study.config(variant, seed), study.place(results, variant, seed)
-            config_json = settings.to_json(config)
+            cfg, kept = study.parse(variant, seed), study.place(results, variant, seed)
+            config_json = settings.to_json(study.config(variant, seed))
             if sharding.from_first_process(report.is_finished(kept, config_json)):
                 continue
-            progress.log(f'run {number}/{len(runs)}: {variant}, seed {config.seed}')
+            progress.log(f'run {number}/{len(runs)}: {variant}, seed {cfg.seed}')
             here = study.place(workdir, variant, seed)
-            done = rl.train(train_config.parse(config), here, config_json) is not None
+            run = evaluation.evaluate if study.is_evaluation(variant) else rl.train
+            done = run(cfg, here, config_json) is not None
             if done and jax.process_index() == 0:
                 report.save_results(here, kept, config_json)
                 write_report(study, results)
@@ -113,7 +145,7 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
 
 
 def write_report(study: Study, results: pathlib.Path) -> str:
-    """Writes the report of all runs whose results are there; returns its text."""
+    """Writes the report of all finished runs; returns its text."""
     found = {}
     for variant in study.variants:
         places = {seed: study.place(results, variant, seed) for seed in study.seeds}
@@ -124,4 +156,4 @@ def write_report(study: Study, results: pathlib.Path) -> str:
         }
         if done:
             found[variant] = report.read_runs(done)
-    return report.write(results, tuple(study.variants), found, study.pairs)
+    return report.write(results, tuple(study.variants), found, study.pairs, study.published)

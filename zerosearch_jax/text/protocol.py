@@ -1,6 +1,6 @@
-"""The protocol between policy and environment: four tags, how they are parsed, and how text from outside is disarmed.
+"""The protocol between policy and environment: four tags, how they are parsed, and how external text is made harmless.
 
-Placeholders of templates are filled without `str.format`, so braces in data are just text.
+Placeholders of templates are filled without `str.format`, so that braces in data stay as they are.
 """
 
 import re
@@ -17,7 +17,7 @@ INVALID_NOTICE = (
 )
 
 TAG = re.compile(r'<(/?)\s*(think|search|information|answer)\s*>', re.IGNORECASE)
-_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]')  # the last: half a pair, which JSON may spell
+_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]')  # the last: halves of surrogate pairs
 
 
 def fill(template: str, **values: str) -> str:
@@ -36,23 +36,22 @@ def fill(template: str, **values: str) -> str:
 
 
 def neutralize(text: str) -> str:
-    """Makes text from outside harmless: protocol tags lose their brackets, control characters become spaces.
+    """Makes external text harmless: protocol tags lose their brackets, control characters become spaces.
 
-    So do halves of surrogate pairs, which no tokenizer takes.
-
-    Chat-control tokens need nothing here: the tokenizer never encodes plain text as special tokens.
+    Halves of surrogate pairs, which no tokenizer accepts, become spaces too. Control tokens of chat templates need
+    nothing here: the tokenizer never encodes plain text as special tokens.
     """
     return TAG.sub(r'(\1\2)', _CONTROL.sub(' ', text))
 
 
 def without_thoughts(text: str) -> str:
-    """What a model says after it thought: the text after its last </think>; '' where it did not end its thoughts."""
+    """What a model writes after its thoughts: the text after its last </think>; '' if its thoughts did not end."""
     said = text.rpartition('</think>')[2].strip()
     return '' if said.startswith('<think>') else said
 
 
 def opens_thought(prompt: bytes) -> bool:
-    """Whether a chat template opened a thought at the end of a prompt: what is written then begins within it."""
+    """Whether a chat template opened a thought at the end of a prompt, so that the model's text begins inside it."""
     return prompt.rstrip().endswith(b'<think>')
 
 
@@ -68,15 +67,15 @@ def parse_query(action: str) -> str | None:
     return query if tag and query else None
 
 
-# the content holds no further tag, so that a stray opening or closing tag never becomes part of an answer
+# the content contains no further tag, so that a stray opening or closing tag never becomes part of an answer
 _ANSWER = re.compile(r'<answer>((?:(?!</?answer>).)*)</answer>', re.DOTALL)
 
 
 def extract_answer(action_text: str) -> str | None:
     """The content of the last complete `<answer>...</answer>`, stripped; None if there is none or it is empty.
 
-    Pass only what the policy wrote: the prompt and the retrieved documents may hold answer tags of their own.
-    Of nested opening tags the innermost counts.
+    Pass only what the policy wrote: the prompt and the documents may contain answer tags of their own. If opening tags
+    are nested, the innermost counts.
     """
     answers = _ANSWER.findall(action_text)
     return (answers[-1].strip() or None) if answers else None

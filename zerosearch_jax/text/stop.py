@@ -27,19 +27,19 @@ class StopTable:
 
     @property
     def never(self) -> int:
-        """The state of rows that no string stops."""
+        """The state of rows that no string can stop."""
         return self.first_accept - 1
 
 
 def compile_table(strings: Sequence[str], token_bytes: Sequence[bytes]) -> StopTable:
     """Compiles stop strings and a vocabulary into `table[state, token] -> state`.
 
-    The string completed by the earliest byte wins, and of several completed by the same byte the longest; what
-    follows is ignored, since accepting states are absorbing. A token without bytes (control tokens, padding of
-    the vocabulary) leaves the state unchanged, so the match is on the text decoded without control tokens.
+    The string that is completed by the earliest byte wins, and of several that the same byte completes the longest.
+    What follows is ignored, since accepting states are absorbing. A token without bytes (control tokens, padding of the
+    vocabulary) leaves the state unchanged, so the match is on the text decoded without control tokens.
 
     Args:
-      strings: stop strings, matched as UTF-8. None at all gives a table that never accepts.
+      strings: stop strings, matched as UTF-8; without any, the table never accepts.
       token_bytes: the bytes of each token id; b'' for control tokens.
 
     Raises:
@@ -53,7 +53,7 @@ def compile_table(strings: Sequence[str], token_bytes: Sequence[bytes]) -> StopT
     text = np.frombuffer(b''.join(token_bytes), np.uint8)
     lengths = np.array([len(b) for b in token_bytes], np.int64)
     starts = np.cumsum(lengths) - lengths
-    # every token steps from every state at once, one byte per pass; tokens leave as their bytes run out
+    # all tokens step from all states at once, one byte per pass; a token leaves when it has no more bytes
     states = np.arange(len(byte_table), dtype=byte_table.dtype)
     table_SxV = np.repeat(states[:, None], len(token_bytes), axis=1)
     alive = np.flatnonzero(lengths)
@@ -75,13 +75,13 @@ def _byte_automaton(strings: list[bytes]) -> tuple[np.ndarray, int]:
     live = sorted(prefixes, key=lambda p: (len(p), p))
     state_of = {p: i for i, p in enumerate(live)}
     longest_first = sorted(range(len(strings)), key=lambda i: -len(strings[i]))
-    first_accept = len(live) + 1  # after the state in which nothing stops
+    first_accept = len(live) + 1  # after the state `never`
     num_states = first_accept + len(strings)
 
     table = np.zeros((num_states, 256), np.min_scalar_type(num_states - 1))
     table[len(live) :] = np.arange(len(live), num_states)[:, None]
     for prefix, state in state_of.items():
-        for byte in set(b''.join(strings)):  # any other byte goes back to the start
+        for byte in set(b''.join(strings)):  # any other byte leads back to the start
             text = prefix + bytes([byte])
             done = next((i for i in longest_first if text.endswith(strings[i])), None)
             if done is not None:

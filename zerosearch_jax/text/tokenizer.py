@@ -1,8 +1,8 @@
 """Text to token ids and back, for byte-level BPE tokenizers (Llama 3, Qwen, SmolLM).
 
-Two backends share one vocabulary. The one of the model knows its added tokens (`<|im_end|>`, Qwen3's `<think>`); only
-chat templates go through it. The plain one does not know them, and encodes everything that anybody wrote: text can
-never turn into a control token, whatever it spells (contract C11).
+Two backends share one vocabulary. The model's own knows its added tokens (`<|im_end|>`, Qwen3's `<think>`) and is used
+for chat templates only. The plain one does not know them and encodes all other text, so that text can never become a
+control token, whatever it spells (contract C11).
 """
 
 import codecs
@@ -16,11 +16,11 @@ from typing import Any
 from zerosearch_jax import settings
 from zerosearch_jax.text import protocol, tokenizer_gguf
 
-# End a generation wherever a tokenizer has them, besides what it declares itself.
+# These end a generation if the tokenizer has them, besides the tokens that it declares itself.
 END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_of_text|>')
 
-# What templates that tell the date write: a prompt is the same on every day. They ask for `date_string` or call
-# `strftime_now`; transformers lets no function of ours through to them, so theirs is hidden by a macro.
+# The date that templates write: a prompt has to be the same on every day. Templates use `date_string` or call
+# `strftime_now`; transformers passes no function of ours to them, so a macro hides that function.
 _DAY = datetime.datetime(2024, 7, 26)
 DATE = _DAY.strftime('%d %b %Y')
 _REPLACED = (f"|replace('%{code}', '{_DAY.strftime(f'%{code}')}')" for code in ('-d', '-m', *'aAbBdeHIjmMpSyYfF'))
@@ -33,15 +33,15 @@ CHATML = (
 
 
 class Tokenizer:
-    """A fast Hugging Face tokenizer that never reads control tokens out of text.
+    """A fast Hugging Face tokenizer that never turns text into control tokens.
 
     Attributes:
-      vocab_size: ids are below it; a model may have more rows, which stand for nothing.
+      vocab_size: ids are below it; the embedding of a model may have more rows, which are unused.
       eos_ids: tokens that end a generation, the tokenizer's own first.
-      pad_id: a filler; it may equal an eos id, so masks never come from it.
+      pad_id: the padding id; it may equal an end-of-sequence id, so masks never come from it.
       token_bytes: bytes of each id; b'' for control tokens and unused ids. The tags of the protocol are text, even
-        where the tokenizer declares them special.
-      prefix: ids that begin any raw text (a beginning-of-sequence token, or nothing).
+        if the tokenizer declares them special.
+      prefix: ids at the beginning of any raw text (a beginning-of-sequence token, or nothing).
       has_chat_template: whether `chat` has a template to render.
     """
 
@@ -78,7 +78,7 @@ class Tokenizer:
         """The tokenizer of a Hugging Face directory or a GGUF file.
 
         Raises:
-          FileNotFoundError: nothing there.
+          FileNotFoundError: there is none.
           ValueError: a damaged file, or a kind of tokenizer that is not supported.
         """
         path = pathlib.Path(path)
@@ -88,22 +88,22 @@ class Tokenizer:
             raise FileNotFoundError(f'{path}: put the tokenizer files of the model (tokenizer.json, ...) there')
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        # tokenizer.json is complete; AutoTokenizer may rebuild it after the class that it finds for the model type
+        # tokenizer.json is complete; AutoTokenizer might rebuild it by the class of the model type
         kind = PreTrainedTokenizerFast if (path / 'tokenizer.json').is_file() else AutoTokenizer
         for name in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'vocab.json'):
-            if (path / name).is_file():  # of a damaged one transformers does not say which it is
+            if (path / name).is_file():  # transformers does not name a damaged file
                 settings.read_json(path / name)
         try:
             tokenizer = kind.from_pretrained(str(path), local_files_only=True)
-        except Exception as error:  # of any kind, for the user they are one
+        except Exception as error:  # transformers raises many kinds
             raise ValueError(f'{path}: its tokenizer cannot be read ({error})') from error
         return cls(tokenizer, _end_ids(path))
 
     def require_fit(self, rows: int, path: str | pathlib.Path) -> None:
-        """Checks it against the model of `path`, whose embedding has so many rows, and the tags of the protocol.
+        """Checks the tokenizer against the model of `path`, whose embedding has `rows` rows, and the protocol's tags.
 
         Raises:
-          ValueError: it has more ids, or cannot spell a tag. (That prompts hold their question, `chat` sees to.)
+          ValueError: it has more ids than rows, or cannot spell a tag. (`chat` checks that prompts hold the question.)
         """
         if self.vocab_size > rows:
             sizes = f'the tokenizer has {self.vocab_size} ids, the embedding of the model {rows} rows'
@@ -113,24 +113,24 @@ class Tokenizer:
             raise ValueError(f'{path}: the tokenizer lacks bytes to spell the tags {tags.split()}')
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: no token is added, and none of the added tokens is recognized in it."""
+        """Ids of plain text: no token is added, and no added token is recognized in the text."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids spell; control tokens and ids beyond the vocabulary spell nothing."""
+        """The bytes of ids; control tokens and ids beyond the vocabulary have none."""
         size = self.vocab_size
         return b''.join(self.token_bytes[i] for i in ids if i < size)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD, control tokens nothing unless they are wanted."""
+        """The text of ids; bytes that are not UTF-8 become U+FFFD, control tokens are left out by default."""
         if skip_special_tokens:
             return self.decode_bytes(ids).decode('utf-8', 'replace')
         return ''.join(self.pieces(ids))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """What each id adds to the text, control tokens as they are called; ''.join of them is the text.
+        """What each id adds to the text, with control tokens by name; ''.join of the pieces is the text.
 
-        A character belongs to the id that ends it.
+        A character belongs to the id that completes it.
         """
         decoder = codecs.getincrementaldecoder('utf-8')('replace')
         found = [decoder.decode(self._special.get(i) or self.decode_bytes([i])) for i in ids]
@@ -141,25 +141,25 @@ class Tokenizer:
     def chat(self, messages: Sequence[dict], add_generation_prompt=True, arguments: dict | None = None) -> list[int]:
         """Ids of a rendered conversation, in which only the template may write control tokens.
 
-        For contents free of added tokens these are the ids of `apply_chat_template`. Without a template they are
-        those of the contents, a line each.
+        For contents without added tokens these are the ids of `apply_chat_template`. Without a template they are the
+        ids of the contents, one on each line.
 
         Args:
-          messages: [{'role': ..., 'content': ...}, ...]; roles are trusted, every other value is not.
+          messages: [{'role': ..., 'content': ...}, ...]; roles are trusted, all other values are not.
           add_generation_prompt: whether the assistant's turn is opened at the end.
-          arguments: what else the template takes, such as `enable_thinking`.
+          arguments: further arguments of the template, such as `enable_thinking`.
 
         Raises:
-          ValueError: the template cannot be rendered, or drops what the user says.
+          ValueError: the template cannot be rendered, or drops a message.
         """
         if not self.has_chat_template:
-            return self.encode('\n'.join(message['content'] for message in messages))
+            return self.encode('\n'.join(filter(None, (message['content'] for message in messages))))
         hide, show = self._disguise(messages)
         hidden = [{k: v if k == 'role' else _map_text(v, hide) for k, v in message.items()} for message in messages]
         rendered = self._render(hidden, add_generation_prompt, {'date_string': DATE, **(arguments or {})})
         pieces = self._added_pattern.split(rendered) if self._added_pattern else [rendered]
         ids = []
-        for i, piece in enumerate(pieces):  # texts at even places, between the added tokens of the template
+        for i, piece in enumerate(pieces):  # texts are at even places, between the template's added tokens
             ids += [self._added[piece]] if i % 2 else self.encode(piece.translate(show))
         return ids
 
@@ -171,17 +171,19 @@ class Tokenizer:
             rendered = self.hf.apply_chat_template(messages, **options, **arguments)
         except Exception as error:  # a template is a program: it may raise anything
             raise ValueError(f'the chat template fails ({type(error).__name__}: {error}); mend it') from error
-        said = (m['content'] for m in messages if m['role'] == 'user' and isinstance(m['content'], str))
-        if any(content.strip() not in rendered for content in said):
-            raise ValueError('the chat template drops what the user says; mend it if it wants lists of parts, not text')
+        for role in ('user', 'system'):
+            said = (m['content'] for m in messages if m['role'] == role and isinstance(m['content'], str))
+            if any(content.strip() not in rendered for content in said):
+                hint = 'mend it if it wants lists of parts, not text'
+                raise ValueError(f'the chat template drops what the {role} says; {hint}')
         return rendered
 
     def _disguise(self, messages: Sequence[dict]) -> tuple[dict, dict]:
-        """Tables that replace the first characters of added tokens by unused private ones, and back.
+        """Tables that replace the first characters of added tokens by unused private characters, and back.
 
-        The template sees contents in which no added token can begin, and nothing is split at a different place: the
-        merges across the border of template and content stay those of the whole text. (A template's `trim` does not
-        see whitespace if an added token begins with it; no supported family has such a token.)
+        The template then gets contents in which no added token can begin, and the text is split at the same places:
+        merges across the border of template and content are those of the whole text. (A template's `trim` would miss
+        whitespace at the beginning of an added token; no supported family has such a token.)
         """
         firsts = sorted({token[0] for token in self._added})
         taken = set(json.dumps(messages, ensure_ascii=False, default=str))
@@ -190,7 +192,7 @@ class Tokenizer:
         return dict(pairs), {b: a for a, b in pairs}
 
     def save(self, directory: str | pathlib.Path, stop_strings: Sequence[str] = ()) -> None:
-        """Writes the tokenizer, and the tokens and strings that end a generation, where `transformers` finds them."""
+        """Writes the tokenizer, and the tokens and strings that end a generation, in the files of `transformers`."""
         directory = pathlib.Path(directory)
         self.hf.save_pretrained(str(directory))
         config = directory / 'tokenizer_config.json'
@@ -206,7 +208,7 @@ class Tokenizer:
 def byte_tokenizer() -> Tokenizer:
     """A tokenizer without a file, for tests and the random model `tiny`: 384 ids, of which 256 are the bytes.
 
-    ChatML control tokens follow from 256, then `<think>` and `</think>` as added tokens that are not special.
+    From 256 on there are ChatML's control tokens, then `<think>` and `</think>` as added tokens that are not special.
     """
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
@@ -231,7 +233,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable character that stands for each byte in byte-level vocabularies (GPT-2), reversed."""
+    """{character: byte} of byte-level vocabularies (GPT-2), in which a printable character represents each byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -249,7 +251,7 @@ def _token_bytes(vocab: dict[str, int], added: dict[str, int], special: set[str]
 
 
 def _prefix(tokenizer) -> tuple[int, ...]:
-    """What is put before a text; a tokenizer may also put something after it."""
+    """The ids that a tokenizer adds before a text; it may also add ids after it."""
     whole, text = (list(tokenizer('a', add_special_tokens=added).input_ids) for added in (True, False))
     return tuple(whole[: next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)])
 
@@ -265,7 +267,7 @@ def _require_byte_level(spec: dict) -> None:
 
 
 def _plain_backend(spec: dict) -> Any:
-    """The tokenizer without its added tokens: no id of theirs can come out of it."""
+    """The tokenizer without its added tokens: it never returns their ids."""
     from tokenizers import Tokenizer as Backend
 
     added, model = {token['content'] for token in spec['added_tokens']}, spec['model']
@@ -286,14 +288,20 @@ def _map_text(value: Any, table: dict) -> Any:
     return [_map_text(v, table) for v in value] if isinstance(value, list | tuple) else value
 
 
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- what a chat template is given
+
+
+def conversation(message: str, system: str | None = None) -> list[dict[str, str]]:
+    """A user's message, after a system message unless `system` is None; '' is a system message without text."""
+    before = [] if system is None else [{'role': 'system', 'content': system}]
+    return [*before, {'role': 'user', 'content': message}]
 
 
 def template_arguments(text: str) -> dict[str, Any]:
-    """The arguments of a chat template as a setting gives them: a JSON object, or '' for none.
+    """The arguments of a chat template from the text of a setting: a JSON object, or '' for none.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: the text is neither.
     """
     try:
         found = settings.parse_json(text or '{}')
@@ -304,8 +312,11 @@ def template_arguments(text: str) -> dict[str, Any]:
     raise ValueError(f'template_arguments must be a JSON object such as {{"enable_thinking": false}}, got {text!r}')
 
 
+# ---------------------------------------------------------------- files
+
+
 def _end_ids(directory: pathlib.Path) -> list[int]:
-    """What the files of a model declare to end a generation."""
+    """The ids that the files of a model declare as ends of a generation."""
     found: list[int] = []
     for path in (directory / 'config.json', directory / 'generation_config.json'):
         ends = settings.read_json(path).get('eos_token_id') if path.is_file() else None

@@ -5,14 +5,14 @@ import pathlib
 from zerosearch_jax.weights import gguf
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types of GGUF; the others (unused, unknown) are only padding here
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types of GGUF; other types (unused, unknown) are padding here
 
 
 def read(path: pathlib.Path):
-    """A PreTrainedTokenizerFast out of the metadata (transformers would need torch for that), and further end ids.
+    """A PreTrainedTokenizerFast from the metadata (transformers would need torch for that), and further end ids.
 
     Raises:
-      ValueError: a kind that is not supported, or metadata that are missing or of wrong types.
+      ValueError: the kind of tokenizer is not supported, or metadata are missing or have wrong types.
     """
     from tokenizers import AddedToken, decoders, models, normalizers, processors
     from tokenizers import Tokenizer as Backend
@@ -40,7 +40,7 @@ def read(path: pathlib.Path):
             raise ValueError(f'{path}: {name}_token_id must be the id of one of its {len(tokens)} tokens, got {i!r}')
     vocab = {token: i for i, (token, t) in enumerate(typed) if t in (_NORMAL, _CONTROL, _USER_DEFINED)}
     merges = [tuple(merge.split(' ', 1)) for merge in get('ggml.merges', [])]
-    # Llama 3 takes a word that is in the vocabulary as it is, whatever the merges would make of it
+    # Llama 3 uses a word that is in the vocabulary as one token, whatever the merges would give
     backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == 'llama-bpe'))
     if pre == 'qwen2':
         backend.normalizer = normalizers.NFC()
@@ -63,7 +63,7 @@ def read(path: pathlib.Path):
 
 
 def pre_tokenizer(pre: str):
-    """What splits a text into words, by its name in GGUF."""
+    """The component that splits a text into words, by its name in GGUF."""
     from tokenizers import Regex, pre_tokenizers
 
     if pre in ('gpt-2', 'smollm'):

@@ -11,7 +11,7 @@ sample keeps: its first action token is predicted from there.
 
     row         [ p p p p p | p a a a o o a a | p a a a a | padding ]
     segments      1 1 1 1 1   2 2 2 2 2 2 2 2   3 3 3 3 3   0 0 0
-    prefixes      1 1 1 1 1   1 1 1 1 1 1 1 1   1 1 1 1 1   0 0 0     a token sees its segment and its prefix
+    prefixes      1 1 1 1 1   1 1 1 1 1 1 1 1   1 1 1 1 1   0 0 0     a token attends to its segment and its prefix
     positions     0 1 2 3 4   5 6 7 8 ...       5 6 7 8 9   0 0 0
 """
 
@@ -36,23 +36,23 @@ class Kind(enum.IntEnum):
 class Segment:
     kind: Kind
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...] = ()  # the engine's, of actions only
+    logprobs: tuple[float, ...] = ()  # the engine's; for actions only
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenSequence:
-    """Packable view of one trajectory or demonstration: three aligned arrays of its length."""
+    """One trajectory or demonstration, ready to be packed: three aligned arrays of its length."""
 
     tokens: np.ndarray
     weights: np.ndarray
     logprobs: np.ndarray
-    prefix: int = 0  # leading tokens that sequences with the same ones may share: the prompt but its last token
+    prefix: int = 0  # leading tokens that sequences with equal ones may share: the prompt without its last token
 
 
 def flatten(segments: Sequence[Segment], observations: float = 0.0) -> TokenSequence:
-    """Concatenates segments; the weight is 1 on actions, `observations` on those, and 0 elsewhere.
+    """Concatenates segments; the weight is 1 on actions, `observations` on observations, and 0 elsewhere.
 
-    Nobody sampled observations: where they have weight, their log-probs are NaN.
+    Observations were not sampled: if they have weight, their log-probs are NaN.
     """
     tokens, weights, logprobs = [], [], []
     for segment in segments:
@@ -67,17 +67,23 @@ def flatten(segments: Sequence[Segment], observations: float = 0.0) -> TokenSequ
     )
 
 
+def turns_of(segments: Sequence[Segment]) -> np.ndarray:
+    """The turn of every sampled token, int [tokens]: the number of observations before it."""
+    numbers = np.cumsum([segment.kind is Kind.OBSERVATION for segment in segments])
+    return np.repeat(numbers, [len(s.tokens) if s.kind is Kind.ACTION else 0 for s in segments])
+
+
 @flax.struct.dataclass
 class Batch:
-    """Packed rows. Every field is [N, T] (N rows, T tokens a row) or, in micro-batches, [M, R, T].
+    """Packed rows. Every field is [N, T] (N rows of T tokens) or, in micro-batches, [M, R, T].
 
     Fields at index t belong to token t as the *target* that token t - 1 predicts.
     """
 
     tokens: jax.Array  # int32
     positions: jax.Array  # int32, position in its own sequence
-    segments: jax.Array  # int32, which sequence or shared prefix of the row, from 1; 0 is padding
-    prefixes: jax.Array  # int32, the segment that it sees besides its own; its own again where nothing is shared
+    segments: jax.Array  # int32, number of the sequence or shared prefix in the row, from 1; 0 is padding
+    prefixes: jax.Array  # int32, the other segment that it attends to; its own if nothing is shared
     weights: jax.Array  # float32, weight of the token in the loss; 0 on prompts, observations and padding
     advantages: jax.Array  # float32
     old_logprobs: jax.Array  # float32, under the policy that sampled
@@ -86,7 +92,7 @@ class Batch:
 
 @dataclasses.dataclass
 class _Row:
-    """Sequences of one row, grouped by the prefix that they share, and the tokens that are still free."""
+    """Sequences of one row, grouped by the prefix that they share, and the number of free tokens."""
 
     room: int
     groups: dict[bytes, list[int]] = dataclasses.field(default_factory=dict)
@@ -95,7 +101,7 @@ class _Row:
 def assign_rows(sequences: Sequence[TokenSequence], row_length: int) -> list[list[list[int]]]:
     """First-fit bin packing of groups with a common prefix, longest first: rows of groups of indices. Deterministic.
 
-    A sequence goes to a row that already has its prefix, else to the first one with room for both.
+    A sequence goes to a row that already has its prefix, or else to the first row with room for both.
 
     Raises:
       ValueError: a sequence is longer than a row.
@@ -128,15 +134,15 @@ def pack(
     rows_per_micro: int,
     micro_batches: int = 0,
 ) -> Batch:
-    """Packs sequences into micro-batches of rows; a sequence's advantage is spread over its weighted tokens.
+    """Packs sequences into micro-batches of rows; a sequence's advantage is copied to its weighted tokens.
 
     Args:
       sequences: at most `row_length` tokens each.
-      advantages: of each sequence one number, or an array of its length.
-      row_length: tokens a row.
-      rows_per_micro: rows a micro-batch.
-      micro_batches: pad with empty micro-batches to this number, so that one shape is compiled whatever the lengths;
-        the update skips empty ones. 0: as many as needed.
+      advantages: for each sequence one number, or an array of its length.
+      row_length: tokens in a row.
+      rows_per_micro: rows in a micro-batch.
+      micro_batches: pad with empty micro-batches to this number, so that one shape is compiled whatever the lengths
+        are; the update skips empty ones. 0: as many as needed.
 
     Raises:
       ValueError: a sequence is longer than a row, or there are more rows than `micro_batches` hold.
@@ -184,7 +190,7 @@ def _fill(
 
 
 def padding_share(batch: Batch) -> float:
-    """Share of padding among the tokens of the rows that hold anything."""
+    """Share of padding among the tokens of rows that are not empty."""
     used = (batch.segments > 0).reshape(-1, batch.segments.shape[-1])
     used = used[used.any(-1)]
     return float(1 - used.mean()) if used.size else 0.0

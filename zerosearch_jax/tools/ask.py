@@ -1,4 +1,4 @@
-"""Questions to a policy, one at a time, with any search engine: shown as it answers, or one JSON object each."""
+"""Asks a policy questions, one at a time, with any search engine; prints the episode while it runs, or JSON."""
 
 import dataclasses
 import json
@@ -21,21 +21,21 @@ from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 from zerosearch_jax.tools.screen import Screen
 
-DOCUMENTS = 3  # a search, where the policy does not say
+DOCUMENTS = 3  # documents for a search, if the policy's training does not say
 
 
 class Asker:
     """Owns the policy and the source of search results.
 
     Args:
-      cfg: of an evaluation; its methods and data sets are not looked at.
+      cfg: of an evaluation; its methods and data sets are not used.
       checkpoint: trained weights, see run/trained.py; '': those of cfg.policy.
-      base: the model that an adapter belongs to; '': what it says, else cfg.policy.model.
-      step: of a run, the checkpoint; None: as trained.find.
-      given: fields that were set expressly: the policy is asked as in its training but for these.
+      base: the model that an adapter belongs to; '': the one that it names, else cfg.policy.model.
+      step: the checkpoint of a run; None: as in trained.find.
+      given: fields that were set explicitly: the policy is asked as in its training except for these.
 
     Raises:
-      FileNotFoundError, ValueError: with what to put where.
+      FileNotFoundError, ValueError: the message says what to change.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Asker:
         given: Collection[str] = (),
     ):
         if cfg.evaluation.simulated and cfg.simulator.kind == 'oracle':
-            raise ValueError("config.simulator.kind = 'oracle' needs the answers of what is asked; choose another")
+            raise ValueError("config.simulator.kind = 'oracle' needs the answers of the questions; choose another")
         cfg = dataclasses.replace(cfg, policy=trained.resolve(cfg.policy))
         policy, self._size, documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
         if checkpoint or cfg.policy.adapter:
@@ -75,7 +75,7 @@ class Asker:
         self._source, _ = sources.open_source(cfg, mesh, None)
 
     def ask(self, question: str, on_tokens: OnTokens | None = None) -> Trajectory:
-        """One episode; `on_tokens` is called with its tokens as they come. A function of the seed and the question."""
+        """Runs one episode, a function of the seed and the question; `on_tokens` gets its tokens while it runs."""
         asked = [Question(question, question, ())]
         (trajectory,) = methods.answer_questions(
             self._method,
@@ -93,7 +93,7 @@ class Asker:
 
 
 def split_arguments(checkpoint: str, arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """The weights, a directory before the questions where no checkpoint is named, and the questions."""
+    """The weights and the questions; without --checkpoint, a directory before the questions is the weights."""
     if arguments and not checkpoint and pathlib.Path(arguments[0]).is_dir():
         return arguments[0], arguments[1:]
     return checkpoint, arguments
@@ -113,7 +113,7 @@ def read_lines() -> Iterator[str]:
 
 
 def answer_all(asker: Asker, questions: Iterable[str], *, as_json: bool):
-    """Asks questions in turn and prints what comes; of several processes the first one prints."""
+    """Asks the questions in turn and prints the episodes; of several processes only the first one prints."""
     out = sys.stdout
     out.reconfigure(errors='backslashreplace')
     screen = None if as_json or jax.process_index() else Screen(out, asker.tokenizer)
@@ -137,7 +137,7 @@ def answer_all(asker: Asker, questions: Iterable[str], *, as_json: bool):
 
 
 def record(trajectory: Trajectory, tokenizer: Tokenizer) -> dict:
-    """An episode as JSON: `text` is all that follows the prompt, `tokens` how many of it the policy wrote."""
+    """An episode as JSON: `text` is all text after the prompt, `tokens` the number that the policy sampled."""
     response = [token for s in trajectory.segments if s.kind is not Kind.PROMPT for token in s.tokens]
     return {
         'question': trajectory.question.question,
@@ -152,7 +152,7 @@ def record(trajectory: Trajectory, tokenizer: Tokenizer) -> dict:
 
 
 def result_line(found: dict) -> str:
-    """The last line about an episode."""
+    """The last line of an episode."""
     failure = next((s['failure'] for s in found['searches'] if s['failure']), '')
     ends = {'turn_limit': 'no answer: out of turns', 'token_limit': 'no answer: out of tokens'}
     answer = ends.get(found['status'], f'no answer: search failed ({failure})')

@@ -1,4 +1,4 @@
-"""The model card of exported weights: what they are, what was measured, how they are asked, how they were trained."""
+"""The model card of exported weights: what they are, what was measured, their prompt, how they were trained."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ from zerosearch_jax import settings
 from zerosearch_jax.evaluate import report
 from zerosearch_jax.evaluate.intervals import shown
 from zerosearch_jax.evaluate.scores import counted
-from zerosearch_jax.rollout import prompts
+from zerosearch_jax.rollout.wording import policy_template
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.trained import Trained
 from zerosearch_jax.text import protocol
@@ -23,14 +23,15 @@ def is_simulator(run: dict) -> bool:
     return bool(demos) and role != 'policy'
 
 
-def card(found: Trained, name: str, base: str, whole: bool) -> str:
-    """README.md in the form of the Hugging Face hub.
+def card(found: Trained, name: str, base: str, whole: bool, drawn: bool = False) -> str:
+    """README.md in the format of the Hugging Face hub.
 
     Args:
-      found: the weights; what was measured is read from their run's directory.
+      found: the weights; measured results are read from their run's directory.
       name: of the exported directory.
       base: the model that they were trained from; '': unknown.
       whole: a model rather than an adapter.
+      drawn: whether curves.png lies beside it.
     """
     parts = [
         _front_matter(base, whole),
@@ -38,6 +39,7 @@ def card(found: Trained, name: str, base: str, whole: bool) -> str:
         _about(found, base, whole),
         *([f'The training is not finished: these weights are of {found.state}.'] if found.state else []),
         f'## Results\n\n{_results(found)}',
+        *(['![What the training measured, by its steps](curves.png)'] if drawn else []),
         *([] if is_simulator(found.run) else [f'## Use\n\n{_use(found.run)}']),
         f'## Configuration\n\n{_code(settings.to_json(found.run)) if found.run else "Not known."}',
     ]
@@ -85,10 +87,12 @@ def _results(found: Trained) -> str:
         return 'Not run.'
     lines = ['| after step | EM | F1 | searches a question | questions that failed |', '|---|---|---|---|---|']
     for step, group in evaluated.items():
-        scores = report.scores_with_intervals(group)
-        cells = [shown(scores[name]) for name in ('em', 'f1')]
-        searches = sum(len(row['searches']) for row in counted(group)) / max(scores['questions'], 1)
-        lines.append(f'| {step} | {cells[0]} | {cells[1]} | {searches:.2f} | {scores["failed"]} |')
+        sets = {f'{step}, {_line(name)}': own for name, own in report.by_set(group).items()}
+        for label, own in {str(step): group, **sets}.items():
+            scores = report.scores_with_intervals(own)
+            cells = [shown(scores[name]) for name in ('em', 'f1')]
+            searches = sum(len(row['searches']) for row in counted(own)) / max(scores['questions'], 1)
+            lines.append(f'| {label} | {cells[0]} | {cells[1]} | {searches:.2f} | {scores["failed"]} |')
     count, data, engine = len(group), _line(run['data']['test']), _line(run['engine']['kind'])
     how = f'temperature {run["evaluation"]["temperature"]}, engine {engine}'
     lines.append(f'\n{count} held-out questions of {data}, {how}; 95 % intervals over the questions alone.')
@@ -111,21 +115,21 @@ def _training(directory: pathlib.Path, rows: list[dict]) -> list[str]:
 
 def _use(run: dict) -> str:
     rollout = run.get('rollout', {})
-    wording = prompts.POLICY_PROMPTS.get(rollout.get('prompt'), prompts.POLICY_PROMPTS['search'])
+    wording = policy_template(rollout.get('prompt', 'search')).user
     raw = rollout.get('prompt_format') == 'raw'
     form = 'The prompt is this text, without a chat template' if raw else "The prompt is one user's message"
     stops = ' or '.join(f'`{tag}`' for tag in protocol.STOP_STRINGS)
     return (
         f'{form}:\n\n{_code(wording)}\n\nGenerate until {stops}. After a query append the documents, `Doc 1: ...` and '
-        f'so on, a line each, between `<information>` and `</information>`, and generate on.'
+        f'so on, one on each line, between `<information>` and `</information>`, and continue to generate.'
     )
 
 
 def _line(text: str) -> str:
-    """Text that stays within one line of prose, or a cell of a table, and formats nothing."""
+    """Text for one line of prose or a cell of a table, without Markdown formatting."""
     return re.sub(r'([\\`*_{}\[\]<>|#])', r'\\\1', ' '.join(str(text).split()))
 
 
 def _code(text: str) -> str:
-    """A block in which nothing is formatted, whatever it holds."""
+    """A code block, in which no content is formatted."""
     return '\n'.join(f'    {line}' for line in text.splitlines())

@@ -1,15 +1,15 @@
-"""Trained weights for other programs: a model or an adapter of `peft`, with tokenizer, stop strings and model card.
+"""Exports trained weights for other programs: a model or an adapter of `peft`, with tokenizer and model card.
 
-config.json, model*.safetensors                      merged, or trained as a whole
+config.json, model*.safetensors                      a whole model, merged or fully trained
 adapter_config.json, adapter_model.safetensors       an adapter
-tokenizer*.json, chat_template.jinja, generation_config.json, README.md
+tokenizer*.json, chat_template.jinja, generation_config.json, README.md, curves.png
 """
 
 import pathlib
 
 from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.models import lora
-from zerosearch_jax.run import trained
+from zerosearch_jax.run import curves, trained
 from zerosearch_jax.text import protocol
 from zerosearch_jax.tools import card
 from zerosearch_jax.weights import huggingface, peft
@@ -27,16 +27,16 @@ def export(
     """Writes weights to a directory.
 
     Args:
-      reference: what trained.find takes.
-      directory: made where missing.
-      base: the model that an adapter belongs to; '': what it says.
-      merge: an adapter becomes part of its model.
-      dtype: of a whole model.
-      step: of a run, the checkpoint; None: as trained.find.
+      reference: as in trained.find.
+      directory: created if missing.
+      base: the model that an adapter belongs to; '': the one that it names.
+      merge: whether to merge an adapter into its model.
+      dtype: type of the weights of a whole model.
+      step: the checkpoint of a run; None: as in trained.find.
 
     Raises:
-      FileNotFoundError, ValueError: no such weights, an adapter without a model, or a directory that holds the other
-        form, the weights that are read, or the run that they are of.
+      FileNotFoundError, ValueError: there are no such weights, an adapter names no model, or the directory holds the
+        other form, the weights that are read, or their run.
     """
     found, mesh = trained.find(reference, step), sharding.make_mesh()
     base = base or found.base
@@ -55,17 +55,18 @@ def export(
     if whole:
         huggingface.save(lora.merge(params), model.cfg, directory, dtype)
     model.tokenizer.save(directory, () if card.is_simulator(found.run) else protocol.STOP_STRINGS)
-    (directory / 'README.md').write_text(card.card(found, directory.resolve().name, base, whole), 'utf-8')
+    drawn = found.directory and curves.plot_curves(found.directory, path=directory / 'curves.png', last=found.step)
+    (directory / 'README.md').write_text(card.card(found, directory.resolve().name, base, whole, bool(drawn)), 'utf-8')
 
 
 def _check_apart(directory: pathlib.Path, *read: pathlib.Path | None):
-    """Raises ValueError where it is, or lies in, one of the places that are read, whose files it might overwrite."""
+    """Raises ValueError if the directory is, or is inside, a place that is read, whose files it might overwrite."""
     where = directory.resolve()
     for path in filter(None, read):
         if (path.is_dir() and where.is_relative_to(path.resolve())) or (
             path.is_file() and where == path.parent.resolve()
         ):
-            raise ValueError(f'{directory} holds what is to be exported; choose another directory')
+            raise ValueError(f'{directory} holds the weights to export; choose another directory')
 
 
 def _check_free(directory: pathlib.Path, other: str):

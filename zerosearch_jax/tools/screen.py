@@ -1,4 +1,4 @@
-"""An episode on a terminal, or in a file: its text as it comes, coloured by block, and nothing in it that acts."""
+"""Prints an episode while it runs, on a terminal or to a file: coloured by block, without control characters."""
 
 import codecs
 import os
@@ -12,17 +12,17 @@ from zerosearch_jax.text.trajectory import Kind
 
 STYLES = {'think': '36', 'search': '33', 'information': '2', 'answer': '1;32', 'question': '1'}
 _TAG = re.compile(r'(</?(?:think|search|answer)>)')
-_BEGUN = re.compile(r'<[a-z/]{0,7}$')  # what may become a tag
+_BEGUN = re.compile(r'<[a-z/]{0,7}$')  # the possible beginning of a tag
 _REORDERING = '\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
 
 
 def harmless(text: str) -> str:
-    """Text with its control characters, escape sequences among them, spelled out; line feeds and tabs stay."""
+    """Text with control characters, including escape sequences, as their codes; line feeds and tabs stay."""
     return ''.join(c.encode('unicode_escape').decode() if _acts(c) else c for c in text)
 
 
 def _acts(c: str) -> bool:
-    """Whether a terminal does something else than to print it."""
+    """Whether a terminal does something else than print the character."""
     return c not in '\n\t' and (unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') or c in _REORDERING)
 
 
@@ -30,7 +30,7 @@ class Screen:
     """Shows one episode after the other.
 
     Args:
-      out: where; coloured if it is a terminal and NO_COLOR is not set.
+      out: where to print; with colours if it is a terminal and NO_COLOR is not set.
       tokenizer: of the tokens.
     """
 
@@ -45,7 +45,7 @@ class Screen:
         self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
 
     def write(self, kind: Kind, tokens: Sequence[int]):
-        """Shows what has been added to the episode; what may be the beginning of a tag is kept back."""
+        """Prints new text of the episode, except for the possible beginning of a tag at its end."""
         if kind is not self._kind:
             self._finish(kind)
         text = self._held + self._decoder.decode(self._tokenizer.decode_bytes(tokens))
@@ -58,7 +58,7 @@ class Screen:
         self._held = text[end:]
 
     def end(self):
-        """Shows what is left of the episode, and ends the line."""
+        """Prints the rest of the episode, and ends the line."""
         self._finish(None)
         if not self._at_start:
             self.put('\n')
@@ -77,7 +77,7 @@ class Screen:
             self._block = '' if piece.startswith('</') else name
 
     def put(self, text: str, block: str = ''):
-        """Shows text in the style of a block."""
+        """Prints text in the style of a block."""
         if not text:
             return
         shown, style = harmless(text), STYLES.get(block)

@@ -1,129 +1,264 @@
-"""A retriever that speaks Search-R1's protocol: its clients, and ours, search a corpus of this project's.
+"""A server of Search-R1's retriever protocol: it searches a corpus with BM25, or a simulator writes the documents.
 
     POST /retrieve   {"queries": ["who wrote hamlet"], "topk": 3, "return_scores": true}
                 ->   {"result": [[{"document": {"id": "p1", "contents": "\\"Hamlet\\"\\n..."}, "score": 7.1}, ...]]}
 
-Without scores the inner list holds the documents themselves. What a request may ask for, how long it may take to arrive
-and how many are served at once is bounded, so that no client can stop the others.
+Without scores the inner list holds the documents themselves. For a simulator a request may have more fields, with one
+value for each query:
+
+    "question": [text], "golden_answers": [[text, ...]], "id": [text or number];  "noise": 0.25 or "step": 30, "seed": 0
+
+The last three may also be in the address, /retrieve?noise=0.25. Documents are a function of the seed, the step, the
+query, its id and these fields.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
-import http.server
-import json
-import socket
-import sys
-import threading
+import hashlib
+import itertools
+import urllib.parse
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from zerosearch_jax import settings
-from zerosearch_jax.search.search import Document
+from zerosearch_jax import progress, settings, sharding
+from zerosearch_jax.data import sources
+from zerosearch_jax.data.rows import Question
+from zerosearch_jax.run import preflight
+from zerosearch_jax.search.bm25 import BM25
+from zerosearch_jax.search.journal import Journal
+from zerosearch_jax.search.search import Document, OutsideFailed, Query, Result, SearchSource, refuse_outage
+from zerosearch_jax.simulator.config import SimulatorConfig
+from zerosearch_jax.simulator.curriculum import Curriculum, noise_probability
+from zerosearch_jax.simulator.load import open_writer
+from zerosearch_jax.simulator.oracle import Oracle, oracle_search
+from zerosearch_jax.simulator.simulator import SimulatedSearch, draw_labels
+from zerosearch_jax.simulator.writers import EndpointConfig
+from zerosearch_jax.tools import server
 
-LONGEST_REQUEST = 4 * 2**20  # bytes
-# of one request, and of its reply, queries times topk: the training of Search-R1 asks for a whole batch at once
+# queries of a request, and documents of its reply, at most: Search-R1's training asks for a whole batch at once
 MOST_QUERIES, MOST_DOCUMENTS = 4096, 12288
-MOST_CONNECTIONS = 64  # at once; others wait
-TIMEOUT_S = 5.0  # for a request to arrive, and for its reply to be taken
+DECODE_STEPS = 16  # tokens that one call of the engine decodes
 
 
 @dataclasses.dataclass(frozen=True)
 class ServeConfig:
     """What is served, and where."""
 
-    corpus: str = 'world'  # data/sources.py
-    index: str = ''  # directory where the corpus's index is kept; '': made in memory
+    corpus: str = 'world'  # source (data/sources.py) for the engine and for the simulator 'oracle'
+    index: str = ''  # directory in which the index of the corpus is saved; '': the index is in memory only
     host: str = '127.0.0.1'
-    port: int = 8000
-    documents: int = 3  # where a request does not say how many
+    port: int = 8000  # 0: any free port
+    documents: int = 3  # default for requests without `topk`
+    steps: int = 203  # steps of the training whose requests have a `step`, for config.curriculum
+    slots: int = 16  # requests that the simulator answers at once, if config.simulator.slots is 0
+    timeout_s: float = 600.0  # of a request to the simulator, from its arrival to its answer
 
     def __post_init__(self):
-        settings.require_positive(self, 'documents')
-        if self.port >= 2**16:
-            raise ValueError(f'port must be below {2**16}, got {self.port}')
+        settings.require_positive(self, 'documents', 'steps', 'slots')
+        server.require_port(self.port)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The whole configuration."""
 
+    seed: int
+    mesh: tuple[int, int, int]
     serve: ServeConfig
+    simulator: SimulatorConfig  # 'engine': BM25 over config.serve.corpus
+    endpoint: EndpointConfig
+    curriculum: Curriculum  # its noise; 'constant': `start`
+
+    def __post_init__(self):
+        if self.simulator.kind == 'none':
+            raise ValueError("config.simulator.kind = 'none' finds nothing; choose another kind")
+        if self.simulator.remember:
+            raise ValueError('config.simulator.remember is of trainings; leave it empty')
+        if self.curriculum.kind == 'adaptive':
+            raise ValueError(
+                "config.curriculum.kind = 'adaptive' needs rewards, which requests do not have; choose another"
+            )
 
 
 parse = functools.partial(settings.build, Config)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `search`, a function of (queries, k) to documents, until `shutdown`; a thread a connection."""
+class Moment(NamedTuple):
+    """The settings that all queries of a request share, and all queries that are answered together."""
 
-    daemon_threads = True
-    request_queue_size = 512  # connections that wait to be accepted
+    seed: int
+    step: int
+    noise: float
+    documents: int
 
-    def __init__(self, cfg: ServeConfig, search: Callable[[Sequence[str], int], list[list[Document]]]):
-        self.cfg, self.search, self._free = cfg, search, threading.Semaphore(MOST_CONNECTIONS)
-        super().__init__((cfg.host, cfg.port), Handler)
+
+class _Asked(server.Job):
+    """A request to the simulator: its unanswered queries, and its results so far by position."""
+
+    def __init__(self, timeout_s: float, queries: Sequence[Query], moment: Moment):
+        super().__init__(timeout_s)
+        self.left, self.moment, self._results, self._count = collections.deque(queries), moment, {}, len(queries)
+
+    def take(self, place: int, result: Result):
+        self._results[place] = result
+        if len(self._results) == self._count:
+            self.pieces.put([self._results[i] for i in range(self._count)])
+
+
+class Simulated(server.Worker):
+    """Answers requests with a simulator: those of one moment together, others in turn.
+
+    Args:
+      cfg: seed, curriculum and limits.
+      open_source: takes config.simulator and a moment, and returns the source of results.
+      room: the most searches at once.
+    """
+
+    def __init__(self, cfg: Config, open_source: Callable[[SimulatorConfig, Moment], SearchSource], room: int):
+        super().__init__(server.MOST_CONNECTIONS)
+        self._cfg, self._open_source, self._room, self._numbers = cfg, open_source, room, itertools.count()
+        self._moment, self._source = None, None
+        self._asked: dict[Any, _Asked] = {}
+
+    @property
+    def busy(self) -> int:
+        return len(self._asked)
+
+    def job(self, told: dict, queries: Sequence[str], k: int) -> _Asked:
+        """The job of a request. Raises ValueError if its fields are wrong."""
+        ids = _each(told, 'id', len(queries), lambda v: type(v) in (str, int), 'texts or numbers')
+        questions = _each(told, 'question', len(queries), lambda v: isinstance(v, str), 'texts')
+        answers = _each(told, 'golden_answers', len(queries), _are_texts, 'lists of texts')
+        number, asked = next(self._numbers), []
+        for i, (text, name, question, golden) in enumerate(zip(queries, ids, questions, answers, strict=True)):
+            about = Question(repr((name, text)), question or text, tuple(golden or ()))
+            asked.append(Query((number, i), about, 0, 0, text))
+        return _Asked(self._cfg.serve.timeout_s, asked, self._moment_of(told, k))
+
+    def _moment_of(self, told: dict, k: int) -> Moment:
+        cfg, (seed, step, noise) = self._cfg, (told.get(name) for name in ('seed', 'step', 'noise'))
+        if k > cfg.simulator.documents:
+            raise ValueError(f'"topk" may be {cfg.simulator.documents} at most, config.simulator.documents, got {k}')
+        if noise is None and step is None and cfg.curriculum.kind != 'constant':
+            raise ValueError(f'"step" or "noise" is missing: config.curriculum.kind = {cfg.curriculum.kind!r} needs it')
+        seed, step = cfg.seed if seed is None else seed, step or 0
+        if any(type(value) is not int or not 0 <= value < 2**32 for value in (seed, step)):
+            raise ValueError('"seed" and "step" must be whole numbers that are not negative')
+        if noise is None:
+            noise = noise_probability(cfg.curriculum, step, cfg.serve.steps, seed=seed)
+        if type(noise) not in (int, float) or not 0 <= noise <= 1:
+            raise ValueError('"noise" must be a probability in [0, 1]')
+        return Moment(seed, step, float(noise), k)
+
+    def advance(self):
+        with self._changed:
+            while self._waiting and self.busy < self._room:
+                job = self._waiting[0]
+                if job.over or not job.left:
+                    self._waiting.popleft()
+                    continue
+                if job.moment != self._moment:
+                    if self.busy:
+                        break
+                    cfg = dataclasses.replace(self._cfg.simulator, documents=job.moment.documents)
+                    self._moment, self._source = job.moment, self._open_source(cfg, job.moment)
+                query = job.left.popleft()
+                self._asked[query.handle] = job
+                self._source.submit(query)
+        for result in self._source.step() if self.busy else ():
+            self._asked.pop(result.query.handle).take(result.query.handle[1], result)
+
+
+def _each(told: dict, name: str, count: int, fits: Callable[[Any], bool], what: str) -> list:
+    """The values of a field of a request, one for every query, None if there is none."""
+    values = [None] * count if told.get(name) is None else told[name]
+    if not isinstance(values, list) or len(values) != count or not all(v is None or fits(v) for v in values):
+        raise ValueError(f'"{name}" must be a list of {what} or nulls, one for each of {count} queries')
+    return values
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def open_server(cfg: Config) -> 'Server':
+    """Loads the engine or the simulator, and binds the address.
+
+    Raises:
+      ValueError, OSError: one line says what is wrong and what to set.
+    """
+    passages = functools.cache(lambda: sources.load_passages(cfg.serve.corpus))
+    engine = lambda: BM25.open(passages(), cfg.serve.index) if cfg.serve.index else BM25(passages())  # noqa: E731
+    if cfg.simulator.kind == 'engine':
+        return Server(cfg.serve, engine().search)
+    preflight.check(cfg.mesh, {}, simulator=cfg.simulator, endpoint=cfg.endpoint)
+    if cfg.simulator.kind == 'oracle':
+        oracle = Oracle(engine().search, passages())
+
+        def source(size: SimulatorConfig, at: Moment) -> SearchSource:
+            return oracle_search(oracle, lambda query: draw_labels(query, size, at[:2], at.noise))
+
+        return Server(cfg.serve, worker=Simulated(cfg, source, MOST_QUERIES))
+    simulator = dataclasses.replace(cfg.simulator, slots=cfg.simulator.slots or cfg.serve.slots)
+    mesh = sharding.make_mesh(cfg.mesh)
+    writer = open_writer(simulator, cfg.endpoint, mesh=mesh, decode_steps=DECODE_STEPS, log=Journal())
+    source = lambda size, at: SimulatedSearch(writer, size, seed=at.seed, step=at.step, noise=at.noise)  # noqa: E731
+    room = writer.engine.slots if simulator.kind == 'model' else MOST_QUERIES
+    return Server(cfg.serve, worker=Simulated(cfg, source, room))
+
+
+# ---------------------------------------------------------------- the protocol
+
+
+class Server(server.Server):
+    """Serves `search`, which takes (queries, k) and returns documents, or the worker's simulator."""
+
+    def __init__(self, cfg: ServeConfig, search: Callable | None = None, worker: Simulated | None = None):
+        super().__init__(cfg, Handler, worker)
+        self.search = search
 
     @property
     def url(self) -> str:
-        return f'http://{self.cfg.host}:{self.server_port}/retrieve'
-
-    def process_request(self, request, client_address):
-        self._free.acquire()
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request, client_address):
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request, client_address):
-        if not isinstance(sys.exception(), OSError):  # such a client has gone
-            super().handle_error(request, client_address)
+        return f'{super().url}/retrieve'
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(server.Handler):
     server: Server
-    protocol_version = 'HTTP/1.1'
-    timeout = TIMEOUT_S  # of one read, and of a whole reply
 
-    def handle_one_request(self):
-        self._arriving = threading.Timer(self.timeout, self._hang_up)
-        self._arriving.daemon = True
-        self._arriving.start()
-        try:
-            super().handle_one_request()
-        finally:
-            self._arriving.cancel()
-
-    def _hang_up(self):
-        with contextlib.suppress(OSError):  # it may have gone
-            self.connection.shutdown(socket.SHUT_RD)
-
-    def do_POST(self):
-        try:
-            if self.path != '/retrieve':
-                self.close_connection = True  # its body is not read
-                raise LookupError(f'there is no {self.path}; POST to /retrieve')
-            queries, k, scores = self._request()
+    def answer(self, method: str, path: str, parameters: str = ''):
+        if (method, path) != ('POST', '/retrieve'):
+            raise self.no_such('POST to /retrieve')
+        told = _parameters(parameters) | self.body()
+        queries, k, scores = self._request(told)
+        reply: dict[str, Any] = {}
+        if self.server.search:
             found = self.server.search(queries, k)
-            self._reply(200, {'result': [[_shown(document, scores) for document in each] for each in found]})
-        except LookupError as error:
-            self._reply(404, {'detail': str(error)})
-        except ValueError as error:
-            self._reply(422, {'detail': str(error)})
+        else:
+            results = self._simulated(told, queries, k)
+            found = [[_written(text) for text in result.documents] for result in results]
+            reply = {'failures': [result.failure for result in results]}
+        self.reply(200, {'result': [[_shown(document, scores) for document in each] for each in found]} | reply)
 
-    def _request(self) -> tuple[list[str], int, bool]:
-        size = self.headers.get('Content-Length', '')
-        if not size.isdecimal() or len(size) > 9 or int(size) > LONGEST_REQUEST:
-            self.close_connection = True  # what follows is not read
-            raise ValueError(f'a request needs a Content-Length of at most {LONGEST_REQUEST} bytes')
+    def _simulated(self, told: dict, queries: list[str], k: int) -> list[Result]:
+        worker = self.server.worker
+        job = worker.job(told, queries, k)
+        if not queries:
+            return []
+        with contextlib.closing(self.follow(worker.submit(job))) as pieces:
+            results = next(pieces)
+        failed = [result for result in results if result.failure]
         try:
-            body = settings.parse_json(self.rfile.read(int(size)))
-        except ValueError as error:
-            raise ValueError('the request is not JSON') from error
-        self._arriving.cancel()
-        queries = body.get('queries') if isinstance(body, dict) else None
+            refuse_outage('searches of the simulator', failed, len(results))
+        except OutsideFailed as error:
+            raise server.Refused(502, str(error)) from error
+        if failed:
+            progress.log(f'{len(failed)} of {len(results)} searches failed, one of them: {failed[0].failure}')
+        return results
+
+    def _request(self, body: dict) -> tuple[list[str], int, bool]:
+        queries = body.get('queries')
         if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
             raise ValueError('"queries" must be a list of texts')
         k = self.server.cfg.documents if body.get('topk') is None else body['topk']
@@ -135,16 +270,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise ValueError(f'"queries" times "topk" may be {MOST_DOCUMENTS} at most, got {len(queries)} x {k}')
         return queries, k, bool(body.get('return_scores', False))
 
-    def _reply(self, status: int, body: dict):
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header('Content-Type', 'application/json')
-        self.send_header('Content-Length', str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+    def told(self, status: int, why: str) -> dict:
+        return {'detail': why}
 
-    def log_message(self, *_):
-        """Requests are not shown."""
+
+def _parameters(text: str) -> dict:
+    """The numbers in the address of a request, for clients that cannot send other fields."""
+    given = urllib.parse.parse_qs(text)
+    return {name: settings.parse_json(given[name][0]) for name in ('seed', 'step', 'noise') if name in given}
+
+
+def _written(text: str) -> Document:
+    return Document('', text, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def _shown(document: Document, score: bool) -> dict:

@@ -1,12 +1,12 @@
-"""A run as one HTML file that opens from disk: its curves, and every trajectory that it wrote.
+"""Writes a run as one HTML file: its curves, and every trajectory that it wrote.
 
     config.json, summary.json, metrics.jsonl ----------> facts  --.
-    trajectories.jsonl, evaluation/, results.jsonl --+-> index  --+-- view.html --> WORKDIR/view.html
+    trajectories.jsonl, evaluation/, results.jsonl --+-> index  --+-- view.html --> WORKDIR/index.html
                                                      '-> bodies --'
 
-The index has what the list shows of each trajectory. What only the page of one trajectory shows is in the bodies,
-packed some dozens together, which the browser unpacks when one of them is opened. The page takes nothing from outside,
-and its content security policy admits its own script alone; all text is set as text.
+The index has the columns of the list of trajectories. The rest of each trajectory is in the bodies, compressed a few
+dozen at a time, which the browser unpacks when one of them is opened. The page makes no requests, and its content
+security policy allows only its own script; all text is inserted as text.
 """
 
 import base64
@@ -31,32 +31,37 @@ PANELS = (
     curves.Panel('Largest gap, engine to trainer', ('loss/logprob_gap_max',), 'nats'),
     curves.Panel('Groups without variance', ('rollout/zero_variance_groups',), 'share of groups'),
 )
-# of a row of the index, in this order; source and group are numbers
+# columns of a row of the index, in this order; source and group are numbers
 COLUMNS = (
     *('source', 'group', 'step', 'id', 'sample', 'question', 'answer', 'status'),
     *('score', 'em', 'f1', 'advantage', 'searches', 'noisy', 'tokens'),
 )
 BODY = ('golden_answers', 'searches', 'segments')
-TOGETHER = 32  # bodies
+TOGETHER = 32  # bodies that are compressed together
 
 
-def write(workdir: pathlib.Path, step: int | None = None) -> pathlib.Path:
-    """Writes WORKDIR/view.html; returns its path.
+def write(workdir: pathlib.Path, step: int | None = None, beside: Sequence[pathlib.Path] = ()) -> pathlib.Path:
+    """Writes WORKDIR/index.html; returns its path.
 
     Args:
-      workdir: of a run, under way or done.
-      step: the last one that is shown; None: all that are there.
+      workdir: of a run, running or finished.
+      step: the last step that is shown; None: all steps.
+      beside: other runs whose curves are shown too.
 
     Raises:
-      FileNotFoundError: there is no run.
-      ValueError: a row is not what a run writes.
+      FileNotFoundError: there is no run, or one in `beside` has no curves.
+      ValueError: a row is not one that a run writes.
     """
     sources = {
         name: rows for name, found in _sources(workdir).items() if (rows := [row for row in found if _shown(row, step)])
     }
-    written = [row for row in _read(workdir / 'metrics.jsonl') if _shown(row, step)]
-    series = {key: points for key, points in curves.series_of(written).items() if key != 'step'}
-    config = settings.parse_json(settings.to_json(_json(workdir / 'config.json')))  # an old one may hold keys
+    written, series = _measured(workdir, step)
+    others = [(str(other), _measured(other, step)[1]) for other in beside]
+    if missing := [name for name, found in others if not found]:
+        raise FileNotFoundError(
+            f'{missing[0]} has no curves: nothing in metrics.jsonl; give the --workdir of a training'
+        )
+    config = settings.parse_json(settings.to_json(_json(workdir / 'config.json')))  # an old file may contain keys
     summary = _json(workdir / 'summary.json') if step is None else {}
     if not sources and not series:
         raise FileNotFoundError(
@@ -71,19 +76,20 @@ def write(workdir: pathlib.Path, step: int | None = None) -> pathlib.Path:
         'config': config,
         'panels': _panels(series),
         'series': series,
+        'beside': others,
         'evaluations': [_scores(name, found) for name, found in sources.items() if name != 'training'],
         'sources': [*sources],
         'columns': COLUMNS,
         'rows': _index(sources),
         'together': TOGETHER,
     }
-    path = workdir / 'view.html'
+    path = workdir / 'index.html'
     path.write_text(page(facts, rows), 'utf-8', 'replace', newline='\n')
     return path
 
 
 def page(facts: dict, rows: Sequence[dict]) -> str:
-    """The HTML of a run: what its overview and list show, and the trajectories that the list is of."""
+    """The HTML of a run, from the facts of its overview and the rows of its trajectories."""
     template = pathlib.Path(__file__).with_name('view.html').read_text('utf-8')
     script, style = (re.search(f'<{tag}>(.*?)</{tag}>', template, re.DOTALL)[1] for tag in ('script', 'style'))
     bodies = [rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
@@ -102,7 +108,7 @@ def _hash(text: str) -> str:
 
 
 def _dumps(value) -> str:
-    """JSON that may stand in a script element: ASCII, and nothing in it can end the element or begin a comment."""
+    """JSON for a script element: ASCII, without anything that could end the element or begin a comment."""
     return json.dumps(jsonl.as_json(value), allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
 
 
@@ -122,12 +128,18 @@ def _shown(row: dict, step: int | None) -> bool:
     return step is None or row.get('step', 0) <= step
 
 
+def _measured(workdir: pathlib.Path, step: int | None) -> tuple[list[dict], dict]:
+    """Rows of metrics.jsonl, and the curves that they make."""
+    rows = [row for row in _read(workdir / 'metrics.jsonl') if _shown(row, step)]
+    return rows, {key: points for key, points in curves.series_of(rows).items() if key != 'step'}
+
+
 def _json(path: pathlib.Path) -> dict:
     return settings.read_json(path) if path.is_file() else {}
 
 
 def _sources(workdir: pathlib.Path) -> dict[str, list[dict]]:
-    """Trajectories by where they come from: training, an evaluation of it, or a method and its question set."""
+    """Trajectories by source: the training, one of its evaluations, or a method with a question set."""
     sources = {'training': _read(workdir / 'trajectories.jsonl')}
     for number, found in report.evaluations(workdir).items():
         sources[f'evaluation after step {number}'] = found
@@ -142,9 +154,9 @@ def _sources(workdir: pathlib.Path) -> dict[str, list[dict]]:
 
 
 def _index(sources: dict[str, list[dict]]) -> list[list]:
-    """What the list shows of every trajectory, see COLUMNS.
+    """The row of every trajectory in the list, see COLUMNS.
 
-    A group is what is worth reading side by side: in training the samples of a question, else its answers after
+    Trajectories of one group are shown side by side: in training the samples of a question, else its answers after
     several steps or by several methods.
     """
     groups: dict[tuple, int] = {}
@@ -173,7 +185,7 @@ def _panels(series: dict) -> list[dict]:
 
 
 def _scores(name: str, rows: list[dict]) -> list:
-    """A row of the table of evaluations: its name, questions, mean scores, searches, and how many failed."""
+    """A row of the table of evaluations: name, questions, mean scores, searches, and number of failed questions."""
     valid = counted(rows)
     means = [float(np.mean([row[key] for row in valid])) if valid else None for key in METRICS]
     return [name, len(valid), *means, _searches(valid), len(rows) - len(valid)]
@@ -184,7 +196,7 @@ def _searches(rows: list[dict]) -> float | None:
 
 
 def _about(config: dict, written: Sequence[dict]) -> str:
-    """What the run is, and how much of it this is where that is not all, in a few words."""
+    """A short description of the run, which says how much of it is shown if that is not all."""
     named = [config.get('policy', {}).get('model'), config.get('rl', {}).get('algorithm')]
     simulator = config.get('simulator', {}).get('kind')
     seed = f'seed {config["seed"]}' if 'seed' in config else None
@@ -195,7 +207,7 @@ def _about(config: dict, written: Sequence[dict]) -> str:
 
 
 def _headline(summary: dict, series: dict) -> list[list[str]]:
-    """The few numbers at the top: label, value, note."""
+    """The numbers at the top of the page: label, value, note."""
     tiles = []
     if reward := [(step, value) for step, value in series.get('reward/mean', []) if np.isfinite(value)]:
         tiles.append(['steps', str(reward[-1][0]), ''])

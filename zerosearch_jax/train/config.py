@@ -1,4 +1,4 @@
-"""The configuration of reinforcement learning: one frozen dataclass a section, checked before anything is loaded."""
+"""The configuration of reinforcement learning: one frozen dataclass for each section, checked first."""
 
 import dataclasses
 import pathlib
@@ -27,11 +27,13 @@ class DataConfig:
     """Sources of questions and passages, see data/sources.py; 'world' is the built-in one."""
 
     train: str = 'world'  # questions of training
-    folds: tuple[int, ...] = ()  # of ten, by a hash of their ids, in which `train` is taken; (): all
-    test: str = 'world'  # held-out questions, of evaluations
+    folds: tuple[int, ...] = ()  # which tenths of `train` are used, by a hash of the questions' ids; (): all
+    first_hops: int = 0  # the least hops of a question in the first steps: chains before the rest; 0: all questions
+    first_steps: int = 0  # number of these first steps
+    test: str = 'world'  # held-out questions, for evaluations
     corpus: str = 'world'  # passages of the engine 'bm25' and of the simulator 'oracle'
-    unscorable: rows.Choice = 'skip'  # questions none of whose answers is more than punctuation and articles
-    too_long: rows.Choice = 'refuse'  # questions whose prompt is longer than rollout.prompt_tokens
+    unscorable: rows.Choice = 'skip'  # what to do with questions whose answers are only punctuation and articles
+    too_long: rows.Choice = 'refuse'  # what to do with questions whose prompt is longer than rollout.prompt_tokens
 
     def __post_init__(self):
         if unknown := set(self.folds) - set(range(rows.FOLDS)):
@@ -40,12 +42,12 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(TrackersConfig):
-    """What is written, and how often, in steps."""
+    """What a run writes, and how often, in steps."""
 
     checkpoint_every: int = 1
-    keep_every: int = 0  # checkpoints of every so many steps are kept beside the newest two; 0: none of them
+    keep_every: int = 0  # checkpoints of every `keep_every`-th step are kept besides the newest two; 0: only those two
     trajectories_every: int = 1
-    trajectories: int = 8  # written each time
+    trajectories: int = 8  # trajectories that are written for a step
 
     def __post_init__(self):
         settings.require_positive(self, 'checkpoint_every', 'trajectories_every')
@@ -59,12 +61,12 @@ class RunConfig(TrackersConfig):
 class EvaluationConfig:
     """Which held-out questions are asked, when, and with which engine."""
 
-    questions: int = 64  # those with the lowest hash of their id; 0: no evaluation
+    questions: int = 64  # number of questions, those with the lowest hash of their id; 0: no evaluation
     before: bool = True  # also evaluate before training
-    every: int = 0  # also evaluate after every so many steps; 0: only before and after training
-    documents: int = 3  # documents a search of the real engine
+    every: int = 0  # also evaluate after every `every` steps; 0: only before and after training
+    documents: int = 3  # documents of a search with the real engine
     temperature: float = 0.0  # 0: greedy; the published system samples at 1 (defect D5)
-    whole_batches_of: int = 1  # questions beyond the last whole batch are left out, as there (of 64; defect D6)
+    whole_batches_of: int = 1  # leave out questions beyond the last whole batch of this size (published: 64; D6)
 
     def __post_init__(self):
         settings.require_positive(self, 'documents', 'whole_batches_of')
@@ -72,14 +74,14 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The whole configuration, one frozen dataclass a section."""
+    """The whole configuration, one frozen dataclass for each section."""
 
     seed: int
     mesh: tuple[int, int, int]
     policy: PolicyConfig
     simulator: SimulatorConfig
     endpoint: EndpointConfig
-    engine: EngineConfig  # the real one
+    engine: EngineConfig  # the real search engine
     data: DataConfig
     curriculum: Curriculum
     rollout: RolloutConfig
@@ -119,18 +121,28 @@ class Config:
             )
 
 
+def with_copy(cfg: Config) -> Config:
+    """`cfg` in which a frozen copy of the policy, as simulator, is the model of ours that it is."""
+    policy, simulator = cfg.policy, cfg.simulator
+    if simulator.kind != 'self' or simulator.live:
+        return cfg
+    weights = {'model': policy.model, 'adapter': policy.adapter, 'dtype': policy.dtype}
+    return dataclasses.replace(cfg, simulator=dataclasses.replace(simulator, kind='model', **weights))
+
+
 def share_base(cfg: Config) -> bool:
-    """Whether policy and simulator are adapters of one base, sampled in the same way: one engine serves both."""
+    """Whether one engine serves policy and simulator: the same weights, or adapters of one base sampled alike."""
     policy, simulator = cfg.policy, cfg.simulator
     same = simulator.model == policy.model and simulator.dtype == policy.dtype and simulator.weights == 'as_loaded'
-    return simulator.kind == 'model' and policy.lora_rank > 0 and same and cfg.rollout.top_p == 1
+    adapters = simulator.kind == 'model' and policy.lora_rank > 0 and same and cfg.rollout.top_p == 1
+    return adapters or simulator.kind == 'self'
 
 
 def check_steps(cfg: Config, workdir: pathlib.Path):
-    """Checks that the steps which the run in `workdir` has made would be the same with this many in all.
+    """Checks that the completed steps of the run in `workdir` would be the same with cfg.rl.steps.
 
     Raises:
-      ValueError: the learning rate or the curriculum of one of them depends on it.
+      ValueError: the learning rate or the curriculum of one of them depends on the number of steps.
     """
     done = max(complete_steps(workdir / 'checkpoints'), default=0)
     before = settings.read_json(workdir / 'config.json').get('rl', {}).get('steps', RLConfig.steps) if done else 0
@@ -146,9 +158,10 @@ def check_steps(cfg: Config, workdir: pathlib.Path):
         schedules[f"config.curriculum.kind = '{cfg.curriculum.kind}'"] = noise[0] == noise[1]
     if bent := [name for name, same in schedules.items() if not same]:
         raise ValueError(
-            f'{workdir}: {done} steps are done, and with config.rl.steps = {cfg.rl.steps} (it was {before}) they would '
-            f'have been others: {" and ".join(bent)} stretches over all steps; keep {before}, or start another run '
-            f'from this one (--config.policy.{"adapter" if cfg.policy.lora_rank else "model"}={workdir})'
+            f'{workdir}: {done} steps are done, and they would have been different with config.rl.steps = '
+            f'{cfg.rl.steps} (it was {before}), because {" and ".join(bent)} stretches over all steps; keep {before}, '
+            'or start another run from this one '
+            f'(--config.policy.{"adapter" if cfg.policy.lora_rank else "model"}={workdir})'
         )
 
 

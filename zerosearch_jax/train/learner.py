@@ -1,8 +1,8 @@
 """The learner: from trajectories and their rewards to updated weights, by any of the algorithms.
 
-    trajectories --flatten, weigh--> sequences --pack--> batch --score, values--> advantages a token --> updates
+    trajectories --flatten, weigh--> sequences --pack--> batch --score, values--> advantages of tokens --> updates
 
-Everything is computed once for all trajectories; mini-batches then take their part of it.
+Everything is computed once for all trajectories; mini-batches are parts of it.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ MICRO = 64  # trajectories of the published system's micro-batch
 
 
 class Learned(NamedTuple):
-    """What came of a step: metrics, {} where nothing was left to train on; and of each of its N trajectories ..."""
+    """The results of a step: metrics, {} if nothing was left to train on; and for each of its N trajectories ..."""
 
     metrics: dict[str, float]
-    advantages: np.ndarray  # ... the mean advantage of its tokens [N], 0 where it was not trained on
-    # ... of each sampled token the trainer's log-prob less the engine's, before the update
+    advantages: np.ndarray  # ... the mean advantage of its tokens [N], 0 if it was not trained on
+    # ... the trainer's log-prob of each sampled token minus the engine's, before the update
     gaps: list[np.ndarray | None]
 
 
@@ -42,10 +42,10 @@ class Learner:
     """Owns the policy's training state, the reference and the critic, and the programs that update them.
 
     Args:
-      cfg: of the run; the budgets of config.rollout say in which shapes trajectories are packed.
+      cfg: of the run; the budgets of config.rollout determine the shapes into which trajectories are packed.
       model: the policy's model.
-      trainable: its weights; taken over (donated).
-      mesh: where they are.
+      trainable: its weights, which are donated.
+      mesh: of the weights.
     """
 
     def __init__(self, cfg: Config, model: Model, trainable: Trainable, mesh: jax.sharding.Mesh):
@@ -54,15 +54,14 @@ class Learner:
         self.frozen, self._model_cfg, self._temperature = trainable.frozen, model.cfg, rollout.temperature
         self._trajectories = rollout.questions * rollout.group
         updates = -(-self._trajectories // (rl.minibatch or self._trajectories))
-        self._minibatch = -(-self._trajectories // updates)  # as even as can be: none of a few trajectories
+        self._minibatch = -(-self._trajectories // updates)  # parts of even size, so that none is small
         self._longest = rollout.prompt_tokens + rollout.response_tokens
         algorithm = algorithms.find_algorithm(rl.algorithm)
-        self._advantage = algorithm.advantage
         self.aggregate = rl.aggregate or algorithm.aggregate
         self.attention = attention.choose(model.cfg, cfg.policy.dtype, mesh, rl.row_length)
         self._compute = losses.Compute(cfg.policy.dtype, rl.remats[0], rl.chunk, self.attention.name)
-        # the reference is the initial policy; a copy, because the state's buffers are donated, and in the dtype that
-        # it is computed in
+        # the reference is a copy of the initial policy, because the state's buffers are donated, in the dtype of its
+        # computation
         dtype = cfg.policy.dtype
         self._reference = jax.tree.map(lambda x: jnp.array(x, dtype), trainable.params) if rl.kl else None
         denominators = {'budget': self._minibatch * rollout.response_tokens, 'micro': -(-self._minibatch // MICRO)}
@@ -101,7 +100,7 @@ class Learner:
         return params
 
     def _open_programs(self, fit: Fit):
-        """Takes the programs of this fit, which compile when they are first called."""
+        """Creates the programs of this fit, which compile when they are first called."""
         self._fit, self._settled = fit, True
         self._compute = dataclasses.replace(self._compute, remat=fit.remat)
         self._update = self._make_update(self._compute)
@@ -111,22 +110,22 @@ class Learner:
 
     @property
     def fit(self) -> Fit | None:
-        """How updates fit into memory; None: the first one will find out."""
+        """The settings with which updates fit into memory; None: the first update will find them."""
         return self._fit if self._settled else None
 
     @property
     def place(self) -> str:
-        """Mesh and devices: a fit is of these."""
+        """Mesh and devices, on which a fit depends."""
         return f'{"x".join(map(str, self.mesh.devices.shape))} {self.mesh.devices.flat[0].device_kind}'
 
     def resume(self, fit: Sequence | None):
-        """Takes the fit that a run had, where the configuration leaves it open: another one rounds otherwise."""
+        """Sets the fit of a resumed run, if the configuration leaves it open: another fit rounds differently."""
         if fit:
             remat = fit[0] if self.rl.remat == 'auto' else self.rl.remat
             self._open_programs(Fit(remat, self.rl.rows_per_micro or fit[1]))
 
     def _settle(self):
-        """Chooses what config.rl leaves open by the memory that is free now that all else of a step is loaded."""
+        """Chooses `remat` and `rows_per_micro`, if config.rl leaves them open, by the memory that is free now."""
         free = int(0.95 * sharding.from_first_process(free_bytes(self.mesh)))  # allocators waste some
         most = -(-self._minibatch // (self.rl.row_length // self._longest))
         need = fit_memory(self._compile, free, self.rl.remats, self._fit.rows, self.rl.rows_per_micro or most)
@@ -134,7 +133,7 @@ class Learner:
         progress.log(f'{said}: an update takes {need / 2**30:.1f} of {free / 2**30:.1f} GiB that are free')
 
     def _compile(self, fit: Fit) -> int:
-        """Compiles the policy's update; the bytes that it needs, too many where a TPU's compiler refuses it."""
+        """Compiles the policy's update; returns the bytes that it needs, too many if a TPU's compiler refuses it."""
         self._open_programs(fit)
         batch, _ = self._pack([], self._minibatch)
         try:
@@ -146,7 +145,7 @@ class Learner:
         return own_bytes(self._update)
 
     def prepare(self):
-        """Compiles what a step runs, before the first one; all that lies beside it in memory should be loaded."""
+        """Compiles the programs of a step before the first one; call it when all else in memory is loaded."""
         with jax.set_mesh(self.mesh):
             if self._settled:
                 self._compile(self._fit)
@@ -169,21 +168,22 @@ class Learner:
         self,
         step: int,
         episodes: Sequence[Sequence[Segment]],
-        rewards: np.ndarray,
+        rewards: Sequence[float | np.ndarray],
         groups: np.ndarray,
         valid: np.ndarray,
     ) -> Learned:
-        """Updates on trajectories; where nothing is left to train on, nothing changes.
+        """Updates on trajectories; if nothing is left to train on, nothing changes.
 
         Args:
           step: from 1; schedules follow it.
           episodes: segments of each trajectory.
-          rewards: float [N].
+          rewards: for each trajectory one number, or one for each turn.
           groups: int [N], the question of each.
-          valid: bool [N]; those that the outside failed are not trained on.
+          valid: bool [N]; trajectories with a failed search are not trained on.
         """
+        totals = np.array([np.sum(reward) for reward in rewards])
         if self.rl.drop_zero_variance:
-            valid = valid & ~zero_variance(rewards, groups, valid)
+            valid = valid & ~zero_variance(totals, groups, valid)
         trained = np.flatnonzero(valid)
         learned = Learned({}, np.zeros(len(rewards), np.float32), [None] * len(rewards))
         if not len(trained):
@@ -196,17 +196,13 @@ class Learner:
             sequences, importance, gap = self._recomputed(sampled)
             reference = self._reference_logprobs(sequences)
             penalties, divergence = credit.k1_penalties(self.rl, sequences, reference)
-            targets = None
-            if self._advantage is None:
+            earned, targets = [credit.earned(self.rl, episodes[i], rewards[i]) for i in trained], None
+            if self.rl.has_critic:
                 over = [flatten(episodes[i], observations=self.critic_cfg.over_observations) for i in trained]
-                advantages, targets = self._critic_advantages(over, rewards[trained], penalties)
-            elif self.rl.token_advantages:
-                pairs = zip(rewards[trained], penalties, strict=True)
-                advantages = whiten([reward - np.cumsum(penalty[::-1])[::-1] for reward, penalty in pairs])
+                token_rewards = [one.by_token(p) for one, p in zip(earned, penalties, strict=True)]
+                advantages, targets = self._critic_advantages(over, token_rewards)
             else:
-                shaped = rewards.astype(np.float64)
-                shaped[trained] -= [p.sum() for p in penalties]
-                advantages = self._advantage(shaped, groups, valid)[trained]
+                advantages = credit.estimate(self.rl, earned, totals, groups, valid, penalties)
             token_advantages = [credit.per_token(self.rl, s, a) for s, a in zip(sequences, advantages, strict=True)]
             weighed = [a * w for a, w in zip(token_advantages, importance, strict=True)]
             measured, logprobs = self._updates(step, sequences, weighed, reference, targets)
@@ -217,7 +213,7 @@ class Learner:
         return learned
 
     def _pack(self, sequences: Sequence[TokenSequence], trajectories: int) -> tuple[Batch, algorithms.TokenMap]:
-        """Packed in one shape for so many trajectories, whatever their number and lengths; and where each token is."""
+        """Packs sequences in the shape for `trajectories` trajectories, whatever their lengths, and maps tokens."""
         rl, token_map = self.rl, algorithms.TokenMap(sequences)
         rows = -(-trajectories // (rl.row_length // self._longest))
         batch = pack(
@@ -231,33 +227,33 @@ class Learner:
         return batch, token_map
 
     def _reference_logprobs(self, sequences: list[TokenSequence]) -> list[np.ndarray] | None:
-        """Of every weighted token, a sequence's in one array."""
+        """The reference's log-probs of every weighted token, one array for each sequence."""
         return None if self._reference is None else self._score(self._reference, sequences)
 
     def _score(self, params: dict, sequences: list[TokenSequence]) -> list[np.ndarray]:
-        """Log-probs of every weighted token, a sequence's in one array."""
+        """Log-probs of every weighted token, one array for each sequence."""
         batch, token_map = self._pack(sequences, self._trajectories)
         logprobs = score(params, self.frozen, batch, self._temperature, cfg=self._model_cfg, compute=self._compute)
         return token_map.gather(sharding.to_host(logprobs))
 
     def _recomputed(self, sequences: list[TokenSequence]):
-        """What the trainer's log-probs change: the old ones, what an advantage counts, the gap to the engine."""
-        if not self.rl.rescores:  # and importance is the loss's affair
+        """The effect of the trainer's log-probs: new old log-probs, importance weights, the gap to the engine."""
+        if not self.rl.rescores:  # the loss computes the importance weights
             return sequences, [1.0] * len(sequences), {}
         found, importance, largest, cap = [], [], 0.0, self.rl.importance_cap
         for sequence, own in zip(sequences, self._score(self.state['policy'].params, sequences), strict=True):
             old, active = sequence.logprobs.copy(), sequence.weights > 0
-            gap = np.nan_to_num(own - old[active])  # none at tokens that nobody sampled
+            gap = np.nan_to_num(own - old[active])  # 0 at tokens that were not sampled
             old[active] = np.where(np.isnan(old[active]), np.nan, own)
             found.append(dataclasses.replace(sequence, logprobs=old))
             importance.append(np.minimum(np.exp(gap), cap) if cap else 1.0)
             largest = max(largest, float(np.abs(gap).max(initial=0.0)))
         return found, importance, {'logprob_gap_max': largest}
 
-    def _critic_advantages(self, sequences: list[TokenSequence], rewards: np.ndarray, penalties: list[np.ndarray]):
-        """Advantages of the sampled tokens; and what the critic learns from: sequences, returns and old values.
+    def _critic_advantages(self, sequences: list[TokenSequence], rewards: list[np.ndarray]):
+        """Advantages of the sampled tokens, and the critic's training data: sequences, returns and old values.
 
-        The weighted tokens of `sequences` are those that advantages are estimated on.
+        Advantages are estimated on the weighted tokens of `sequences`.
         """
         cfg = self.critic_cfg
         batch, token_map = self._pack(sequences, self._trajectories)
@@ -266,10 +262,9 @@ class Learner:
         )
         values = token_map.gather(sharding.to_host(packed))
         advantages, returns = [], []
-        for sequence, value, reward, penalty in zip(sequences, values, rewards, penalties, strict=True):
+        for sequence, value, reward in zip(sequences, values, rewards, strict=True):
             token_rewards = np.zeros(len(value))
-            token_rewards[credit.sampled(sequence)] -= penalty
-            token_rewards[-1:] += reward
+            token_rewards[credit.sampled(sequence)] = reward
             one = gae(token_rewards, value, discount=cfg.discount, trace=cfg.trace)
             advantages.append(one[0])
             returns.append(one[1])
@@ -281,7 +276,7 @@ class Learner:
         return self._critic_frozen if self.critic_cfg.trunk == 'own' else self.policy_params
 
     def _updates(self, step: int, sequences, token_advantages, reference, targets):
-        """Metrics of all updates, and the log-probs that the first one found, of the sequences that it was made on."""
+        """Metrics of all updates, and the log-probs from the first update, for its sequences."""
         measured: list[dict[str, float]] = []
         first: list[np.ndarray] = []
         updates = -(-len(sequences) // self._minibatch)
@@ -299,12 +294,12 @@ class Learner:
         return {name: _summary(name, [row[name] for row in measured]) for name in measured[-1]}, first
 
     def _before(self, role: str, step: int) -> state.TrainState:
-        """The state of a role before a step, of whose updates some may be done."""
+        """The state of a role, with the number of steps set to those before `step`."""
         steps_done = jax.device_put(np.int32(step - 1), self.shardings[role].step)
         return self.state[role].replace(step=steps_done)
 
     def _learn_policy(self, step: int, sequences, token_advantages, reference):
-        """One update: its metrics, and the weighted tokens' log-probs before it, a sequence's in one array."""
+        """Makes one update; returns its metrics, and the weighted tokens' log-probs before it, by sequence."""
         batch, token_map = self._pack(sequences, self._minibatch)
         padding = padding_share(batch)
         batch = batch.replace(advantages=token_map.scatter(token_advantages))
@@ -324,7 +319,7 @@ class Learner:
 
 
 def _loss_config(rl: RLConfig, ratio: str, denominator: float) -> losses.LossConfig:
-    """The policy loss of a run; the k1 estimator of the KL is taken off the reward, not added to the loss."""
+    """The policy loss of a run; the k1 estimator of the KL is subtracted from the reward, not added to the loss."""
     in_reward = rl.kl_estimator == 'k1'
     return losses.LossConfig(
         clip=rl.clip,
@@ -339,7 +334,7 @@ def _loss_config(rl: RLConfig, ratio: str, denominator: float) -> losses.LossCon
 
 
 def _explained(returns: np.ndarray, values: np.ndarray) -> float:
-    """1 - Var(returns - values) / Var(returns); 0 where the returns do not vary."""
+    """1 - Var(returns - values) / Var(returns); 0 if the returns do not vary."""
     variance = returns.var() if len(returns) else 0.0
     return float(1 - (returns - values).var() / variance) if variance > 1e-12 else 0.0
 

@@ -30,21 +30,21 @@ from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train.config import Config
 from zerosearch_jax.train.trainer import Trainer
 
-SHOWN = 2  # trajectories sent to the trackers, of those that are written
-# what an evaluation's result depends on, and a resumed run may change
+SHOWN = 2  # how many of the written trajectories are sent to the trackers
+# settings on which an evaluation's result depends, and which a resumed run may change
 ASKED_OTHERWISE = {f'evaluation.{name}' for name in ('questions', 'documents', 'temperature', 'whole_batches_of')}
-DRAWN_EVERY = 10  # steps after which the trackers are sent the curves
+DRAWN_EVERY = 10  # steps after which the curves are sent to the trackers
 
 
 @dataclasses.dataclass
 class Past:
-    """What curriculum and alarms look at; a checkpoint keeps it beside the state."""
+    """The history that curriculum and alarms need; it is in the checkpoint beside the state."""
 
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)  # watched metrics of every step so far
     fired: list[str] = dataclasses.field(default_factory=list)  # alarms that were reported
 
     def host_item(self, step: int, seed: int) -> dict:
-        """The JSON item of a checkpoint; 'rung' is what checkpoints have always called the fired alarms."""
+        """The JSON item of a checkpoint, in which the fired alarms are called 'rung'."""
         return {'step': step, 'seed': seed, 'history': [*self.history], 'rung': [*self.fired]}
 
     def noise(self, cfg: Config, step: int) -> float:
@@ -54,9 +54,9 @@ class Past:
 
 
 def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
-    """Runs, or resumes, the whole job in `workdir`; returns the summary that it also writes there.
+    """Runs or resumes the whole job in `workdir`; returns the summary, which is also written there.
 
-    None where SIGTERM came: the run is saved, and the same call continues it.
+    Returns None after SIGTERM: the run is saved, and the same call resumes it.
 
     Args:
       cfg: checked configuration.
@@ -80,9 +80,10 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
         return _train(cfg, workdir, config_json)
 
 
-def _check(cfg: Config, workdir: pathlib.Path):
-    """What can be known before anything is loaded."""
-    to_come = max(complete_steps(workdir / 'checkpoints'), default=0) < cfg.rl.steps
+def _check(cfg: Config, workdir: pathlib.Path) -> int:
+    """Checks what can be checked before anything is loaded; returns the last completed step."""
+    done = max(complete_steps(workdir / 'checkpoints'), default=0)
+    to_come = done < cfg.rl.steps
     searched = cfg.simulator.kind == 'engine' or (cfg.evaluation.questions and cfg.rollout.max_turns)
     preflight.check(
         cfg.mesh,
@@ -91,10 +92,23 @@ def _check(cfg: Config, workdir: pathlib.Path):
         simulator=cfg.simulator if to_come else None,
         endpoint=cfg.endpoint,
     )
+    return done
 
 
 def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
-    _check(cfg, workdir)
+    start = _check(cfg, workdir)
+    with progress.job(_work(cfg, cfg.rl.steps) + cfg.evaluation.questions, _work(cfg, start)) as job:
+        return _run(cfg, workdir, config_json, job)
+
+
+def _work(cfg: Config, step: int) -> int:
+    """The work done after a step, in episodes; an update takes about as long as the rollout of its episodes."""
+    every = cfg.evaluation.every
+    evaluations = cfg.evaluation.before + (step // every if every else 0) if step else 0
+    return evaluations * cfg.evaluation.questions + 2 * cfg.rollout.episodes * step
+
+
+def _run(cfg: Config, workdir: pathlib.Path, config_json: str, job: progress.Job) -> dict | None:
     trainer, past = Trainer(cfg, workdir), Past()
     main = jax.process_index() == 0
     with contextlib.closing(Checkpoints(workdir / 'checkpoints', keep_every=cfg.run.keep_every)) as checkpoints:
@@ -113,9 +127,9 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
                 trainer.learner.prepare()
             if _evaluated(cfg, start):
                 _evaluate_at(trainer, workdir, writer, start)
-            last, stopped = _loop(trainer, past, workdir, writer, checkpoints, start)
+            last, stopped = _loop(trainer, past, workdir, writer, checkpoints, start, job)
             if stopped:
-                progress.log(f'told to stop: saved after step {last}; run the same command again to continue')
+                progress.log(f'SIGTERM: saved after step {last}; run the same command again to continue')
             elif last:
                 params, adapter = trainer.learner.state['policy'].params, bool(cfg.policy.lora_rank)
                 export_weights(params, trainer.model, adapter, workdir, config_json)
@@ -139,10 +153,10 @@ def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> dict | None:
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:
-    """Puts the state after a step into the learner; returns what else the checkpoint holds."""
+    """Restores the state after a step into the learner; returns the rest of the checkpoint."""
     learner = trainer.learner
     abstract = jax.eval_shape(lambda: learner.state)
-    learner.state = None  # memory is for one
+    learner.state = None  # there is memory for one state
     learner.state, host = checkpoints.restore(step, abstract, learner.shardings)
     if host.get('fit_on', learner.place) == learner.place:
         learner.resume(host.get('fit'))
@@ -154,14 +168,16 @@ def _writer(cfg: Config, workdir: pathlib.Path, step: int) -> metrics.MetricWrit
     return metrics.open_writer(workdir, step, cfg.run, lambda: report.forget_evaluations_after(workdir, step))
 
 
-def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoints, start: int) -> tuple[int, bool]:
-    """Trains to the last step, to the alarm that stops the run, or to a SIGTERM.
+def _loop(
+    trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoints, start: int, job: progress.Job
+) -> tuple[int, bool]:
+    """Trains until the last step, an alarm that stops the run, or SIGTERM.
 
     Returns:
-      the last step done, and whether it was SIGTERM.
+      the last completed step, and whether SIGTERM ended it.
     """
     cfg, step, stopped = trainer.cfg, start, False
-    with preemption.Watch() as watch, progress.bar(cfg.rl.steps, 'training', 'step', leave=True, initial=start) as bar:
+    with preemption.Watch() as watch:
         while step < cfg.rl.steps and not stopped and not (cfg.alarms.stop and past.fired):
             step += 1
             measured, trajectories = train_step(trainer, step, past.noise(cfg, step))
@@ -172,15 +188,14 @@ def _loop(trainer: Trainer, past: Past, workdir, writer, checkpoints: Checkpoint
             last = step == cfg.rl.steps or (cfg.alarms.stop and bool(past.fired))
             stopped = watch.stop_requested() and not last
             if _evaluated(cfg, step) and not last and not stopped:
-                _evaluate_at(trainer, workdir, writer, step)  # before the save: a run killed here does the step again
+                _evaluate_at(trainer, workdir, writer, step)  # before the save: if killed here, the step is repeated
                 stopped = watch.stop_requested()
             if step % cfg.run.checkpoint_every == 0 or last or stopped:
                 host = past.host_item(step, cfg.seed) | {'fit': trainer.learner.fit, 'fit_on': trainer.learner.place}
                 checkpoints.save(step, trainer.learner.state, host)
-            bar.set_postfix_str(report.headline(measured))
-            bar.update()
-            if bar.disable:
-                progress.log(f'step {step}/{cfg.rl.steps}  {report.headline(measured)}')
+            job.reach(_work(cfg, step))
+            job.show(figures=f'reward {measured["reward/mean"]:.2f}  searches {measured["rollout/searches"]:.2f}')
+            progress.log(f'step {step}/{cfg.rl.steps}  {report.headline(measured)}')
     return step, stopped
 
 
@@ -194,16 +209,16 @@ def _write(writer: metrics.MetricWriter, cfg: Config, step: int, measured: dict,
 
 
 def _evaluated(cfg: Config, step: int) -> bool:
-    """Whether the weights after a step are evaluated on the way."""
+    """Whether the weights after a step are evaluated during the run."""
     if step == 0:
         return cfg.evaluation.before
     return bool(cfg.evaluation.every) and step % cfg.evaluation.every == 0
 
 
 def _sound_alarms(past: Past, workdir, cfg: Config, checkpoints: Checkpoints, step: int, measured: dict[str, float]):
-    """Reports every alarm once, and keeps the state before what made it fire, once there is one, in last_good/.
+    """Reports every alarm once, and keeps the state from before the first suspicious step, if any, in last_good/.
 
-    A step's rollouts show the weights of the step before, so the last good state is that of two steps before.
+    A step's rollouts show the weights after the step before, so the last good state is that of two steps before.
     """
     past.history.append({name: value for name, value in measured.items() if name in alarms.WATCHED})
     fresh = [name for name in alarms.fired_alarms(past.history, cfg.alarms) if name not in past.fired]
@@ -225,20 +240,22 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     tokens_before = trainer.generated_tokens
     kept, replaced, rounds = trainer.collect_dynamic(step, noise)
     collected = time.perf_counter()
-    trajectories, own = [*kept, *replaced], slice(len(kept))  # all count, and those that are kept are trained on
-    reward = np.array([trainer.score(t) for t in trajectories])
+    trajectories, own = [*kept, *replaced], slice(len(kept))  # all count in the metrics, and `kept` are trained on
+    turns = [trainer.score.by_turn(t) for t in trajectories]
+    reward = np.array([one.sum() for one in turns])
     groups = np.arange(len(trajectories)) // cfg.rollout.group
     valid = np.array([not t.failed for t in trajectories])
-    learned = trainer.learner.learn(step, [t.segments for t in kept], reward[own], groups[own], valid[own])
+    learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own])
     ended = time.perf_counter()
-    means = mean_scores([t for t in trajectories if not t.failed])  # what the outside failed says nothing of the policy
+    means = mean_scores([t for t in trajectories if not t.failed])  # failed searches say nothing of the policy
     searches = [s for t in trajectories for s in t.searches]
-    means['searches'] = len(searches) / len(trajectories)  # but that it searched
+    means['searches'] = len(searches) / len(trajectories)  # except that it searched
     tokens = sum(t.response_tokens for t in trajectories)
     measured = {
         'reward/mean': float(reward[valid].mean()),
         'reward/std': float(reward[valid].std()),
         **{f'reward/{name}': means.pop(name) for name in METRICS},
+        'reward/earlier_turns': _mean([one[:-1].sum() for one, counts in zip(turns, valid, strict=True) if counts]),
         **{f'rollout/{name}': value for name, value in means.items()},
         'rollout/noise': noise,
         'rollout/noisy_share': _mean([label for s in searches for label in s.labels]),
@@ -262,19 +279,27 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     if cfg.rollout.group > 1:
         measured['rollout/zero_variance_groups'] = advantages.zero_variance_share(reward, groups, valid)
     written = [
-        as_row(t, trainer.model.tokenizer, gaps, step=step, reward=float(r), advantage=float(a))
-        for t, r, a, gaps in zip(kept, reward[own], learned.advantages, learned.gaps, strict=True)
+        as_row(
+            t,
+            trainer.model.tokenizer,
+            gaps,
+            step=step,
+            reward=float(r.sum()),
+            turn_rewards=r.tolist(),
+            advantage=float(a),
+        )
+        for t, r, a, gaps in zip(kept, turns[own], learned.advantages, learned.gaps, strict=True)
     ]
     return measured, written
 
 
 def _mean(values: Sequence[float]) -> float:
-    """0 where there are none."""
+    """The mean, or 0 without values."""
     return float(np.mean(values)) if values else 0.0
 
 
 def _evaluate_at(trainer: Trainer, workdir: pathlib.Path, writer, step: int):
-    """Evaluates after a step; what is on disk is not asked again, unless the outside failed it."""
+    """Evaluates after a step; questions on disk are not asked again, unless their search failed."""
     if not trainer.test_questions:
         return
     path = report.evaluation_file(workdir, step)

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on demonstrations: the policy's warm start and the simulator, by the same code.
 
-Loss is on what the model is to write (actions, documents), never on prompts and observations. The result is a LoRA
-adapter, or a whole model, beside the checkpoints from which an interrupted run continues.
+The loss is on what the model should write (actions, documents), never on prompts and observations. The result is a LoRA
+adapter or a whole model, besides the checkpoints from which an interrupted run resumes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -38,29 +38,33 @@ from zerosearch_jax.train import demonstrations
 class DemosConfig:
     """Where demonstrations come from, and which of them are trained on."""
 
-    # 'world:policy', 'toy:policy': made of what is built in (train/demonstrations.py); for a simulator
-    # 'world:simulator', a file or hub:owner/name of requests and documents, or of recorded searches (data/pairs.py),
-    # several with commas between
+    # for a policy 'world:policy', 'toy:policy', 'toy_chains:policy', which are built in (train/demonstrations.py); for
+    # a simulator, separated by commas, 'world:simulator', files or hub:owner/name of requests and documents or recorded
+    # searches (data/pairs.py)
     source: str = 'world:policy'
-    corpus: str = ''  # the passages that recorded searches name
-    label: str = 'label'  # the field of recorded searches that says useful or noisy
-    # rows of the source that are trained on, by their field `fold`, or what is built in by a hash of its ids in ten ...
+    corpus: str = ''  # the passages of recorded searches
+    label: str = 'label'  # the field of recorded searches that is 'useful' or 'noisy'
+    # folds that are trained on, by the rows' field `fold`, or for built-in questions by a hash of their ids ...
     folds: tuple[int, ...] = ()
-    held_out_folds: tuple[int, ...] = ()  # ... and that are kept; (): the last ones of the same rows are
-    guesses: int = 0  # of a built-in policy: episodes that answer at once with others' answers, after each one
-    balance: bool = True  # as many useful as noisy ones
-    count: int = 256  # demonstrations trained on, 0: all; the steps go through them in a fresh order every epoch
+    held_out_folds: tuple[int, ...] = ()  # ... and that are held out; (): the last demonstrations of the same folds
+    guesses: int = 0  # for a policy: episodes after each one that answer at once with another question's answer
+    late_guesses: bool = False  # whether the second guess is made after one hop, the third after two
+    balance: bool = True  # as many useful as noisy demonstrations
+    fewest: int = 1  # documents that a search must have ...
+    query_words: float = 0.0  # ... and the share of its query's content words that they must hold
+    exchanged: float = 0.0  # share of useful searches with another one's answer (demonstrations.exchange_answers)
+    count: int = 256  # demonstrations that are trained on, 0: all; they are shuffled in every epoch
     held_out: int = 16  # demonstrations kept for the evaluation loss
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig:
-    """How long, and how the update is computed (fields as in config.rl)."""
+    """The length of the training, and how the update is computed (fields as in config.rl)."""
 
     steps: int = 16  # updates
-    batch: int = 8  # demonstrations a step
+    batch: int = 8  # demonstrations in a step
     evaluate_every: int = 8  # steps between held-out losses
-    patience: int = 0  # evaluations without a new lowest held-out loss after which it stops; 0: never
+    patience: int = 0  # early stopping after this many evaluations without a new lowest held-out loss; 0: never
     checkpoint_every: int = 1
     wandb: str = ''  # as config.run.wandb
     row_length: int = 1024
@@ -74,7 +78,7 @@ class SFTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The whole configuration, one frozen dataclass a section."""
+    """The whole configuration, one frozen dataclass for each section."""
 
     seed: int
     mesh: tuple[int, int, int]
@@ -93,7 +97,7 @@ parse = functools.partial(settings.build, Config)
 
 
 def load_demonstrations(cfg: Config, model: pretrained.Model) -> tuple[list[TokenSequence], list[TokenSequence]]:
-    """Those that are trained on, and those kept for the evaluation loss."""
+    """The demonstrations that are trained on, and the held-out ones."""
     name, _, role = cfg.demos.source.partition(':')
     if name in rows.BUILT_IN and role == 'policy':
         examples, held_out = _episodes(cfg, model)
@@ -119,7 +123,7 @@ def _drop_long(made: Sequence[list[Segment]], row_length: int) -> list[TokenSequ
 
 
 def _episodes(cfg: Config, model: pretrained.Model) -> tuple[list, list]:
-    """A policy's, of built-in questions."""
+    """Demonstrations for a policy, from built-in questions."""
     if cfg.demos.held_out_folds:
         raise ValueError('config.demos.held_out_folds is for a simulator; of episodes the last held_out are kept')
     name = cfg.demos.source.partition(':')[0]
@@ -132,23 +136,20 @@ def _episodes(cfg: Config, model: pretrained.Model) -> tuple[list, list]:
         count=cfg.demos.count and cfg.demos.count + cfg.demos.held_out,
         seed=cfg.seed,
         guesses=cfg.demos.guesses,
+        late=cfg.demos.late_guesses,
     )
     end = cfg.demos.count or _train_count(len(made), cfg)
     return made[:end], made[end:]
 
 
 def _read(cfg: Config, control: Sequence[str] = ()) -> tuple[list, list]:
-    """Searches and pairs to train a simulator on, and those kept; no pair may hold a token of `control`."""
+    """Searches and pairs for training a simulator, and held-out ones; no pair may hold a token of `control`."""
     corpus = {p.id: p for p in sources.load_passages(cfg.demos.corpus)} if cfg.demos.corpus else {}
+    read = functools.partial(pairs.load_pairs, corpus=corpus, label=cfg.demos.label, control=control)
 
     def load(folds: tuple[int, ...]) -> list:
-        made: list = []
-        for source in map(str.strip, cfg.demos.source.split(',')):
-            if source.partition(':')[0] in rows.BUILT_IN:
-                made += _built_in_searches(cfg, source, folds)
-            else:
-                found = pairs.load_pairs(source, corpus=corpus, label=cfg.demos.label, folds=folds, control=control)
-                made += _cut(cfg, found)
+        listed = map(str.strip, cfg.demos.source.split(','))
+        made = [item for source in listed for item in _searches(cfg, source, folds, read)]
         if cfg.demos.balance:
             return demonstrations.balanced(made, cfg.seed)
         return [made[i] for i in rows.permutation(len(made), cfg.seed, 0)]
@@ -162,24 +163,28 @@ def _read(cfg: Config, control: Sequence[str] = ()) -> tuple[list, list]:
     return examples[: cfg.demos.count or None], held_out
 
 
-def _built_in_searches(cfg: Config, source: str, folds: tuple[int, ...]) -> list[pairs.RecordedSearch]:
+def _searches(cfg: Config, source: str, folds: tuple[int, ...], read: Callable) -> list:
+    """Searches of one source as they are trained on, and its pairs."""
     name, _, role = source.partition(':')
-    if role != 'simulator':
+    size = {'documents': cfg.simulator.documents, 'seed': cfg.seed}
+    if name not in rows.BUILT_IN:
+        found = read(source, folds=folds)
+        made = demonstrations.recorded_searches(found, words=cfg.simulator.words, **size)
+        why = 'too few documents of which their label is true (useful: all hold one answer, noisy: none holds any)'
+        _say_left_out(source, found, made, why)
+    elif role == 'simulator':
+        made = demonstrations.world_searches(name, folds, **size)
+    else:
         raise ValueError(f'config.demos.source = {source!r}: there are {name}:policy, alone, and {name}:simulator')
-    questions = rows.in_folds(sources.load_questions(name, 'train'), folds)
-    search = BM25(sources.load_passages(name)).search
-    return demonstrations.world_searches(questions, search, documents=cfg.simulator.documents, seed=cfg.seed)
+    fewest, share = cfg.demos.fewest, cfg.demos.query_words
+    chosen = demonstrations.chosen_searches(made, fewest=fewest, query_words=share)
+    _say_left_out(source, made, chosen, f'fewer than {fewest} documents, or fewer words of the query than {share:.0%}')
+    return demonstrations.exchange_answers(chosen, cfg.demos.exchanged, cfg.seed)
 
 
-def _cut(cfg: Config, found: list) -> list:
-    limits = {'documents': cfg.simulator.documents, 'words': cfg.simulator.words}
-    made = demonstrations.recorded_searches(found, **limits, seed=cfg.seed)
-    if len(made) < len(found):
-        progress.log(
-            f'{len(found) - len(made)} of {len(found)} searches are left out: too few documents of which their label '
-            'is true (useful: one at least holds an answer, noisy: none does)'
-        )
-    return made
+def _say_left_out(source: str, found: list, kept: list, why: str):
+    if len(kept) < len(found):
+        progress.log(f'{source}: {len(found) - len(kept)} of {len(found)} searches are left out: {why}')
 
 
 def _train_count(count: int, cfg: Config) -> int:
@@ -195,9 +200,9 @@ def _train_count(count: int, cfg: Config) -> int:
 
 
 def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path | None:
-    """Runs, or resumes, fine-tuning in `workdir`; returns the file of the adapter, or the directory of the model.
+    """Runs or resumes fine-tuning in `workdir`; returns the file of the adapter, or the directory of the model.
 
-    None where SIGTERM came: the run is saved, and the same call continues it.
+    Returns None after SIGTERM: the run is saved, and the same call resumes it.
     """
     trackers.check(cfg.sft.wandb)
     cfg, config_json = trained.with_files(cfg, config_json, workdir, ('model',))
@@ -239,13 +244,8 @@ class _Learner:
     """State of one run: the weights being trained, and the lowest held-out loss so far."""
 
     def __init__(self, cfg: Config, model: pretrained.Model, trainable: Trainable, mesh, workdir, config_json: str):
-        self.cfg, self._model, self._frozen, self._workdir, self._resolved = (
-            cfg,
-            model,
-            trainable.frozen,
-            workdir,
-            config_json,
-        )
+        self.cfg, self._model, self._frozen = cfg, model, trainable.frozen
+        self._workdir, self._resolved = workdir, config_json
         tx = state.optimizer(cfg.optimizer, cfg.sft.steps)
         self._shardings = state.state_shardings(trainable.layout, tx, mesh)
         form = attention.choose(model.cfg, cfg.model.dtype, mesh, cfg.sft.row_length).name
@@ -259,7 +259,7 @@ class _Learner:
         latest = checkpoints.latest()
         if latest:
             abstract = jax.eval_shape(lambda: self.state)
-            self.state = None  # memory is for one
+            self.state = None  # there is memory for one state
             self.state, host = checkpoints.restore(latest, abstract, self._shardings)
             self.step, self.since = host['step'], host['since']
             self.best = math.inf if host['best'] is None else host['best']
@@ -310,7 +310,7 @@ class _Learner:
     def export(self, final: bool = False) -> pathlib.Path:
         """Writes the weights as policy.export_weights does.
 
-        At the end of a run with early stopping the best weights are there already.
+        At the end of a run with early stopping the best weights are already written.
         """
         adapter = bool(self.cfg.model.lora_rank)
         path = self._workdir / ('adapter.safetensors' if adapter else 'model')

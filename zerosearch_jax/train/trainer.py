@@ -1,4 +1,4 @@
-"""What one run of reinforcement learning works with: questions, the policy, the source of search results, rewards."""
+"""The parts of a run of reinforcement learning: questions, the policy, the source of search results, rewards."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.policy import make_trainable, open_beside_policy
 from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.prompts import fitting
-from zerosearch_jax.rollout.rewards import Scorer
+from zerosearch_jax.rollout.rewards import Scorer, hop_answers
 from zerosearch_jax.rollout.rollout import Trajectory, check_searches, rollout
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
@@ -25,28 +25,45 @@ from zerosearch_jax.search.remote import RemoteSearch, open_search_engine
 from zerosearch_jax.search.search import Result, engine_search, refuse_outage
 from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.simulator import CompactedQuestions
-from zerosearch_jax.train.config import Config, share_base
+from zerosearch_jax.simulator.verify import hops_of
+from zerosearch_jax.train.config import Config, DataConfig, share_base, with_copy
 from zerosearch_jax.train.learner import Learner
 
 
 def load_questions(cfg: Config) -> tuple[list[Question], list[Question]]:
-    """The questions of training and of evaluations; ValueError where they are too few, or foreign to their corpus."""
+    """The questions of training and of evaluations; ValueError if they are too few or not those of the corpus."""
     data, evaluation, local = cfg.data, cfg.evaluation, cfg.engine.kind == 'bm25'
     if cfg.simulator.kind == 'oracle' or (cfg.simulator.kind == 'engine' and local):
         sources.check_corpus(data.train, data.corpus)
     if evaluation.questions and cfg.rollout.max_turns and local:
         sources.check_corpus(data.test, data.corpus)
     train = rows.in_folds(sources.load_questions(data.train, 'train', data.unscorable), data.folds)
+    if cfg.reward.hop and not any(map(hop_answers, train)):
+        raise ValueError(
+            f'config.reward.hop: no question of {data.train!r} lists its hops (a list "decomposition" with a "query" '
+            'and an "answer" each); set it to 0, or use questions that do'
+        )
     test = sources.load_questions(data.test, 'test', data.unscorable) if evaluation.questions else []
-    return _sized(cfg, train, rows.subset(test, evaluation.questions))
+    few = evaluation.questions < len(test)  # else all stay in order for `whole_batches_of`
+    return _sized(cfg, train, rows.subset(test, evaluation.questions) if few else test)
+
+
+def long_enough(questions: Sequence[Question], data: DataConfig) -> list[Question]:
+    """The questions of the first steps."""
+    return [question for question in questions if len(hops_of(question)) >= data.first_hops]
 
 
 def _sized(cfg: Config, train: list[Question], test: list[Question]) -> tuple[list[Question], list[Question]]:
-    """Both, where the first are enough for a step; of the second the whole batches."""
+    """Checks that `train` is enough for a step; returns it with the whole batches of `test`."""
     if len(train) < cfg.rollout.questions:
         raise ValueError(
             f'config.data.train has {len(train)} questions, fewer than the '
             f'{cfg.rollout.questions} of one step (config.rollout.questions)'
+        )
+    if cfg.data.first_steps and (count := len(long_enough(train, cfg.data))) < cfg.rollout.questions:
+        raise ValueError(
+            f'config.data.first_hops = {cfg.data.first_hops} leaves {count} questions for the first steps, fewer than '
+            f'the {cfg.rollout.questions} of one step (config.rollout.questions); lower it'
         )
     size = cfg.evaluation.whole_batches_of
     return train, test[: len(test) // size * size]
@@ -59,36 +76,40 @@ class Trainer:
 
     Args:
       cfg: of the run.
-      workdir: where calls to the outside are logged; None: nowhere.
+      workdir: directory of the logs of remote calls; None: no logs.
     """
 
     def __init__(self, cfg: Config, workdir: pathlib.Path | None):
+        cfg = with_copy(cfg)
         self.cfg, self._workdir = cfg, workdir
         self._searches = Journal(workdir / 'searches.log' if workdir else None)
         self._unanswered: list[Result] = []
         self.mesh = sharding.make_mesh(cfg.mesh)
+        progress.phase(f'opening {cfg.policy.model}')
         questions, self.model = load_questions(cfg), pretrained.open_model(cfg.policy.model)
         fit = (fitting(part, self.model.tokenizer, cfg.rollout, cfg.data.too_long) for part in questions)
         self.train_questions, self.test_questions = _sized(cfg, *fit)
         self.policy_engine, *shared = self._open_engines()  # they compile while weights are loaded
         self._simulator_engine: Engine | None = next(iter(shared), None)
+        progress.phase(f'loading {cfg.policy.model}')
         self.model = pretrained.load_model(cfg.policy.model, self.mesh)
         self.learner = self._open_learner()
         self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens)
         progress.log(self._description())
 
     def _open_engines(self) -> tuple[Engine, ...]:
-        """The policy's, and the simulator's where both are adapters of one base: that is held once, for both."""
+        """The policy's engine, and the simulator's if both are adapters of one base, which is then in memory once."""
         cfg, simulator, sizes = self.cfg, self.cfg.simulator, self.model.cfg
         shared, capacity = share_base(cfg), cfg.rollout.prompt_tokens + cfg.rollout.response_tokens
         others, adapters = [], []
         if cfg.policy.lora_rank:
             adapters = [sharding.abstract(lora.layout(sizes, cfg.policy.lora_rank), self.mesh)['layers']]
         if shared:
-            others = [Role(simulator.slots or cfg.rollout.slots or cfg.rollout.episodes, stops=False)]
+            alike, slots = simulator.kind == 'self', simulator.slots or cfg.rollout.slots or cfg.rollout.episodes
+            others = [Role(slots, stops=False, like=0 if alike else None)]
             capacity = max(capacity, simulator.prompt_tokens + simulator.max_tokens)
             given = simulator.adapter and pretrained.load_adapter(simulator.adapter, sizes, self.mesh)
-            adapters.append(given['layers'] if given else {})
+            adapters += [] if alike else [given['layers'] if given else {}]
         engines = open_beside_policy(
             others, self.model, cfg.rollout, self.mesh, dtype=cfg.policy.dtype, capacity=capacity
         )
@@ -98,11 +119,11 @@ class Trainer:
     def _open_learner(self) -> Learner:
         cfg = self.cfg
         trainable = make_trainable(self.model, cfg.policy, self.mesh, cfg.seed)
-        if not trainable.frozen:  # all weights are trained: the learner takes them over
+        if not trainable.frozen:  # all weights are trained: the learner owns them
             if cfg.simulator.kind == 'model' and cfg.simulator.model == cfg.policy.model:
                 trainable = dataclasses.replace(trainable, params=jax.tree.map(lambda x: x.copy(), trainable.params))
             else:
-                self.model = dataclasses.replace(self.model, params={})  # nobody else needs those that were loaded
+                self.model = dataclasses.replace(self.model, params={})  # the loaded weights are not needed any more
         return Learner(cfg, self.model, trainable, self.mesh)
 
     def _description(self) -> str:
@@ -119,8 +140,9 @@ class Trainer:
         )
 
     def load_simulator(self):
-        """Opens the simulator; frozen for the whole run, so this is done once."""
+        """Opens the simulator, once, since it is frozen for the whole run."""
         cfg = self.cfg
+        progress.phase(f'opening the simulator ({cfg.simulator.kind})')
         self.simulator = open_simulator(
             cfg.simulator,
             cfg.endpoint,
@@ -133,18 +155,18 @@ class Trainer:
             engine=self._simulator_engine,
             log=self._workdir / 'calls.log' if self._workdir else None,
         )
-        self.policy_engine.unload()  # and of the cache that both have, until the first rollout
+        self.policy_engine.unload()  # and the shared cache, until the first rollout
         if not self.learner.frozen:
             self.model = dataclasses.replace(self.model, params={})  # the simulator has a copy, the learner its own
 
     def commit_failures(self):
-        """A step is done: what failed in it stays failed when the run is resumed."""
+        """Writes the failures of a step that is done, so that a resumed run sees them again."""
         for journal in (*self.simulator.journals, self._searches):
             journal.commit()
 
     @functools.cached_property
     def search_engine(self) -> BM25 | RemoteSearch:
-        """The real search engine, of evaluations and of training where that is not simulated."""
+        """The real search engine, for evaluations, and for training if that is not simulated."""
         return open_search_engine(self.cfg.engine, lambda: sources.load_passages(self.cfg.data.corpus), self._searches)
 
     def _corpus(self):
@@ -154,7 +176,7 @@ class Trainer:
 
     @property
     def generated_tokens(self) -> int:
-        """By policy and simulator of ours, since they were loaded."""
+        """Tokens that our policy and simulator generated since they were loaded."""
         engines = self.policy_engine, self.simulator.engine
         return sum(engine.decoded_tokens for engine in engines if engine)
 
@@ -162,16 +184,22 @@ class Trainer:
 
     def questions_of(self, step: int) -> list[Question]:
         """The distinct questions of a step, counted from 1: a function of (seed, step) alone."""
-        size, count = self.cfg.rollout.questions, len(self.train_questions)
-        epoch, batch = divmod(step - 1, count // size)
-        chosen = rows.permutation(count, self.cfg.seed, epoch)[batch * size : (batch + 1) * size]
-        return [self.train_questions[i] for i in chosen]
+        pool, size = self._pool(step), self.cfg.rollout.questions
+        epoch, batch = divmod(step - 1, len(pool) // size)
+        chosen = rows.permutation(len(pool), self.cfg.seed, epoch)[batch * size : (batch + 1) * size]
+        return [pool[i] for i in chosen]
+
+    def _pool(self, step: int) -> list[Question]:
+        """The questions that a step may ask."""
+        if step <= self.cfg.data.first_steps:
+            return long_enough(self.train_questions, self.cfg.data)
+        return self.train_questions
 
     def _spare_questions(self, step: int, round_: int) -> list[Question]:
         """More questions of a step: a function of (seed, step, round) alone."""
-        epoch = 10**6 + step * self.cfg.rl.dynamic_sampling + round_
-        chosen = rows.permutation(len(self.train_questions), self.cfg.seed, epoch)
-        return [self.train_questions[i] for i in chosen[: 2 * self.cfg.rollout.questions]]
+        pool, epoch = self._pool(step), 10**6 + step * self.cfg.rl.dynamic_sampling + round_
+        chosen = rows.permutation(len(pool), self.cfg.seed, epoch)
+        return [pool[i] for i in chosen[: 2 * self.cfg.rollout.questions]]
 
     # ---------------------------------------------------------------- episodes
 
@@ -190,25 +218,20 @@ class Trainer:
             search = CompactedQuestions(search, self.policy_engine, questions, cfg.rollout.group)
         title = f'step {step} rollouts'
         found = self._rollout(
-            questions,
-            cfg.rollout.group,
-            search,
-            title,
-            temperature=cfg.rollout.temperature,
-            identity=(cfg.seed, step),
+            questions, cfg.rollout.group, search, title, temperature=cfg.rollout.temperature, identity=(cfg.seed, step)
         )
         check_searches(found, title)
         self._check_in_a_row(found)
         return found
 
     def _check_in_a_row(self, trajectories: Sequence[Trajectory]):
-        """Raises OutsideFailed where few search, and none of them has been answered for a while."""
+        """Raises OutsideFailed if none of the last searches succeeded, for steps in which few trajectories search."""
         searched = [t.searches[-1] for t in trajectories if t.searches]
         self._unanswered = [*self._unanswered, *searched] if all(s.failure for s in searched) else []
         refuse_outage('searches since the last one that was answered', self._unanswered, len(self._unanswered))
 
     def collect_dynamic(self, step: int, noise: float) -> tuple[list[Trajectory], list[Trajectory], int]:
-        """The step's trajectories, groups of equal rewards replaced by new questions for some rounds.
+        """The step's trajectories, with groups of equal rewards replaced by new questions, for some rounds.
 
         Dynamic sampling: Yu et al., arXiv 2503.14476, §3.2.
 
@@ -252,9 +275,10 @@ class Trainer:
         )
 
     def _rollout(self, questions, samples: int, search, title: str, *, temperature: float, **identity):
-        """Episodes by the policy as it is; its engine has the weights for as long as they take."""
+        """Runs episodes with the present policy, whose weights are in its engine only during the rollout."""
         self.policy_engine.load(self.learner.policy_params, temperature=temperature)
-        with progress.bar(len(questions) * samples, title, 'episode') as bar:
+        count = len(questions) * samples
+        with progress.bar(count, title, 'episode', share=count) as bar:
             found = rollout(
                 questions,
                 samples,
@@ -265,5 +289,5 @@ class Trainer:
                 on_finished=lambda _: bar.update(),
                 **identity,
             )
-        self.policy_engine.unload()  # the plan counts on it
+        self.policy_engine.unload()  # the planner assumes it
         return found

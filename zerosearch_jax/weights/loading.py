@@ -1,7 +1,8 @@
-"""Loading a model's configuration and weights, from a Hugging Face directory or a GGUF file.
+"""Loads a model's configuration and weights from a Hugging Face directory or a GGUF file.
 
-Loading streams: every shard of every array asks the file for exactly the slice that it needs, so no host holds the
-model, nor a stacked weight that it owns only a part of.
+Loading streams: every shard of every array reads exactly the slice that it needs, so that no host holds the whole
+model,
+or a whole stacked weight of which it owns only a part.
 """
 
 import pathlib
@@ -48,7 +49,7 @@ def load(path: str | pathlib.Path, cfg: ModelConfig, mesh, dtype=jnp.float32, pr
       progress: shows a bar over the arrays.
 
     Returns:
-      A tree of arrays after `transformer.layout(cfg)`.
+      A tree of arrays as in `transformer.layout(cfg)`.
 
     Raises:
       FileNotFoundError: nothing there.

@@ -1,4 +1,4 @@
-"""The one table of names: where files keep each weight of `transformer.layout`, and in which shape."""
+"""The table of names and shapes of each weight of `transformer.layout` in files."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from flax import traverse_util
 
 
 class Name(NamedTuple):
-    """Where files keep a weight of `transformer.layout`; {} is a layer. Their kernels are [out, in]."""
+    """The names of a weight of `transformer.layout` in files; {} is a layer. Kernels in files are [out, in]."""
 
     hf: str
     gguf: str
@@ -34,12 +34,12 @@ NAMES: dict[str, Name] = {
     'head': Name('lm_head.weight', 'output.weight', True),
 }
 
-# Derived from the configuration, so ignored where a file carries them too.
+# Derived from the configuration, so ignored if a file contains them too.
 DERIVED = ('rotary_emb.inv_freq', 'rope_freqs.weight')
 
 
 def tensors_of(key: str, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int | None]]:
-    """The file's tensors that make up one weight: (name, layer), one a layer where it is stacked."""
+    """The file's tensors of one weight: (name, layer), one for each layer if the weight is stacked."""
     if not key.startswith('layers.'):
         yield name, None
         return
@@ -48,7 +48,7 @@ def tensors_of(key: str, name: str, shape: tuple[int, ...]) -> Iterator[tuple[st
 
 
 def shape_in_file(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of one of the tensors that make up a weight of this shape."""
+    """The shape in a file of one tensor of a weight of this shape."""
     shape = shape[1:] if key.startswith('layers.') else shape
     return shape[::-1] if NAMES[key].transpose else shape
 

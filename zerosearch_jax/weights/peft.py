@@ -1,7 +1,7 @@
 """LoRA adapters in the directory format of the `peft` library: adapter_config.json and adapter_model.safetensors.
 
-There a kernel's pair is lora_A [rank, in] and lora_B [out, rank], one tensor a layer, and the product is scaled by
-alpha / rank; ours are stacked, transposed and unscaled (models/lora.py), so alpha = rank is written.
+In these files a kernel's pair is lora_A [rank, in] and lora_B [out, rank], one tensor for each layer, and the product
+is scaled by alpha / rank. Ours are stacked, transposed and unscaled (models/lora.py), so alpha = rank is written.
 """
 
 import json
@@ -18,18 +18,18 @@ from zerosearch_jax.weights.trees import open_safetensors, require_finite, write
 
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PLAIN = {'use_dora': False, 'bias': 'none', 'fan_in_fan_out': False, 'rank_pattern': {}, 'alpha_pattern': {}}
-# settings that say nothing which the tensors do not, or that mattered in training alone
+# settings that add nothing to the tensors, or that matter in training only
 _FREE = {'peft_type', 'task_type', 'auto_mapping', 'peft_version', 'base_model_name_or_path', 'revision'}
 _FREE |= {'inference_mode', 'lora_dropout', 'r', 'lora_alpha', 'use_rslora', 'target_modules', 'exclude_modules'}
 _FREE |= {'layers_to_transform', 'layers_pattern', 'megatron_config', 'megatron_core', 'qalora_group_size'}
 _FREE |= {'eva_config', 'ensure_weight_tying'}
-# those under which a pair may still mean W + scale B A, and where it does; others are understood where they are off.
-# The initial weights of pissa, olora, corda and loftq are taken out of the base, which is not the published one then.
+# settings with which a pair may still mean W + scale B A, and their values for that; others have to be off. The initial
+# weights of pissa, olora, corda and loftq are subtracted from the base, which is then not the published one.
 _UNDERSTOOD = {'bias': ('none',), 'init_lora_weights': (True, 'gaussian', 'eva', 'orthogonal')}
 
 
 def save(directory: pathlib.Path, adapter: dict, base: str) -> None:
-    """Writes an adapter, as `trees.load_tree` gives it, for a base model by name.
+    """Writes an adapter, in the form of `trees.load_tree`, for a base model by name.
 
     Raises:
       ValueError: a weight is not finite; nothing is written then.
@@ -63,8 +63,8 @@ def load(directory: pathlib.Path, cfg: ModelConfig) -> dict:
     """Reads an adapter of a model: the tree of `lora.layout`, float32.
 
     Raises:
-      FileNotFoundError: no such files.
-      ValueError: a kind of adapter that is not understood, or one for another model; a weight that is not finite.
+      FileNotFoundError: there are no such files.
+      ValueError: the kind of adapter is not supported, it is for another model, or a weight is not finite.
     """
     config = _read_config(directory)
     odd = [k for k, v in config.items() if v and k not in _FREE and v not in _UNDERSTOOD.get(k, ())]
@@ -90,7 +90,7 @@ def load(directory: pathlib.Path, cfg: ModelConfig) -> dict:
 
 
 def base(directory: pathlib.Path) -> str:
-    """The model that an adapter says it belongs to; '' where it does not. Raises FileNotFoundError if it is none."""
+    """The base model that an adapter names, or ''. Raises FileNotFoundError if the directory holds no adapter."""
     return _read_config(directory).get('base_model_name_or_path') or ''
 
 
@@ -101,7 +101,7 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _stacked(directory: pathlib.Path, tensors: dict, target: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Takes the matrices of all layers out of `tensors`, an array of this shape."""
+    """Removes the matrices of all layers from `tensors`; returns them as one array of this shape."""
     names = [_tensor_name(target, number, part) for number in range(shape[0])]
     if missing := [name for name in names if name not in tensors]:
         raise ValueError(f'{directory}: {missing[0]} is missing; the model has {shape[0]} layers')

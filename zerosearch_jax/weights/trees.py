@@ -1,4 +1,4 @@
-"""Safetensors files: opening and writing any, and small trees of arrays (adapters) in and out."""
+"""Safetensors files: opens and writes any, and saves and loads small trees of arrays (adapters)."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ def gather(array) -> np.ndarray:
 
 
 def require_finite(name: str, array: np.ndarray) -> np.ndarray:
-    """The array itself; raises ValueError by its name where it holds NaN or infinity."""
+    """The array itself; raises ValueError with its name if it holds NaN or infinity."""
     if not np.isfinite(array).all():
         raise ValueError(f'{name} holds numbers that are not finite; such weights are neither read nor written')
     return array
@@ -29,7 +29,7 @@ def open_safetensors(path: pathlib.Path):
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it is not whole, or holds other numbers: float8 and integers mean little without their scales.
+      ValueError: it is truncated, or holds other types: float8 and integers mean little without their scales.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -46,10 +46,10 @@ def open_safetensors(path: pathlib.Path):
 
 
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes a file that whoever may read new files here may read; the library makes it its owner's alone."""
+    """Writes a file with the permissions of new files; the library would allow only its owner to read it."""
     from safetensors.numpy import save_file
 
-    # safetensors writes the memory of an array whatever its strides
+    # safetensors writes the memory of an array and ignores its strides
     path.touch()
     mode = path.stat().st_mode
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, metadata=metadata)
@@ -83,7 +83,7 @@ def save_tree(path: str | pathlib.Path, tree: dict, metadata: dict[str, str] | N
 
 
 def tree_metadata(path: str | pathlib.Path) -> dict[str, str]:
-    """The metadata of a file written by `save_tree`; raises as load_tree."""
+    """The metadata of a file written by `save_tree`; raises as load_tree does."""
     with open_safetensors(pathlib.Path(path)) as file:
         return {key: value for key, value in (file.metadata() or {}).items() if key != 'format'}
 
@@ -93,7 +93,7 @@ def load_tree(path: str | pathlib.Path) -> tuple[dict, dict[str, str]]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: as open_safetensors.
+      ValueError: as in open_safetensors.
     """
     with open_safetensors(pathlib.Path(path)) as file:
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

@@ -1,0 +1,55 @@
+"""The wording of the policy's prompt, as plain data: ours, or that of a file."""
+
+import dataclasses
+import functools
+
+from zerosearch_jax import settings
+from zerosearch_jax.text import protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyTemplate:
+    """The messages that ask a policy a question; the only placeholder is {question}, in ours also {documents}."""
+
+    user: str
+    system: str | None = None  # '' is a message without text; None: no message, and the chat template may add its own
+
+    def __post_init__(self):
+        protocol.fill(self.user, question='', documents='')  # refuses unknown placeholders
+        if '{question}' not in self.user:
+            raise ValueError("the text 'user' must contain {question}")
+
+
+POLICY_PROMPTS = {
+    # think, search, read, answer
+    'search': PolicyTemplate(
+        'Answer the question. Think inside <think> and </think> whenever you learn something. If you lack a fact, '
+        'write one query inside <search> and </search>; the results will appear inside <information> and '
+        '</information>. Search as often as you need. Then give only the short answer inside <answer> and </answer>.\n'
+        'Question: {question}'
+    ),
+    # think and answer: for chain of thought, and for training R1
+    'reason': PolicyTemplate(
+        'Answer the question. First think step by step inside <think> and </think>. Then give only the short answer '
+        'inside <answer> and </answer>.\nQuestion: {question}'
+    ),
+    'direct': PolicyTemplate('Answer the question with the short answer and nothing else.\nQuestion: {question}'),
+    # the documents of one search that was made before
+    'documents': PolicyTemplate(
+        'Answer the question with the short answer and nothing else. The documents may help.\n{documents}\n'
+        'Question: {question}'
+    ),
+}
+
+
+@functools.cache  # a file is read once, so that a run asks all its questions in the same way
+def policy_template(name: str) -> PolicyTemplate:
+    """One of our wordings by its name, or that of a JSON file with the fields of PolicyTemplate.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such file, or it has unknown fields or placeholders.
+    """
+    found = settings.resolve_file(PolicyTemplate, name, POLICY_PROMPTS, 'config.rollout.prompt')
+    if name not in POLICY_PROMPTS and '{documents}' in found.user:
+        raise ValueError(f"{name}: {{documents}} stands in the wording 'documents' alone; a policy observes its own")
+    return found

@@ -1,0 +1,68 @@
+"""An export, uploaded to the Hugging Face hub, or to what speaks its protocol at $HF_ENDPOINT; the key is $HF_TOKEN."""
+
+import os
+import pathlib
+import re
+
+from zerosearch_jax import progress, settings
+from zerosearch_jax.search import outside
+
+TOKEN = 'HF_TOKEN'  # the environment variable; the key is in no configuration, file or log
+HUB = 'https://huggingface.co'
+_REPOSITORY = re.compile(r'\w[\w.-]*/\w[\w.-]*', re.ASCII)
+# what exports consist of: a directory may hold other things, which are nobody's business
+_FILES = ('README.md', 'curves.png', '*config.json', 'tokenizer*', 'chat_template.jinja', '*.safetensors*')
+
+
+def check(repository: str, dry_run: bool):
+    """Checks what can be known before anything is exported; raises ValueError."""
+    if not _REPOSITORY.fullmatch(repository):
+        raise ValueError(f'--push={repository}: give OWNER/NAME, the repository on the hub')
+    if not (dry_run or _token()):
+        raise ValueError(
+            f'--push needs a key that may write, in the environment variable {TOKEN}; --dry-run needs none'
+        )
+
+
+def push(directory: pathlib.Path, repository: str, dry_run: bool = False) -> str:
+    """Uploads an export in one commit, to a repository that is made, private, where there is none.
+
+    Args:
+      directory: what `export` wrote.
+      repository: OWNER/NAME.
+      dry_run: nothing is sent.
+
+    Returns:
+      what was, or would be, uploaded, and where: a line a file.
+
+    Raises:
+      ValueError: as `check`.
+      OSError: the hub did not take it.
+    """
+    check(repository, dry_run)
+    endpoint = os.environ.get('HF_ENDPOINT', '').rstrip('/') or HUB
+    files = sorted({path for pattern in _FILES for path in directory.glob(pattern) if path.is_file()})
+    if not dry_run:
+        progress.phase(f'uploading {directory} to {repository}')
+        try:
+            _send(files, repository, endpoint)
+        except Exception as error:  # the hub client has a dozen kinds; for the user they are one
+            reason = outside.safe_message(str(error) or type(error).__name__, _token())
+            where = settings.redacted(f'{endpoint}/{repository}')
+            raise OSError(f'{where} did not take the upload ({reason}); may the key in {TOKEN} write there?') from None
+    verb = 'would upload' if dry_run else 'uploaded'
+    sizes = [f'  {path.name}  {path.stat().st_size / 1e6:,.3f} MB' for path in files]
+    return settings.redacted('\n'.join([f'{verb} to {endpoint}/{repository}:', *sizes]))
+
+
+def _token() -> str:
+    return os.environ.get(TOKEN, '').strip()
+
+
+def _send(files: list[pathlib.Path], repository: str, endpoint: str):
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi(endpoint, token=_token())
+    hub.create_repo(repository, private=True, exist_ok=True)
+    added = [huggingface_hub.CommitOperationAdd(path.name, path) for path in files]
+    hub.create_commit(repository, added, commit_message='Weights and model card of zerosearch_jax')
