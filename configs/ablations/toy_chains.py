@@ -17,7 +17,7 @@ from configs.common import no_preset
 from zerosearch_jax.data import sources
 from zerosearch_jax.search.bm25 import BM25
 
-HOP, PRICE = 0.2, 0.05
+HOP, PRICE, INFORMATION = 0.2, 0.05, 0.05
 TURN, HOPS = {'rl': {'credit': 'turn'}}, {'reward': {'hop': HOP}}
 ORACLE = {'simulator': {'kind': 'oracle'}}
 TOLD = ORACLE | {
@@ -30,13 +30,14 @@ VARIANTS = {
     'hop': HOPS,
     'turn_hop': TURN | HOPS,
     'turn_hop_price': TURN | {'reward': {'hop': HOP, 'search': PRICE}},
+    'turn_information': TURN | {'reward': {'information': INFORMATION}},
     'chains_first': {'data': {'first_hops': 2, 'first_steps': 20}},
     'oracle': ORACLE,
     'told': TOLD,
     'told_turn_hop': TOLD | TURN | HOPS,
 }
 PAIRS = (
-    *(('grpo', name) for name in ('rloo', 'hop', 'turn_hop', 'turn_hop_price', 'chains_first', 'oracle')),
+    *(('grpo', name) for name in VARIANTS if name != 'grpo' and 'told' not in name),
     *(('hop', 'turn_hop'), ('turn_hop', 'turn_hop_price'), ('oracle', 'told'), ('told', 'told_turn_hop')),
 )
 

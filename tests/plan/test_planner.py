@@ -16,6 +16,7 @@ from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import PRESETS
 from zerosearch_jax.plan import compiled, hardware, planner, programs, report, schedule
+from zerosearch_jax.rollout.rewards import RewardConfig
 from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train.trainer import Trainer
@@ -479,6 +480,12 @@ def test_all_passes_over_a_step_are_counted():
     assert {p.name for p in extra.programs} - {p.name for p in plain.programs} == {'old log-probs'}
     scored = next(p for p in extra.programs if p.name == 'old log-probs')
     assert scored.turns == 2 and scored.arguments == plain.resident['policy']
+    informed = dataclasses.replace(config((1, 8, 1)), reward=RewardConfig(information=0.1))
+    more = programs.run_programs(informed, make_mesh((1, 8, 1)))
+    assert {p.name for p in more.programs} - {p.name for p in plain.programs} == {'information'}
+    probed = planner._times(informed, loads, planner.Workload(searches=2, sampled=128))
+    assert probed['information'] == pytest.approx(3 * probed['reference'])
+    assert planner.essence(informed) != planner.essence(config((1, 8, 1)))
 
 
 def test_adapters_of_one_base_have_one_engine():

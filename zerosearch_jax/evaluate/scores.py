@@ -72,6 +72,7 @@ def as_row(trajectory: Trajectory, tokenizer: Tokenizer, gaps: Sequence[float] |
             }
             for s in trajectory.searches
         ],
+        **({'information': trajectory.information} if trajectory.information else {}),
         'segments': [_segment(s, tokenizer, left) for s in trajectory.segments],
     }
 

@@ -204,6 +204,7 @@ def _times(cfg: Config, loads: Mapping[str, Mapping[str, int]], work: Workload) 
     updates = rl.epochs * -(-own.questions * own.group // programs.minibatch(cfg))
     times = dict.fromkeys(('reference', 'old log-probs', 'critic: values'), used)
     times |= dict.fromkeys(('update', 'critic: update'), used * updates)
+    times['information'] = used * (1 + work.searches)  # a probe before the first search, and one after each
     for engine, load in loads.items():
         times[f'{engine}: prefill'] = load['extends']
         times[f'{engine}: decode'] = load['decodes']
@@ -221,6 +222,7 @@ READ = {
         *('entropy', 'old_logprobs', 'importance_cap'),
     ),
     'critic': ('trunk', 'lora_rank'),
+    'reward': ('information',),
 }
 
 

@@ -122,6 +122,8 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             programs.append(learner.score('reference', reference))
         if cfg.rl.rescores:
             programs.append(learner.score('old log-probs', trained))
+        if cfg.reward.information:
+            programs.append(learner.score('information', trained))
         programs.append(learner.update(tx, shardings))
         if critic:
             kept, more = learner.critic(*critic)

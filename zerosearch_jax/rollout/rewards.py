@@ -1,7 +1,7 @@
 """The reward of a trajectory: the score of its answer, and optional terms for its form, searches and length.
 
     reward = answer + format * well_formed + retrieval * found + overlong penalty    for the last turn
-             + hop * new hop - search for each search + turn                         for every turn
+             + hop * new hop + information * gain - search for each search + turn    for every turn
 
 Only what the policy wrote is parsed. `answer` may be a user's function, `package.module.function`, which takes
 (trajectory, golden answers) and returns a finite number; `turn` may be one that takes a trajectory and returns a finite
@@ -39,6 +39,7 @@ class RewardConfig:
     format: float = 0.0  # added if the actions follow the protocol
     retrieval: float = 0.0  # added if a document holds a golden answer
     hop: float = 0.0  # added for a search that finds the answer of a hop before any other search does (new_hops)
+    information: float = 0.0  # times the rise of the gold answer's log-prob by a search's documents, in nats a token
     search: float = 0.0  # subtracted for each search
     turn: str = ''  # the dotted name of a function that gives the reward of each turn of a trajectory; '': none
     overlong_tokens: int = 0  # a penalty rises linearly from 0 to 1 over this many last tokens of the budget (DAPO)
@@ -93,6 +94,8 @@ class Scorer:
         if cfg.hop or cfg.search:
             for turn, new in zip(trajectory.search_turns, new_hops(trajectory), strict=True):
                 rewards[turn] += cfg.hop * bool(new) - cfg.search
+        for turn, gain in zip(trajectory.search_turns, trajectory.information, strict=False):
+            rewards[turn] += cfg.information * (gain or 0.0)
         if self._turn:
             rewards += self._checked('turn', len(rewards), trajectory, lambda: self._turn(trajectory))
         rewards[-1] += self._whole(trajectory)

@@ -33,6 +33,7 @@ class Trajectory:
     answer: str | None = None
     invalid_actions: int = 0
     search_turns: list[int] = dataclasses.field(default_factory=list)  # the turn of each search
+    information: list[float | None] = dataclasses.field(default_factory=list)  # of each search, if it is rewarded
 
     @property
     def turns(self) -> int:

@@ -56,6 +56,7 @@ class Learner:
         updates = -(-self._trajectories // (rl.minibatch or self._trajectories))
         self._minibatch = -(-self._trajectories // updates)  # parts of even size, so that none is small
         self._longest = rollout.prompt_tokens + rollout.response_tokens
+        self._scores_itself = rl.rescores or bool(cfg.reward.information)
         algorithm = algorithms.find_algorithm(rl.algorithm)
         self.aggregate = rl.aggregate or algorithm.aggregate
         self.attention = attention.choose(model.cfg, cfg.policy.dtype, mesh, rl.row_length)
@@ -153,7 +154,7 @@ class Learner:
                 self._settle()
             batch, _ = self._pack([], self._trajectories)
             scored = [self._reference] if self._reference is not None else []
-            for params in scored + [self.state['policy'].params] * self.rl.rescores:
+            for params in scored + [self.state['policy'].params] * self._scores_itself:
                 arguments = params, self.frozen, batch, self._temperature
                 score.lower(*arguments, cfg=self._model_cfg, compute=self._compute).compile()
 
@@ -161,6 +162,15 @@ class Learner:
     def policy_params(self) -> dict:
         """The policy's weights, adapters beside their kernels."""
         return lora.combine(self.frozen, self.state['policy'].params)
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
+        """Log-probs of the weighted tokens of any number of sequences under the present policy."""
+        found: list[np.ndarray] = []
+        with jax.set_mesh(self.mesh):
+            for begin in range(0, len(sequences), self._trajectories):
+                part = sequences[begin : begin + self._trajectories]
+                found += self._score(self.state['policy'].params, part)
+        return found
 
     # ---------------------------------------------------------------- one step
 
@@ -230,7 +240,7 @@ class Learner:
         """The reference's log-probs of every weighted token, one array for each sequence."""
         return None if self._reference is None else self._score(self._reference, sequences)
 
-    def _score(self, params: dict, sequences: list[TokenSequence]) -> list[np.ndarray]:
+    def _score(self, params: dict, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
         """Log-probs of every weighted token, one array for each sequence."""
         batch, token_map = self._pack(sequences, self._trajectories)
         logprobs = score(params, self.frozen, batch, self._temperature, cfg=self._model_cfg, compute=self._compute)

@@ -20,7 +20,7 @@ from zerosearch_jax.evaluate import report
 from zerosearch_jax.evaluate.scores import METRICS, as_row, counted, mean_scores
 from zerosearch_jax.policy import export_weights
 from zerosearch_jax.rl import advantages
-from zerosearch_jax.rollout.rollout import check_searches
+from zerosearch_jax.rollout.rollout import Trajectory, check_searches
 from zerosearch_jax.run import alarms, jsonl, metrics, preemption, preflight, trackers, trained
 from zerosearch_jax.run.checkpoint import Checkpoints, complete_steps
 from zerosearch_jax.run.workdir import claim
@@ -257,6 +257,7 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
         **{f'reward/{name}': means.pop(name) for name in METRICS},
         'reward/earlier_turns': _mean([one[:-1].sum() for one, counts in zip(turns, valid, strict=True) if counts]),
         **{f'rollout/{name}': value for name, value in means.items()},
+        **_information(trajectories),
         'rollout/noise': noise,
         'rollout/noisy_share': _mean([label for s in searches for label in s.labels]),
         'rollout/mislabelled': _mean([s.mislabelled for s in searches if s.mislabelled is not None]),
@@ -291,6 +292,14 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
         for t, r, a, gaps in zip(kept, turns[own], learned.advantages, learned.gaps, strict=True)
     ]
     return measured, written
+
+
+def _information(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Metrics of what searches tell, {} where it is not rewarded."""
+    gains = [gain for t in trajectories for gain in t.information]
+    known = [gain for gain in gains if gain is not None]
+    found = {'rollout/information': _mean(known), 'rollout/information_missing': len(gains) - len(known)}
+    return found if gains else {}
 
 
 def _mean(values: Sequence[float]) -> float:

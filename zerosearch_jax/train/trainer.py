@@ -27,6 +27,7 @@ from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.simulator import CompactedQuestions
 from zerosearch_jax.simulator.verify import hops_of
 from zerosearch_jax.train.config import Config, DataConfig, share_base, with_copy
+from zerosearch_jax.train.information import add_gains
 from zerosearch_jax.train.learner import Learner
 
 
@@ -222,6 +223,9 @@ class Trainer:
         )
         check_searches(found, title)
         self._check_in_a_row(found)
+        if cfg.reward.information:
+            longest = cfg.rollout.prompt_tokens + cfg.rollout.response_tokens
+            add_gains(found, self.model.tokenizer, longest, self.learner.logprobs)
         return found
 
     def _check_in_a_row(self, trajectories: Sequence[Trajectory]):
