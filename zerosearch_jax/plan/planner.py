@@ -240,9 +240,8 @@ def essence(cfg: Config) -> Config:
         if field.name in ('policy', 'simulator') and (field.name == 'policy' or cfg.simulator.kind == 'model'):
             values['model'] = programs.preset(getattr(cfg, field.name).model)
         if field.name == 'simulator' and values.get('model') == programs.preset(cfg.policy.model):
-            values['model'] += '-other' * (
-                cfg.simulator.model != cfg.policy.model
-            )  # of equal sizes, but no shared base
+            # of equal sizes, but no shared base
+            values['model'] += '-other' * (cfg.simulator.model != cfg.policy.model)
         if field.name == 'rl':
             values |= {'kl': abs(cfg.rl.kl), 'algorithm': 'ppo' if cfg.rl.has_critic else 'reinforce'}
         return field.type(**values)

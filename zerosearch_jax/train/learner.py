@@ -93,10 +93,8 @@ class Learner:
             start = Model(model_cfg, None, jax.tree.map(lambda x: x.copy(), initial))
             trunk = make_trainable(start, PolicyConfig(lora_rank=cfg.lora_rank), self.mesh, seed + 1)
             layout, params, self._critic_frozen = trunk.layout | layout, trunk.params | params, trunk.frozen
-        optimizer = state.OptimizerConfig(
-            learning_rate=cfg.learning_rate, warmup_steps=cfg.warmup_steps, weight_decay=0.0
-        )
-        self._critic_tx = state.optimizer(optimizer, self.rl.steps)
+        rates = {'learning_rate': cfg.learning_rate, 'warmup_steps': cfg.warmup_steps, 'weight_decay': 0.0}
+        self._critic_tx = state.optimizer(state.OptimizerConfig(**rates), self.rl.steps)
         self.shardings['critic'] = state.state_shardings(layout, self._critic_tx, self.mesh)
         return params
 
@@ -165,12 +163,10 @@ class Learner:
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
         """Log-probs of the weighted tokens of any number of sequences under the present policy."""
-        found: list[np.ndarray] = []
+        params, size = self.state['policy'].params, self._trajectories
         with jax.set_mesh(self.mesh):
-            for begin in range(0, len(sequences), self._trajectories):
-                part = sequences[begin : begin + self._trajectories]
-                found += self._score(self.state['policy'].params, part)
-        return found
+            parts = [self._score(params, sequences[i : i + size]) for i in range(0, len(sequences), size)]
+        return [*itertools.chain(*parts)]
 
     # ---------------------------------------------------------------- one step
 
