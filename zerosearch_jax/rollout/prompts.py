@@ -62,7 +62,8 @@ def fitting(
     questions: Sequence[Question], tokenizer: Tokenizer, cfg: RolloutConfig, choice: rows.Choice
 ) -> list[Question]:
     """The questions whose prompts are not too long; the others are refused or left out (rows.usable)."""
-    encode_notice(tokenizer, cfg)  # a template that cannot show it is refused before the training
+    if cfg.max_turns:
+        encode_notice(tokenizer, cfg)  # a template that cannot show it is refused here
 
     def check(question: Question) -> Question:
         encode_prompt(tokenizer, question, cfg)
@@ -102,7 +103,8 @@ def encode_notice(tokenizer: Tokenizer, cfg: RolloutConfig, action: Sequence[int
             f'the chat template changes or drops what the role {grammar.role!r} says; mend it, or set '
             "config.rollout.grammar to 'tags'"
         )
-    return tokens[action[-1:] == tokens[:1] and action[-1] in tokenizer.eos_ids :]
+    ended = bool(action) and action[-1] == tokens[0] and tokens[0] in tokenizer.eos_ids
+    return tokens[ended:]
 
 
 def _message(tokenizer: Tokenizer, text: str, cfg: RolloutConfig) -> tuple[int, ...]:
