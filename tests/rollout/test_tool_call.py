@@ -10,11 +10,12 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from scripted import BYTES, CFG, ROME, FakeSearch, kinds, play
+from scripted import BYTES, CFG, EOS, ROME, FakeSearch, kinds, play
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
+from configs import tiny
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_notice, encode_observation, encode_prompt, fitting
@@ -27,7 +28,9 @@ from zerosearch_jax.text.stop import compile_table
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind, flatten
 from zerosearch_jax.tools import card
+from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train.demonstrations import policy_episode
+from zerosearch_jax.train.trainer import Trainer
 
 # The layout of Qwen3's template in our words: tools in the system message, calls as JSON in tags, results in a turn of
 # the user, thoughts of turns before the last question dropped, an empty thought where thinking is switched off.
@@ -433,3 +436,22 @@ def test_weights_are_asked_as_they_were_trained():
     assert '"name": "search"' in text and '`</tool_call>` or `</answer>`' in text and 'Question: {question}' in text
     assert '<information>' not in text and 'as a message of the role `tool`' in text
     assert '`<information>` and `</information>`' in card.card(Trained('x', True, '', {}), 'x', '', True)
+
+
+@pytest.mark.thorough
+def test_a_training_stops_at_calls_and_rewards_them():
+    made = tiny.get_config()
+    made.data.update(train='toy', test='toy', corpus='toy')
+    made.simulator.kind = 'oracle'
+    made.rollout.grammar = 'tool_call'
+    made.reward.format = 0.2
+    trainer = Trainer(train_config.parse(made), None)
+    trainer.load_simulator()
+    assert trainer.policy_engine._slots._stop.strings == TOOL_CALL.stops
+    trajectory, _, _ = play([f'<think>a</think>{TOOL_CALL.search("q")}', ANSWER, ''], cfg=CALLS)
+    assert trainer.score(trajectory) == pytest.approx(1.2)
+    found = trainer.collect(1, noise=0.0)
+    for trajectory in found:
+        assert trajectory.segments[0].tokens == encode_prompt(BYTES, trajectory.question, trainer.cfg.rollout)
+        assert all(s.tokens[0] in (EOS, ord('\n')) for s in trajectory.segments if s.kind is Kind.OBSERVATION)
+    assert any(s.kind is Kind.OBSERVATION for t in found for s in t.segments)
