@@ -255,6 +255,13 @@ def test_the_prompt_has_the_tool_where_the_policy_may_search():
     assert '<tools>\n{"name": "mine"}\n</tools>' in text and text.endswith('<think>\n\n</think>\n\n')
 
 
+def test_a_wording_of_ones_own_says_how_to_search_by_the_grammar(tmp_path):
+    (tmp_path / 'mine.json').write_text('{"user": "{question} You may {search}."}')
+    for name, grammar in protocol.GRAMMARS.items():
+        cfg = dataclasses.replace(CALLS, prompt=str(tmp_path / 'mine.json'), grammar=name)
+        assert f'Where is Rome? You may {grammar.how}.' in qwen().decode(encode_prompt(qwen(), ROME, cfg))
+
+
 def test_the_tags_are_asked_for_as_ever():
     assert RolloutConfig().grammar == 'tags' and protocol.GRAMMARS['tags'].stops == protocol.STOP_STRINGS
     assert 'tools' not in qwen().decode(encode_prompt(qwen(), ROME, CFG), False)
@@ -295,6 +302,7 @@ def test_search_then_answer():
     'action',
     [
         'no call at all',
+        TOOL_CALL.search('q').removesuffix('</tool_call>'),
         '<search>q</search>',
         '<tool_call>{"name": "search"</tool_call>',
         '<tool_call>{"name": "find", "arguments": {"query": "q"}}</tool_call>',

@@ -22,7 +22,7 @@ class RolloutConfig:
     prompt: str = (
         'search'  # wording: 'search', 'reason', 'direct', 'documents', or a JSON file (wording.PolicyTemplate)
     )
-    grammar: Literal['tags', 'tool_call'] = 'tags'  # how it searches: <search>, or a call of its chat template's tools
+    grammar: Literal['tags', 'tool_call'] = 'tags'  # how it searches: by tags, or by tool calls of its chat template
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were not trained on a chat template
     template_arguments: str = ''  # for the chat template, a JSON object such as '{"enable_thinking": false}'
     temperature: float = 1.0  # of sampling, and of the log-probs in the loss
