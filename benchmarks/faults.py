@@ -417,6 +417,7 @@ def hostile(lab: Lab) -> Iterator[Row]:
     """Documents that try to speak for the engine or the policy, over HTTP into what the policy reads."""
     from zerosearch_jax import pretrained, sharding
     from zerosearch_jax.data.rows import Question
+    from zerosearch_jax.rollout.config import RolloutConfig
     from zerosearch_jax.rollout.prompts import encode_observation
     from zerosearch_jax.search.remote import EngineConfig, open_search_engine
     from zerosearch_jax.search.search import Query, engine_search
@@ -433,10 +434,11 @@ def hostile(lab: Lab) -> Iterator[Row]:
     for i in range(count):
         source.submit(Query(i, question, 0, 0, str(i)))
     tokenizer = pretrained.load_model('tiny', sharding.make_mesh()).tokenizer
+    cfg = RolloutConfig(observation_tokens=256)
     special = {i for i, text in enumerate(tokenizer.token_bytes) if not text}
     while source.active:
         for result in source.step():
-            tokens = encode_observation(tokenizer, result.documents, 256)
+            tokens = encode_observation(tokenizer, result.documents, cfg)
             text = tokenizer.decode(tokens, skip_special_tokens=False)
             inside = text.strip().removeprefix('<information>').removesuffix('</information>')
             tags = ('information>', '<answer', '</answer', '<search', '</search', '<think', '</think')

@@ -120,7 +120,7 @@ def play(texts, search=None, cfg=CFG, questions=(ROME,), samples=1, tokenizer=BY
         text = texts(handle, number) if callable(texts) else texts[number]
         return [*(tokenizer.encode(text) if isinstance(text, str) else text), tokenizer.eos_ids[0]]
 
-    engine = FakeEngine(script, tokenizer)
+    engine = FakeEngine(script, tokenizer, protocol.GRAMMARS[cfg.grammar].stops)
     on_tokens = []
     spy = lambda handle, kind, tokens: on_tokens.append((handle, kind, tuple(tokens)))  # noqa: E731
     found = rollout(questions, samples, engine, search, tokenizer, cfg, identity=(0, 1), on_tokens=spy)

@@ -88,6 +88,7 @@ class EngineSize(Protocol):
     slots: int
     episodes: int
     cache_gib: float
+    grammar: str
     prompt_tokens: int
     response_tokens: int
     decode_steps: int
@@ -95,7 +96,7 @@ class EngineSize(Protocol):
 
 
 def open_policy(model: Model, size: EngineSize, mesh: jax.sharding.Mesh, *, dtype: str, capacity: int = 0) -> Engine:
-    """An engine for a policy, which stops at the tags of the protocol; load weights before use.
+    """An engine for a policy, which stops at the tags of its grammar; load weights before use.
 
     Args:
       model: the engine uses its sizes and its tokenizer.
@@ -125,7 +126,7 @@ def open_beside_policy(
         capacity=capacity or size.prompt_tokens + size.response_tokens,
         decode_steps=size.decode_steps,
         dtype=dtype,
-        stop_strings=protocol.STOP_STRINGS,
+        stop_strings=protocol.GRAMMARS[size.grammar].stops,
         top_p=size.top_p,
     )
 

@@ -129,7 +129,7 @@ def test_a_real_step_calls_its_engines_as_often(monkeypatch, tmp_path):
     recorded('close', closed)
     trainer.policy_engine._slots._sampling['eos_ids'] = tuple(range(30))
     monkeypatch.setattr(Slots, '_reason', lambda self, slot, last: protocol.SEARCH_STOP)
-    monkeypatch.setattr(rollout.protocol, 'parse_query', lambda text: 'q')
+    monkeypatch.setattr(rollout.protocol, 'parse_query', lambda text, grammar: 'q')
     monkeypatch.setattr(writers, 'completion', lambda handle, text: writers.Completion(handle, 'd'))
     monkeypatch.setattr(prompts, 'parse_documents', lambda text, count, words: (('d',) * count, ''))
     trainer.collect(1, 0.0)

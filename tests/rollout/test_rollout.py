@@ -163,7 +163,9 @@ def test_the_token_budget_is_used_to_the_last_token():
 @pytest.mark.parametrize('limit', [60, 100, 1000])
 def test_a_cut_observation_keeps_its_tags(limit):
     for tokenizer in (BYTES, bpe()):
-        tokens = encode_observation(tokenizer, ['word ' * 300, 'second'], limit)
+        tokens = encode_observation(
+            tokenizer, ['word ' * 300, 'second'], dataclasses.replace(CFG, observation_tokens=limit)
+        )
         text = tokenizer.decode(tokens)
         assert len(tokens) <= limit
         assert len(tokens) == limit or limit == 1000
@@ -488,7 +490,7 @@ def test_neutral_text_holds_no_tag_and_is_neutral_already(text):
 def test_half_a_surrogate_pair_from_outside_is_a_space():
     half = 'cut \ud83d'  # JSON may spell it, and what cuts texts by UTF-16 units does
     assert protocol.neutralize(half) == 'cut  ' and protocol.neutralize('\U0001f600') == '\U0001f600'
-    assert BYTES.decode(encode_observation(BYTES, [protocol.neutralize(half)], 200)).count('cut') == 1
+    assert BYTES.decode(encode_observation(BYTES, [protocol.neutralize(half)], CFG)).count('cut') == 1
 
 
 def test_neutral_text_keeps_what_is_no_tag():

@@ -1,5 +1,7 @@
 """What a search tells: the rise of the gold answer's log-prob by its documents, against an uncached forward pass."""
 
+import dataclasses
+
 import helpers
 import jax
 import numpy as np
@@ -80,8 +82,8 @@ def test_failed_searches_are_not_scored():
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """A random model that searches in every turn, and documents of a random model."""
-    monkeypatch.setattr(protocol, 'SEARCH_STOP', 'length')
-    monkeypatch.setattr(protocol, 'parse_query', lambda text: 'why')
+    monkeypatch.setitem(protocol.GRAMMARS, 'tags', dataclasses.replace(protocol.TAGS, close='length'))
+    monkeypatch.setattr(protocol, 'parse_query', lambda text, grammar: 'why')
     rows = [{'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['because', 'b']} for i in range(4)]
     corpus = [{'id': f'{i}', 'title': f't{i}', 'text': f'why not {i}'} for i in range(3)]
     jsonl.write_jsonl(tmp_path / 'q.jsonl', rows)

@@ -1,5 +1,6 @@
 """The policy as its own search engine: its current weights write the documents, or those that it started with."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -28,8 +29,8 @@ def made(tmp_path, monkeypatch):
         return tuple(f'{i} {protocol.neutralize(text)}' for i in range(count)), ''
 
     monkeypatch.setattr(prompts, 'parse_documents', parse)
-    monkeypatch.setattr(protocol, 'SEARCH_STOP', 'length')
-    monkeypatch.setattr(protocol, 'parse_query', lambda text: 'why')
+    monkeypatch.setitem(protocol.GRAMMARS, 'tags', dataclasses.replace(protocol.TAGS, close='length'))
+    monkeypatch.setattr(protocol, 'parse_query', lambda text, grammar: 'why')
     rows = [{'id': f'q{i}', 'question': f'why {i}?', 'golden_answers': ['b']} for i in range(4)]
     jsonl.write_jsonl(tmp_path / 'q.jsonl', rows)
     made = tiny.get_config()

@@ -230,6 +230,14 @@ def test_a_tool_answers_behind_the_search_tag(mine):
     assert search(['sum up'], 2) == [[]]
 
 
+def test_a_policy_that_calls_a_tool_trains(tmp_path):
+    rows = train(tmp_path, rollout__grammar='tool_call')
+    assert [row['step'] for row in rows if 'loss/loss' in row] == [1, 2]
+    episodes = jsonl.read_jsonl(tmp_path / 'trajectories.jsonl')
+    observed = [s['text'] for row in episodes for s in row['segments'] if s['kind'] == 'observation']
+    assert observed and all('<|im_start|>tool\n' in text for text in observed)
+
+
 def test_a_template_of_ones_own_asks_a_simulator(tmp_path):
     template = simulator_template(str(write_examples(tmp_path) / 'my_template.json'))
     useful, noisy = (request(Query('', ROME, 0, 0, 'q'), SimulatorConfig(), template, n, 2) for n in (False, True))

@@ -253,11 +253,12 @@ def read(cfg: Config, answers: Sequence[dict], mesh) -> list[bool]:
     engine.load(policy_params(model, cfg.reader, mesh), temperature=0.0)
     for number, row in enumerate(answers):
         question = Question(row['id'], row['question'], tuple(row['golden_answers']))
-        action = model.tokenizer.encode(f'<think>I need to look it up.</think>\n<search>{row["query"]}</search>')
+        search = protocol.GRAMMARS[size.grammar].search(row['query'])
+        action = model.tokenizer.encode(f'<think>I need to look it up.</think>\n{search}')
         prompt = (
             *encode_prompt(model.tokenizer, question, size),
             *action[: size.turn_tokens],
-            *encode_observation(model.tokenizer, row['documents'], size.observation_tokens),
+            *encode_observation(model.tokenizer, row['documents'], size),
         )
         engine.open(Request(number, prompt, prng.row_key('evaluation', row['id']), size.turn_tokens))
     right = [False] * len(answers)

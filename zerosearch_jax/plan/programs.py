@@ -181,7 +181,7 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
         made = serving.Weights(model, mesh, count, dtype).abstract(base, [adapter] * count)
         return _Role(' and '.join(slots), model, made, slots, longest, dtype, **more)
 
-    stops = {'strings': protocol.STOP_STRINGS, 'truncation': Truncation(top_p=own.top_p)}
+    stops = {'strings': protocol.GRAMMARS[own.grammar].stops, 'truncation': Truncation(top_p=own.top_p)}
     yield role('policy', policy, params, cfg.policy.dtype, **stops)
     if sim.kind == 'model' and not shared:
         model = model_config(sim.model)

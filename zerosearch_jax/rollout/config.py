@@ -22,6 +22,7 @@ class RolloutConfig:
     prompt: str = (
         'search'  # wording: 'search', 'reason', 'direct', 'documents', or a JSON file (wording.PolicyTemplate)
     )
+    grammar: Literal['tags', 'tool_call'] = 'tags'  # how it searches: by tags, or by tool calls of its chat template
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were not trained on a chat template
     template_arguments: str = ''  # for the chat template, a JSON object such as '{"enable_thinking": false}'
     temperature: float = 1.0  # of sampling, and of the log-probs in the loss
@@ -44,5 +45,7 @@ class RolloutConfig:
         settings.require_positive(self, 'turn_tokens', 'response_tokens', 'prompt_tokens')
         template_arguments(self.template_arguments)
         policy_template(self.prompt)
+        if self.grammar == 'tool_call' and self.prompt_format == 'raw':
+            raise ValueError("grammar = 'tool_call' needs a chat template: set prompt_format to 'chat'")
         if not 0 < self.top_p <= 1:
             raise ValueError(f'top_p must be in (0, 1], got {self.top_p}')

@@ -1,4 +1,4 @@
-"""What the policy reads, as tokens: its prompt, and the documents of a search between tags, truncated to budgets."""
+"""What the policy reads, as tokens: its prompt, and the documents of a search, truncated to budgets."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,17 @@ from zerosearch_jax.rollout.wording import policy_template
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer, conversation, template_arguments
 
+# stands for what the policy wrote, where the template's text around an observation is looked up
+_ACTION = '\ue000'
 
-def policy_prompt(question: str, wording: str = 'search', documents: str = '') -> str:
+
+def policy_prompt(
+    question: str, wording: str = 'search', documents: str = '', grammar: protocol.Grammar = protocol.TAGS
+) -> str:
     """The user message with the question and the instructions, with the wording of config.rollout.prompt."""
     question = question.strip()
     asked = question if question.endswith('?') else question + '?'
-    return protocol.fill(policy_template(wording).user, question=asked, documents=documents)
+    return protocol.fill(policy_template(wording).user, question=asked, documents=documents, search=grammar.how)
 
 
 class PromptTooLong(rows.Unusable):
@@ -38,10 +43,10 @@ def encode_prompt(
       ValueError: the chat template cannot be rendered, or drops the question.
     """
     shown = tokenizer.encode(_rendered(documents))[: cfg.observation_tokens] if cfg.prompt == 'documents' else []
-    text = policy_prompt(question.question, cfg.prompt, tokenizer.decode(shown))
+    text = policy_prompt(question.question, cfg.prompt, tokenizer.decode(shown), protocol.GRAMMARS[cfg.grammar])
     system = policy_template(cfg.prompt).system
     if cfg.prompt_format == 'chat':
-        tokens = tokenizer.chat(conversation(text, system), arguments=template_arguments(cfg.template_arguments))
+        tokens = tokenizer.chat(conversation(text, system), arguments=_arguments(cfg))
     else:
         text = '\n'.join(filter(None, (system, text)))
         tokens = [*tokenizer.prefix, *tokenizer.encode(text.removesuffix('\n') + '\n')]
@@ -57,6 +62,8 @@ def fitting(
     questions: Sequence[Question], tokenizer: Tokenizer, cfg: RolloutConfig, choice: rows.Choice
 ) -> list[Question]:
     """The questions whose prompts are not too long; the others are refused or left out (rows.usable)."""
+    if cfg.max_turns:
+        encode_notice(tokenizer, cfg)  # a template that cannot show it is refused here
 
     def check(question: Question) -> Question:
         encode_prompt(tokenizer, question, cfg)
@@ -66,11 +73,51 @@ def fitting(
     return [*rows.usable(tracked, check, choice, f'questions too long for the prompt {cfg.prompt!r}')]
 
 
-def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], limit: int) -> tuple[int, ...]:
-    """Documents between the information tags, tokenized once and truncated to `limit` before the closing tag."""
-    head, tail = tokenizer.encode(protocol.OBSERVATION_OPEN), tokenizer.encode(protocol.OBSERVATION_CLOSE)
-    body = tokenizer.encode(_rendered(documents))
-    return (*head, *body[: max(limit - len(head) - len(tail), 0)], *tail)
+def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], cfg: RolloutConfig) -> tuple[int, ...]:
+    """Documents as the grammar shows them, truncated so that the whole has at most cfg.observation_tokens."""
+    grammar, limit = protocol.GRAMMARS[cfg.grammar], cfg.observation_tokens
+    body = tokenizer.encode(protocol.neutralize(_rendered(documents), grammar.tag))
+    if not grammar.role:
+        head, tail = tokenizer.encode(grammar.before), tokenizer.encode(grammar.after)
+        return (*head, *body[: max(limit - len(head) - len(tail), 0)], *tail)
+    # tokens may cross the borders of the template's text, so the whole is tokenized, again if it was too long
+    whole = _message(tokenizer, tokenizer.decode(body), cfg)
+    while body and len(whole) > limit:
+        body = body[: limit - len(whole)]
+        whole = _message(tokenizer, tokenizer.decode(body), cfg)
+    return whole
+
+
+def encode_notice(tokenizer: Tokenizer, cfg: RolloutConfig, action: Sequence[int] = ()) -> tuple[int, ...]:
+    """The observation after an action that is not valid; a turn that the action has ended is not ended again.
+
+    Raises:
+      ValueError: the chat template does not show it as it is.
+    """
+    grammar = protocol.GRAMMARS[cfg.grammar]
+    if not grammar.role:
+        return tuple(tokenizer.encode(grammar.notice))
+    tokens = _message(tokenizer, grammar.notice, cfg)
+    if grammar.notice not in tokenizer.decode(tokens):
+        raise ValueError(
+            f'the chat template changes or drops what the role {grammar.role!r} says; mend it, or set '
+            "config.rollout.grammar to 'tags'"
+        )
+    ended = bool(action) and action[-1] == tokens[0] and tokens[0] in tokenizer.eos_ids
+    return tokens[ended:]
+
+
+def _message(tokenizer: Tokenizer, text: str, cfg: RolloutConfig) -> tuple[int, ...]:
+    """A message in the grammar's role, from what ends the policy's turn before it to what starts the next one."""
+    before = [{'role': 'user', 'content': '?'}, {'role': 'assistant', 'content': _ACTION}]
+    message = {'role': protocol.GRAMMARS[cfg.grammar].role, 'content': text}
+    return tuple(tokenizer.chat([*before, message], arguments=_arguments(cfg), after=_ACTION))
+
+
+def _arguments(cfg: RolloutConfig) -> dict:
+    """The arguments of the policy's chat template."""
+    tools = protocol.GRAMMARS[cfg.grammar].tools if cfg.max_turns else ()
+    return ({'tools': [*tools]} if tools else {}) | template_arguments(cfg.template_arguments)
 
 
 def _rendered(documents: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from zerosearch_jax.data.rows import Question, holds_answer, normalize_answer
 from zerosearch_jax.rollout import answers
 from zerosearch_jax.rollout.rollout import Trajectory
 from zerosearch_jax.simulator.verify import answers_of, hops_of
-from zerosearch_jax.text.protocol import ANSWER_STOP, opens_thought
+from zerosearch_jax.text.protocol import ANSWER_STOP, TAGS, Grammar, opens_thought, parse_query
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 
@@ -79,10 +79,11 @@ class Scorer:
       cfg: the terms of the reward.
       tokenizer: the policy's.
       response_tokens: the budget of a trajectory.
+      grammar: of its actions.
     """
 
-    def __init__(self, cfg: RewardConfig, tokenizer: Tokenizer, response_tokens: int):
-        self._cfg, self._tokenizer, self._budget = cfg, tokenizer, response_tokens
+    def __init__(self, cfg: RewardConfig, tokenizer: Tokenizer, response_tokens: int, grammar: Grammar = TAGS):
+        self._cfg, self._tokenizer, self._budget, self._grammar = cfg, tokenizer, response_tokens, grammar
         self._answer, self._turn = answer_function(cfg.answer), turn_function(cfg.turn)
 
     def __call__(self, trajectory: Trajectory) -> float:
@@ -104,7 +105,7 @@ class Scorer:
     def _whole(self, trajectory: Trajectory) -> float:
         cfg, total = self._cfg, self._answer_score(trajectory)
         if cfg.format:
-            total += cfg.format * well_formed(actions(trajectory, self._tokenizer))
+            total += cfg.format * well_formed(actions(trajectory, self._tokenizer), self._grammar)
         if cfg.retrieval:
             total += cfg.retrieval * found_answer(trajectory)
         return total + overlong_penalty(trajectory.response_tokens, self._budget, cfg.overlong_tokens)
@@ -152,26 +153,28 @@ def new_hops(trajectory: Trajectory) -> list[str]:
 def actions(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
     """The text of every action, without the token after the answer.
 
-    If the chat template opened a thought at the end of the prompt, the first action gets the opening tag.
+    If the chat template opened a thought before an action, the action gets the opening tag.
     """
-    parts = [s.tokens for s in trajectory.segments if s.kind is Kind.ACTION]
-    texts = [tokenizer.decode_bytes(tokens).decode('utf-8', 'replace') for tokens in parts]
-    prompt = b''.join(tokenizer.decode_bytes(s.tokens) for s in trajectory.segments if s.kind is Kind.PROMPT)
-    if texts and opens_thought(prompt):
-        texts[0] = '<think>' + texts[0]
+    texts, before = [], b''
+    for segment in trajectory.segments:
+        written = tokenizer.decode_bytes(segment.tokens)
+        if segment.kind is Kind.ACTION:
+            texts.append(('<think>' if opens_thought(before) else '') + written.decode('utf-8', 'replace'))
+        before = written
     end = next((i for i, text in enumerate(texts, 1) if ANSWER_STOP in text), len(texts))
     return texts[:end]
 
 
 _THINK = r'\s*<think>((?!</?\w+>).)*</think>'
 _SOMETHING = r'\s*(?!</?\w+>)\S((?!</?\w+>).)*'
-_SEARCH = re.compile(_THINK + rf'\s*<search>{_SOMETHING}</search>\s*', re.DOTALL)
 _FINAL = re.compile(_THINK + rf'\s*<answer>{_SOMETHING}</answer>\s*', re.DOTALL)
 
 
-def well_formed(texts: Sequence[str]) -> bool:
+def well_formed(texts: Sequence[str], grammar: Grammar = TAGS) -> bool:
     """Whether every action thinks and then searches, and the last one thinks and then answers."""
-    return bool(texts) and bool(_FINAL.fullmatch(texts[-1])) and all(map(_SEARCH.fullmatch, texts[:-1]))
+    search = re.compile(_THINK + rf'\s*{grammar.open}{_SOMETHING}{grammar.close}\s*', re.DOTALL)
+    valid = all(search.fullmatch(text) and parse_query(text, grammar) for text in texts[:-1])
+    return bool(texts) and bool(_FINAL.fullmatch(texts[-1])) and valid
 
 
 def found_answer(trajectory: Trajectory) -> bool:

@@ -14,7 +14,7 @@ from zerosearch_jax import prng
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine, Request, Stopped
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
+from zerosearch_jax.rollout.prompts import encode_notice, encode_observation, encode_prompt
 from zerosearch_jax.search.search import FEWEST, Query, Result, SearchSource, refuse_outage
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer
@@ -71,6 +71,7 @@ class _Episode:
 
     def __init__(self, trajectory: Trajectory, tokenizer: Tokenizer, cfg: RolloutConfig):
         self.trajectory, self._tokenizer, self._cfg = trajectory, tokenizer, cfg
+        self._grammar = protocol.GRAMMARS[cfg.grammar]
         self.turns = 0
         self.closing = False  # the answer is complete; only its end-of-sequence token is missing
 
@@ -104,11 +105,10 @@ class _Episode:
         if self.turns == self._cfg.max_turns:
             trajectory.status = 'turn_limit'
             return 'finish', None
-        query = protocol.parse_query(text) if stopped.reason == protocol.SEARCH_STOP else None
-        if query is not None:
+        if stopped.reason == self._grammar.close and (query := protocol.parse_query(text, self._grammar)):
             return 'search', query
         trajectory.invalid_actions += 1
-        return 'observe', tuple(self._tokenizer.encode(protocol.INVALID_NOTICE))
+        return 'observe', encode_notice(self._tokenizer, self._cfg, stopped.tokens)
 
     def read(self, result: Result) -> tuple[str, object]:
         """Takes a search result; returns the next operation, as `act` does."""
@@ -117,7 +117,7 @@ class _Episode:
         if result.failure:
             self.trajectory.status = 'search_failed'
             return 'finish', None
-        return 'observe', encode_observation(self._tokenizer, result.documents, self._cfg.observation_tokens)
+        return 'observe', encode_observation(self._tokenizer, result.documents, self._cfg)
 
     def observe(self, tokens: tuple[int, ...]) -> bool:
         """Appends an observation and counts the turn; returns False if no token could follow it."""
@@ -152,7 +152,7 @@ def rollout(
     Args:
       questions: distinct ids.
       samples: group size.
-      policy: loaded engine whose stop strings are protocol.STOP_STRINGS.
+      policy: loaded engine whose stop strings are those of the grammar.
       search: the source of results.
       tokenizer: the policy's.
       cfg: budgets.

@@ -9,13 +9,13 @@ from zerosearch_jax.text import protocol
 
 @dataclasses.dataclass(frozen=True)
 class PolicyTemplate:
-    """The messages that ask a policy a question; the only placeholder is {question}, in ours also {documents}."""
+    """The messages that ask a policy {question}; {search} says how to search, {documents} stands in one of ours."""
 
     user: str
     system: str | None = None  # '' is a message without text; None: no message, and the chat template may add its own
 
     def __post_init__(self):
-        protocol.fill(self.user, question='', documents='')  # refuses unknown placeholders
+        protocol.fill(self.user, question='', documents='', search='')  # refuses unknown placeholders
         if '{question}' not in self.user:
             raise ValueError("the text 'user' must contain {question}")
 
@@ -24,8 +24,7 @@ POLICY_PROMPTS = {
     # think, search, read, answer
     'search': PolicyTemplate(
         'Answer the question. Think inside <think> and </think> whenever you learn something. If you lack a fact, '
-        'write one query inside <search> and </search>; the results will appear inside <information> and '
-        '</information>. Search as often as you need. Then give only the short answer inside <answer> and </answer>.\n'
+        '{search}. Search as often as you need. Then give only the short answer inside <answer> and </answer>.\n'
         'Question: {question}'
     ),
     # think and answer: for chain of thought, and for training R1

@@ -28,7 +28,7 @@ from zerosearch_jax.weights import peft, trees
 T = TypeVar('T')  # a configuration, or a section of one that has `model` and `adapter`
 # fields of config.rollout that say how a policy was asked in training
 PROTOCOL = ('prompt', 'prompt_format', 'max_turns', 'turn_tokens', 'observation_tokens', 'response_tokens')
-PROTOCOL += ('prompt_tokens', 'template_arguments')
+PROTOCOL += ('prompt_tokens', 'template_arguments', 'grammar')
 EXPORTED_STEP = 'exported.json'  # {"step": ...} of a run's exported weights: a run that is continued has newer ones
 
 

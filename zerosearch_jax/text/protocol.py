@@ -1,10 +1,15 @@
-"""The protocol between policy and environment: four tags, how they are parsed, and how external text is made harmless.
+"""The protocol between policy and environment: how a policy acts, and how external text is made harmless.
 
+A policy searches and reads by one of two grammars: our four tags, or a tool call of its chat template.
 Placeholders of templates are filled without `str.format`, so that braces in data stay as they are.
 """
 
+import dataclasses
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from zerosearch_jax import settings
 
 SEARCH_STOP, ANSWER_STOP = '</search>', '</answer>'
 STOP_STRINGS = (SEARCH_STOP, ANSWER_STOP)
@@ -35,13 +40,13 @@ def fill(template: str, **values: str) -> str:
     return re.sub(r'\{(\w+)\}', value, template)
 
 
-def neutralize(text: str) -> str:
+def neutralize(text: str, tag: re.Pattern = TAG) -> str:
     """Makes external text harmless: protocol tags lose their brackets, control characters become spaces.
 
     Halves of surrogate pairs, which no tokenizer accepts, become spaces too. Control tokens of chat templates need
     nothing here: the tokenizer never encodes plain text as special tokens.
     """
-    return TAG.sub(r'(\1\2)', _CONTROL.sub(' ', text))
+    return tag.sub(r'(\1\2)', _CONTROL.sub(' ', text))
 
 
 def without_thoughts(text: str) -> str:
@@ -60,10 +65,86 @@ def render_documents(texts: Sequence[str]) -> str:
     return '\n'.join(f'Doc {i}: {" ".join(text.split())}' for i, text in enumerate(texts, start=1))
 
 
-def parse_query(action: str) -> str | None:
-    """The query of an action that ended at </search>: the text after its last <search>. None if there is none."""
-    _, tag, query = action.partition(SEARCH_STOP)[0].rpartition('<search>')
-    query = ' '.join(query.split())
+# ---------------------------------------------------------------- grammars
+
+
+def _read_call(text: str) -> str | None:
+    try:
+        call = settings.parse_json(text)
+    except ValueError:
+        return None
+    match call:
+        case {'name': 'search', 'arguments': {'query': str(query)}}:
+            return query.encode('utf-8', 'replace').decode()  # JSON may spell half a surrogate pair
+    return None
+
+
+def _write_call(query: str) -> str:
+    return '\n' + json.dumps({'name': 'search', 'arguments': {'query': query}}, ensure_ascii=False) + '\n'
+
+
+@dataclasses.dataclass(frozen=True)
+class Grammar:
+    """How a policy searches and reads what was found; by every grammar it answers between the answer tags.
+
+    If documents have a role, the chat template ends the policy's turn before them and starts its next one after them;
+    otherwise they stand between `before` and `after` in the policy's own turn.
+    """
+
+    how: str  # how to search, a clause of the prompt
+    open: str  # before a query
+    close: str  # after it: there a generation stops
+    read: Callable[[str], str | None]  # from the text between them to the query; None: not valid
+    write: Callable[[str], str]  # from a query to that text
+    notice: str  # the observation after an action that is not valid
+    tag: re.Pattern  # what documents must not hold
+    before: str = ''
+    after: str = ''
+    role: str = ''
+    tools: tuple[dict, ...] = ()  # for the chat template
+
+    @property
+    def stops(self) -> tuple[str, str]:
+        """The strings at which a generation stops."""
+        return self.close, ANSWER_STOP
+
+    def search(self, query: str) -> str:
+        """The text of a search."""
+        return f'{self.open}{self.write(query)}{self.close}'
+
+
+TAGS = Grammar(
+    'write one query inside <search> and </search>; the results will appear inside <information> and </information>',
+    open='<search>',
+    close=SEARCH_STOP,
+    read=str,
+    write=str,
+    notice=INVALID_NOTICE,
+    tag=TAG,
+    before=OBSERVATION_OPEN,
+    after=OBSERVATION_CLOSE,
+)
+_PARAMETERS = {'type': 'object', 'properties': {'query': {'type': 'string'}}, 'required': ['query']}
+_SEARCH = {'name': 'search', 'description': 'Finds documents for a query.', 'parameters': _PARAMETERS}
+TOOL_CALL = Grammar(  # the format of Hermes, Qwen2.5 and Qwen3
+    how='call the function search with one query, as '
+    '<tool_call>{"name": "search", "arguments": {"query": "..."}}</tool_call>; the next message has the results',
+    open='<tool_call>',
+    close='</tool_call>',
+    read=_read_call,
+    write=_write_call,
+    notice='That was not a valid action.\nCall search with one query, or put the final answer inside the answer tags.',
+    tag=re.compile(TAG.pattern.replace('think', 'think|tools|tool_call|tool_response'), re.IGNORECASE),
+    role='tool',
+    tools=({'type': 'function', 'function': _SEARCH},),
+)
+GRAMMARS = {'tags': TAGS, 'tool_call': TOOL_CALL}
+
+
+def parse_query(action: str, grammar: Grammar = TAGS) -> str | None:
+    """The query of an action that ended with a search: what follows its last opening tag; None if it is not valid."""
+    _, tag, inside = action.partition(grammar.close)[0].rpartition(grammar.open)
+    query = ' '.join((grammar.read(inside) or '').split())
     return query if tag and query else None
 
 

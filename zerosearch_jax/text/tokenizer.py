@@ -58,7 +58,7 @@ class Tokenizer:
         _require_byte_level(spec)
         added = {token['content']: token['id'] for token in spec['added_tokens']}
         special = {token['content'] for token in spec['added_tokens'] if token['special']}
-        special = {content for content in special if not protocol.TAG.fullmatch(content.strip())}
+        special = {content for content in special if not protocol.TOOL_CALL.tag.fullmatch(content.strip())}
         self.token_bytes = _token_bytes(spec['model']['vocab'], added, special)
         self.vocab_size = len(self.token_bytes)
         ends = [tokenizer.eos_token_id, *extra_eos_ids, *(added.get(token) for token in END_TOKENS)]
@@ -138,7 +138,9 @@ class Tokenizer:
             found[-1] += decoder.decode(b'', final=True)
         return found
 
-    def chat(self, messages: Sequence[dict], add_generation_prompt=True, arguments: dict | None = None) -> list[int]:
+    def chat(
+        self, messages: Sequence[dict], add_generation_prompt=True, arguments: dict | None = None, after: str = ''
+    ) -> list[int]:
         """Ids of a rendered conversation, in which only the template may write control tokens.
 
         For contents without added tokens these are the ids of `apply_chat_template`. Without a template they are the
@@ -148,15 +150,17 @@ class Tokenizer:
           messages: [{'role': ..., 'content': ...}, ...]; roles are trusted, all other values are not.
           add_generation_prompt: whether the assistant's turn is opened at the end.
           arguments: further arguments of the template, such as `enable_thinking`.
+          after: a text of the conversation: only what follows it is returned.
 
         Raises:
-          ValueError: the template cannot be rendered, or drops a message.
+          ValueError: the template cannot be rendered, or drops a message; there is none, but `after`.
         """
-        if not self.has_chat_template:
+        if not self.has_chat_template and not after:
             return self.encode('\n'.join(filter(None, (message['content'] for message in messages))))
         hide, show = self._disguise(messages)
         hidden = [{k: v if k == 'role' else _map_text(v, hide) for k, v in message.items()} for message in messages]
         rendered = self._render(hidden, add_generation_prompt, {'date_string': DATE, **(arguments or {})})
+        rendered = rendered.partition(after)[2] if after else rendered
         pieces = self._added_pattern.split(rendered) if self._added_pattern else [rendered]
         ids = []
         for i, piece in enumerate(pieces):  # texts are at even places, between the template's added tokens

@@ -23,6 +23,11 @@ def is_simulator(run: dict) -> bool:
     return bool(demos) and role != 'policy'
 
 
+def grammar(run: dict) -> protocol.Grammar:
+    """How the policy of a run searches."""
+    return protocol.GRAMMARS[run.get('rollout', {}).get('grammar', 'tags')]
+
+
 def card(found: Trained, name: str, base: str, whole: bool, drawn: bool = False) -> str:
     """README.md in the format of the Hugging Face hub.
 
@@ -114,14 +119,20 @@ def _training(directory: pathlib.Path, rows: list[dict]) -> list[str]:
 
 
 def _use(run: dict) -> str:
-    rollout = run.get('rollout', {})
-    wording = policy_template(rollout.get('prompt', 'search')).user
+    rollout, own = run.get('rollout', {}), grammar(run)
+    blanks = {name: f'{{{name}}}' for name in ('question', 'documents')}
+    wording = protocol.fill(policy_template(rollout.get('prompt', 'search')).user, search=own.how, **blanks)
     raw = rollout.get('prompt_format') == 'raw'
     form = 'The prompt is this text, without a chat template' if raw else "The prompt is one user's message"
-    stops = ' or '.join(f'`{tag}`' for tag in protocol.STOP_STRINGS)
+    stops = ' or '.join(f'`{tag}`' for tag in own.stops)
+    place = 'between `<information>` and `</information>`'
+    if own.role:
+        tools = json.dumps(own.tools, indent=2)
+        form += f', and the `tools` of the chat template are\n\n{_code(tools)}\n\nThe text is'
+        place = f'as a message of the role `{own.role}`'
     return (
         f'{form}:\n\n{_code(wording)}\n\nGenerate until {stops}. After a query append the documents, `Doc 1: ...` and '
-        f'so on, one on each line, between `<information>` and `</information>`, and continue to generate.'
+        f'so on, one on each line, {place}, and continue to generate.'
     )
 
 

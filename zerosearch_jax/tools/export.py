@@ -10,7 +10,6 @@ import pathlib
 from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.models import lora
 from zerosearch_jax.run import curves, trained
-from zerosearch_jax.text import protocol
 from zerosearch_jax.tools import card
 from zerosearch_jax.weights import huggingface, peft
 
@@ -54,7 +53,7 @@ def export(
         params = lora.combine(params, adapter)
     if whole:
         huggingface.save(lora.merge(params), model.cfg, directory, dtype)
-    model.tokenizer.save(directory, () if card.is_simulator(found.run) else protocol.STOP_STRINGS)
+    model.tokenizer.save(directory, () if card.is_simulator(found.run) else card.grammar(found.run).stops)
     drawn = found.directory and curves.plot_curves(found.directory, path=directory / 'curves.png', last=found.step)
     (directory / 'README.md').write_text(card.card(found, directory.resolve().name, base, whole, bool(drawn)), 'utf-8')
 

@@ -10,9 +10,9 @@ from typing import TextIO
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 
-STYLES = {'think': '36', 'search': '33', 'information': '2', 'answer': '1;32', 'question': '1'}
-_TAG = re.compile(r'(</?(?:think|search|answer)>)')
-_BEGUN = re.compile(r'<[a-z/]{0,7}$')  # the possible beginning of a tag
+STYLES = {'think': '36', 'search': '33', 'tool_call': '33', 'information': '2', 'answer': '1;32', 'question': '1'}
+_TAG = re.compile(r'(</?(?:think|search|tool_call|answer)>)')
+_BEGUN = re.compile(r'<[a-z_/]{0,10}$')  # the possible beginning of a tag
 _REORDERING = '\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
 
 

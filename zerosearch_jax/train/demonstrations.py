@@ -46,8 +46,9 @@ def policy_episode(
         found = search([step['query']], documents)[0]
         if step['passage'] not in [d.id for d in found]:
             return None
-        action = f'<think>{learned}I need {step["need"]}.</think>\n<search>{step["query"]}</search>'
-        observation = encode_observation(tokenizer, [d.as_text for d in found], cfg.observation_tokens)
+        action = f'<think>{learned}I need {step["need"]}.</think>\n'
+        action += protocol.GRAMMARS[cfg.grammar].search(step['query'])
+        observation = encode_observation(tokenizer, [d.as_text for d in found], cfg)
         segments += [Segment(Kind.ACTION, tuple(tokenizer.encode(action))), Segment(Kind.OBSERVATION, observation)]
         learned = f'{step["need"][0].upper()}{step["need"][1:]} is {step["answer"]}. '
     says = 'I guess that it' if guess else 'So the answer'

@@ -26,6 +26,7 @@ from zerosearch_jax.search.search import Result, engine_search, refuse_outage
 from zerosearch_jax.simulator.load import open_simulator
 from zerosearch_jax.simulator.simulator import CompactedQuestions
 from zerosearch_jax.simulator.verify import hops_of
+from zerosearch_jax.text import protocol
 from zerosearch_jax.train.config import Config, DataConfig, share_base, with_copy
 from zerosearch_jax.train.information import add_gains
 from zerosearch_jax.train.learner import Learner
@@ -95,7 +96,8 @@ class Trainer:
         progress.phase(f'loading {cfg.policy.model}')
         self.model = pretrained.load_model(cfg.policy.model, self.mesh)
         self.learner = self._open_learner()
-        self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens)
+        grammar = protocol.GRAMMARS[cfg.rollout.grammar]
+        self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens, grammar)
         progress.log(self._description())
 
     def _open_engines(self) -> tuple[Engine, ...]:
