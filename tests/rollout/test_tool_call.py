@@ -16,7 +16,10 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from configs import tiny
+from zerosearch_jax import sharding
 from zerosearch_jax.data.rows import Question
+from zerosearch_jax.models import transformer
+from zerosearch_jax.plan import programs
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_notice, encode_observation, encode_prompt, fitting
 from zerosearch_jax.rollout.rewards import RewardConfig, Scorer
@@ -25,7 +28,7 @@ from zerosearch_jax.search.search import Document, Result, engine_search
 from zerosearch_jax.text import protocol, tokenizer_gguf
 from zerosearch_jax.text.protocol import TOOL_CALL, parse_query
 from zerosearch_jax.text.stop import compile_table
-from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.tokenizer import Tokenizer, byte_tokenizer
 from zerosearch_jax.text.trajectory import Kind, flatten
 from zerosearch_jax.tools import card
 from zerosearch_jax.train import config as train_config
@@ -178,6 +181,13 @@ def test_a_call_stops_at_the_token_that_completes_it_however_it_is_spelled(gramm
     assert states.index(table.first_accept) == len(sampled) and table.strings[0] == grammar.close
 
 
+def test_call_tags_that_a_tokenizer_declares_special_have_bytes():
+    backend = byte_tokenizer().hf.backend_tokenizer
+    backend.add_special_tokens([AddedToken(tag, special=True) for tag in TAGS[:4]])
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token='<|im_end|>'))
+    assert [tokenizer.token_bytes[backend.token_to_id(tag)].decode() for tag in TAGS] == [*TAGS]
+
+
 # ---------------------------------------------------------------- the template's turns
 
 
@@ -327,6 +337,14 @@ def test_a_turn_cut_by_its_budget_and_one_ended_by_another_token_are_ended_by_th
         assert trajectory.invalid_actions >= 1
 
 
+def test_only_a_control_token_ends_a_turn():
+    lines = qwen("{% for m in messages %}{{ m.content + '\\n' }}{% endfor %}")
+    notice = encode_notice(lines, CALLS)
+    assert lines.decode(notice) == f'\n{TOOL_CALL.notice}\n'
+    assert encode_notice(lines, CALLS, notice[:1]) == notice  # the policy wrote a line feed of its own
+    assert encode_notice(qwen(), CALLS, (7, *ids('<|im_end|>'))) == encode_notice(qwen(), CALLS)[1:]
+
+
 @pytest.mark.parametrize('max_turns', [0, 1, 3])
 def test_turns_are_exact_and_the_last_search_is_not_made(max_turns):
     cfg = dataclasses.replace(CALLS, max_turns=max_turns)
@@ -456,6 +474,9 @@ def test_a_training_stops_at_calls_and_rewards_them():
     trainer = Trainer(train_config.parse(made), None)
     trainer.load_simulator()
     assert trainer.policy_engine._slots._stop.strings == TOOL_CALL.stops
+    weights = sharding.abstract(transformer.layout(trainer.model.cfg), trainer.mesh)
+    planned = next(iter(programs._roles(trainer.cfg, trainer.model.cfg, weights, trainer.mesh)))
+    assert planned.strings == TOOL_CALL.stops
     trajectory, _, _ = play([f'<think>a</think>{TOOL_CALL.search("q")}', ANSWER, ''], cfg=CALLS)
     assert trainer.score(trajectory) == pytest.approx(1.2)
     found = trainer.collect(1, noise=0.0)
