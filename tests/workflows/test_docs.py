@@ -12,6 +12,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import yaml
 from helpers import ENVIRONMENT, ROOT
 
 import zerosearch_jax
@@ -90,6 +91,16 @@ def test_the_version_is_said_once_and_the_same_everywhere():
 def test_the_index_has_every_page():
     linked = set(re.findall(r'\]\((\w+\.md)', (DOCS / 'README.md').read_text()))
     assert linked == {path.name for path in DOCS.glob('*.md')} - {'README.md'}
+
+
+def test_the_site_has_every_page_once():
+    nav = yaml.safe_load((DOCS / 'mkdocs.yml').read_text())['nav']
+    listed = [path for entry in nav for value in entry.values() for path in leaves(value)]
+    assert sorted(listed) == sorted(ids(path) for path in PAGES)
+
+
+def leaves(value):
+    return [value] if isinstance(value, str) else [path for entry in value for path in entry.values()]
 
 
 # ---------------------------------------------------------------- words
