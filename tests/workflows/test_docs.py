@@ -17,9 +17,9 @@ from helpers import ENVIRONMENT, ROOT
 
 import zerosearch_jax
 from configs import common, qwen2_5_3b
-from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator import curriculum, prompts
 from zerosearch_jax.simulator.curriculum import Curriculum, noise_probability
-from zerosearch_jax.tools import config_reference
+from zerosearch_jax.tools import api_reference, config_reference
 from zerosearch_jax.train import config
 
 DOCS = ROOT / 'docs'
@@ -265,6 +265,25 @@ class Commented:
     # two
     above: int = 0  # three
     within: str = 'a default that is so long that it does not fit on the line of the field, with its comment'  # w
+
+
+# ---------------------------------------------------------------- API
+
+
+def test_the_api_page_is_what_its_command_makes():
+    command = 'python -m zerosearch_jax.tools.api_reference > docs/api.md'
+    assert (DOCS / 'api.md').read_text() == api_reference.page(), f'run {command}'
+
+
+def test_an_interface_has_signatures_docstrings_and_fields_and_no_bodies():
+    assert api_reference.interface('simulator.curriculum', ['is_noisy']).splitlines() == [
+        'def is_noisy(uniform: float, p: float) -> bool:',
+        f'    """{curriculum.is_noisy.__doc__}"""',
+    ]
+    fields = api_reference.interface('search.search', ['Document'])
+    assert '    title: str' in fields and 'def as_text(self) -> str:' in fields and 'return' not in fields
+    with pytest.raises(KeyError):
+        api_reference.interface('search.search', ['Nothing'])
 
 
 # ---------------------------------------------------------------- differences
