@@ -10,6 +10,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+_INSTALLED = pathlib.Path(__file__).parents[1]  # the checkout or site-packages, where configs/ is beside launch/
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', '', 'For several processes: HOST:PORT of the first, or "auto" with SLURM, MPI, GKE and TPU slices.'
 )
@@ -24,13 +25,14 @@ def run(main, *, arguments: bool = False):
 
 def _parse(argv: list[str], arguments: bool) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([_find_config(argument) for argument in argv])
         if len(rest) > 1 and not arguments:
             raise flags.Error(f'unexpected argument {rest[1]!r}; flags look like --config.rl.steps=3')
         if flags.FLAGS['config'].value is None:
             raise flags.Error('which experiment? for example --config configs/quickstart.py')
         if not os.path.isfile(_config_path()):
-            raise flags.Error(f'--config {_config_path()}: no such file; experiments are the files of configs/')
+            here = _INSTALLED / 'configs'
+            raise flags.Error(f'--config {_config_path()}: no such file; experiments are the files of {here}')
         return rest
     except (flags.Error, ValueError, OSError, AttributeError, KeyError, SyntaxError) as error:
         message = _flag_error(error, argv)
@@ -38,6 +40,13 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
             raise
         _print_error(message)
         sys.exit(2)
+
+
+def _find_config(argument: str) -> str:
+    """Replaces configs/NAME.py by the installed package's file of that name, if it is not in this directory."""
+    option, path, rest = re.fullmatch(r'(--?config=)?(configs/[^:]*)?(.*)', argument, re.DOTALL).groups('')
+    installed = _INSTALLED / path
+    return f'{option}{path if os.path.isfile(path) or not installed.is_file() else installed}{rest}'
 
 
 def _config_path() -> str:
