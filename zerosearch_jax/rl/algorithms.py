@@ -22,7 +22,7 @@ class Algorithm(NamedTuple):
     aggregate: str = 'token'  # see `weigh_tokens`
     ratio: str = 'token'  # see losses.LossConfig
     loss: Callable = losses.policy_loss  # any function with its arguments and results
-    min_group: int = 1  # least samples of a question: an algorithm that compares samples gives a single one advantage 0
+    min_group: int = 1  # fewest samples of a question; comparing a single one would give advantage 0
     # with the KL in the reward, the advantage of a token is its return-to-go, normalized over all tokens of a step
     returns: bool = False
 

@@ -83,7 +83,7 @@ class RLConfig:
 
     @property
     def min_group(self) -> int:
-        """The least samples of a question that the algorithm, or credit by turn, needs."""
+        """The fewest samples of a question with which the algorithm, or credit by turn, works."""
         found = algorithms.find_algorithm(self.algorithm)
         return max(found.min_group, 2 if self.credit == 'turn' and found.advantage else 1)
 

@@ -234,7 +234,7 @@ def _probe(cfg: EngineConfig, log: journal.Journal):
         if cfg.kind == 'serpapi':
             _probe_serpapi(cfg)
         elif cfg.query_price:
-            progress.log(f'engine {cfg.kind} is not tried beforehand: engine.query_price says that requests cost money')
+            progress.log(f'engine {cfg.kind} is not tested now: its requests cost money (engine.query_price)')
         else:
             open_search_engine(cfg, log=log).request(['Rome'], 1)
     except RequestFailed as error:

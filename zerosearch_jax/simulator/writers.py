@@ -43,7 +43,7 @@ def completion(handle: Hashable, text: str, failure: str = '', detail: str = '')
 
 
 class Writer(Protocol):
-    """A model that takes a user message and writes."""
+    """A model that answers a user message with text."""
 
     def ask(self, handle: Hashable, message: str, identity: tuple[int | str, ...], system: str | None = None):
         """Queues a message, after a system message if given; the text depends on these and on `identity` alone."""

@@ -189,7 +189,7 @@ def difference(first: Runs, second: Runs) -> dict:
     return found
 
 
-# ---------------------------------------------------------------- for people
+# ---------------------------------------------------------------- as text
 
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

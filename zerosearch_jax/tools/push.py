@@ -10,7 +10,7 @@ from zerosearch_jax.search import outside
 TOKEN = 'HF_TOKEN'  # the environment variable; the key is in no configuration, file or log
 HUB = 'https://huggingface.co'
 _REPOSITORY = re.compile(r'\w[\w.-]*/\w[\w.-]*', re.ASCII)
-# what exports consist of: a directory may hold other things, which are nobody's business
+# the files of an export; other files of the directory are not uploaded
 _FILES = ('README.md', 'curves.png', '*config.json', 'tokenizer*', 'chat_template.jinja', '*.safetensors*')
 
 

@@ -139,7 +139,7 @@ def _run(cfg: Config, workdir: pathlib.Path, config_json: str, job: progress.Job
                 if writer is not None:
                     writer.draw(last)
         except (KeyboardInterrupt, OutsideFailed) as error:
-            why = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'the outside failed'
+            why = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'a remote service failed'
             progress.log(f'{why}; run the same command again to continue from the last checkpoint')
             raise
         finally:
