@@ -247,7 +247,7 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     valid = np.array([not t.failed for t in trajectories])
     learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own])
     ended = time.perf_counter()
-    means = mean_scores([t for t in trajectories if not t.failed])  # failed searches say nothing of the policy
+    means = mean_scores([t for t in trajectories if not t.failed])  # failed searches say nothing about the policy
     searches = [s for t in trajectories for s in t.searches]
     means['searches'] = len(searches) / len(trajectories)  # except that it searched
     tokens = sum(t.response_tokens for t in trajectories)

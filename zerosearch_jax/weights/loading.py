@@ -1,8 +1,7 @@
 """Loads a model's configuration and weights from a Hugging Face directory or a GGUF file.
 
-Loading streams: every shard of every array reads exactly the slice that it needs, so that no host holds the whole
-model,
-or a whole stacked weight of which it owns only a part.
+Every shard of every array reads exactly the slice that it needs. So no host holds the whole model, or a whole stacked
+weight of which it owns only a part.
 """
 
 import pathlib
