@@ -49,7 +49,7 @@ def push(directory: pathlib.Path, repository: str, dry_run: bool = False) -> str
         except Exception as error:  # the hub's client raises a dozen kinds of errors; the user needs the message only
             reason = outside.safe_message(str(error) or type(error).__name__, _token())
             where = settings.redacted(f'{endpoint}/{repository}')
-            raise OSError(f'{where} did not take the upload ({reason}); may the key in {TOKEN} write there?') from None
+            raise OSError(f'{where} refused the upload ({reason}); may the key in {TOKEN} write there?') from None
     verb = 'would upload' if dry_run else 'uploaded'
     sizes = [f'  {path.name}  {path.stat().st_size / 1e6:,.3f} MB' for path in files]
     return settings.redacted('\n'.join([f'{verb} to {endpoint}/{repository}:', *sizes]))

@@ -75,7 +75,7 @@ class Config:
         if self.simulator.kind == 'none':
             raise ValueError("config.simulator.kind = 'none' finds nothing; choose another kind")
         if self.simulator.remember:
-            raise ValueError('config.simulator.remember is of trainings; leave it empty')
+            raise ValueError('config.simulator.remember is for trainings; leave it empty')
         if self.curriculum.kind == 'adaptive':
             raise ValueError(
                 "config.curriculum.kind = 'adaptive' needs rewards, which requests do not have; choose another"

@@ -97,7 +97,7 @@ class Config:
     def __post_init__(self):
         if self.rollout.prompt in ('documents', 'direct'):
             raise ValueError(
-                f"config.rollout.prompt = '{self.rollout.prompt}' is of evaluations; a policy is trained on 'search'"
+                f"config.rollout.prompt = '{self.rollout.prompt}' is for evaluations; a policy is trained on 'search'"
             )
         if self.rollout.temperature <= 0:
             raise ValueError('config.rollout.temperature must be positive: log-probs are those of the sampling')

@@ -121,5 +121,5 @@ def _check_head(path: pathlib.Path, source, rows: int = 8192) -> None:
         and all(np.array_equal(source.read(head, block), source.read(embed, block)) for block in blocks)
     ):
         raise ValueError(
-            f'{path}: {head} is not {embed}, though config.json says tie_word_embeddings = true; say false there'
+            f'{path}: {head} is not {embed}, though config.json has tie_word_embeddings = true; set it to false'
         )
