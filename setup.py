@@ -1,4 +1,4 @@
-"""Installation: `pip install -e .` (CPU), `.[cuda]`, `.[tpu]`, `.[test]`."""
+"""Installation: `pip install -e .` (CPU), `.[cuda]`, `.[tpu]`, `.[test]`, `.[docs]`."""
 
 import pathlib
 import re
@@ -49,6 +49,7 @@ setuptools.setup(
     ],
     extras_require={
         'test': TEST,
+        'docs': ['mkdocs-material>=9.6'],  # the site of docs/mkdocs.yml
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
         'wandb': ['wandb>=0.20'],

@@ -31,7 +31,7 @@ def main():
     parser.add_argument('--capacity', type=int, default=0, help='tokens of a slot; 0: prompt and new ones')
     parser.add_argument('--calls', type=int, nargs='+', default=[16], help='tokens a call; the first one is reported')
     args = parser.parse_args()
-    args.calls = [min(steps, args.new // 2) for steps in args.calls]  # the first one also writes the prompts
+    args.calls = [min(steps, args.new // 2) for steps in args.calls]  # the first one also prefills the prompts
     mesh = sharding.make_mesh()
     model = common.load_model(args.model, mesh, args.dtype)
     for batch in args.batches:
@@ -51,7 +51,7 @@ def name(what: str, batch: int, args) -> str:
 
 
 def generate(model, mesh, args, batch: int, steps: int) -> tuple[float, list[float]]:
-    """Seconds of the first call, which also writes the prompts, and of every later one."""
+    """Seconds of the first call, which also prefills the prompts, and of every later one."""
     slots = Slots(
         model.cfg,
         mesh,

@@ -1,4 +1,4 @@
-r"""The fault matrix: what the machine and the outside do to real runs, what the user then sees, and what is lost.
+r"""The fault matrix: faults of the machine and of remote services in real runs, what the user sees, and what is lost.
 
   python -m benchmarks.faults
   python -m benchmarks.faults --only killed,terminated --kills 2
@@ -248,7 +248,7 @@ def doubled(lab: Lab) -> Iterator[Row]:
     yield Row('a second process in the same directory', 1, saw, str(code), lost(run, lab.whole()[0]))
 
 
-# ---------------------------------------------------------------- what the outside does
+# ---------------------------------------------------------------- faults of remote services
 
 
 class Service(http.server.ThreadingHTTPServer):

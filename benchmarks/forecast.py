@@ -1,9 +1,9 @@
-"""What the planner foretells of this device beside what was measured on it.
+"""The planner's predictions for this device, beside what was measured on it.
 
 python -m benchmarks.forecast --model qwen2.5-1.5b --measured benchmarks/results/gpu.jsonl
 
-Of decoding, prefill and the update as `decode` and `update` measure them, and of a step of `--config` as `startup`
-does. `to_measured` is the planner's seconds over the measured ones.
+It predicts decoding, prefill and the update as `decode` and `update` measure them, and a step of `--config` as
+`startup` does. `to_measured` is the planner's seconds divided by the measured ones.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def main():
 
 
 def differences(*files: pathlib.Path) -> dict[str, str]:
-    """Of each step, how many of its trajectories were not sampled alike, token by token as far as rows tell."""
+    """For each step, how many of its trajectories differ, token by token as far as the written rows show."""
     old, new = ({(row['step'], row['id'], row['sample']): told(row) for row in rows(file)} for file in files)
     both = old.keys() | new.keys()
     apart = collections.Counter(key[0] for key in both if old.get(key) != new.get(key))

@@ -1,10 +1,10 @@
-"""Memory that the planner foretells beside that of real runs, on CPU.
+"""The memory that the planner predicts, beside that of real runs, on CPU.
 
 python -m benchmarks.plan_memory
 
-A step of reinforcement learning with SmolLM2 in a process of its own, once to compile its programs and once more. It
-took: the most that the process held, less what it still holds when the run has let go of its arrays. Foretold: the plan
-by the CPU's compiler.
+Each run is a step of reinforcement learning with SmolLM2 in its own process: once to compile the programs, and once to
+measure. The measured memory is the peak of the process minus what it still holds after the run has freed its arrays.
+The predicted memory (`foretold_gib`) is the plan by the CPU's compiler.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main():
         for _ in ('compiles', 'measures'):
             command = [sys.executable, '-m', 'benchmarks.plan_memory', '--experiment', args.experiment, '--only', name]
             printed = subprocess.run([*command, '--run'], check=True, stdout=subprocess.PIPE, text=True).stdout
-        real, (planned, program) = json.loads(printed.splitlines()[-1]), foretold(config(args.experiment, name))
+        real, (planned, program) = json.loads(printed.splitlines()[-1]), predicted(config(args.experiment, name))
         sizes = {'foretold_gib': planned / 2**30, 'took_gib': real / 2**30, 'ratio': planned / real}
         rounded = {key: round(value, 3) for key, value in sizes.items()}
         print(json.dumps({'name': name, **rounded, 'peak': program, 'device': cpu(), 'cores': os.cpu_count()}))
@@ -85,7 +85,7 @@ def took(made) -> int:
     return (peak - still) * 1024
 
 
-def foretold(made) -> tuple[int, str]:
+def predicted(made) -> tuple[int, str]:
     """Bytes of the plan, and the program that needs the most."""
     from zerosearch_jax.plan import hardware, planner
     from zerosearch_jax.train import config as train_config

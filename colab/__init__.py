@@ -1,1 +1,1 @@
-"""Notebooks for people, and what runs them."""
+"""Notebooks, and the program that executes them."""

@@ -3,7 +3,7 @@ r"""Questions to a policy, by default the shipped one, with BM25 over the built-
   python -m launch.ask --config configs/ask.py "What is the capital of the country where Lyon is?"
   python -m launch.ask --checkpoint runs/quickstart --config.engine.kind=search_r1 --config.engine.url=http://… "…"
 
-This file is what launch.ask takes where no --config is given.
+launch.ask uses this file if no --config is given.
 """
 
 from configs import eval as evaluation

@@ -12,8 +12,9 @@ else. The others ask for recorded searches of folds 7 and 8, which it was not tr
   python -m launch.audit_simulator --config configs/audit_simulator.py:oracle
 
 prompted: the model as it comes; tuned: the shipped adapter; int8: the same with weights of eight bits; verified: the
-same with documents sampled again that are not as labelled; oracle: passages of the corpus. Requests for the world tell
-the answer of the hop that the query asks for, as in the quickstart; with `--config.simulator.tell=final` the last one.
+same with documents sampled again that are not as labelled; oracle: passages of the corpus. Requests for the world
+contain the answer of the hop that the query asks for, as in the quickstart; with `--config.simulator.tell=final` the
+question's.
 `--config.audit.hop=2 --config.audit.name=world_hop2` asks the world for the second step of questions that have one.
 
 Measured: docs/simulator.md (CPU).

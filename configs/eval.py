@@ -1,4 +1,4 @@
-r"""The prompt methods, and what was trained, on the built-in questions; or on anything else, by flags.
+r"""Compares prompting methods and trained policies on the built-in questions, or on other questions by flags.
 
   python -m launch.evaluate --config configs/eval.py
   python -m launch.evaluate --config configs/eval.py --config.evaluation.methods=agent,zerosearch \

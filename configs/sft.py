@@ -5,9 +5,9 @@ r"""Small fine-tunings of SmolLM2-135M-Instruct on the built-in world: the shipp
 
 Measured (2 vCPUs, seed 0; logs in docs/runs/): held-out loss 0.052 nats a token after 18 steps of the policy. The
 length of the policy's warm start was chosen before any reinforcement learning was run: after 8, 12 and 18 steps it
-answered 25 %, 41 % and 44 % of 64 held-out questions, and only after 18 any that name a city and ask for the capital of
-its country, which takes two searches. The simulator's 48 steps: not run since its requests changed; the one that ships
-is that of configs/sft_searches.py.
+answered 25 %, 41 % and 44 % of 64 held-out questions. Only after 18 steps did it answer any that name a city and ask
+for the capital of its country, which takes two searches. The 48 steps of the simulator have not been run since its
+requests changed; the shipped simulator is made by configs/sft_searches.py.
 """
 
 from configs.common import sections, simulator

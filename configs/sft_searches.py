@@ -6,14 +6,15 @@ r"""A simulator from recorded searches: SmolLM2-135M learns to write useful or n
 
 Reads searches that real policies made, with the passages that real retrievers returned, and passages that annotators
 called helpful or not, both under ZEROSEARCH_DATA, and makes searches of the built-in world. Folds 0-5 are trained on,
-6 is for the held-out loss, 7 and 8 are for reports. Useful are documents that hold an answer.
+6 is for the held-out loss, 7 and 8 are for reports. Documents that hold an answer are useful.
 
   python -m launch.sft --config configs/sft_searches.py:published
 
 is the published setting (learning rate 1e-6, batch 2, 1,000 steps; arXiv 2505.04588, appendix F) on the published data.
 
-Measured: the shipped adapter `search_simulator` is of two runs of this, in bfloat16, the first without the choice of
-searches by `fewest` and `query_words` (docs/measurements.md has both commands); what it writes: docs/simulator.md.
+Measured: two runs of this configuration in bfloat16, the first without the choice of searches by `fewest` and
+`query_words`, made the shipped adapter `search_simulator` (docs/measurements.md has both commands). docs/simulator.md
+shows what it writes.
 """
 
 from configs.common import sections, simulator

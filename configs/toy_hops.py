@@ -1,4 +1,4 @@
-r"""Chains of one, two and three searches on a laptop: what a policy needs next, a search has to tell it first.
+r"""Chains of one, two and three searches on a laptop: each search returns what the policy needs for its next query.
 
   python -m launch.sft --config configs/toy_chains_sft.py
   python -m launch.train --config configs/toy_hops.py

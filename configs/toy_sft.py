@@ -1,4 +1,4 @@
-r"""The warm start of a random model of 150,000 weights on the toy task: it searches, or guesses, as often as not.
+r"""The warm start of a random model of 150,000 weights on the toy task: it searches as often as it guesses.
 
 python -m launch.sft --config configs/toy_sft.py
 """

@@ -24,13 +24,13 @@ def run(main, *, arguments: bool = False):
 
 def _parse(argv: list[str], arguments: bool) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([re.sub(r'^(--?config=)?(configs/[\w/]+\.py)', _find_config, argument) for argument in argv])
         if len(rest) > 1 and not arguments:
             raise flags.Error(f'unexpected argument {rest[1]!r}; flags look like --config.rl.steps=3')
         if flags.FLAGS['config'].value is None:
             raise flags.Error('which experiment? for example --config configs/quickstart.py')
-        if not os.path.isfile(_config_path()):
-            raise flags.Error(f'--config {_config_path()}: no such file; experiments are the files of configs/')
+        if not os.path.isfile(path := config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]):
+            raise flags.Error(f'--config {path}: no such file; experiments are the files of configs/')
         return rest
     except (flags.Error, ValueError, OSError, AttributeError, KeyError, SyntaxError) as error:
         message = _flag_error(error, argv)
@@ -40,22 +40,22 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
         sys.exit(2)
 
 
-def _config_path() -> str:
-    return config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
+def _find_config(given: re.Match) -> str:
+    """The argument with the path of configs/ beside this package, which may be installed, if it is not a file here."""
+    path = given[2] if os.path.isfile(given[2]) else pathlib.Path(__file__).parents[1] / given[2]
+    return f'{given[1] or ""}{path}'
 
 
 def _flag_error(error: Exception, argv: list[str]) -> str:
     """The message for an error in parsing flags; '' if the error is a bug."""
     if not isinstance(error, AttributeError | KeyError):
         return str(error)
-    # ml_collections raises KeyError, sometimes wrapped in another error: 'NAME'\nDid you mean "OTHER" instead of
-    # "NAME"?
+    # ml_collections raises KeyError, maybe within another error: 'NAME'\nDid you mean "OTHER" instead of "NAME"?
     cause = error if isinstance(error, KeyError) else next(iter(error.args), None)
     text = str(cause.args[0]) if isinstance(cause, KeyError) else ''
     if unknown := re.match(r"('.*')(?:\nDid you mean \"(.*)\" instead)?", text):
-        return f'the configuration has no field {unknown[1]}' + (
-            f'; did you mean {unknown[2]!r}?' if unknown[2] else ''
-        )
+        hint = f'; did you mean {unknown[2]!r}?' if unknown[2] else ''
+        return f'the configuration has no field {unknown[1]}{hint}'
     if text and any(argument.endswith(f':{text}') for argument in argv):
         return f'the configuration has no preset {text!r}; its docstring lists them'
     return ''

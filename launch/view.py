@@ -4,7 +4,7 @@
   python -m launch.view runs/eval
 
 The directory is the --workdir of a training or of an evaluation, running or finished. With further directories the
-page also shows their curves. See docs/viewer.md.
+page also shows their curves. See docs/run.md.
 """
 
 import pathlib

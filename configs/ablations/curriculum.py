@@ -1,4 +1,4 @@
-r"""Whether the order of the noise matters at the same amount; and the amount. Three seeds each. Expected: not run.
+r"""Does the order of the noise matter at the same amount, and does its amount? Three seeds each. Expected: not run.
 
 python -m launch.sweep --config configs/ablations/curriculum.py
 """

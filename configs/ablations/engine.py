@@ -1,4 +1,4 @@
-r"""What training on simulated and on real search gain over a policy that searches, on one GPU; three seeds each.
+r"""What a policy that already searches gains by training on simulated and on real search; one GPU, three seeds each.
 
 python -m launch.sweep --config configs/ablations/engine.py --results docs/runs/engine
 """

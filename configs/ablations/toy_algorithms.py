@@ -1,5 +1,5 @@
-r"""Which algorithm, on the toy task: three seeds each in minutes. Expected: all raise the reward from 0.55 to 0.8,
-and none is told from GRPO by three seeds, but REINFORCE++, which is behind it (docs/algorithms.md; CPU, 22 minutes).
+r"""Which algorithm, on the toy task: three seeds each in minutes. Expected: all raise the reward from 0.55 to 0.8.
+Three seeds do not distinguish any from GRPO except REINFORCE++, which is worse (docs/algorithms.md; CPU, 22 minutes).
 
 python -m launch.sft --config configs/toy_sft.py
 python -m launch.sweep --config configs/ablations/toy_algorithms.py

@@ -4,8 +4,8 @@ python -m launch.sft --config configs/toy_chains_sft.py
 python -m launch.sweep --config configs/ablations/toy_chains.py
 
 Expected: not run. Five seeds each. `grpo` to `chains_first` train on BM25, as all are evaluated; `oracle` on gold
-passages, and `told_...` on gold passages among which one tells the final answer of the chain, whichever hop is asked
-for, as simulators write it that are told it. Of each pair the second is compared with the first.
+passages, and `told_...` on gold passages one of which contains the chain's final answer, whichever hop is asked for, as
+simulators write if their request contains that answer. In each pair the second is compared with the first.
 """
 
 import functools

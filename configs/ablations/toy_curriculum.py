@@ -3,9 +3,9 @@ r"""Order and amount of noise, on the toy task: ten seeds each. Expected: not ru
 python -m launch.sft --config configs/toy_sft.py
 python -m launch.sweep --config configs/ablations/toy_curriculum.py
 
-`exponential`, `reversed`, `shuffled` and `matched` have the same noise in total: what differs is its order. Said
-beforehand: with a standard deviation of 10 points of EM between seeds, a difference of two arms has a standard error of
-4.5 points over ten pairs, and one of 13 points is found four times in five at the 5 % level.
+`exponential`, `reversed`, `shuffled` and `matched` have the same noise in total: what differs is its order. Stated
+before the runs: with a standard deviation of 10 points of EM between seeds, a difference of two arms has a standard
+error of 4.5 points over ten pairs, and one of 13 points is found four times in five at the 5 % level.
 """
 
 from configs.studies import toy_study

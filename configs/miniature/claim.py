@@ -7,8 +7,8 @@ r"""Does training on simulated search carry over to a real engine? The published
 
 All arms have the same warm start (configs/miniature/warm_start.py), questions, updates and trajectories; all are asked
 the same held-out questions greedily, with BM25 over the built-in corpus (without search for the arm without search).
-`further`: the simulator as it comes, constant noise of the curriculum's mean, and oracle documents. The name of an arm:
-that arm alone. Results: docs/claim.md.
+`further`: the simulator as it comes, constant noise of the curriculum's mean, and oracle documents. With the name of
+an arm as the preset, only that arm is run. Results: docs/claim.md.
 """
 
 from ml_collections import ConfigDict

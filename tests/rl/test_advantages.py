@@ -1,4 +1,4 @@
-"""Advantages against closed forms; what the outside failed never counts."""
+"""Advantages against closed forms; a trajectory whose search failed never counts."""
 
 import hypothesis
 import numpy as np

@@ -81,7 +81,7 @@ def test_a_template_that_drops_the_system_message_is_refused(asked):
         ('[]', r'mine_0\.json must hold a JSON object, not a list'),
         ('{"user": "why?"}', r"mine_0\.json: .*: the text 'user' must contain \{question\}"),
         ('{"user": "{question} {query}"}', r'mine_0\.json: .*placeholder \{query\} is unknown'),
-        ('{"user": "{question} {documents}"}', r"mine_0\.json: \{documents\} stands in the wording 'documents' alone"),
+        ('{"user": "{question} {documents}"}', r"mine_0\.json: \{documents\} belongs in the wording 'documents' only"),
         ('{"user": ["{question}"]}', r'mine_0\.json: config\.rollout\.prompt\.user must be str, got'),
         ('{"user": "{question}", "system": 1}', r'mine_0\.json: config\.rollout\.prompt\.system must be str \| None'),
         ('{"users": "{question}"}', r"mine_0\.json: config\.rollout\.prompt has no field 'users'; did you mean 'user'"),

@@ -257,7 +257,7 @@ def test_an_endpoint_whose_model_is_unknown_or_whose_url_lacks_v1_is_told_before
 def test_a_probe_pays_nothing(monkeypatch, capsys):
     paid = Server(lambda _: '{"result": [[]]}')
     remote.probe(EngineConfig('search_r1', url=paid.url, query_price=0.01))
-    assert not paid.requests and 'not tried beforehand' in capsys.readouterr().err
+    assert not paid.requests and 'not tested now' in capsys.readouterr().err
     account = Server(lambda path: json.dumps({'total_searches_left': 3 if 'good' in path else 0}))
     monkeypatch.setattr(remote, 'SERPAPI', account.url)
     monkeypatch.setenv(remote.SERPAPI_KEY, 'good')

@@ -156,7 +156,7 @@ BROKEN = {
     'type error': ('{{ messages[0].content + 1 }}', r'TypeError'),
     'content as parts': (
         "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}",
-        r'drops what the user says; mend it if it wants lists of parts',
+        r'drops what the user says; fix it if it wants lists of parts',
     ),
     'the question is lost': ('{{ messages[0].role }}: say something', r'drops what the user says'),
 }

@@ -129,7 +129,7 @@ def test_what_the_hub_refuses_is_told_in_one_line_without_the_key(hub, export):
     hub.refuses = True
     done = upload(export)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f'OSError: {hub.url}/owner/name did not take the upload (403 Forbidden')
+    assert last.startswith(f'OSError: {hub.url}/owner/name refused the upload (403 Forbidden')
     assert last.endswith('may the key in HF_TOKEN write there?') and '***' in last
     assert KEY not in done.stdout + done.stderr and hub.files == {}
 

@@ -233,7 +233,7 @@ def test_more_than_fits_is_refused_at_once(monkeypatch):
     jobs.append(made.worker.submit(made.worker.job({'messages': SAID})))
     reply = post(made)
     assert reply.status_code == 429 and reply.headers['Retry-After'] == '1'
-    assert '3 requests are under way or wait' in reply.json()['error']['message']
+    assert '3 requests are running or waiting' in reply.json()['error']['message']
     jobs[2].gone = True  # one that waits has left: there is room
     made.worker.submit(made.worker.job({'messages': SAID}))
     assert len(made.worker._waiting) == 1

@@ -251,7 +251,7 @@ def test_a_model_of_ours_answers():
     ('fields', 'message'),
     [
         ({'simulator__kind': 'none'}, "config.simulator.kind = 'none' finds nothing"),
-        ({'simulator__remember': 'x'}, 'config.simulator.remember is of trainings'),
+        ({'simulator__remember': 'x'}, 'config.simulator.remember is for trainings'),
         ({'curriculum__kind': 'adaptive'}, 'needs rewards, which requests do not have'),
         ({'serve__port': 2**16}, 'port must be from 0 to 65535'),
         ({'serve__steps': 0}, 'steps must be positive'),

@@ -183,7 +183,7 @@ def test_a_published_model_has_its_published_size_and_shards(name):
         ('simulator.slots', -1, 'slots must not be negative'),
         ('rollout.temperature', 0.0, 'temperature must be positive'),
         ('rollout.group', 1, "'grpo' compares the samples of a question"),
-        ('rollout.prompt', 'direct', "'direct' is of evaluations"),
+        ('rollout.prompt', 'direct', "'direct' is for evaluations"),
         ('rollout.prompt_tokens', 0, 'prompt_tokens must be positive'),
         ('rollout.top_p', 1.5, r'top_p must be in \(0, 1\]'),
         ('simulator.attempts', 0, 'attempts must be positive'),

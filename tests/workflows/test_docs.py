@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -9,16 +10,18 @@ import re
 import shlex
 import subprocess
 import sys
+import tokenize
 from importlib.util import find_spec
 
 import pytest
+import yaml
 from helpers import ENVIRONMENT, ROOT
 
 import zerosearch_jax
 from configs import common, qwen2_5_3b
-from zerosearch_jax.simulator import prompts
+from zerosearch_jax.simulator import curriculum, prompts
 from zerosearch_jax.simulator.curriculum import Curriculum, noise_probability
-from zerosearch_jax.tools import config_reference
+from zerosearch_jax.tools import api_reference, config_reference
 from zerosearch_jax.train import config
 
 DOCS = ROOT / 'docs'
@@ -92,9 +95,26 @@ def test_the_index_has_every_page():
     assert linked == {path.name for path in DOCS.glob('*.md')} - {'README.md'}
 
 
+@pytest.mark.parametrize('page', [page for page in PAGES if page.name != 'README.md' or page.parent != ROOT], ids=ids)
+def test_a_page_opens_with_what_it_answers_and_for_whom(page):
+    opening = ' '.join(page.read_text().split('\n\n')[1].split())
+    assert opening.startswith('This page answers'), opening
+    assert ' for ' in opening, opening
+
+
+def test_the_site_has_every_page_once():
+    nav = yaml.safe_load((DOCS / 'mkdocs.yml').read_text())['nav']
+    listed = [path for entry in nav for value in entry.values() for path in leaves(value)]
+    assert sorted(listed) == sorted(ids(path) for path in PAGES)
+
+
+def leaves(value):
+    return [value] if isinstance(value, str) else [path for entry in value for path in entry.values()]
+
+
 # ---------------------------------------------------------------- words
 
-# spellings that are not used in pages and docstrings, and the word of the field that is
+# spellings that are not used in pages, docstrings, comments, messages and notebooks: the word of the field
 OLD_WORDS = {
     r'(writing|writes?) (of )?(the )?prompts?': 'prefill',
     r'foretell(s|ing)?|foretold': 'plans, predicts',
@@ -114,6 +134,7 @@ OLD_WORDS = {
     r"(some|any)body's own|a user's own": "a user's",
     r'normalis(e|ed|es|ation)': 'normalize',
     r'time-outs?': 'timeout',
+    r'beli(e|es|ed)': 'contradicts',
 }
 
 
@@ -123,15 +144,21 @@ def old_words(text):
     return [(found[0], new) for old, new in OLD_WORDS.items() for found in re.finditer(rf'\b({old})\b', text, re.I)]
 
 
-def docstrings(path):
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
-    return '\n'.join(ast.get_docstring(n) or '' for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, kinds))
+def prose(path):
+    """The text of a page, the comments and strings of a module, the cells of a notebook."""
+    text = path.read_text()
+    if path.suffix == '.ipynb':
+        return '\n\n'.join(''.join(cell['source']) for cell in json.loads(text)['cells'])
+    if path.suffix == '.md':
+        return text
+    code = (tokenize.NAME, tokenize.OP, tokenize.NUMBER)
+    return ' '.join(t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in code)
 
 
-def test_pages_and_docstrings_have_the_words_of_the_field():
-    texts = {path: path.read_text() for path in PAGES if path.parent != ROOT / 'benchmarks'}
-    texts |= {path: docstrings(path) for room in ('zerosearch_jax', 'launch') for path in (ROOT / room).rglob('*.py')}
-    assert {ids(path): found for path, text in texts.items() if (found := old_words(text))} == {}
+def test_all_texts_have_the_words_of_the_field():
+    rooms = ('zerosearch_jax', 'launch', 'configs', 'colab', 'benchmarks')
+    paths = [path for room in rooms for kind in ('py', 'ipynb') for path in (ROOT / room).rglob(f'*.{kind}')]
+    assert {ids(path): found for path in [*PAGES, *paths] if (found := old_words(prose(path)))} == {}
 
 
 def test_an_old_word_is_found():
@@ -140,6 +167,13 @@ def test_an_old_word_is_found():
         ('foretells', 'plans, predicts'),
     ]
     assert old_words('`told to stop`\n```\ntalks\n```\n') == []
+
+
+def test_comments_messages_and_cells_are_read(tmp_path):
+    (tmp_path / 'a.py').write_text("talks = f'it {1} hears'  # born sharded\n")
+    assert [word for word, _ in old_words(prose(tmp_path / 'a.py'))] == ['hears', 'born sharded']
+    (tmp_path / 'a.ipynb').write_text('{"cells": [{"source": ["It ", "talks"]}]}')
+    assert [word for word, _ in old_words(prose(tmp_path / 'a.ipynb'))] == ['talks']
 
 
 # ---------------------------------------------------------------- commands
@@ -254,6 +288,25 @@ class Commented:
     # two
     above: int = 0  # three
     within: str = 'a default that is so long that it does not fit on the line of the field, with its comment'  # w
+
+
+# ---------------------------------------------------------------- API
+
+
+def test_the_api_page_is_what_its_command_makes():
+    command = 'python -m zerosearch_jax.tools.api_reference > docs/api.md'
+    assert (DOCS / 'api.md').read_text() == api_reference.page(), f'run {command}'
+
+
+def test_an_interface_has_signatures_docstrings_and_fields_and_no_bodies():
+    assert api_reference.interface('simulator.curriculum', ['is_noisy']).splitlines() == [
+        'def is_noisy(uniform: float, p: float) -> bool:',
+        f'    """{curriculum.is_noisy.__doc__}"""',
+    ]
+    fields = api_reference.interface('search.search', ['Document'])
+    assert '    title: str' in fields and 'def as_text(self) -> str:' in fields and 'return' not in fields
+    with pytest.raises(KeyError):
+        api_reference.interface('search.search', ['Nothing'])
 
 
 # ---------------------------------------------------------------- differences

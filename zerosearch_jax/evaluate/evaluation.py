@@ -41,7 +41,7 @@ from zerosearch_jax.text.tokenizer import template_arguments
 class EvaluationConfig:
     """Which methods are asked which questions, and where their searches are answered."""
 
-    methods: str = 'direct,cot,rag,agent,search_o1'  # of methods.METHODS; differences are to the first one
+    methods: str = 'direct,cot,rag,agent,search_o1'  # names in methods.METHODS; differences are to the first one
     datasets: str = 'world'  # names (data/benchmarks.py; 'seven': all seven) and sources (data/sources.py)
     questions: int = 500  # the most of each data set, chosen by a hash of their ids; 0: all
     corpus: str = 'world'  # passages of the engine 'bm25'

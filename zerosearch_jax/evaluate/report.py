@@ -17,7 +17,7 @@ COVERED = '95 % intervals over questions alone, of this seed'
 
 
 def headline(measured: dict[str, float]) -> str:
-    """The line of a step: the few numbers that people watch."""
+    """The line of a step: the few numbers to watch."""
     failed = measured['rollout/search_failed']
     return (
         f'reward {measured["reward/mean"]:.3f}  length {measured["rollout/response_tokens"]:.0f}  '

@@ -1,4 +1,4 @@
-"""The calls that an engine makes of its programs, on abstract arrays: to compile them beforehand, or to plan."""
+"""The calls of an engine's programs with abstract arrays, to compile the programs before a run or to plan it."""
 
 import concurrent.futures
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ from zerosearch_jax.generate import programs
 from zerosearch_jax.generate.capacity import FORK_ROWS, Shapes
 from zerosearch_jax.models import cache as kv
 
-THREADS = {'cpu': 1}  # compilations at once, elsewhere 4; one for CPUs already uses all cores
+THREADS = {'cpu': 1}  # compilations at once; 4 on other platforms. On CPU one already uses all cores
 
 
 class Call(NamedTuple):

@@ -8,12 +8,12 @@ from zerosearch_jax import sharding
 from zerosearch_jax.models import cache as kv
 from zerosearch_jax.models.config import ModelConfig
 
-STEP = 128  # a slot's capacity is a multiple of it
+STEP = 128  # tokens; the capacity of a slot is a multiple of it
 EXTEND_ROWS = 8  # the most slots of one call of `extend` on accelerators
-SHORT_SPAN = 1024  # positions that it reads there if no slot has more
+SHORT_SPAN = 1024  # cache positions that this call reads if no slot is longer
 LEAST_ROWS = 8
-MOST_ROWS = 16  # the most slots of a `decode` call on CPU; 32 took 1.8 times as long, and mostly fewer are active
-CACHE_SHARE = 1 / 3  # of a device's memory; weights, optimizer and the update take the rest
+MOST_ROWS = 16  # the most slots of a `decode` call on CPU; 32 took 1.8 times as long, and usually fewer are active
+CACHE_SHARE = 1 / 3  # share of a device's memory; weights, optimizer and the update take the rest
 FORK_ROWS = 8  # slots of each part of the mesh that one call of `fork` copies
 
 
@@ -43,7 +43,7 @@ def shapes(mesh: jax.sharding.Mesh, rows: int, capacity: int) -> Shapes:
 
 
 def slot_count(mesh: jax.sharding.Mesh, wanted: int) -> int:
-    """The number of slots for `wanted` ones: on accelerators at least 8 rows, so that products are matrix products."""
+    """The number of slots to make if `wanted` are needed: on accelerators at least 8, whose products are fast."""
     parts = sharding.shard_count('batch', mesh)
     return wanted if mesh.devices.flat[0].platform == 'cpu' else max(wanted, -(-LEAST_ROWS // parts) * parts)
 

@@ -1,8 +1,8 @@
 """The tokens in the slots, and those that still have to be prefilled. Only host arrays; nothing is computed here.
 
-Before a prompt is prefilled, the longest prefix of it that a slot of the same role holds is searched. It is copied, or
-kept if the free slot itself holds it: a group's prompt is prefilled once, and so is the common prefix of all prompts.
-Copies and prefills are ordered in waves: a slot is copied after its copied part was prefilled.
+Before a prompt is prefilled, its role's slots are searched for its longest prefix. The prefix is copied, or kept if the
+free slot itself holds it: a group's prompt is prefilled once, and so is the common prefix of all prompts. Copies and
+prefills are ordered in waves, because a slot can be copied only after the copied part was prefilled.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEAST_SHARED = 16  # the least tokens of a prefix that is copied; fewer are not worth the copy of a slot. A guess
+LEAST_SHARED = 16  # tokens; a shorter common prefix is not worth the copy of a slot. The number is a guess
 
 
 class Write(NamedTuple):

@@ -46,7 +46,7 @@ class Family(NamedTuple):
     """What the models of one Hugging Face `model_type` have in common."""
 
     architecture: str  # the class of transformers that reads what `to_hf` describes
-    traits: dict  # fields of ModelConfig that their `config.json` does not say
+    traits: dict  # fields of ModelConfig that their `config.json` does not contain
 
 
 FAMILIES = {

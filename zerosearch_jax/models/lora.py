@@ -1,8 +1,8 @@
 """Low-rank adapters as extra leaves of the same parameter tree.
 
 An adapter of kernel `q` is the pair `q_lora_a` [L, in, rank], `q_lora_b` [L, rank, out] in `layers`; the layer computes
-x W + (x A) B. There is no alpha: its effect equals a learning rate's, so adapters have alpha = rank (Hu et al.,
-arXiv 2106.09685, with alpha / rank = 1).
+x W + (x A) B. There is no alpha, because changing it acts like changing the learning rate: adapters have alpha / rank
+= 1 (Hu et al., arXiv 2106.09685).
 """
 
 import jax

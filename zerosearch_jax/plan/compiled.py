@@ -95,7 +95,7 @@ class Collective:
     """One collective operation of a compiled program."""
 
     kind: str  # key of RECEIVED
-    axes: str  # of the mesh that its devices lie on, joined by '+'
+    axes: str  # the mesh axes along which its devices differ, joined by '+'
     shape: str  # of its largest result
     received: float  # bytes that each device receives
     times: int  # how often it runs

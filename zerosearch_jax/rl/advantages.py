@@ -94,7 +94,7 @@ def by_turn(rewards: Sequence[np.ndarray], groups: np.ndarray) -> list[np.ndarra
 
 
 def zero_variance(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Bool [N]: trajectories whose group has equal valid rewards; a group-relative algorithm learns nothing of them."""
+    """Bool [N]: trajectories whose group has equal valid rewards; group-relative algorithms learn nothing from them."""
     equal = {g: np.ptp(rewards[(groups == g) & valid]) <= EPSILON for g in np.unique(groups[valid])}
     return np.array([equal.get(g, True) for g in groups])
 

@@ -22,7 +22,7 @@ class Algorithm(NamedTuple):
     aggregate: str = 'token'  # see `weigh_tokens`
     ratio: str = 'token'  # see losses.LossConfig
     loss: Callable = losses.policy_loss  # any function with its arguments and results
-    min_group: int = 1  # least samples of a question: an algorithm that compares samples gives a single one advantage 0
+    min_group: int = 1  # fewest samples of a question; comparing a single one would give advantage 0
     # with the KL in the reward, the advantage of a token is its return-to-go, normalized over all tokens of a step
     returns: bool = False
 
@@ -52,12 +52,11 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def weigh_tokens(sequences: Sequence[TokenSequence], aggregate: str, micro: int) -> list[TokenSequence]:
-    """The sequences with the weights with which their tokens are summed.
+    """The sequences, with the weights by which an update sums their tokens.
 
-    token: unchanged, which gives the mean over all tokens. sequence: divided by their sum, so that all sequences count
-    equally. budget: unchanged; the sum is divided by the budget of tokens. micro: divided by the tokens of every
-    `micro`
-    sequences, as in the published system, in which means of micro-batches are averaged (defect D12).
+    token: unchanged, which gives the mean over all tokens. sequence: divided by the sequence's sum, so that all
+    sequences count equally. budget: unchanged; the sum is divided by the budget of tokens. micro: divided by the tokens
+    of every `micro` sequences, as in the published system, in which means of micro-batches are averaged (defect D12).
     """
     sizes = [float(s.weights.sum()) for s in sequences]
     if aggregate == 'sequence':

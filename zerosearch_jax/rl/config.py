@@ -83,7 +83,7 @@ class RLConfig:
 
     @property
     def min_group(self) -> int:
-        """The least samples of a question that the algorithm, or credit by turn, needs."""
+        """The fewest samples of a question with which the algorithm, or credit by turn, works."""
         found = algorithms.find_algorithm(self.algorithm)
         return max(found.min_group, 2 if self.credit == 'turn' and found.advantage else 1)
 
@@ -93,11 +93,11 @@ class CriticConfig:
     """The critic of PPO."""
 
     trunk: Literal['own', 'shared'] = 'own'  # its own copy of the policy, which is trained; or a head on the policy
-    lora_rank: int = 0  # of its own copy; 0: all weights are trained
+    lora_rank: int = 0  # of the adapter on its own copy; 0: all weights are trained
     learning_rate: float = 1e-5
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # steps of the linear warm-up of its learning rate
     alone_steps: int = 0  # number of first steps in which only the critic is trained
-    clip: float = 0.5  # the most that a value moves from its value at rollout time; 0: no clipping
-    discount: float = 1.0
+    clip: float = 0.5  # in the loss, a value differs from that at rollout time by at most this; 0: no clipping
+    discount: float = 1.0  # gamma, for each token
     trace: float = 1.0  # lambda of the generalized advantage estimation
     over_observations: bool = False  # estimate over documents too, as the published system does (defect D14)

@@ -19,7 +19,7 @@ from zerosearch_jax.text.trajectory import Batch
 
 
 def layout(cfg: ModelConfig) -> dict:
-    """The value head, which starts at zero: the first values are 0."""
+    """The value head, initialized to zero, so that the first values are 0."""
     return {'value': Param((cfg.hidden_size,), (None,), 'zeros')}
 
 

@@ -71,7 +71,7 @@ def token_logprobs(
         hidden_RxTxD, transformer.head(params), targets_RxT, wanted_RxT, temperature, compute.chunk
     )
 
-    def shift(x):  # index t becomes the token t as the target
+    def shift(x):  # from the index of the predicting token to that of the target
         return constrain(jnp.pad(jnp.where(wanted_RxT, x, 0.0)[:, :-1], ((0, 0), (1, 0))), 'batch', None)
 
     return shift(found[0]), shift(found[1])

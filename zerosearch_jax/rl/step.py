@@ -60,7 +60,7 @@ def fit_memory(measure: Callable[[Fit], int], free: int, remats: Sequence[str], 
         need = measure(Fit(remat, least))
         if need <= free:
             break
-    times = min(free // need, -(-most // least))  # memory that does not grow with the rows counts as if it did
+    times = min(free // need, -(-most // least))  # as if all memory grew with the rows, which is cautious
     return measure(Fit(remat, times * least)) if times > 1 else need
 
 

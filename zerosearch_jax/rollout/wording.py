@@ -33,7 +33,7 @@ POLICY_PROMPTS = {
         'inside <answer> and </answer>.\nQuestion: {question}'
     ),
     'direct': PolicyTemplate('Answer the question with the short answer and nothing else.\nQuestion: {question}'),
-    # the documents of one search that was made before
+    # answer from the documents of one search, which are in the prompt
     'documents': PolicyTemplate(
         'Answer the question with the short answer and nothing else. The documents may help.\n{documents}\n'
         'Question: {question}'
@@ -50,5 +50,5 @@ def policy_template(name: str) -> PolicyTemplate:
     """
     found = settings.resolve_file(PolicyTemplate, name, POLICY_PROMPTS, 'config.rollout.prompt')
     if name not in POLICY_PROMPTS and '{documents}' in found.user:
-        raise ValueError(f"{name}: {{documents}} stands in the wording 'documents' alone; a policy observes its own")
+        raise ValueError(f"{name}: {{documents}} belongs in the wording 'documents' only")
     return found

@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class AlarmConfig:
-    """Thresholds; 0 switches an alarm off."""
+    """Thresholds of the alarms; 0 switches an alarm off."""
 
-    window: int = 5  # steps in a row
-    entropy: float = 0.05  # nats; loss/entropy below
-    kl: float = 0.5  # nats; loss/kl above
-    length_low: float = 0.3  # rollout/response_tokens below this share of its mean over the first `window` steps
-    length_high: float = 3.0  # rollout/response_tokens above this multiple of that mean
-    answered: float = 0.2  # rollout/answered below
-    searches: float = 0.05  # rollout/searches below
-    failed: float = 0.5  # rollout/failed above
-    zero_variance: float = 0.9  # rollout/zero_variance_groups above
-    grad_norm: float = 100.0  # loss/grad_norm above
-    logprob_gap: float = 2.0  # nats; loss/logprob_gap_max above
+    window: int = 5  # steps in a row for which a condition has to hold
+    entropy: float = 0.05  # loss/entropy is below this; nats a token
+    kl: float = 0.5  # loss/kl is above this; nats a token
+    length_low: float = 0.3  # rollout/response_tokens is below this share of its mean over the first `window` steps
+    length_high: float = 3.0  # rollout/response_tokens is above this multiple of that mean
+    answered: float = 0.2  # rollout/answered is below this
+    searches: float = 0.05  # rollout/searches is below this
+    failed: float = 0.5  # rollout/failed is above this
+    zero_variance: float = 0.9  # rollout/zero_variance_groups is above this
+    grad_norm: float = 100.0  # loss/grad_norm is above this
+    logprob_gap: float = 2.0  # loss/logprob_gap_max is above this; nats
     stop: bool = False  # whether an alarm ends the run, after a checkpoint
 
     def __post_init__(self):

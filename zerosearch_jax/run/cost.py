@@ -13,7 +13,7 @@ class PricesConfig:
     """Dollars; 0: no price is known. The two prices that are set are from arXiv 2505.04588, table 8 and appendix D."""
 
     search_query: float = 0.00917  # a query to a search API
-    a100_hour: float = 1.475
+    a100_hour: float = 1.475  # an hour of one GPU, as for the others
     h100_hour: float = 0.0
     h200_hour: float = 0.0
     h20_hour: float = 0.0

@@ -23,7 +23,7 @@ T, R = TypeVar('T'), TypeVar('R')
 
 MOST_BYTES = 32 * 2**20  # of a reply
 MOST_CHARACTERS = 200  # of the server's message
-LONGEST_PAUSE_S = 60.0  # before a retry, whatever the server asks for
+LONGEST_PAUSE_S = 60.0  # the longest pause before a retry, even if the server asks for more
 
 # what to check first, by kind of failure
 HINTS = {

@@ -36,11 +36,11 @@ class EngineConfig:
     # 'serpapi': Google; or the dotted name of a function of (config, queries, k) to the documents of each query
     kind: str = 'bm25'
     index: str = ''  # for bm25: directory in which the index is saved; '': the index is in memory only
-    url: str = 'http://127.0.0.1:8000/retrieve'  # of a server
+    url: str = 'http://127.0.0.1:8000/retrieve'  # address of a server
     # for a server with other names than its protocol's: pairs of our name (remote.SERVERS, remote.DOCUMENT) and its own
     fields: tuple[tuple[str, str], ...] = ()
-    timeout_s: float = 30.0  # of one attempt, from its start to the last byte
-    retries: int = 3  # after the first attempt, if a retry may help
+    timeout_s: float = 30.0  # limit of one attempt, from its start to the last byte
+    retries: int = 3  # further attempts after the first one, if a retry may help
     pause_s: float = 1.0  # before the first retry; doubled each time
     concurrency: int = 8  # requests at once
     per_second: float = 0.0  # requests a second; 0: no limit
@@ -234,7 +234,7 @@ def _probe(cfg: EngineConfig, log: journal.Journal):
         if cfg.kind == 'serpapi':
             _probe_serpapi(cfg)
         elif cfg.query_price:
-            progress.log(f'engine {cfg.kind} is not tried beforehand: engine.query_price says that requests cost money')
+            progress.log(f'engine {cfg.kind} is not tested now: its requests cost money (engine.query_price)')
         else:
             open_search_engine(cfg, log=log).request(['Rome'], 1)
     except RequestFailed as error:

@@ -35,7 +35,7 @@ class Result:
     labels: tuple[bool, ...] = ()  # of a simulated search: which documents were requested as noisy
     failure: str = ''
     attempts: int = 1
-    detail: str = ''  # of a failure: the server's message, redacted and short; for people, never for a model
+    detail: str = ''  # of a failure: the server's message, redacted and short; shown to users, never to a model
     mislabelled: bool | None = None  # whether a simulator's documents contradict their labels; None: cannot be checked
 
     @property

@@ -1,1 +1,1 @@
-"""The model that plays the search engine: its requests, its curriculum, and what stands in for it."""
+"""The model that plays the search engine: its requests, its curriculum, and its replacements."""

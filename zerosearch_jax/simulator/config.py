@@ -17,7 +17,7 @@ class SimulatorConfig:
     adapter: str = ''  # as config.policy.adapter
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     weights: Literal['as_loaded', 'int8'] = 'as_loaded'  # int8: a quarter of float32's memory
-    live: bool = True  # of 'self': the policy's current weights write the documents; False: those that it starts with
+    live: bool = True  # for 'self': the policy's current weights write the documents; False: its initial weights
     template_arguments: str = ''  # as config.rollout.template_arguments, for the simulator's chat template
     template: str = 'tuned'  # wording: 'tuned', 'told', 'prompted', or a JSON file (prompts.SimulatorTemplate)
     style: str = 'documents'  # name of the documents in the request, e.g. 'web snippets', 'encyclopedia passages'

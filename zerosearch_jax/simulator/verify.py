@@ -48,7 +48,7 @@ def content_words(text: str) -> set[str]:
 
 
 def share_held(query: str, documents: Iterable[str]) -> float:
-    """Share of a query's different content words that stand in any of the documents; 0 without such words."""
+    """Share of a query's distinct content words that occur in any of the documents; 0 if it has none."""
     words = content_words(query)
     return len(words & content_words('\n'.join(documents))) / max(len(words), 1)
 

@@ -43,7 +43,7 @@ def completion(handle: Hashable, text: str, failure: str = '', detail: str = '')
 
 
 class Writer(Protocol):
-    """A model that takes a user message and writes."""
+    """A model that answers a user message with text."""
 
     def ask(self, handle: Hashable, message: str, identity: tuple[int | str, ...], system: str | None = None):
         """Queues a message, after a system message if given; the text depends on these and on `identity` alone."""
@@ -109,9 +109,9 @@ class EndpointConfig:
     Its key, if it needs one, comes from the environment variable ZEROSEARCH_ENDPOINT_KEY.
     """
 
-    url: str = ''  # e.g. http://localhost:8000/v1
-    timeout_s: float = 60.0  # of one attempt, from its start to the last byte
-    retries: int = 4  # after the first attempt, with growing pauses
+    url: str = ''  # address of the server, e.g. http://localhost:8000/v1
+    timeout_s: float = 60.0  # limit of one attempt, from its start to the last byte
+    retries: int = 4  # further attempts after the first one, with growing pauses
     concurrency: int = 16  # requests at once
 
     def __post_init__(self):

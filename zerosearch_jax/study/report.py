@@ -59,7 +59,7 @@ def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
 
 
 def is_finished(kept: pathlib.Path, config_json: str) -> bool:
-    """Whether the results of a run of this configuration are there, whatever its place and speed settings were."""
+    """Whether the results of a run of this configuration are there, even if settings of devices and limits differ."""
     path = kept / 'config.json'
     if not path.exists():
         return False
@@ -189,7 +189,7 @@ def difference(first: Runs, second: Runs) -> dict:
     return found
 
 
-# ---------------------------------------------------------------- for people
+# ---------------------------------------------------------------- as text
 
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

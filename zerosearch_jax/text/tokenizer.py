@@ -174,11 +174,11 @@ class Tokenizer:
             options = {'tokenize': False, 'chat_template': template, 'add_generation_prompt': add_generation_prompt}
             rendered = self.hf.apply_chat_template(messages, **options, **arguments)
         except Exception as error:  # a template is a program: it may raise anything
-            raise ValueError(f'the chat template fails ({type(error).__name__}: {error}); mend it') from error
+            raise ValueError(f'the chat template fails ({type(error).__name__}: {error}); fix it') from error
         for role in ('user', 'system'):
             said = (m['content'] for m in messages if m['role'] == role and isinstance(m['content'], str))
             if any(content.strip() not in rendered for content in said):
-                hint = 'mend it if it wants lists of parts, not text'
+                hint = 'fix it if it wants lists of parts, not text'
                 raise ValueError(f'the chat template drops what the {role} says; {hint}')
         return rendered
 

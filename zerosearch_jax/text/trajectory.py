@@ -46,7 +46,7 @@ class TokenSequence:
     tokens: np.ndarray
     weights: np.ndarray
     logprobs: np.ndarray
-    prefix: int = 0  # leading tokens that sequences with equal ones may share: the prompt without its last token
+    prefix: int = 0  # how many leading tokens equal sequences may share: the prompt without its last token
 
 
 def flatten(segments: Sequence[Segment], observations: float = 0.0) -> TokenSequence:

@@ -121,7 +121,7 @@ def _section(section: Section, found: list[Section]) -> list[str]:
         '|---|---|---|---|',
     ]
     for field in dataclasses.fields(cls):
-        kind = settings.type_name(hints[field.name])
+        kind = settings.type_name(hints[field.name]).replace(' | ', ' or ')  # GitHub and MkDocs escape '|' differently
         lines.append(f'| `{field.name}` | {_code(kind)} | {_code(repr(field.default))} | {_text(said[field.name])} |')
     return lines
 

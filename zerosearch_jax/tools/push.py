@@ -1,4 +1,4 @@
-"""An export, uploaded to the Hugging Face hub, or to what speaks its protocol at $HF_ENDPOINT; the key is $HF_TOKEN."""
+"""Uploads an export to the Hugging Face hub, or to a server of its protocol at $HF_ENDPOINT; the key is $HF_TOKEN."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from zerosearch_jax.search import outside
 TOKEN = 'HF_TOKEN'  # the environment variable; the key is in no configuration, file or log
 HUB = 'https://huggingface.co'
 _REPOSITORY = re.compile(r'\w[\w.-]*/\w[\w.-]*', re.ASCII)
-# what exports consist of: a directory may hold other things, which are nobody's business
+# the files of an export; other files of the directory are not uploaded
 _FILES = ('README.md', 'curves.png', '*config.json', 'tokenizer*', 'chat_template.jinja', '*.safetensors*')
 
 
@@ -25,7 +25,7 @@ def check(repository: str, dry_run: bool):
 
 
 def push(directory: pathlib.Path, repository: str, dry_run: bool = False) -> str:
-    """Uploads an export in one commit, to a repository that is made, private, where there is none.
+    """Uploads an export in one commit; a repository that does not exist is created as private.
 
     Args:
       directory: what `export` wrote.
@@ -33,11 +33,11 @@ def push(directory: pathlib.Path, repository: str, dry_run: bool = False) -> str
       dry_run: nothing is sent.
 
     Returns:
-      what was, or would be, uploaded, and where: a line a file.
+      One line for each file that was, or would be, uploaded, and where to.
 
     Raises:
       ValueError: as `check`.
-      OSError: the hub did not take it.
+      OSError: the hub refused the upload.
     """
     check(repository, dry_run)
     endpoint = os.environ.get('HF_ENDPOINT', '').rstrip('/') or HUB
@@ -46,10 +46,10 @@ def push(directory: pathlib.Path, repository: str, dry_run: bool = False) -> str
         progress.phase(f'uploading {directory} to {repository}')
         try:
             _send(files, repository, endpoint)
-        except Exception as error:  # the hub client has a dozen kinds; for the user they are one
+        except Exception as error:  # the hub's client raises a dozen kinds of errors; the user needs the message only
             reason = outside.safe_message(str(error) or type(error).__name__, _token())
             where = settings.redacted(f'{endpoint}/{repository}')
-            raise OSError(f'{where} did not take the upload ({reason}); may the key in {TOKEN} write there?') from None
+            raise OSError(f'{where} refused the upload ({reason}); may the key in {TOKEN} write there?') from None
     verb = 'would upload' if dry_run else 'uploaded'
     sizes = [f'  {path.name}  {path.stat().st_size / 1e6:,.3f} MB' for path in files]
     return settings.redacted('\n'.join([f'{verb} to {endpoint}/{repository}:', *sizes]))

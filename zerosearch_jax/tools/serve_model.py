@@ -49,7 +49,7 @@ class ServeModelConfig:
     temperature: float = 1.0  # default for requests; 0: greedy
     top_p: float = 1.0  # for all requests
     template_arguments: str = ''  # as in config.rollout.template_arguments
-    timeout_s: float = 300.0  # of a request, from its arrival to the end of its answer
+    timeout_s: float = 300.0  # limit of a request, from its arrival to the end of its answer
     decode_steps: int = 8  # tokens that one call of the engine decodes
     cache_gib: float = 0.0  # as in config.rollout.cache_gib
 

@@ -53,7 +53,7 @@ class ServeConfig:
     documents: int = 3  # default for requests without `topk`
     steps: int = 203  # steps of the training whose requests have a `step`, for config.curriculum
     slots: int = 16  # requests that the simulator answers at once, if config.simulator.slots is 0
-    timeout_s: float = 600.0  # of a request to the simulator, from its arrival to its answer
+    timeout_s: float = 600.0  # limit of a request to the simulator, from its arrival to its answer
 
     def __post_init__(self):
         settings.require_positive(self, 'documents', 'steps', 'slots')
@@ -75,7 +75,7 @@ class Config:
         if self.simulator.kind == 'none':
             raise ValueError("config.simulator.kind = 'none' finds nothing; choose another kind")
         if self.simulator.remember:
-            raise ValueError('config.simulator.remember is of trainings; leave it empty')
+            raise ValueError('config.simulator.remember is for trainings; leave it empty')
         if self.curriculum.kind == 'adaptive':
             raise ValueError(
                 "config.curriculum.kind = 'adaptive' needs rewards, which requests do not have; choose another"

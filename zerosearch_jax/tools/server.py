@@ -74,7 +74,7 @@ class Worker:
         with self._changed:
             self._waiting = collections.deque(each for each in self._waiting if not each.over)
             if len(self._waiting) + self.busy >= self.most:
-                raise Refused(429, f'{self.most} requests are under way or wait; try again later')
+                raise Refused(429, f'{self.most} requests are running or waiting; try again later')
             self._waiting.append(job)
             self._changed.notify()
         return job

@@ -44,10 +44,10 @@ class DataConfig:
 class RunConfig(TrackersConfig):
     """What a run writes, and how often, in steps."""
 
-    checkpoint_every: int = 1
+    checkpoint_every: int = 1  # steps between two checkpoints
     keep_every: int = 0  # checkpoints of every `keep_every`-th step are kept besides the newest two; 0: only those two
-    trajectories_every: int = 1
-    trajectories: int = 8  # trajectories that are written for a step
+    trajectories_every: int = 1  # steps between two steps whose trajectories are written
+    trajectories: int = 8  # the most trajectories of such a step that are written
 
     def __post_init__(self):
         settings.require_positive(self, 'checkpoint_every', 'trajectories_every')
@@ -97,7 +97,7 @@ class Config:
     def __post_init__(self):
         if self.rollout.prompt in ('documents', 'direct'):
             raise ValueError(
-                f"config.rollout.prompt = '{self.rollout.prompt}' is of evaluations; a policy is trained on 'search'"
+                f"config.rollout.prompt = '{self.rollout.prompt}' is for evaluations; a policy is trained on 'search'"
             )
         if self.rollout.temperature <= 0:
             raise ValueError('config.rollout.temperature must be positive: log-probs are those of the sampling')

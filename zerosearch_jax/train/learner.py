@@ -30,7 +30,7 @@ MICRO = 64  # trajectories of the published system's micro-batch
 
 
 class Learned(NamedTuple):
-    """The results of a step: metrics, {} if nothing was left to train on; and for each of its N trajectories ..."""
+    """The results of a step: metrics, or {} if nothing was trained on; and for each of its N trajectories ..."""
 
     metrics: dict[str, float]
     advantages: np.ndarray  # ... the mean advantage of its tokens [N], 0 if it was not trained on

@@ -139,7 +139,7 @@ def _run(cfg: Config, workdir: pathlib.Path, config_json: str, job: progress.Job
                 if writer is not None:
                     writer.draw(last)
         except (KeyboardInterrupt, OutsideFailed) as error:
-            why = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'the outside failed'
+            why = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'a remote service failed'
             progress.log(f'{why}; run the same command again to continue from the last checkpoint')
             raise
         finally:
@@ -247,7 +247,7 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     valid = np.array([not t.failed for t in trajectories])
     learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own])
     ended = time.perf_counter()
-    means = mean_scores([t for t in trajectories if not t.failed])  # failed searches say nothing of the policy
+    means = mean_scores([t for t in trajectories if not t.failed])  # failed searches say nothing about the policy
     searches = [s for t in trajectories for s in t.searches]
     means['searches'] = len(searches) / len(trajectories)  # except that it searched
     tokens = sum(t.response_tokens for t in trajectories)

@@ -86,7 +86,7 @@ def _from_hub(repo: str, files: list[str]) -> pathlib.Path:
     except Exception as error:  # the hub client raises a dozen kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f'model {repo!r} is not a local directory and the Hugging Face hub did not give it ({reason}); '
+            f'model {repo!r} is not a local directory and the Hugging Face hub did not provide it ({reason}); '
             f'check the id, log in if it is gated, or set config.policy.model to a local directory or .gguf file'
         ) from error
 

@@ -1,8 +1,7 @@
 """Loads a model's configuration and weights from a Hugging Face directory or a GGUF file.
 
-Loading streams: every shard of every array reads exactly the slice that it needs, so that no host holds the whole
-model,
-or a whole stacked weight of which it owns only a part.
+Every shard of every array reads exactly the slice that it needs. So no host holds the whole model, or a whole stacked
+weight of which it owns only a part.
 """
 
 import pathlib
@@ -122,5 +121,5 @@ def _check_head(path: pathlib.Path, source, rows: int = 8192) -> None:
         and all(np.array_equal(source.read(head, block), source.read(embed, block)) for block in blocks)
     ):
         raise ValueError(
-            f'{path}: {head} is not {embed}, though config.json says tie_word_embeddings = true; say false there'
+            f'{path}: {head} is not {embed}, though config.json has tie_word_embeddings = true; set it to false'
         )
