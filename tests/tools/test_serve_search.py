@@ -1,6 +1,7 @@
 """A simulator behind Search-R1's protocol: stock requests, what may be told besides, noise, and clients that leave."""
 
 import contextlib
+import http.client
 import json
 import re
 import signal
@@ -210,6 +211,16 @@ def test_halves_of_characters_reach_no_tokenizer():
         assert requests.post(made.url, data=data, timeout=10).status_code == 200
         assert 'Query: a ? b' in writer.asked[0]
         assert requests.post(f'{made.url}?noise=x', data=data, timeout=10).status_code == 422
+
+
+def test_a_wrong_address_leaves_nothing_of_its_request_on_the_connection():
+    with serving(written(configured(), FakeWriter('Doc 1: so it is'))) as made:
+        client = http.client.HTTPConnection('127.0.0.1', made.server_port, timeout=10)
+        for path, status in (('/retrieve?noise=x', 422), ('/retrieve', 200)):
+            client.request('POST', path, json.dumps({'queries': ['a'], 'topk': 1}))
+            reply = client.getresponse()
+            assert (reply.status, reply.headers['Content-Type']) == (status, 'application/json')
+            json.loads(reply.read())
 
 
 def test_a_request_has_a_deadline_and_is_given_up_when_its_client_leaves(monkeypatch):

@@ -230,7 +230,8 @@ class Handler(server.Handler):
     def answer(self, method: str, path: str, parameters: str = ''):
         if (method, path) != ('POST', '/retrieve'):
             raise self.no_such('POST to /retrieve')
-        told = _parameters(parameters) | self.body()
+        body = self.body()  # first: what is left unread would be taken for the next request of the connection
+        told = _parameters(parameters) | body
         queries, k, scores = self._request(told)
         reply: dict[str, Any] = {}
         if self.server.search:
