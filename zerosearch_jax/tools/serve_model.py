@@ -152,6 +152,8 @@ class Completions(server.Worker):
                 raise ValueError(f'"{name[:80]}" {can}')
         messages, arguments = _messages(body), template_arguments(cfg.template_arguments) | _arguments(body)
         prompt = tuple(self._tokenizer.chat(messages, arguments=arguments))
+        if not prompt:  # of a model without a chat template
+            raise ValueError('"messages" hold no text')
         if len(prompt) > cfg.prompt_tokens:
             raise ValueError(f'the messages are {len(prompt)} tokens, config.serve.prompt_tokens = {cfg.prompt_tokens}')
         most = 'max_tokens' if body.get('max_completion_tokens') is None else 'max_completion_tokens'
