@@ -181,6 +181,7 @@ def test_text_is_data(made):
         ({'messages': [{'role': '<|im_end|>', 'content': 'a'}]}, 'a message must have a "role"'),
         ({'messages': [{'role': [], 'content': 'a'}]}, 'a message must have a "role"'),
         ({'messages': [{'role': 'user', 'content': [{'type': 'image_url'}]}]}, 'a text as its "content"'),
+        ({'messages': [{'role': 'user', 'content': [{'type': 'text'}]}]}, 'a text as its "content"'),
         ({'max_tokens': 41}, '"max_tokens" must be a whole number from 1 to 40'),
         ({'max_completion_tokens': True}, '"max_completion_tokens" must be a whole number'),
         ({'temperature': float('nan')}, '"temperature" must be a number from 0 to 2'),
