@@ -267,6 +267,21 @@ def test_a_variant_that_names_methods_asks_the_bases_questions_of_its_engine():
     assert cfg.rollout.max_turns == 0 and dataclasses.replace(cfg.rollout, max_turns=1) == trained.rollout
     with pytest.raises(ValueError, match=r"variant 'b': config\.evaluation\.methods: 'best'"):
         study(variants={'a': {}, 'b': {'evaluation': {'methods': 'best'}}})
+    with pytest.raises(ValueError, match=r"variant 'b': evaluation\.methods must be one method, got rag, cot"):
+        study(variants={'a': {}, 'b': {'evaluation': {'methods': 'rag,cot'}}})
+
+
+@pytest.mark.parametrize('evaluated', [{'methods': 'cot'}, {'methods': 'rag', 'datasets': 'toy'}])
+def test_the_results_of_another_method_or_set_in_the_directory_of_a_run_do_not_count_for_it(
+    evaluated, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sweep.evaluation, 'evaluate', lambda *_: pytest.fail('its results would be mixed'))
+    before, made = study(variants=ASKED), study(variants={'b': {**ASKED['b'], 'evaluation': evaluated}})
+    here = tmp_path / 'work' / 'b' / 'seed_0'
+    jsonl.write_jsonl(here / 'results.jsonl', [{'id': '1'}])
+    (here / 'config.json').write_text(settings.to_json(before.config('b', 0)))
+    with pytest.raises(ValueError, match=r'holds a run with another configuration: evaluation\.'):
+        sweep.sweep(made, tmp_path / 'work', tmp_path / 'results')
 
 
 def test_evaluations_are_run_once_and_reported_beside_trainings_and_what_is_published(tmp_path, monkeypatch):
