@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import http.server
 import json
 import re
 import signal
@@ -239,6 +240,23 @@ def test_a_request_has_a_deadline_and_is_given_up_when_its_client_leaves(monkeyp
     until(lambda: made.worker._waiting[0].gone)
     made.shutdown()
     made.server_close()
+
+
+def test_connections_for_which_no_thread_could_be_started_use_up_none(monkeypatch, capsys):
+    with serving(written(configured(), FakeWriter('Doc 1: so it is'))) as made:
+        most = made._free._value
+
+        def refuse(*_):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as full:
+            full.setattr(http.server.ThreadingHTTPServer, 'process_request', refuse)
+            for _ in range(3):
+                with pytest.raises(requests.ConnectionError):
+                    post(made, queries=['a'])
+        assert "can't start new thread" in capsys.readouterr().err
+        assert post(made, queries=['a']).status_code == 200
+        until(lambda: made._free._value == most)
 
 
 def until(condition, seconds=10):
