@@ -18,6 +18,7 @@ from servers import started
 
 from configs import serve_search as config
 from zerosearch_jax.search.remote import EngineConfig, open_search_engine
+from zerosearch_jax.search.search import SearchFailed
 from zerosearch_jax.simulator.simulator import SimulatedSearch
 from zerosearch_jax.tools import serve_search, server
 
@@ -157,6 +158,20 @@ def test_a_search_that_fails_is_told_and_an_outage_is_an_error(capsys):
         assert '2 of 2 searches failed, one of them: timeout' in capsys.readouterr().err
         reply = post(made, queries=['a'] * 4)
         assert reply.status_code == 502 and '4 of 4 failed (4 timeout)' in reply.json()['detail']
+
+
+class FailsForA(FakeWriter):
+    def ask(self, handle, message, identity, system=None):
+        self._said = ('', 'timeout') if 'Query: a' in message else ('Doc 1: so it is', '')
+        super().ask(handle, message, identity, system)
+
+
+def test_our_client_takes_a_search_that_failed_there_for_failed_and_the_others_of_its_request_for_found():
+    with serving(written(configured(), FailsForA())) as made:
+        client = open_search_engine(EngineConfig('search_r1', url=made.url))
+        found, failed, other = client.search(['b', 'a', 'c'], 1)
+        assert [d.text for d in (*found, *other)] == ['so it is'] * 2
+        assert failed == SearchFailed('invalid', 'a search failed there: timeout')
 
 
 def test_requests_of_one_moment_are_answered_together_and_others_in_turn():
