@@ -222,6 +222,14 @@ def test_collected_searches_are_labelled_by_the_answer_and_load_as_pairs(tmp_pat
         assert pair.completion.startswith('Doc 1: ') and '\nDoc 2: two' in pair.completion
 
 
+def test_a_request_of_a_collection_tells_the_answer_that_its_documents_hold(tmp_path):
+    made, found = collect.parse(tiny_collect(tmp_path)), {'query': 'q', 'documents': ['In the United States.', 'two']}
+    row = {'id': 'i', 'sample': 0, 'question': 'Where?', 'golden_answers': ['America', 'United States']}
+    useful, noisy = (collect._pair(made, row | {'searches': [found]}, 0, label) for label in ('useful', 'noisy'))
+    assert 'United States' in useful['prompt'] and 'America' not in useful['prompt']
+    assert 'America' in noisy['prompt'] and useful['golden_answers'] == noisy['golden_answers']
+
+
 def test_a_collection_leaves_out_and_counts_what_is_too_long_and_refuses_a_foreign_corpus(tmp_path, searching, capsys):
     rows = [{'id': f'q{i}', 'question': 'why ' * (1 + 500 * i), 'golden_answers': ['b']} for i in range(3)]
     (tmp_path / 'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))

@@ -66,6 +66,7 @@ def test_a_stock_request_is_answered_in_the_documented_form(server):
         ({'queries': ['a'], 'topk': 100_000}, 422, '"queries" times "topk" may be 12288 at most, got 1 x 100000'),
         ({'queries': ['a'] * 100_000, 'topk': 1}, 422, '"queries" may be 4096 at most, got 100000'),
         ({'queries': ['a'], 'topk': 10**4000}, 422, 'at most'),
+        ({'queries': ['a' * 10_001]}, 422, 'a query may have 10000 characters at most, got 10001'),
     ],
 )
 def test_a_bad_request_is_told_what_is_wrong(server, body, status, detail):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from zerosearch_jax.data import world
-from zerosearch_jax.data.rows import Question
+from zerosearch_jax.data import rows, world
+from zerosearch_jax.data.rows import Question, normalize_answer
 from zerosearch_jax.search.search import Query
+from zerosearch_jax.simulator import verify
 from zerosearch_jax.simulator.verify import Answers, answers_of, content_words
 
 
@@ -113,6 +114,15 @@ def test_an_alias_in_the_query_is_not_held_against_noise_and_another_is():
     assert found.noisy == ('Thomas Alva Edison', 'Thom')  # 'Thom' is no word of the query
     assert found.useful == question.golden_answers
     assert answers(question, 'Edison', tell='final').noisy == ('Thomas Edison', 'Thomas Alva Edison', 'Thom')
+
+
+def test_a_query_is_normalized_once_however_many_answers_there_are(monkeypatch):
+    seen = []
+    for module in (rows, verify):
+        monkeypatch.setattr(module, 'normalize_answer', lambda text: seen.append(text) or normalize_answer(text))
+    question = Question('q', 'Who?', tuple(f'answer {i}' for i in range(50)))
+    assert answers(question, 'who was it').noisy == question.golden_answers
+    assert seen.count('who was it') == 1
 
 
 @pytest.mark.parametrize('golds', [('yes',), ('No.',), ('no', 'They are not'), ('the',)])

@@ -219,6 +219,29 @@ def test_examples_are_the_first_of_every_variant_and_format_nothing(tmp_path):
     assert 'prompt of' not in text
 
 
+def test_an_evaluation_is_compared_with_a_training_question_by_question(tmp_path):
+    made, names = study(seeds=(0,), variants=ASKED), [f'n{i}' for i in range(7)]
+    row = {'answer': None, 'status': 'answered', 'response_tokens': 7, 'searches': [], 'golden_answers': ['a']}
+    rows = [{'id': i, 'question': f'what is {i}', 'dataset': '', 'segments': [], **row} for i in names]
+    scores = [dict.fromkeys(('em', 'f1', 'cover_em'), float(i < 2)) for i in range(7)]
+    rows = [one | two for one, two in zip(rows, scores, strict=True)]
+    for name in 'ab':
+        run = tmp_path / f'run_{name}'
+        if name == 'a':
+            jsonl.write_jsonl(run / 'evaluation' / 'step_000002.jsonl', rows)
+            jsonl.write_jsonl(run / 'metrics.jsonl', [{'step': 1, 'reward/mean': 0.5, **SPEED}])
+            (run / 'summary.json').write_text('{}')
+        else:  # in the order in which the episodes ended, and the set has the name of its file
+            jsonl.write_jsonl(run / 'results.jsonl', [one | {'dataset': 'test'} for one in rows[::-1]])
+        report.save_results(run, made.place(tmp_path, name, 0), settings.to_json(made.config(name, 0)))
+    text = sweep.write_report(made, tmp_path)
+    assert '| b - a | +0.000 [+0.000, +0.000] |' in text
+    assert text.count('**what is ') == 5 and text.count('a, F1 ') == text.count('b, F1 ') == 5
+    for part in text.split('**what is ')[1:]:
+        expected = f'{float(part[:2] in names[:2]):.2f}'
+        assert f'a, F1 {expected}' in part and f'b, F1 {expected}' in part
+
+
 def test_pairs_are_compared_in_their_order_and_must_be_variants(tmp_path):
     made = study(seeds=(0,), pairs=(('b', 'a'),))
     fake_run(tmp_path, made, 'a', 0, [1, 0], [0.5])
@@ -267,6 +290,21 @@ def test_a_variant_that_names_methods_asks_the_bases_questions_of_its_engine():
     assert cfg.rollout.max_turns == 0 and dataclasses.replace(cfg.rollout, max_turns=1) == trained.rollout
     with pytest.raises(ValueError, match=r"variant 'b': config\.evaluation\.methods: 'best'"):
         study(variants={'a': {}, 'b': {'evaluation': {'methods': 'best'}}})
+    with pytest.raises(ValueError, match=r"variant 'b': evaluation\.methods must be one method, got rag, cot"):
+        study(variants={'a': {}, 'b': {'evaluation': {'methods': 'rag,cot'}}})
+
+
+@pytest.mark.parametrize('evaluated', [{'methods': 'cot'}, {'methods': 'rag', 'datasets': 'toy'}])
+def test_the_results_of_another_method_or_set_in_the_directory_of_a_run_do_not_count_for_it(
+    evaluated, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sweep.evaluation, 'evaluate', lambda *_: pytest.fail('its results would be mixed'))
+    before, made = study(variants=ASKED), study(variants={'b': {**ASKED['b'], 'evaluation': evaluated}})
+    here = tmp_path / 'work' / 'b' / 'seed_0'
+    jsonl.write_jsonl(here / 'results.jsonl', [{'id': '1'}])
+    (here / 'config.json').write_text(settings.to_json(before.config('b', 0)))
+    with pytest.raises(ValueError, match=r'holds a run with another configuration: evaluation\.'):
+        sweep.sweep(made, tmp_path / 'work', tmp_path / 'results')
 
 
 def test_evaluations_are_run_once_and_reported_beside_trainings_and_what_is_published(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from test_serve_search import serving, until
 from configs import serve_model as config
 from zerosearch_jax import sharding
 from zerosearch_jax.generate.engine import Request
+from zerosearch_jax.text.tokenizer import byte_tokenizer
 from zerosearch_jax.tools import serve_model, server
 
 MESH = sharding.make_mesh()
@@ -180,6 +181,7 @@ def test_text_is_data(made):
         ({'messages': [{'role': '<|im_end|>', 'content': 'a'}]}, 'a message must have a "role"'),
         ({'messages': [{'role': [], 'content': 'a'}]}, 'a message must have a "role"'),
         ({'messages': [{'role': 'user', 'content': [{'type': 'image_url'}]}]}, 'a text as its "content"'),
+        ({'messages': [{'role': 'user', 'content': [{'type': 'text'}]}]}, 'a text as its "content"'),
         ({'max_tokens': 41}, '"max_tokens" must be a whole number from 1 to 40'),
         ({'max_completion_tokens': True}, '"max_completion_tokens" must be a whole number'),
         ({'temperature': float('nan')}, '"temperature" must be a number from 0 to 2'),
@@ -204,6 +206,16 @@ def test_what_is_wrong_or_not_there_is_told_in_one_line(made, body, message):
     )
     assert reply.status_code == 400 and message in reply.json()['error']['message']
     assert '\n' not in reply.json()['error']['message']
+
+
+def test_messages_without_text_do_not_stop_a_model_without_a_chat_template(monkeypatch):
+    plain = byte_tokenizer()
+    plain.has_chat_template = False
+    with serving(opened()) as made:
+        monkeypatch.setattr(made.worker, '_tokenizer', plain)
+        empty = post(made, messages=[{'role': 'user', 'content': ''}])
+        assert (empty.status_code, empty.json()['error']['message']) == (400, '"messages" hold no text')
+        assert written(made, max_tokens=1)[2]['completion_tokens'] == 1
 
 
 def test_other_paths_and_neutral_fields(made):

@@ -1,6 +1,8 @@
 """A simulator behind Search-R1's protocol: stock requests, what may be told besides, noise, and clients that leave."""
 
 import contextlib
+import http.client
+import http.server
 import json
 import re
 import signal
@@ -16,6 +18,7 @@ from servers import started
 
 from configs import serve_search as config
 from zerosearch_jax.search.remote import EngineConfig, open_search_engine
+from zerosearch_jax.search.search import SearchFailed
 from zerosearch_jax.simulator.simulator import SimulatedSearch
 from zerosearch_jax.tools import serve_search, server
 
@@ -157,6 +160,20 @@ def test_a_search_that_fails_is_told_and_an_outage_is_an_error(capsys):
         assert reply.status_code == 502 and '4 of 4 failed (4 timeout)' in reply.json()['detail']
 
 
+class FailsForA(FakeWriter):
+    def ask(self, handle, message, identity, system=None):
+        self._said = ('', 'timeout') if 'Query: a' in message else ('Doc 1: so it is', '')
+        super().ask(handle, message, identity, system)
+
+
+def test_our_client_takes_a_search_that_failed_there_for_failed_and_the_others_of_its_request_for_found():
+    with serving(written(configured(), FailsForA())) as made:
+        client = open_search_engine(EngineConfig('search_r1', url=made.url))
+        found, failed, other = client.search(['b', 'a', 'c'], 1)
+        assert [d.text for d in (*found, *other)] == ['so it is'] * 2
+        assert failed == SearchFailed('invalid', 'a search failed there: timeout')
+
+
 def test_requests_of_one_moment_are_answered_together_and_others_in_turn():
     writer = FakeWriter('Doc 1: so it is')
     worker = written(configured(), writer).worker
@@ -212,6 +229,16 @@ def test_halves_of_characters_reach_no_tokenizer():
         assert requests.post(f'{made.url}?noise=x', data=data, timeout=10).status_code == 422
 
 
+def test_a_wrong_address_leaves_nothing_of_its_request_on_the_connection():
+    with serving(written(configured(), FakeWriter('Doc 1: so it is'))) as made:
+        client = http.client.HTTPConnection('127.0.0.1', made.server_port, timeout=10)
+        for path, status in (('/retrieve?noise=x', 422), ('/retrieve', 200)):
+            client.request('POST', path, json.dumps({'queries': ['a'], 'topk': 1}))
+            reply = client.getresponse()
+            assert (reply.status, reply.headers['Content-Type']) == (status, 'application/json')
+            json.loads(reply.read())
+
+
 def test_a_request_has_a_deadline_and_is_given_up_when_its_client_leaves(monkeypatch):
     """Of a simulator that never answers."""
     monkeypatch.setattr(server, 'LOOK_S', 0.01)
@@ -228,6 +255,23 @@ def test_a_request_has_a_deadline_and_is_given_up_when_its_client_leaves(monkeyp
     until(lambda: made.worker._waiting[0].gone)
     made.shutdown()
     made.server_close()
+
+
+def test_connections_for_which_no_thread_could_be_started_use_up_none(monkeypatch, capsys):
+    with serving(written(configured(), FakeWriter('Doc 1: so it is'))) as made:
+        most = made._free._value
+
+        def refuse(*_):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as full:
+            full.setattr(http.server.ThreadingHTTPServer, 'process_request', refuse)
+            for _ in range(3):
+                with pytest.raises(requests.ConnectionError):
+                    post(made, queries=['a'])
+        assert "can't start new thread" in capsys.readouterr().err
+        assert post(made, queries=['a']).status_code == 200
+        until(lambda: made._free._value == most)
 
 
 def until(condition, seconds=10):

@@ -168,7 +168,7 @@ def _pair(cfg: Config, row: dict, turn: int, label: str) -> dict | None:
     cut = demonstrations.recorded_search(recorded, *size, checked=False)
     if cut is None:
         return None
-    query = Query(None, question, row['sample'], turn, search['query'])
+    query = Query(None, cut.question, row['sample'], turn, search['query'])  # its first answer is in the documents
     template = prompts.simulator_template(cfg.simulator.template)
     return {
         'id': name,

@@ -156,8 +156,7 @@ class RemoteSearch:
                 raise RequestFailed('invalid', detail=f'results of {len(found)} queries; {len(queries)} were asked')
             return found
 
-        most = self._cfg.retries if retries is None else retries
-        return outside.retry(ask, most, self._cfg.pause_s, self._start)
+        return outside.retry(ask, self._cfg.retries if retries is None else retries, self._cfg.pause_s, self._start)
 
     def _start(self):
         """Waits until a request may start, and adds its price."""
@@ -262,10 +261,11 @@ def _server(cfg: EngineConfig) -> tuple[Fetch, int]:
         ask = functools.partial(outside.request_json, cfg.url, timeout_s=cfg.timeout_s)
 
     def fetch(queries: Sequence[str], k: int) -> list[list[Document]]:
-        asked = {'query': queries[0]} if names['query'] else {'queries': list(queries)}
-        values = {**asked, 'topk': k, 'scores': True}
+        values = ({'query': queries[0]} if names['query'] else {'queries': list(queries)}) | {'topk': k, 'scores': True}
         reply = ask({names[name]: value for name, value in values.items() if names[name]})
         try:
+            if broken := [f for f in _list(reply.get('failures') if isinstance(reply, dict) else None) if f]:  # of ours
+                raise RequestFailed('invalid', detail=f'a search failed there: {outside.safe_message(str(broken[0]))}')
             found = _list(functools.reduce(operator.getitem, filter(None, names['results'].split('.')), reply))
             return [[_document(item, names) for item in _list(each)] for each in ([found] if names['query'] else found)]
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError):

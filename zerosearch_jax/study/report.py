@@ -9,6 +9,7 @@ VARIANT/seed_N/config.json      written last: the run is done
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import shutil
@@ -54,6 +55,8 @@ def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
         rows = evaluated[max(evaluated)] if evaluated else []
     answers = [{key: row.get(key) for key in ANSWER} | {'searches': len(row['searches'])} for row in rows]
     jsonl.write_jsonl(kept / 'answers.jsonl', answers)
+    # launch.evaluate writes episodes in the order in which they end
+    rows = sorted(rows, key=lambda row: hashlib.sha256(row['id'].encode()).digest())
     jsonl.write_jsonl(kept / 'examples.jsonl', rows[:EXAMPLES])
     (kept / 'config.json').write_text(config_json)
 
@@ -72,7 +75,7 @@ def is_finished(kept: pathlib.Path, config_json: str) -> bool:
 class Runs:
     """The results of one variant, by seed."""
 
-    answers: Mapping[int, dict[tuple[str, str], dict]]  # by data set and id of the question
+    answers: Mapping[int, dict[tuple[str, str], dict]]  # by data set, '' if ids are unique, and id of the question
     steps: Mapping[int, list[dict]]
     costs: Mapping[int, dict]
     examples: list[dict]  # of the first seed
@@ -110,7 +113,9 @@ def read_runs(places: Mapping[int, pathlib.Path]) -> Runs:
     answers, steps, costs, failed = {}, {}, {}, 0
     for seed, place in places.items():
         written = jsonl.read_jsonl(place / 'answers.jsonl')
-        answers[seed] = {(row.get('dataset') or '', row['id']): row for row in counted(written)}
+        # launch.evaluate names a set that has no name, launch.train does not: ids alone where they are enough
+        unique = len({row['id'] for row in written}) == len(written)
+        answers[seed] = {('' if unique else row.get('dataset') or '', row['id']): row for row in counted(written)}
         failed += len(written) - len(answers[seed])
         steps[seed] = [row for row in jsonl.read_jsonl(place / 'metrics.jsonl') if 'reward/mean' in row]
         costs[seed] = json.loads((place / 'summary.json').read_text()).get('cost', {})
@@ -269,8 +274,11 @@ def _cost_table(found: Mapping[str, Runs]) -> str:
 def _examples(found: Mapping[str, Runs]) -> str:
     """The episodes of the first questions of the evaluation, for the first seed of every variant."""
     lines: list[str] = []
-    for number in range(EXAMPLES):
-        rows = {name: runs.examples[number] for name, runs in found.items() if number < len(runs.examples)}
+    asked: dict[tuple, dict[str, dict]] = {}
+    for name, runs in found.items():
+        for row in runs.examples:
+            asked.setdefault((row['id'], row['question']), {})[name] = row
+    for rows in asked.values():
         for name, row in rows.items():
             if name == next(iter(rows)):
                 lines += [f'**{_plain(row["question"])}** ({_plain(" / ".join(row["golden_answers"]))})', '']

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from zerosearch_jax import progress, settings, sharding
 from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.run import preemption
+from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.study import report
 from zerosearch_jax.study.published import Published
 from zerosearch_jax.train import config as train_config
@@ -91,9 +92,11 @@ def parse(config) -> Study:
         raise ValueError(f'config.pairs: {name!r} is none of the variants {", ".join(variants)}')
     for name in variants:
         try:
-            study.parse(name, study.seeds[0])
+            cfg = study.parse(name, study.seeds[0])
         except (KeyError, ValueError) as error:
             raise ValueError(f'variant {name!r}: {error.args[0]}') from error
+        if study.is_evaluation(name) and len(cfg.methods) > 1:
+            raise ValueError(f'variant {name!r}: evaluation.methods must be one method, got {", ".join(cfg.methods)}')
     return study
 
 
@@ -134,7 +137,7 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
                 continue
             progress.log(f'run {number}/{len(runs)}: {variant}, seed {cfg.seed}')
             here = study.place(workdir, variant, seed)
-            run = evaluation.evaluate if study.is_evaluation(variant) else rl.train
+            run = _evaluate if study.is_evaluation(variant) else rl.train
             done = run(cfg, here, config_json) is not None
             if done and jax.process_index() == 0:
                 report.save_results(here, kept, config_json)
@@ -142,6 +145,13 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
             if watch.stop_requested():
                 break
     return '' if jax.process_index() else write_report(study, results)
+
+
+def _evaluate(cfg: evaluation.Config, here: pathlib.Path, config_json: str) -> str:
+    """As evaluation.evaluate, which would add to the results of other methods and data sets: that is refused here."""
+    with claim(here, evaluation.Config, config_json, ('results.jsonl',)):
+        pass
+    return evaluation.evaluate(cfg, here, config_json)
 
 
 def write_report(study: Study, results: pathlib.Path) -> str:

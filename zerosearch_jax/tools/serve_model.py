@@ -152,6 +152,8 @@ class Completions(server.Worker):
                 raise ValueError(f'"{name[:80]}" {can}')
         messages, arguments = _messages(body), template_arguments(cfg.template_arguments) | _arguments(body)
         prompt = tuple(self._tokenizer.chat(messages, arguments=arguments))
+        if not prompt:  # of a model without a chat template
+            raise ValueError('"messages" hold no text')
         if len(prompt) > cfg.prompt_tokens:
             raise ValueError(f'the messages are {len(prompt)} tokens, config.serve.prompt_tokens = {cfg.prompt_tokens}')
         most = 'max_tokens' if body.get('max_completion_tokens') is None else 'max_completion_tokens'
@@ -171,7 +173,8 @@ def _messages(body: dict) -> list[dict]:
     for message in given:
         role, content = (message.get('role'), message.get('content')) if isinstance(message, dict) else (None, None)
         if isinstance(content, list) and all(isinstance(part, dict) and part.get('type') == 'text' for part in content):
-            content = content and ''.join(str(part.get('text')) for part in content)
+            texts = [part.get('text') for part in content]
+            content = ''.join(texts) if texts and all(isinstance(text, str) for text in texts) else None
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise ValueError(f'a message must have a "role" of {", ".join(ROLES)}, and a text as its "content"')
         found.append({'role': ROLES[role], 'content': content})

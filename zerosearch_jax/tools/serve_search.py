@@ -39,6 +39,7 @@ from zerosearch_jax.tools import server
 
 # queries of a request, and documents of its reply, at most: Search-R1's training asks for a whole batch at once
 MOST_QUERIES, MOST_DOCUMENTS = 4096, 12288
+LONGEST_QUERY = 10_000  # characters: all answers of a query are looked for in it
 DECODE_STEPS = 16  # tokens that one call of the engine decodes
 
 
@@ -230,7 +231,8 @@ class Handler(server.Handler):
     def answer(self, method: str, path: str, parameters: str = ''):
         if (method, path) != ('POST', '/retrieve'):
             raise self.no_such('POST to /retrieve')
-        told = _parameters(parameters) | self.body()
+        body = self.body()  # first: what is left unread would be taken for the next request of the connection
+        told = _parameters(parameters) | body
         queries, k, scores = self._request(told)
         reply: dict[str, Any] = {}
         if self.server.search:
@@ -266,6 +268,8 @@ class Handler(server.Handler):
             raise ValueError('"topk" must be a positive integer or null')
         if len(queries) > MOST_QUERIES:
             raise ValueError(f'"queries" may be {MOST_QUERIES} at most, got {len(queries)}')
+        if (longest := max(map(len, queries), default=0)) > LONGEST_QUERY:
+            raise ValueError(f'a query may have {LONGEST_QUERY} characters at most, got {longest}')
         if len(queries) * k > MOST_DOCUMENTS:
             raise ValueError(f'"queries" times "topk" may be {MOST_DOCUMENTS} at most, got {len(queries)} x {k}')
         return queries, k, bool(body.get('return_scores', False))

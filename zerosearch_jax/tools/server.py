@@ -132,7 +132,11 @@ class Server(http.server.ThreadingHTTPServer):
 
     def process_request(self, request, client_address):
         self._free.acquire()
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started, which would have released it
+            self._free.release()
+            raise
 
     def process_request_thread(self, request, client_address):
         try:
