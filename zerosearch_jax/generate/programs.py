@@ -79,7 +79,8 @@ fork = jax.jit(kv.fork, donate_argnums=0)
 
 def _layers(params: dict, cache: kv.KVCache, tokens_NxT, place: kv.Place, roles_N, span: int, cfg: ModelConfig, dtype):
     """All layers of a step, which write the tokens' keys and values: x [N, T, D] and the cache."""
-    x_NxTxD = constrain(params['embed'][constrain(tokens_NxT, 'rows', None)].astype(dtype), 'rows', None, 'embed')
+    axes = 'rows', None, 'embed'
+    x_NxTxD = constrain(params['embed'][constrain(tokens_NxT, 'rows', None)].astype(dtype), *axes)
     written = []
     for layer, held in zip(params['layers'], cache.layers, strict=True):
 
@@ -89,8 +90,8 @@ def _layers(params: dict, cache: kv.KVCache, tokens_NxT, place: kv.Place, roles_
             return constrain(out_NxTxHE, 'rows', None, 'heads')
 
         layer = serving.for_rows(layer, roles_N)
-        x_NxTxD = transformer.block(layer, x_NxTxD, place.positions(tokens_NxT.shape[1]), cfg, attend)
-        x_NxTxD = constrain(x_NxTxD, 'rows', None, 'embed')
+        x_NxTxD = transformer.block(layer, x_NxTxD, place.positions(tokens_NxT.shape[1]), cfg, attend, axes)
+        x_NxTxD = constrain(x_NxTxD, *axes)
     return x_NxTxD, cache.replace(layers=tuple(written))
 
 

@@ -6,6 +6,7 @@ Sources: the `config.json` of each model on the Hugging Face hub.
 import dataclasses
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from zerosearch_jax import settings
@@ -23,12 +24,12 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and a SwiGLU MLP."""
+    """A decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and gated MLPs or experts."""
 
     family: str  # key of FAMILIES: the Hugging Face `model_type`
     vocab_size: int
     hidden_size: int
-    mlp_size: int
+    mlp_size: int  # with experts: of each
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -40,6 +41,9 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     max_position: int = 32768
+    num_experts: int = 0  # 0: an MLP instead
+    experts_per_token: int = 0
+    normalize_experts: bool = False  # the weights of a token's experts are divided by their sum
 
 
 class Family(NamedTuple):
@@ -47,12 +51,40 @@ class Family(NamedTuple):
 
     architecture: str  # the class of transformers that reads what `to_hf` describes
     traits: dict  # fields of ModelConfig that their `config.json` does not say
+    read: Callable[[dict], dict] | None = None  # further fields of ModelConfig, from their `config.json`
+    write: Callable[[ModelConfig], dict] = lambda cfg: {}  # further lines of it
+
+
+def _read_qwen3_moe(config: dict) -> dict:
+    if config.get('mlp_only_layers') or config.get('decoder_sparse_step', 1) != 1:
+        raise ValueError('mlp_only_layers and decoder_sparse_step are not supported: every layer must have experts')
+    count = 'num_local_experts' if 'num_local_experts' in config else 'num_experts'  # as transformers 5 writes it
+    sizes = {'mlp_size': 'moe_intermediate_size', 'num_experts': count, 'experts_per_token': 'num_experts_per_tok'}
+    found = {field: positive(name, config.get(name), int) for field, name in sizes.items()}
+    if found['experts_per_token'] > found['num_experts']:
+        raise ValueError(f'num_experts_per_tok={found["experts_per_token"]} exceeds {count}={found["num_experts"]}')
+    normalize = config.get('norm_topk_prob', False)
+    if type(normalize) is not bool:
+        raise ValueError(f'norm_topk_prob must be true or false, got {normalize!r}')
+    return found | {'normalize_experts': normalize}
+
+
+def _write_qwen3_moe(cfg: ModelConfig) -> dict:
+    return {
+        'moe_intermediate_size': cfg.mlp_size,
+        'num_experts': cfg.num_experts,
+        'num_experts_per_tok': cfg.experts_per_token,
+        'norm_topk_prob': cfg.normalize_experts,
+        'decoder_sparse_step': 1,
+        'mlp_only_layers': [],
+    }
 
 
 FAMILIES = {
     'llama': Family('LlamaForCausalLM', {}),
     'qwen2': Family('Qwen2ForCausalLM', {'qkv_bias': True}),
     'qwen3': Family('Qwen3ForCausalLM', {'qk_norm': True}),
+    'qwen3_moe': Family('Qwen3MoeForCausalLM', {'qk_norm': True}, _read_qwen3_moe, _write_qwen3_moe),
 }
 
 
@@ -89,7 +121,7 @@ def from_hf(config: dict) -> ModelConfig:
     kv_heads = positive('num_key_value_heads', config.get('num_key_value_heads') or heads, int)
     if heads % kv_heads:
         raise ValueError(f'num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}')
-    return ModelConfig(
+    fields = dict(
         family=family,
         vocab_size=vocab,
         hidden_size=hidden,
@@ -103,8 +135,9 @@ def from_hf(config: dict) -> ModelConfig:
         tie_embeddings=tied,
         rope_scaling=_rope_scaling(rope),
         max_position=positive('max_position_embeddings', config.get('max_position_embeddings') or 32768, int),
-        **traits,
     )
+    read = FAMILIES[family].read
+    return ModelConfig(**fields | traits | (read(config) if read else {}))
 
 
 def positive(name: str, value: Any, kind: type) -> Any:
@@ -146,6 +179,7 @@ def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
         'attention_bias': cfg.qkv_bias,
         'max_position_embeddings': cfg.max_position,
         'dtype': dtype,
+        **FAMILIES[cfg.family].write(cfg),
     }
 
 
@@ -223,6 +257,14 @@ PRESETS: dict[str, ModelConfig] = {
     'qwen3-1.7b': _qwen3(2048, 6144, 28, 16, tied=True),
     'qwen3-4b': _qwen3(2560, 9728, 36, 32, tied=True),
     'qwen3-8b': _qwen3(4096, 12288, 36, 32, tied=False),
+    'qwen3-30b-a3b': dataclasses.replace(
+        _qwen3(2048, 768, 48, 32, tied=False),
+        family='qwen3_moe',
+        num_kv_heads=4,
+        num_experts=128,
+        experts_per_token=8,
+        normalize_experts=True,
+    ),
     'llama3.2-1b': _llama32(2048, 8192, 16, 32, 64),
     'llama3.2-3b': _llama32(3072, 8192, 28, 24, 128),
     'smollm2-135m': _smollm2(576, 1536, 30, 9, 3),

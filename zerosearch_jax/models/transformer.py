@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from zerosearch_jax.models import attention, layers
+from zerosearch_jax.models import attention, experts, layers
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.sharding import Param, constrain, is_param
 
@@ -34,10 +34,15 @@ def layout(cfg: ModelConfig) -> dict:
         'v': Param((L, D, kv_heads), (None, 'embed', 'kv_heads')),
         'o': Param((L, heads, D), (None, 'heads', 'embed')),
         'mlp_norm': Param((L, D), (None, None), 'ones'),
-        'gate': Param((L, D, F), (None, 'embed', 'mlp')),
-        'up': Param((L, D, F), (None, 'embed', 'mlp')),
-        'down': Param((L, F, D), (None, 'mlp', 'embed')),
     }
+    if cfg.num_experts:
+        stack |= experts.layout(cfg)
+    else:
+        stack |= {
+            'gate': Param((L, D, F), (None, 'embed', 'mlp')),
+            'up': Param((L, D, F), (None, 'embed', 'mlp')),
+            'down': Param((L, F, D), (None, 'mlp', 'embed')),
+        }
     if cfg.qkv_bias:
         stack |= {
             'q_bias': Param((L, heads), (None, 'heads'), 'zeros'),
@@ -85,7 +90,12 @@ def _rows_backward(dtype, residuals, g_BxTxD):
 _rows_of.defvjp(lambda table, tokens, dtype: (_rows_of(table, tokens, dtype), (table, tokens)), _rows_backward)
 
 
-def block(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig, attend: Callable):
+TOKENS = ('batch', None, None)  # the logical axes of x in training
+
+
+def block(
+    layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig, attend: Callable, axes: tuple = TOKENS
+):
     """One layer; `attend(q, k, v) -> [B, T, H * E]` decides what the queries see (training mask or cache)."""
     with jax.named_scope('attention'):
         normed = layers.rms_norm(x_BxTxD, layer['attn_norm'], cfg.norm_eps)
@@ -93,7 +103,7 @@ def block(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelC
         x_BxTxD = x_BxTxD + layers.linear(layer, 'o', attend(q, k, v))
     with jax.named_scope('mlp'):
         normed = layers.rms_norm(x_BxTxD, layer['mlp_norm'], cfg.norm_eps)
-        return x_BxTxD + layers.mlp(layer, normed)
+        return x_BxTxD + (experts.mlp(layer, normed, cfg, axes) if cfg.num_experts else layers.mlp(layer, normed))
 
 
 def hidden(
@@ -125,7 +135,7 @@ def hidden(
 
     def layer_step(x, layer):
         x = block(layer, x, positions_BxT, cfg, attend)
-        return constrain(x, 'batch', None, None), None
+        return constrain(x, *TOKENS), None
 
     if remat != 'none':
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat], prevent_cse=False)
