@@ -40,6 +40,7 @@ PUBLISHED = {
     'qwen3-1.7b': 1.72e9,
     'qwen3-4b': 4.02e9,
     'qwen3-8b': 8.19e9,
+    'qwen3-30b-a3b': 30.5e9,
     'llama3.2-1b': 1.236e9,
     'llama3.2-3b': 3.213e9,
     'smollm2-135m': 134.5e6,
