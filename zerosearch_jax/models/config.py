@@ -4,12 +4,13 @@ Sources: the `config.json` of each model on the Hugging Face hub.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from zerosearch_jax import settings
+from zerosearch_jax.models import families
+from zerosearch_jax.models.families import positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,15 @@ class ModelConfig:
     num_experts: int = 0  # 0: an MLP instead
     experts_per_token: int = 0
     normalize_experts: bool = False  # the weights of a token's experts are divided by their sum
+    rope_factor: float = 1.0  # linear scaling: rotary positions are divided by it
+    window: int = 0  # positions that a token sees in a sliding layer, its own included; 0: no layer slides
+    sliding: tuple[bool, ...] = ()  # of each layer, if any slides
+    local_rope_theta: float = 0.0  # of sliding layers
+    query_size: int = 0  # scores are divided by its root; 0: by that of head_dim
+    norm_from_one: bool = False  # the weights of norms are distances from 1
+    post_norms: bool = False  # norms after attention and MLP too
+    scaled_embedding: bool = False  # embeddings are multiplied by sqrt(hidden_size)
+    gelu: bool = False  # in place of silu
 
 
 class Family(NamedTuple):
@@ -51,40 +61,18 @@ class Family(NamedTuple):
 
     architecture: str  # the class of transformers that reads what `to_hf` describes
     traits: dict  # fields of ModelConfig that their `config.json` does not say
-    read: Callable[[dict], dict] | None = None  # further fields of ModelConfig, from their `config.json`
-    write: Callable[[ModelConfig], dict] = lambda cfg: {}  # further lines of it
-
-
-def _read_qwen3_moe(config: dict) -> dict:
-    if config.get('mlp_only_layers') or config.get('decoder_sparse_step', 1) != 1:
-        raise ValueError('mlp_only_layers and decoder_sparse_step are not supported: every layer must have experts')
-    count = 'num_local_experts' if 'num_local_experts' in config else 'num_experts'  # as transformers 5 writes it
-    sizes = {'mlp_size': 'moe_intermediate_size', 'num_experts': count, 'experts_per_token': 'num_experts_per_tok'}
-    found = {field: positive(name, config.get(name), int) for field, name in sizes.items()}
-    if found['experts_per_token'] > found['num_experts']:
-        raise ValueError(f'num_experts_per_tok={found["experts_per_token"]} exceeds {count}={found["num_experts"]}')
-    normalize = config.get('norm_topk_prob', False)
-    if type(normalize) is not bool:
-        raise ValueError(f'norm_topk_prob must be true or false, got {normalize!r}')
-    return found | {'normalize_experts': normalize}
-
-
-def _write_qwen3_moe(cfg: ModelConfig) -> dict:
-    return {
-        'moe_intermediate_size': cfg.mlp_size,
-        'num_experts': cfg.num_experts,
-        'num_experts_per_tok': cfg.experts_per_token,
-        'norm_topk_prob': cfg.normalize_experts,
-        'decoder_sparse_step': 1,
-        'mlp_only_layers': [],
-    }
+    # from a `config.json`: it in the spelling of the other families, and further fields of ModelConfig
+    read: Callable[[dict], tuple[dict, dict]] | None = None
+    # further lines of a `config.json`, from the model and its rotary parameters
+    write: Callable[[ModelConfig, dict], dict] = lambda cfg, rope: {}
 
 
 FAMILIES = {
     'llama': Family('LlamaForCausalLM', {}),
     'qwen2': Family('Qwen2ForCausalLM', {'qkv_bias': True}),
     'qwen3': Family('Qwen3ForCausalLM', {'qk_norm': True}),
-    'qwen3_moe': Family('Qwen3MoeForCausalLM', {'qk_norm': True}, _read_qwen3_moe, _write_qwen3_moe),
+    'qwen3_moe': Family('Qwen3MoeForCausalLM', {'qk_norm': True}, families.read_qwen3_moe, families.write_qwen3_moe),
+    'gemma3_text': Family('Gemma3ForCausalLM', families.GEMMA, families.read_gemma3, families.write_gemma3),
 }
 
 
@@ -98,10 +86,18 @@ def from_hf(config: dict) -> ModelConfig:
         that is missing or no positive number.
     """
     family = config.get('model_type')
+    if family == 'gemma3':
+        raise ValueError(
+            "model_type 'gemma3' reads images too; save its text part and take that: "
+            'transformers.Gemma3ForCausalLM.from_pretrained(...).save_pretrained(...)'
+        )
     if family not in tuple(FAMILIES):
         raise ValueError(f'model_type {family!r} is not supported; supported: {", ".join(FAMILIES)}')
-    if config.get('hidden_act', 'silu') != 'silu':
-        raise ValueError(f'hidden_act {config["hidden_act"]!r} is not supported; only silu is')
+    traits, read = FAMILIES[family].traits, FAMILIES[family].read
+    config, more = read(config) if read else (config, {})
+    act = 'gelu_pytorch_tanh' if traits.get('gelu') else 'silu'
+    if config.get('hidden_act', act) != act:
+        raise ValueError(f'hidden_act {config["hidden_act"]!r} is not supported for {family}; only {act} is')
     if config.get('use_sliding_window'):
         raise ValueError('use_sliding_window=true is not supported: attention here is full and causal')
     if config.get('mlp_bias'):
@@ -112,7 +108,6 @@ def from_hf(config: dict) -> ModelConfig:
     if missing := [name for name in (*sizes, 'rms_norm_eps') if config.get(name) is None]:
         raise ValueError(f'it lacks {", ".join(missing)}')
     vocab, hidden, mlp, layers, heads = (positive(name, config[name], int) for name in sizes)
-    traits = FAMILIES[family].traits
     if not traits.get('qkv_bias') and config.get('attention_bias'):
         raise ValueError(f'attention_bias=true is not supported for {family}')
     rope, tied = _rope(config), config.get('tie_word_embeddings') or False
@@ -133,32 +128,17 @@ def from_hf(config: dict) -> ModelConfig:
         rope_theta=positive('rope_theta', rope.get('rope_theta') or config.get('rope_theta') or 10000.0, float),
         norm_eps=positive('rms_norm_eps', config['rms_norm_eps'], float),
         tie_embeddings=tied,
-        rope_scaling=_rope_scaling(rope),
+        rope_scaling=_llama3_scaling(rope),
+        rope_factor=_linear_factor(rope),
         max_position=positive('max_position_embeddings', config.get('max_position_embeddings') or 32768, int),
     )
-    read = FAMILIES[family].read
-    return ModelConfig(**fields | traits | (read(config) if read else {}))
-
-
-def positive(name: str, value: Any, kind: type) -> Any:
-    """A positive number from a file; raises ValueError with its name if it is anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value < math.inf:
-        raise ValueError(f'{name} must be a positive {"whole " if kind is int else ""}number, got {value!r}')
-    return kind(value)
+    return ModelConfig(**fields | traits | more)
 
 
 def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
     """The `config.json` contents that `from_hf` reads back and `transformers` loads."""
-    rope: dict = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
-    if cfg.rope_scaling is not None:
-        rope |= {
-            'rope_type': 'llama3',
-            'factor': cfg.rope_scaling.factor,
-            'low_freq_factor': cfg.rope_scaling.low_freq_factor,
-            'high_freq_factor': cfg.rope_scaling.high_freq_factor,
-            'original_max_position_embeddings': cfg.rope_scaling.original_max_position,
-        }
-    legacy_scaling = None if cfg.rope_scaling is None else {k: v for k, v in rope.items() if k != 'rope_theta'}
+    rope = _rope_to_hf(cfg)
+    legacy_scaling = None if len(rope) == 2 else {k: v for k, v in rope.items() if k != 'rope_theta'}
     return {
         'architectures': [FAMILIES[cfg.family].architecture],
         'model_type': cfg.family,
@@ -169,7 +149,7 @@ def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
         'num_attention_heads': cfg.num_heads,
         'num_key_value_heads': cfg.num_kv_heads,
         'head_dim': cfg.head_dim,
-        'hidden_act': 'silu',
+        'hidden_act': 'gelu_pytorch_tanh' if cfg.gelu else 'silu',
         'rms_norm_eps': cfg.norm_eps,
         'rope_parameters': rope,
         # transformers 4 and other servers read these two
@@ -179,8 +159,23 @@ def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
         'attention_bias': cfg.qkv_bias,
         'max_position_embeddings': cfg.max_position,
         'dtype': dtype,
-        **FAMILIES[cfg.family].write(cfg),
+        **FAMILIES[cfg.family].write(cfg, rope),
     }
+
+
+def _rope_to_hf(cfg: ModelConfig) -> dict:
+    rope = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
+    if cfg.rope_factor != 1:
+        rope |= {'rope_type': 'linear', 'factor': cfg.rope_factor}
+    if cfg.rope_scaling is not None:
+        rope |= {
+            'rope_type': 'llama3',
+            'factor': cfg.rope_scaling.factor,
+            'low_freq_factor': cfg.rope_scaling.low_freq_factor,
+            'high_freq_factor': cfg.rope_scaling.high_freq_factor,
+            'original_max_position_embeddings': cfg.rope_scaling.original_max_position,
+        }
+    return rope
 
 
 def read(directory: str | pathlib.Path) -> ModelConfig:
@@ -209,12 +204,22 @@ def _rope(config: dict) -> dict:
     return rope
 
 
-def _rope_scaling(rope: dict) -> RopeScaling | None:
+def _rope_kind(rope: dict) -> str:
     kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind == 'default':
+    if kind not in ('default', 'linear', 'llama3'):
+        raise ValueError(f'rope type {kind!r} is not supported; supported: default, linear, llama3')
+    return kind
+
+
+def _linear_factor(rope: dict) -> float:
+    return (
+        positive('factor of its rope type linear', rope.get('factor'), float) if _rope_kind(rope) == 'linear' else 1.0
+    )
+
+
+def _llama3_scaling(rope: dict) -> RopeScaling | None:
+    if _rope_kind(rope) != 'llama3':
         return None
-    if kind != 'llama3':
-        raise ValueError(f'rope type {kind!r} is not supported; supported: default, llama3')
     factors = 'factor', 'low_freq_factor', 'high_freq_factor'
     factor, low, high = (positive(f'{name} of its rope type llama3', rope.get(name), float) for name in factors)
     name = 'original_max_position_embeddings'
@@ -247,6 +252,17 @@ def _smollm2(hidden, mlp, layers, heads, kv_heads, *, theta=1e5):
     return ModelConfig('llama', 49152, hidden, mlp, layers, heads, kv_heads, 64, theta, 1e-5, True, max_position=8192)
 
 
+def _gemma3(hidden, mlp, layers, heads, kv_heads, *, window=512, vocab=262144, **further):
+    return ModelConfig(
+        *('gemma3_text', vocab, hidden, mlp, layers, heads, kv_heads, 256, 1e6, 1e-6, True),
+        window=window,
+        sliding=tuple(i % 6 > 0 for i in range(1, layers + 1)),
+        local_rope_theta=1e4,
+        query_size=256,
+        **families.GEMMA | further,
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
     'qwen2.5-0.5b': _qwen25(896, 4864, 24, 14, 2, tied=True),
     'qwen2.5-1.5b': _qwen25(1536, 8960, 28, 12, 2, tied=True),
@@ -264,6 +280,11 @@ PRESETS: dict[str, ModelConfig] = {
         num_experts=128,
         experts_per_token=8,
         normalize_experts=True,
+    ),
+    'gemma3-270m': _gemma3(640, 2048, 18, 4, 1),
+    'gemma3-1b': _gemma3(1152, 6912, 26, 4, 1),
+    'gemma3-4b': _gemma3(  # its text part
+        *(2560, 10240, 34, 8, 4), window=1024, vocab=262208, rope_factor=8.0, max_position=131072
     ),
     'llama3.2-1b': _llama32(2048, 8192, 16, 32, 64),
     'llama3.2-3b': _llama32(3072, 8192, 28, 24, 128),

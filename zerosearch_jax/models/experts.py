@@ -4,7 +4,7 @@ Tokens are sorted by expert, and `jax.lax.ragged_dot` multiplies each run of the
 exact: no expert has a capacity, and no token is dropped. Each device does this for its own tokens; an expert's kernels
 are split like those of an MLP. X is the number of experts, N = B T; other letters are those of models/layers.py.
 
-    x [N, D] --copied k times, sorted--> [N k, D] --gate, up--> [N k, F] --down--> [N k, D] --unsorted, weighed--> [N, D]
+    x [N, D] --sort k copies--> [N k, D] --gate, up--> [N k, F] --down--> [N k, D] --unsort, weigh, sum--> [N, D]
 
 XLA has no ragged product on CPU, where every token is multiplied by the kernels of all experts.
 """

@@ -12,7 +12,7 @@ from zerosearch_jax.models import experts, lora
 
 @jax.jit
 def quantize(params: dict) -> dict:
-    """The weights with int8 kernels `name` [L, ..., in, out] and float32 `name_scale` [L, ..., out]; adapters merged."""
+    """The weights with int8 kernels `name` [L, ..., in, out] and float32 `name_scale` [L, ..., out], merged."""
     merged = lora.merge(params)
     stack = dict(merged['layers'])
     for name in (name for name in (*lora.TARGETS, *experts.KERNELS) if name in stack):

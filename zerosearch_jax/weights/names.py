@@ -31,6 +31,9 @@ NAMES: dict[str, Name] = {
     'layers.q_norm': Name('model.layers.{}.self_attn.q_norm.weight', 'blk.{}.attn_q_norm.weight'),
     'layers.k_norm': Name('model.layers.{}.self_attn.k_norm.weight', 'blk.{}.attn_k_norm.weight'),
     'layers.mlp_norm': Name('model.layers.{}.post_attention_layernorm.weight', 'blk.{}.ffn_norm.weight'),
+    'layers.attn_post_norm': Name('model.layers.{}.post_attention_layernorm.weight', None),  # Gemma's; others' mlp_norm
+    'layers.mlp_pre_norm': Name('model.layers.{}.pre_feedforward_layernorm.weight', None),
+    'layers.mlp_post_norm': Name('model.layers.{}.post_feedforward_layernorm.weight', None),
     'layers.gate': Name('model.layers.{}.mlp.gate_proj.weight', 'blk.{}.ffn_gate.weight', True),
     'layers.up': Name('model.layers.{}.mlp.up_proj.weight', 'blk.{}.ffn_up.weight', True),
     'layers.down': Name('model.layers.{}.mlp.down_proj.weight', 'blk.{}.ffn_down.weight', True),
