@@ -1,4 +1,4 @@
-"""Text to token ids and back, for byte-level BPE tokenizers (Llama 3, Qwen, SmolLM).
+"""Text to token ids and back, for BPE over bytes (Llama 3, Qwen, SmolLM), or over characters and else bytes (Gemma).
 
 Two backends share one vocabulary. The model's own knows its added tokens (`<|im_end|>`, Qwen3's `<think>`) and is used
 for chat templates only. The plain one does not know them and encodes all other text, so that text can never become a
@@ -17,7 +17,7 @@ from zerosearch_jax import settings
 from zerosearch_jax.text import protocol, tokenizer_gguf
 
 # These end a generation if the tokenizer has them, besides the tokens that it declares itself.
-END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_of_text|>')
+END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_of_text|>', '<end_of_turn>')
 
 # The date that templates write: a prompt has to be the same on every day. Templates use `date_string` or call
 # `strftime_now`; transformers passes no function of ours to them, so a macro hides that function.
@@ -49,17 +49,17 @@ class Tokenizer:
         """Wraps a transformers.PreTrainedTokenizerFast.
 
         Raises:
-          ValueError: not a byte-level BPE tokenizer.
+          ValueError: not a BPE tokenizer that can spell any text.
         """
         if not getattr(tokenizer, 'is_fast', False):
             raise ValueError(f'{type(tokenizer).__name__}: a fast tokenizer (tokenizer.json) is needed')
         self.hf = tokenizer
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        _require_byte_level(spec)
-        added = {token['content']: token['id'] for token in spec['added_tokens']}
+        fallback = _falls_back_to_bytes(spec)
+        added = {token['content']: token['id'] for token in spec['added_tokens'] if not (fallback and _is_text(token))}
         special = {token['content'] for token in spec['added_tokens'] if token['special']}
         special = {content for content in special if not protocol.TAG.fullmatch(content.strip())}
-        self.token_bytes = _token_bytes(spec['model']['vocab'], added, special)
+        self.token_bytes = _token_bytes(spec, added, special, fallback)
         self.vocab_size = len(self.token_bytes)
         ends = [tokenizer.eos_token_id, *extra_eos_ids, *(added.get(token) for token in END_TOKENS)]
         self.eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None and i < self.vocab_size))
@@ -71,7 +71,7 @@ class Tokenizer:
         self._special = {i: content.encode() for content, i in added.items() if content in special}
         longest_first = sorted(added, key=len, reverse=True)
         self._added_pattern = re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')') if added else None
-        self._plain = _plain_backend(spec)
+        self._plain = _plain_backend(spec, added)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> 'Tokenizer':
@@ -170,7 +170,9 @@ class Tokenizer:
             options = {'tokenize': False, 'chat_template': template, 'add_generation_prompt': add_generation_prompt}
             rendered = self.hf.apply_chat_template(messages, **options, **arguments)
         except Exception as error:  # a template is a program: it may raise anything
-            raise ValueError(f'the chat template fails ({type(error).__name__}: {error}); mend it') from error
+            told = any(message['role'] == 'system' for message in messages)  # which Gemma 1 and 2 have no place for
+            hint = "mend it, or say nothing as the system: leave 'system' out of the wording" if told else 'mend it'
+            raise ValueError(f'the chat template fails ({type(error).__name__}: {error}); {hint}') from error
         for role in ('user', 'system'):
             said = (m['content'] for m in messages if m['role'] == role and isinstance(m['content'], str))
             if any(content.strip() not in rendered for content in said):
@@ -239,11 +241,18 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-def _token_bytes(vocab: dict[str, int], added: dict[str, int], special: set[str]) -> list[bytes]:
-    alphabet = _byte_alphabet()
-    out = [b''] * (1 + max([*vocab.values(), *added.values()]))
+_BYTES = {f'<0x{byte:02X}>': bytes([byte]) for byte in range(256)}  # tokens for bytes of characters without a token
+_SPACE = '▁'  # in their vocabularies
+_SPACES = {'type': 'Replace', 'pattern': {'String': ' '}, 'content': _SPACE}
+
+
+def _token_bytes(spec: dict, added: dict[str, int], special: set[str], fallback: bool) -> list[bytes]:
+    vocab = spec['model']['vocab'] | {token['content']: token['id'] for token in spec['added_tokens']}
+    out, alphabet = [b''] * (1 + max(vocab.values())), _byte_alphabet()
     for token, i in vocab.items():
-        if token not in added:
+        if token not in added and fallback:
+            out[i] = _BYTES.get(token) or token.replace(_SPACE, ' ').encode()
+        elif token not in added:
             out[i] = bytes(alphabet[char] for char in token)
     for token, i in added.items():
         out[i] = b'' if token in special else token.encode()
@@ -256,27 +265,41 @@ def _prefix(tokenizer) -> tuple[int, ...]:
     return tuple(whole[: next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)])
 
 
-def _require_byte_level(spec: dict) -> None:
-    """Raises ValueError unless the tokenizer is BPE over the byte characters (SmolLM2 lacks some of the 256)."""
+def _falls_back_to_bytes(spec: dict) -> bool:
+    """Whether a tokenizer is BPE over characters, with tokens for bytes of others, or over bytes (SmolLM2 lacks some).
+
+    Raises:
+      ValueError: it is neither.
+    """
     model, added = spec['model'], {token['content'] for token in spec['added_tokens']}
+    if model.get('byte_fallback') and spec.get('normalizer') == _SPACES and _BYTES.keys() <= model['vocab'].keys():
+        return True
     alphabet, is_bpe = _byte_alphabet(), model.get('type') == 'BPE' and not model.get('byte_fallback')
     odd = [token for token in model['vocab'] if is_bpe and token not in added and not alphabet.keys() >= set(token)]
     if not is_bpe or odd:
         found = f'{model.get("type")} with the entry {odd[0]!r}' if odd else model.get('type')
-        raise ValueError(f'tokenizer: {found}; only byte-level BPE (that of Llama 3, Qwen, SmolLM) is supported')
+        known = 'byte-level BPE (that of Llama 3, Qwen, SmolLM) and that of Gemma'
+        raise ValueError(f'tokenizer: {found}; only {known} are supported')
+    return False
 
 
-def _plain_backend(spec: dict) -> Any:
-    """The tokenizer without its added tokens: it never returns their ids."""
+def _is_text(token: dict) -> bool:
+    """Whether an added token is a run of spaces or lines, which Gemma has many of: it controls nothing."""
+    return not token['special'] and not token['content'].strip(f'{_SPACE}\n\t')
+
+
+def _plain_backend(spec: dict, control: dict[str, int]) -> Any:
+    """The tokenizer without added tokens that control something: it never returns their ids, nor merges a byte's."""
     from tokenizers import Tokenizer as Backend
 
-    added, model = {token['content'] for token in spec['added_tokens']}, spec['model']
+    model, left = spec['model'], [token for token in spec['added_tokens'] if token['content'] not in control]
+    added = control.keys() | (_BYTES.keys() if model.get('byte_fallback') else ())
     pairs = (m if isinstance(m, list) else m.split(' ', 1) for m in model['merges'])
     # an added token may also be an entry of the vocabulary, reached by merges
     merges = [[a, b] for a, b in pairs if not added & {a, b, a + b}]
-    vocab = {token: i for token, i in model['vocab'].items() if token not in added}
+    vocab = {token: i for token, i in model['vocab'].items() if token not in control}
     model = model | {'vocab': vocab, 'merges': merges, 'unk_token': None}
-    plain = spec | {'added_tokens': [], 'post_processor': None, 'truncation': None, 'padding': None, 'model': model}
+    plain = spec | {'added_tokens': left, 'post_processor': None, 'truncation': None, 'padding': None, 'model': model}
     return Backend.from_str(json.dumps(plain))
 
 
