@@ -128,11 +128,9 @@ def from_hf(config: dict) -> ModelConfig:
         rope_theta=positive('rope_theta', rope.get('rope_theta') or config.get('rope_theta') or 10000.0, float),
         norm_eps=positive('rms_norm_eps', config['rms_norm_eps'], float),
         tie_embeddings=tied,
-        rope_scaling=_llama3_scaling(rope),
-        rope_factor=_linear_factor(rope),
         max_position=positive('max_position_embeddings', config.get('max_position_embeddings') or 32768, int),
     )
-    return ModelConfig(**fields | traits | more)
+    return ModelConfig(**fields | _rope_scaling(rope) | traits | more)
 
 
 def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
@@ -204,29 +202,24 @@ def _rope(config: dict) -> dict:
     return rope
 
 
-def _rope_kind(rope: dict) -> str:
+def _rope_scaling(rope: dict) -> dict:
+    """The fields of ModelConfig that say how rotary positions are scaled."""
     kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind not in ('default', 'linear', 'llama3'):
+    if kind == 'default':
+        return {}
+    if kind not in ('linear', 'llama3'):
         raise ValueError(f'rope type {kind!r} is not supported; supported: default, linear, llama3')
-    return kind
 
+    def number(name, of=float):
+        return positive(f'{name} of its rope type {kind}', rope.get(name), of)
 
-def _linear_factor(rope: dict) -> float:
-    return (
-        positive('factor of its rope type linear', rope.get('factor'), float) if _rope_kind(rope) == 'linear' else 1.0
-    )
-
-
-def _llama3_scaling(rope: dict) -> RopeScaling | None:
-    if _rope_kind(rope) != 'llama3':
-        return None
-    factors = 'factor', 'low_freq_factor', 'high_freq_factor'
-    factor, low, high = (positive(f'{name} of its rope type llama3', rope.get(name), float) for name in factors)
-    name = 'original_max_position_embeddings'
-    original = positive(f'{name} of its rope type llama3', rope.get(name), int)
+    if kind == 'linear':
+        return {'rope_factor': number('factor')}
+    factor, low, high = map(number, ('factor', 'low_freq_factor', 'high_freq_factor'))
+    original = number('original_max_position_embeddings', int)
     if high <= low:
         raise ValueError(f'high_freq_factor of its rope type llama3 must exceed low_freq_factor, got {high} and {low}')
-    return RopeScaling(factor, low, high, original)
+    return {'rope_scaling': RopeScaling(factor, low, high, original)}
 
 
 def _qwen25(hidden, mlp, layers, heads, kv_heads, *, vocab=151936, tied):
@@ -235,10 +228,12 @@ def _qwen25(hidden, mlp, layers, heads, kv_heads, *, vocab=151936, tied):
     )
 
 
-def _qwen3(hidden, mlp, layers, heads, *, tied):
-    return ModelConfig(
-        'qwen3', 151936, hidden, mlp, layers, heads, 8, 128, 1e6, 1e-6, tied, qk_norm=True, max_position=40960
-    )
+def _qwen3(hidden, mlp, layers, heads, *, tied, family='qwen3', kv_heads=8, **further):
+    sizes = 151936, hidden, mlp, layers, heads, kv_heads, 128
+    return ModelConfig(family, *sizes, 1e6, 1e-6, tied, qk_norm=True, max_position=40960, **further)
+
+
+_EXPERTS = dict(family='qwen3_moe', num_experts=128, experts_per_token=8, normalize_experts=True)
 
 
 def _llama32(hidden, mlp, layers, heads, head_dim):
@@ -253,14 +248,12 @@ def _smollm2(hidden, mlp, layers, heads, kv_heads, *, theta=1e5):
 
 
 def _gemma3(hidden, mlp, layers, heads, kv_heads, *, window=512, vocab=262144, **further):
-    return ModelConfig(
-        *('gemma3_text', vocab, hidden, mlp, layers, heads, kv_heads, 256, 1e6, 1e-6, True),
-        window=window,
-        sliding=tuple(i % 6 > 0 for i in range(1, layers + 1)),
-        local_rope_theta=1e4,
-        query_size=256,
-        **families.GEMMA | further,
-    )
+    sizes, sliding = (vocab, hidden, mlp, layers, heads, kv_heads, 256), tuple(i % 6 > 0 for i in range(1, layers + 1))
+    further |= dict(window=window, sliding=sliding, local_rope_theta=1e4, query_size=256, **families.GEMMA)
+    return ModelConfig('gemma3_text', *sizes, 1e6, 1e-6, True, **further)
+
+
+_LONG = dict(window=1024, vocab=262208, rope_factor=8.0, max_position=131072)
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -273,19 +266,10 @@ PRESETS: dict[str, ModelConfig] = {
     'qwen3-1.7b': _qwen3(2048, 6144, 28, 16, tied=True),
     'qwen3-4b': _qwen3(2560, 9728, 36, 32, tied=True),
     'qwen3-8b': _qwen3(4096, 12288, 36, 32, tied=False),
-    'qwen3-30b-a3b': dataclasses.replace(
-        _qwen3(2048, 768, 48, 32, tied=False),
-        family='qwen3_moe',
-        num_kv_heads=4,
-        num_experts=128,
-        experts_per_token=8,
-        normalize_experts=True,
-    ),
+    'qwen3-30b-a3b': _qwen3(2048, 768, 48, 32, tied=False, kv_heads=4, **_EXPERTS),
     'gemma3-270m': _gemma3(640, 2048, 18, 4, 1),
     'gemma3-1b': _gemma3(1152, 6912, 26, 4, 1),
-    'gemma3-4b': _gemma3(  # its text part
-        *(2560, 10240, 34, 8, 4), window=1024, vocab=262208, rope_factor=8.0, max_position=131072
-    ),
+    'gemma3-4b': _gemma3(2560, 10240, 34, 8, 4, **_LONG),  # its text part
     'llama3.2-1b': _llama32(2048, 8192, 16, 32, 64),
     'llama3.2-3b': _llama32(3072, 8192, 28, 24, 128),
     'smollm2-135m': _smollm2(576, 1536, 30, 9, 3),

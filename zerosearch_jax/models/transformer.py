@@ -114,15 +114,9 @@ def block(
     axes: tuple[str | None, ...] = TOKENS,
     sliding: jax.Array | bool = False,
 ):
-    """One layer.
+    """One layer; `attend(q, k, v) -> [B, T, H * E]` decides what the queries see (training mask or cache).
 
-    Args:
-      layer: its weights.
-      x_BxTxD: its input, with the logical axes `axes`.
-      positions_BxT: as in `hidden`.
-      cfg: the model.
-      attend: (q, k, v) -> [B, T, H * E], which decides what the queries see (training mask or cache).
-      sliding: whether it is a layer with a window.
+    `axes` are the logical axes of x; `sliding`: whether the layer has a window.
     """
 
     def add(x, out, name):
