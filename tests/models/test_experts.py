@@ -118,6 +118,17 @@ def test_the_gradient_is_that_of_the_definition():
         assert np.sum(gradient * move) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3, abs=1e-3), name
 
 
+def test_a_packed_row_equals_its_sequences_alone():
+    mesh = sharding.make_mesh()
+    params, texts = tiny_params(mesh, cfg=MOE), [np.array(helpers.prompt(n)) for n in (7, 12)]
+    row, positions = np.concatenate(texts)[None], np.r_[np.arange(7), np.arange(12)][None]
+    segments = np.repeat([1, 2], [7, 12])[None]
+    with jax.set_mesh(mesh):
+        together = transformer.logits(params, transformer.hidden(params, MOE, row, positions, segments, segments))[0]
+        for part, text in zip(np.split(together, [7]), texts, strict=True):
+            assert worst(part, helpers.full_logits(params, text[None], MOE)[0]) < 1e-4
+
+
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2)])
 def test_cached_decoding_equals_the_full_forward(shape):
     mesh = sharding.make_mesh(shape)
