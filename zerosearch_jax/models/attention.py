@@ -47,11 +47,7 @@ def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh, row_length: int) ->
 
 
 def causal_attention(
-    segments_BxT: jax.Array,
-    prefixes_BxT: jax.Array,
-    form: str = 'chunked',
-    positions_BxT: jax.Array | None = None,
-    window: int = 0,
+    segments_BxT, prefixes_BxT, form: str = 'chunked', positions_BxT=None, window: int = 0
 ) -> Callable:
     """Attention of packed rows: a token sees itself and earlier tokens of its segment and prefix.
 

@@ -104,16 +104,7 @@ _rows_of.defvjp(lambda table, tokens, dtype: (_rows_of(table, tokens, dtype), (t
 TOKENS = ('batch', None, None)  # the logical axes of x in training
 
 
-def block(
-    layer: dict,
-    x_BxTxD: jax.Array,
-    positions_BxT: jax.Array,
-    cfg: ModelConfig,
-    attend: Callable,
-    *,
-    axes: tuple[str | None, ...] = TOKENS,
-    sliding: jax.Array | bool = False,
-):
+def block(layer: dict, x_BxTxD, positions_BxT, cfg: ModelConfig, attend: Callable, *, axes=TOKENS, sliding=False):
     """One layer; `attend(q, k, v) -> [B, T, H * E]` decides what the queries see (training mask or cache).
 
     `axes` are the logical axes of x; `sliding`: whether the layer has a window.
