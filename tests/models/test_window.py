@@ -204,7 +204,7 @@ def test_its_configuration_is_read_as_transformers_reads_it(changes):
 
 
 REFUSED = {
-    'images': ({'model_type': 'gemma3'}, 'reads images too; save its text part'),
+    'images': ({'model_type': 'gemma3'}, 'reads images too; take a model of text alone'),
     'soft caps': ({'final_logit_softcapping': 30.0}, 'final_logit_softcapping=30.0 is not supported'),
     'kinds': ({'layer_types': ['full_attention']}, 'for each of the 26 layers'),
     'chunks': ({'layer_types': ['chunked_attention'] * 26}, 'layer_types must say sliding_attention or full_attention'),

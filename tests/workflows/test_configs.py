@@ -43,7 +43,6 @@ PUBLISHED = {
     'qwen3-30b-a3b': 30.5e9,
     'gemma3-270m': 268e6,
     'gemma3-1b': 1.0e9,
-    'gemma3-4b': 3.88e9,
     'llama3.2-1b': 1.236e9,
     'llama3.2-3b': 3.213e9,
     'smollm2-135m': 134.5e6,

@@ -87,10 +87,7 @@ def from_hf(config: dict) -> ModelConfig:
     """
     family = config.get('model_type')
     if family == 'gemma3':
-        raise ValueError(
-            "model_type 'gemma3' reads images too; save its text part and take that: "
-            'transformers.Gemma3ForCausalLM.from_pretrained(...).save_pretrained(...)'
-        )
+        raise ValueError("model_type 'gemma3' reads images too; take a model of text alone (gemma3_text: 270M and 1B)")
     if family not in tuple(FAMILIES):
         raise ValueError(f'model_type {family!r} is not supported; supported: {", ".join(FAMILIES)}')
     traits, read = FAMILIES[family].traits, FAMILIES[family].read
@@ -247,13 +244,10 @@ def _smollm2(hidden, mlp, layers, heads, kv_heads, *, theta=1e5):
     return ModelConfig('llama', 49152, hidden, mlp, layers, heads, kv_heads, 64, theta, 1e-5, True, max_position=8192)
 
 
-def _gemma3(hidden, mlp, layers, heads, kv_heads, *, window=512, vocab=262144, **further):
-    sizes, sliding = (vocab, hidden, mlp, layers, heads, kv_heads, 256), tuple(i % 6 > 0 for i in range(1, layers + 1))
-    further |= dict(window=window, sliding=sliding, local_rope_theta=1e4, query_size=256, **families.GEMMA)
+def _gemma3(hidden, mlp, layers):
+    sizes, sliding = (262144, hidden, mlp, layers, 4, 1, 256), tuple(i % 6 > 0 for i in range(1, layers + 1))
+    further = dict(window=512, sliding=sliding, local_rope_theta=1e4, query_size=256, **families.GEMMA)
     return ModelConfig('gemma3_text', *sizes, 1e6, 1e-6, True, **further)
-
-
-_LONG = dict(window=1024, vocab=262208, rope_factor=8.0, max_position=131072)
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -267,9 +261,8 @@ PRESETS: dict[str, ModelConfig] = {
     'qwen3-4b': _qwen3(2560, 9728, 36, 32, tied=True),
     'qwen3-8b': _qwen3(4096, 12288, 36, 32, tied=False),
     'qwen3-30b-a3b': _qwen3(2048, 768, 48, 32, tied=False, kv_heads=4, **_EXPERTS),
-    'gemma3-270m': _gemma3(640, 2048, 18, 4, 1),
-    'gemma3-1b': _gemma3(1152, 6912, 26, 4, 1),
-    'gemma3-4b': _gemma3(2560, 10240, 34, 8, 4, **_LONG),  # its text part
+    'gemma3-270m': _gemma3(640, 2048, 18),
+    'gemma3-1b': _gemma3(1152, 6912, 26),
     'llama3.2-1b': _llama32(2048, 8192, 16, 32, 64),
     'llama3.2-3b': _llama32(3072, 8192, 28, 24, 128),
     'smollm2-135m': _smollm2(576, 1536, 30, 9, 3),
