@@ -29,10 +29,10 @@ def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh, row_length: int) ->
     """The form of training attention for rows of a model on a mesh."""
     device, dtype = mesh.devices.flat[0], jnp.dtype(dtype)
     platform = device.platform
+    if cfg.window:
+        return Choice('chunked', f'no kernel here has a window of {cfg.window} tokens; generation uses none either')
     if platform not in ('gpu', 'cuda'):
         return Choice('chunked', f'{platform}: the cuDNN kernel is for NVIDIA GPUs')
-    if cfg.window:
-        return Choice('chunked', f'cuDNN attention is not used for layers with a window of {cfg.window} tokens')
     if dtype not in (jnp.bfloat16, jnp.float16):
         return Choice('chunked', f'cuDNN attention has no {dtype}')
     if float(device.compute_capability) < 8:
