@@ -15,7 +15,7 @@ from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.weights import download, huggingface, loading
 
-FAMILIES = ['llama', 'llama3scaled', 'qwen2', 'qwen3']
+FAMILIES = ['llama', 'llama3scaled', 'qwen2', 'qwen3', 'qwen3_moe', 'gemma3_text']
 
 
 def load(path, mesh, **kwargs):

@@ -13,8 +13,9 @@ from configs import tiny
 from zerosearch_jax import sharding
 from zerosearch_jax.generate import serving
 from zerosearch_jax.models import cache as kv
-from zerosearch_jax.models import lora, transformer
+from zerosearch_jax.models import experts, lora, transformer
 from zerosearch_jax.models.config import PRESETS
+from zerosearch_jax.models.transformer import TOKENS
 from zerosearch_jax.plan import compiled, hardware, planner, programs, report, schedule
 from zerosearch_jax.rollout.rewards import RewardConfig
 from zerosearch_jax.sharding import make_mesh
@@ -239,6 +240,23 @@ def test_operations_are_counted_through_loops_branches_and_gradients():
     assert compiled.flops(jax.jit(f).trace(x), turns=3) == (5 + 3) * 2 * one
     forward = jax.jit(jax.grad(lambda x: ((x @ w) @ w.T).sum())).trace(x)
     assert compiled.flops(forward) == 2 * one + 2 * one  # w gets no gradient
+
+
+def test_operations_of_experts_and_of_every_device_are_counted():
+    """A token passes through two of six experts; the mesh divides the work, and the sum over devices is the same."""
+    cfg = dataclasses.replace(PRESETS['tiny'], mlp_size=32, num_experts=6, experts_per_token=2)
+    abstract = {name: jax.ShapeDtypeStruct(p.shape[1:], jnp.float32) for name, p in experts.layout(cfg).items()}
+    x = jax.ShapeDtypeStruct((8, 4, cfg.hidden_size), jnp.float32)
+    tokens, router = 8 * 4, 2 * cfg.hidden_size * cfg.num_experts
+    of_experts = 2 * 3 * 2 * cfg.hidden_size * cfg.mlp_size  # two, of three products each
+    for shape, axes in [((1, 1, 1), TOKENS), ((2, 2, 2), TOKENS), ((2, 2, 2), ('rows', None, 'embed'))]:
+        mesh = make_mesh(shape)
+        copies = mesh.shape['tensor']  # of what the axis does not split: the router
+        run = functools.partial(experts.mlp, cfg=cfg, axes=axes)
+        with jax.set_mesh(mesh):
+            assert compiled.flops(jax.jit(run).trace(abstract, x)) == tokens * (of_experts + copies * router)
+            back = jax.jit(jax.grad(lambda *given, run=run: run(*given).sum(), (0, 1))).trace(abstract, x)
+        assert compiled.flops(back) == 3 * tokens * (of_experts + copies * router)
 
 
 @pytest.mark.targets

@@ -1,12 +1,13 @@
 """Text never becomes control tokens, templates are those of transformers, and GGUF gives the tokenizer of the hub."""
 
 import functools
+import itertools
 import json
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -62,8 +63,45 @@ def trained(pre='smollm', template=CHATML, in_vocab=True):
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, eos_token='<|im_end|>'))
 
 
-ALL = [byte_tokenizer, trained, functools.partial(trained, 'qwen2', LLAMA_LIKE, False)]
-added_ids = functools.cache(lambda tokenizer: frozenset(tokenizer.hf.added_tokens_decoder))
+GEMMA = ['<pad>', '<eos>', '<bos>', '<unk>', '<start_of_turn>', '<end_of_turn>']
+TURNS = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    '{% endif %}'
+    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    '{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}'
+)
+
+
+@functools.cache
+def gemma_like():
+    """BPE over characters, with tokens for bytes; runs of lines and spaces, and `<table>`, are added tokens."""
+    backend = Backend(models.BPE(unk_token='<unk>', fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(' ', '▁')
+    backend.pre_tokenizer = pre_tokenizers.Split(' ', 'merged_with_previous')
+    steps = decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()
+    backend.decoder = decoders.Sequence(list(steps))
+    first = [*GEMMA, *(f'<0x{byte:02X}>' for byte in range(256)), '\n', '\n\n', '▁▁', '▁▁▁', '<table>']
+    known = [text.replace('你', '').replace('🙂', '') for text in CORPUS]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=first, show_progress=False)
+    backend.train_from_iterator(known, trainer)
+    spec = json.loads(backend.to_str())
+    spec['added_tokens'] = [token for token in spec['added_tokens'] if token['content'] in GEMMA]
+    backend = Backend.from_str(json.dumps(spec))
+    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in ('\n', '\n\n', '▁▁', '▁▁▁', '<table>')])
+    begins = processors.TemplateProcessing('<bos> $A', special_tokens=[('<bos>', 2)])
+    backend.post_processor = begins
+    names = dict(eos_token='<eos>', bos_token='<bos>', pad_token='<pad>', unk_token='<unk>')
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TURNS, **names))
+
+
+ALL = [byte_tokenizer, trained, functools.partial(trained, 'qwen2', LLAMA_LIKE, False), gemma_like]
+
+
+@functools.cache
+def added_ids(tokenizer):
+    """Of the added tokens that text must not become: all but runs of spaces and lines."""
+    return frozenset(i for i, token in tokenizer.hf.added_tokens_decoder.items() if token.content.strip('▁\n'))
 
 
 # ---------------------------------------------------------------- contract C11
@@ -85,7 +123,8 @@ def test_the_official_encoding_would(make):
     tokenizer = make()
     for i, token in tokenizer.hf.added_tokens_decoder.items():
         assert i in tokenizer.hf.encode(token.content, add_special_tokens=False)
-        assert tokenizer.decode(tokenizer.encode(f'a{token.content}b')) == f'a{token.content}b'
+        if '▁' not in token.content:  # a space
+            assert tokenizer.decode(tokenizer.encode(f'a{token.content}b')) == f'a{token.content}b'
 
 
 @pytest.mark.parametrize('make', ALL)
@@ -110,6 +149,42 @@ def test_hostile_content_survives_as_text():
         assert tokenizer.decode(ids) == f'user\n{hostile}\nassistant\n'
 
 
+def test_tokens_of_bytes_spaces_and_lines_are_text():
+    tokenizer = gemma_like()
+    ids = {token: tokenizer.hf.convert_tokens_to_ids(token) for token in ('<0xE4>', '▁▁', '\n\n', '<table>', '<bos>')}
+    assert [tokenizer.token_bytes[i] for i in ids.values()] == [b'\xe4', b'  ', b'\n\n', b'<table>', b'']
+    text = '你 def  f:\n\n\n  <0x41> ▁ <table><end_of_turn>🙂\t\r\n'
+    found = tokenizer.encode(text)
+    assert tokenizer.decode(found) == text.replace('▁', ' ')  # which the vocabulary cannot tell from a space
+    assert {ids['<0xE4>'], ids['▁▁'], ids['\n\n']} <= set(found)
+    assert not {ids['<table>'], ids['<bos>'], tokenizer.hf.convert_tokens_to_ids('<0x41>')} & set(found)
+    assert tokenizer.encode('the  the\n\n\n') == tokenizer.hf.encode('the  the\n\n\n', add_special_tokens=False)
+    assert tokenizer.prefix == (ids['<bos>'],) and tokenizer.has_chat_template
+    assert [tokenizer.hf.convert_ids_to_tokens(i) for i in tokenizer.eos_ids] == ['<eos>', '<end_of_turn>']
+    tokenizer.require_fit(tokenizer.vocab_size, 'x')
+
+
+def test_a_merge_into_the_token_of_a_byte_is_not_made():
+    spec = json.loads(gemma_like().hf.backend_tokenizer.to_str())
+    pieces = ['<', '0', 'x', '4', '1', '>']
+    spec['model']['vocab'] |= {
+        '<0x4': 1000,
+        **{c: 1001 + i for i, c in enumerate(pieces) if c not in spec['model']['vocab']},
+    }
+    spec['model']['vocab'] |= {'<0': 1010, '<0x': 1011, '1>': 1012}
+    spec['model']['merges'] = [['<', '0'], ['<0', 'x'], ['<0x', '4'], ['1', '>'], ['<0x4', '1>']]
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(spec))))
+    assert tokenizer.decode(tokenizer.encode('<0x41>')) == '<0x41>'
+
+
+@pytest.mark.parametrize('system', ['', 'be brief'])
+def test_a_template_that_refuses_the_system_says_what_to_leave_out(system):
+    messages = [{'role': 'system', 'content': system}, {'role': 'user', 'content': 'x'}]
+    with pytest.raises(ValueError, match=r"System role not supported\); fix it, or .* leave 'system' out"):
+        gemma_like().chat(messages)
+    assert gemma_like().decode(gemma_like().chat(messages[1:])) == 'user\nx\nmodel\n'
+
+
 # ---------------------------------------------------------------- chat
 
 
@@ -124,7 +199,7 @@ def test_chat_equals_transformers_on_harmless_content(make, contents, prompt):
 
 
 def added_content(tokenizer):
-    return [token.content for token in tokenizer.hf.added_tokens_decoder.values()]
+    return [tokenizer.hf.added_tokens_decoder[i].content for i in added_ids(tokenizer)]
 
 
 def test_contents_merge_with_the_template():
@@ -252,14 +327,18 @@ def test_decode_equals_transformers(make, data):
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     assert b''.join(tokenizer.token_bytes[i] for i in ids) == tokenizer.decode_bytes(ids)
     hypothesis.assume(not added_ids(tokenizer) & set(ids))  # transformers decodes the text between them on its own
+    if make is gemma_like and '\ufffd' in tokenizer.decode(ids):
+        return  # the library's decoder gives up a whole run of bytes of which some are not UTF-8
     assert tokenizer.decode(ids) == tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False)
 
 
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize('make', ALL)
-@pytest.mark.parametrize('preset', ['smollm2-135m', 'qwen2.5-0.5b'])
+@pytest.mark.parametrize(
+    ('make', 'preset'),
+    [*itertools.product(ALL[:-1], ['smollm2-135m', 'qwen2.5-0.5b']), (gemma_like, 'gemma3-1b')],
+)
 def test_save_then_load(make, preset, tmp_path):
     """Also beside a config.json, whose model type may make AutoTokenizer think of another class."""
     tokenizer = make()
@@ -445,3 +524,8 @@ def test_refusals(tmp_path):
     sentencepiece = Backend(models.BPE({'▁a': 0, 'a': 1}, []))
     with pytest.raises(ValueError, match="'▁a'"):
         Tokenizer(PreTrainedTokenizerFast(tokenizer_object=sentencepiece))
+    spec = json.loads(gemma_like().hf.backend_tokenizer.to_str())
+    lacking = {token: i for token, i in spec['model']['vocab'].items() if token != '<0x0A>'}
+    for odd in ({'normalizer': None}, {'model': spec['model'] | {'vocab': lacking}}):
+        with pytest.raises(ValueError, match='byte-level BPE'):
+            Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(spec | odd))))

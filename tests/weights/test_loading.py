@@ -17,7 +17,7 @@ from zerosearch_jax.models import transformer
 from zerosearch_jax.sharding import make_mesh
 from zerosearch_jax.weights import huggingface, loading, names, trees
 
-FAMILIES = ['llama', 'llama3scaled', 'qwen2', 'qwen3']
+FAMILIES = ['llama', 'llama3scaled', 'qwen2', 'qwen3', 'qwen3_moe', 'gemma3_text']
 
 
 def fixture(family):

@@ -79,18 +79,21 @@ fork = jax.jit(kv.fork, donate_argnums=0)
 
 def _layers(params: dict, cache: kv.KVCache, tokens_NxT, place: kv.Place, roles_N, span: int, cfg: ModelConfig, dtype):
     """All layers of a step, which write the tokens' keys and values: x [N, T, D] and the cache."""
-    x_NxTxD = constrain(params['embed'][constrain(tokens_NxT, 'rows', None)].astype(dtype), 'rows', None, 'embed')
-    written = []
-    for layer, held in zip(params['layers'], cache.layers, strict=True):
+    axes = 'rows', None, 'embed'
+    x_NxTxD = constrain(params['embed'][constrain(tokens_NxT, 'rows', None)].astype(dtype), *axes)
+    x_NxTxD, written = transformer.scaled(x_NxTxD, cfg), []
+    kinds = cfg.sliding or (False,) * cfg.num_layers
+    for layer, held, sliding in zip(params['layers'], cache.layers, kinds, strict=True):
 
-        def attend(q, k, v, held=held):
-            out_NxTxHE, held = kv.attend(cache.form, held, q, k, v, place, span)
+        def attend(q, k, v, held=held, window=cfg.window if sliding else 0):
+            out_NxTxHE, held = kv.attend(cache.form, held, q, k, v, place, span, window)
             written.append(held)
             return constrain(out_NxTxHE, 'rows', None, 'heads')
 
         layer = serving.for_rows(layer, roles_N)
-        x_NxTxD = transformer.block(layer, x_NxTxD, place.positions(tokens_NxT.shape[1]), cfg, attend)
-        x_NxTxD = constrain(x_NxTxD, 'rows', None, 'embed')
+        positions = place.positions(tokens_NxT.shape[1])
+        x_NxTxD = transformer.block(layer, x_NxTxD, positions, cfg, attend, axes=axes, sliding=sliding)
+        x_NxTxD = constrain(x_NxTxD, *axes)
     return x_NxTxD, cache.replace(layers=tuple(written))
 
 
@@ -99,7 +102,7 @@ def _decode_one(params, cache: kv.KVCache, rows: Rows, slots_B, cfg: ModelConfig
     active = rows.budget > 0
     place = kv.Place(slots_B, jnp.where(active, rows.length, 0), active.astype(jnp.int32))
     x_Bx1xD, cache = _layers(params, cache, rows.pending[:, None], place, rows.role, cache.capacity, cfg, dtype)
-    x_Bx1xD = layers.rms_norm(x_Bx1xD, params['final_norm'], cfg.norm_eps)
+    x_Bx1xD = layers.norm(x_Bx1xD, params['final_norm'], cfg)
     return transformer.logits(params, x_Bx1xD)[:, 0], cache
 
 

@@ -43,8 +43,8 @@ def base_layout(params: dict, mesh: jax.sharding.Mesh, *, dtype, owned: bool = F
         for suffix in ('', '_scale', '_bias'):
             if f'{kernels[0]}{suffix}' in stacks:
                 _hand_over(layers, f'{name}{suffix}', [stacks.pop(f'{k}{suffix}') for k in kernels], dtype, owned)
-    for name, stack in stacks.items():  # norms
-        _hand_over(layers, name, [stack], dtype, owned)
+    for name, stack in stacks.items():  # norms, experts
+        _hand_over(layers, name, [stack], jnp.float32 if name == 'router' else dtype, owned)
     flat = {name: _cast(w, dtype) for name, w in params.items() if name != 'layers'}
     return {**flat, 'layers': layers, 'head': _cast(transformer.head(params), dtype)}
 
@@ -95,6 +95,8 @@ def with_adapters(base: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: 
 def _stacked(adapters: Sequence[dict], cfg: ModelConfig, matrices, dtype) -> tuple[dict, ...]:
     kernels, stacks = transformer.layout(cfg)['layers'], {}
     for name, parts in matrices:
+        if parts[0] not in kernels:  # experts instead
+            continue
         ends = np.cumsum([kernels[part].shape[-1] for part in parts])
         a, b = [], []
         for adapter in adapters:

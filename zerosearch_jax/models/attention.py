@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from zerosearch_jax.models.config import ModelConfig
 
 MASKED = -1e30  # finite, so that a fully masked row has finite values and gradients
+EVERYTHING = 2**30  # a window that no row exceeds
 QUERY_CHUNK, MOST_CHUNKS = 128, 16  # tokens of a chunk, or a multiple, so that a row has at most so many chunks
 
 
@@ -28,6 +29,8 @@ def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh, row_length: int) ->
     """The form of training attention for rows of a model on a mesh."""
     device, dtype = mesh.devices.flat[0], jnp.dtype(dtype)
     platform = device.platform
+    if cfg.window:
+        return Choice('chunked', f'no kernel here has a window of {cfg.window} tokens; generation uses none either')
     if platform not in ('gpu', 'cuda'):
         return Choice('chunked', f'{platform}: the cuDNN kernel is for NVIDIA GPUs')
     if dtype not in (jnp.bfloat16, jnp.float16):
@@ -43,28 +46,34 @@ def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh, row_length: int) ->
     return Choice('cudnn', f'{dtype} on a GPU: a fused kernel')
 
 
-def causal_attention(segments_BxT: jax.Array, prefixes_BxT: jax.Array, form: str = 'chunked') -> Callable:
+def causal_attention(
+    segments_BxT, prefixes_BxT, form: str = 'chunked', positions_BxT=None, window: int = 0
+) -> Callable:
     """Attention of packed rows: a token sees itself and earlier tokens of its segment and prefix.
 
     Args:
-      segments_BxT, prefixes_BxT: as in models/transformer.py `hidden`.
+      segments_BxT, prefixes_BxT, positions_BxT: as in models/transformer.py `hidden`.
       form: key of TRAINING, see `choose`.
+      window: how many positions, its own included, a token sees in a sliding layer; 0: there are no such layers.
 
     Returns:
-      attend(q [B, T, H, E], k [B, T, K, E], v [B, T, K, E]) -> [B, T, H * E], of any layer.
+      attend(q [B, T, H, E], k [B, T, K, E], v [B, T, K, E], sliding) -> [B, T, H * E], of any layer.
     """
-    attend = TRAINING[form](segments_BxT, prefixes_BxT)
-    return lambda q, k, v: attend(q, k, v).reshape(*q.shape[:2], -1)
+    attend = TRAINING[form](segments_BxT, prefixes_BxT, positions_BxT, window)
+    return lambda q, k, v, sliding=False: attend(q, k, v, sliding).reshape(*q.shape[:2], -1)
 
 
-def _cudnn(segments_BxT, prefixes_BxT):
+def _cudnn(segments_BxT, prefixes_BxT, positions_BxT, window):
+    if window:
+        raise ValueError('attention by cuDNN has no windows here; models with sliding layers take the form chunked')
     length = segments_BxT.shape[1]
     mask_Bx1xTxT = _Rows.of(segments_BxT, prefixes_BxT, length).sees(0, 0, length)[:, 0]
     # is_causal adds nothing to the mask, but lets the kernel skip the part above the diagonal
-    return functools.partial(jax.nn.dot_product_attention, mask=mask_Bx1xTxT, is_causal=True, implementation='cudnn')
+    options = dict(mask=mask_Bx1xTxT, is_causal=True, implementation='cudnn')
+    return lambda q, k, v, sliding: jax.nn.dot_product_attention(q, k, v, **options)
 
 
-def _chunked(segments_BxT, prefixes_BxT):
+def _chunked(segments_BxT, prefixes_BxT, positions_BxT, window):
     """Attends chunk by chunk, and only to chunks of keys that a query of the chunk may attend to.
 
     keys   P 1 2 3     a row of a prefix P and three sequences, each a chunk long
@@ -76,9 +85,14 @@ def _chunked(segments_BxT, prefixes_BxT):
     length = segments_BxT.shape[1]
     chunk = _chunk_size(length)
     pad = (0, 0), (0, -length % chunk)
-    rows = _Rows.of(*(jnp.pad(x, pad) for x in (segments_BxT, prefixes_BxT)), chunk)
+    packed = [jnp.pad(x, pad) for x in (segments_BxT, prefixes_BxT)]
+    if window:
+        near, far = (_Rows.of(*packed, chunk, jnp.pad(positions_BxT, pad), most) for most in (window, EVERYTHING))
+    else:
+        near = far = _Rows.of(*packed, chunk)
 
-    def attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE):
+    def attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE, sliding):
+        rows = jax.tree.map(functools.partial(jnp.where, sliding), near, far) if window else far
         (b, t, h, e), kv_heads = q_BxTxHxE.shape, k_BxTxKxE.shape[2]
         q, k, v = (jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in (q_BxTxHxE * e**-0.5, k_BxTxKxE, v_BxTxKxE))
         q_BxKxGxTxE = q.reshape(b, -1, kv_heads, h // kv_heads, e).transpose(0, 2, 3, 1, 4)
@@ -97,11 +111,13 @@ class _Rows(NamedTuple):
 
     segments_BxT: jax.Array
     prefixes_BxT: jax.Array
+    positions_BxT: jax.Array | None
+    window: jax.Array | int | None  # the most positions that a query sees; both None: any number
     order_NxN: jax.Array  # for each chunk of queries: the chunks of keys that it attends to come first, ...
     count_N: jax.Array  # ... and this is their number
 
     @classmethod
-    def of(cls, segments_BxT, prefixes_BxT, chunk: int):
+    def of(cls, segments_BxT, prefixes_BxT, chunk: int, positions_BxT=None, window: int | None = None):
         def ranges(x_BxT):
             x_BxNxC = x_BxT.reshape(x_BxT.shape[0], -1, chunk)
             return x_BxNxC.min(-1), x_BxNxC.max(-1)
@@ -110,8 +126,12 @@ class _Rows(NamedTuple):
         meets_BxNxN = jnp.zeros((), bool)
         for least, most in ((low, high), ranges(prefixes_BxT)):
             meets_BxNxN |= (least[:, :, None] <= high[:, None]) & (low[:, None] <= most[:, :, None])
+        if window is not None:
+            first, last = ranges(positions_BxT)
+            meets_BxNxN &= first[:, :, None] - last[:, None] < window
         sees_NxN = jnp.tril(jnp.any(meets_BxNxN, axis=0))
-        return cls(segments_BxT, prefixes_BxT, jnp.argsort(~sees_NxN, axis=1, stable=True), jnp.sum(sees_NxN, axis=1))
+        order_NxN, count_N = jnp.argsort(~sees_NxN, axis=1, stable=True), jnp.sum(sees_NxN, axis=1)
+        return cls(segments_BxT, prefixes_BxT, positions_BxT, window, order_NxN, count_N)
 
     def sees(self, i, j, chunk: int) -> jax.Array:
         """Whether queries of chunk i attend to keys of chunk j, bool [B, 1, 1, C, C]."""
@@ -120,6 +140,9 @@ class _Rows(NamedTuple):
         sees_BxCxC |= _part(self.prefixes_BxT, i, chunk, 1)[:, :, None] == keys[:, None]
         positions = jnp.arange(chunk)
         sees_BxCxC &= (i * chunk + positions)[None, :, None] >= (j * chunk + positions)[None, None, :]
+        if self.window is not None:  # positions in the sequence: between a prefix and a segment, others may be packed
+            own, others = (_part(self.positions_BxT, n, chunk, 1) for n in (i, j))
+            sees_BxCxC &= own[:, :, None] - others[:, None] < self.window
         return sees_BxCxC[:, None, None]
 
 

@@ -55,9 +55,10 @@ class Place:
         """[N, T]."""
         return self.starts[:, None] + jnp.arange(tokens)[None]
 
-    def sees(self, tokens: int, span: int) -> jax.Array:
-        """Which of the first positions each token attends to, bool [N, T, span]."""
-        return jnp.arange(span)[None, None] <= self.positions(tokens)[..., None]
+    def sees(self, tokens: int, span: int, window: int = 0) -> jax.Array:
+        """Which of the first positions each token attends to, at most the last `window`, bool [N, T, span]."""
+        keys, queries = jnp.arange(span)[None, None], self.positions(tokens)[..., None]
+        return (keys <= queries) & (keys > queries - window) if window else keys <= queries
 
     def rows(self, x: jax.Array) -> jax.Array:
         """The rows [N, ...] of an array of all slots."""
@@ -69,7 +70,7 @@ def choose(cfg: ModelConfig, dtype, mesh: jax.sharding.Mesh) -> str:
     if mesh.devices.flat[0].platform == 'tpu':
         heads, rest = divmod(cfg.num_kv_heads, mesh.shape['tensor'])
         tiled = cfg.head_dim % 128 == 0 and not rest and (heads % 8 == 0 or 8 % heads == 0)
-        return 'ragged' if tiled and jnp.dtype(dtype) == jnp.bfloat16 else 'einsum'
+        return 'ragged' if tiled and jnp.dtype(dtype) == jnp.bfloat16 and not cfg.window else 'einsum'
     return 'cudnn' if attention.choose(cfg, dtype, mesh, row_length=2).name == 'cudnn' else 'einsum'
 
 
@@ -150,7 +151,7 @@ def put(cache: KVCache, part: KVCache, slots_N: jax.Array | None, starts_N: jax.
 # ---------------------------------------------------------------- one layer
 
 
-def attend(form: str, layer: Layer, q_NxTxHxE, k_NxTxKxE, v_NxTxKxE, place: Place, span: int) -> tuple:
+def attend(form: str, layer: Layer, q_NxTxHxE, k_NxTxKxE, v_NxTxKxE, place: Place, span: int, window: int = 0) -> tuple:
     """Writes new keys and values, then attends to the slots; returns out [N, T, H * E] and the layer.
 
     Each device does this for its own slots and heads, so that no part of a cache moves.
@@ -158,12 +159,14 @@ def attend(form: str, layer: Layer, q_NxTxHxE, k_NxTxKxE, v_NxTxKxE, place: Plac
     Args:
       form: key of FORMS.
       span: the most positions that are read.
+      window: the most positions that a token attends to; 0: all. Only the form einsum has windows.
     """
+    options = {'span': span} | ({'window': window} if window else {})
     heads = sharding.divisible_axis('kv_heads', k_NxTxKxE.shape[2], jax.sharding.get_abstract_mesh())
     held = tuple(sharding.spec(*names) for names in _axes(form, heads))
     rows = sharding.spec('batch', None, heads)
     own = jax.shard_map(
-        functools.partial(READERS[form], span=span),
+        functools.partial(READERS[form], **options),
         in_specs=(held, rows, rows, rows, sharding.spec('batch')),
         out_specs=(rows, held),
         check_vma=False,  # kernels do not declare along which axes their results vary
@@ -183,13 +186,13 @@ def _targets(place: Place, tokens: int, capacity: int) -> tuple[jax.Array, jax.A
     return slots_N[:, None], jnp.where(written_NxT, place.positions(tokens), past_NxT)
 
 
-def _einsum(layer, q, k, v, place, span):
+def _einsum(layer, q, k, v, place, span, window=0):
     keys, values = layer
     slots, positions = _targets(place, q.shape[1], values.shape[2])
     keys = keys.at[slots, :, :, positions].set(k.astype(keys.dtype), **DROPPED)
     values = values.at[slots, :, positions].set(v.astype(values.dtype), **DROPPED)
     read = place.rows(keys[..., :span]), place.rows(values[:, :, :span])
-    return attention.cache_attention(q, *read, place.sees(q.shape[1], span)), (keys, values)
+    return attention.cache_attention(q, *read, place.sees(q.shape[1], span, window)), (keys, values)
 
 
 def _cudnn(layer, q, k, v, place, span):

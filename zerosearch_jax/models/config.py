@@ -4,11 +4,13 @@ Sources: the `config.json` of each model on the Hugging Face hub.
 """
 
 import dataclasses
-import math
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from zerosearch_jax import settings
+from zerosearch_jax.models import families
+from zerosearch_jax.models.families import positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +25,12 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and a SwiGLU MLP."""
+    """A decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and gated MLPs or experts."""
 
     family: str  # key of FAMILIES: the Hugging Face `model_type`
     vocab_size: int
     hidden_size: int
-    mlp_size: int
+    mlp_size: int  # with experts: of each
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -40,6 +42,18 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     max_position: int = 32768
+    num_experts: int = 0  # 0: an MLP instead
+    experts_per_token: int = 0
+    normalize_experts: bool = False  # the weights of a token's experts are divided by their sum
+    rope_factor: float = 1.0  # linear scaling: rotary positions are divided by it
+    window: int = 0  # positions that a token sees in a sliding layer, its own included; 0: no layer slides
+    sliding: tuple[bool, ...] = ()  # of each layer, if any slides
+    local_rope_theta: float = 0.0  # of sliding layers
+    query_size: int = 0  # scores are divided by its root; 0: by that of head_dim
+    norm_from_one: bool = False  # the weights of norms are distances from 1
+    post_norms: bool = False  # norms after attention and MLP too
+    scaled_embedding: bool = False  # embeddings are multiplied by sqrt(hidden_size)
+    gelu: bool = False  # in place of silu
 
 
 class Family(NamedTuple):
@@ -47,12 +61,18 @@ class Family(NamedTuple):
 
     architecture: str  # the class of transformers that reads what `to_hf` describes
     traits: dict  # fields of ModelConfig that their `config.json` does not contain
+    # from a `config.json`: it in the spelling of the other families, and further fields of ModelConfig
+    read: Callable[[dict], tuple[dict, dict]] | None = None
+    # further lines of a `config.json`, from the model and its rotary parameters
+    write: Callable[[ModelConfig, dict], dict] = lambda cfg, rope: {}
 
 
 FAMILIES = {
     'llama': Family('LlamaForCausalLM', {}),
     'qwen2': Family('Qwen2ForCausalLM', {'qkv_bias': True}),
     'qwen3': Family('Qwen3ForCausalLM', {'qk_norm': True}),
+    'qwen3_moe': Family('Qwen3MoeForCausalLM', {'qk_norm': True}, families.read_qwen3_moe, families.write_qwen3_moe),
+    'gemma3_text': Family('Gemma3ForCausalLM', families.GEMMA, families.read_gemma3, families.write_gemma3),
 }
 
 
@@ -66,10 +86,15 @@ def from_hf(config: dict) -> ModelConfig:
         that is missing or no positive number.
     """
     family = config.get('model_type')
+    if family == 'gemma3':
+        raise ValueError("model_type 'gemma3' reads images too; take a model of text alone (gemma3_text: 270M and 1B)")
     if family not in tuple(FAMILIES):
         raise ValueError(f'model_type {family!r} is not supported; supported: {", ".join(FAMILIES)}')
-    if config.get('hidden_act', 'silu') != 'silu':
-        raise ValueError(f'hidden_act {config["hidden_act"]!r} is not supported; only silu is')
+    traits, read = FAMILIES[family].traits, FAMILIES[family].read
+    config, more = read(config) if read else (config, {})
+    act = 'gelu_pytorch_tanh' if traits.get('gelu') else 'silu'
+    if config.get('hidden_act', act) != act:
+        raise ValueError(f'hidden_act {config["hidden_act"]!r} is not supported for {family}; only {act} is')
     if config.get('use_sliding_window'):
         raise ValueError('use_sliding_window=true is not supported: attention here is full and causal')
     if config.get('mlp_bias'):
@@ -80,7 +105,6 @@ def from_hf(config: dict) -> ModelConfig:
     if missing := [name for name in (*sizes, 'rms_norm_eps') if config.get(name) is None]:
         raise ValueError(f'it lacks {", ".join(missing)}')
     vocab, hidden, mlp, layers, heads = (positive(name, config[name], int) for name in sizes)
-    traits = FAMILIES[family].traits
     if not traits.get('qkv_bias') and config.get('attention_bias'):
         raise ValueError(f'attention_bias=true is not supported for {family}')
     rope, tied = _rope(config), config.get('tie_word_embeddings') or False
@@ -89,7 +113,7 @@ def from_hf(config: dict) -> ModelConfig:
     kv_heads = positive('num_key_value_heads', config.get('num_key_value_heads') or heads, int)
     if heads % kv_heads:
         raise ValueError(f'num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}')
-    return ModelConfig(
+    fields = dict(
         family=family,
         vocab_size=vocab,
         hidden_size=hidden,
@@ -101,31 +125,15 @@ def from_hf(config: dict) -> ModelConfig:
         rope_theta=positive('rope_theta', rope.get('rope_theta') or config.get('rope_theta') or 10000.0, float),
         norm_eps=positive('rms_norm_eps', config['rms_norm_eps'], float),
         tie_embeddings=tied,
-        rope_scaling=_rope_scaling(rope),
         max_position=positive('max_position_embeddings', config.get('max_position_embeddings') or 32768, int),
-        **traits,
     )
-
-
-def positive(name: str, value: Any, kind: type) -> Any:
-    """A positive number from a file; raises ValueError with its name if it is anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value < math.inf:
-        raise ValueError(f'{name} must be a positive {"whole " if kind is int else ""}number, got {value!r}')
-    return kind(value)
+    return ModelConfig(**fields | _rope_scaling(rope) | traits | more)
 
 
 def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
     """The `config.json` contents that `from_hf` reads back and `transformers` loads."""
-    rope: dict = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
-    if cfg.rope_scaling is not None:
-        rope |= {
-            'rope_type': 'llama3',
-            'factor': cfg.rope_scaling.factor,
-            'low_freq_factor': cfg.rope_scaling.low_freq_factor,
-            'high_freq_factor': cfg.rope_scaling.high_freq_factor,
-            'original_max_position_embeddings': cfg.rope_scaling.original_max_position,
-        }
-    legacy_scaling = None if cfg.rope_scaling is None else {k: v for k, v in rope.items() if k != 'rope_theta'}
+    rope = _rope_to_hf(cfg)
+    legacy_scaling = None if len(rope) == 2 else {k: v for k, v in rope.items() if k != 'rope_theta'}
     return {
         'architectures': [FAMILIES[cfg.family].architecture],
         'model_type': cfg.family,
@@ -136,7 +144,7 @@ def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
         'num_attention_heads': cfg.num_heads,
         'num_key_value_heads': cfg.num_kv_heads,
         'head_dim': cfg.head_dim,
-        'hidden_act': 'silu',
+        'hidden_act': 'gelu_pytorch_tanh' if cfg.gelu else 'silu',
         'rms_norm_eps': cfg.norm_eps,
         'rope_parameters': rope,
         # transformers 4 and other servers read these two
@@ -146,7 +154,23 @@ def to_hf(cfg: ModelConfig, *, dtype: str = 'float32') -> dict:
         'attention_bias': cfg.qkv_bias,
         'max_position_embeddings': cfg.max_position,
         'dtype': dtype,
+        **FAMILIES[cfg.family].write(cfg, rope),
     }
+
+
+def _rope_to_hf(cfg: ModelConfig) -> dict:
+    rope = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
+    if cfg.rope_factor != 1:
+        rope |= {'rope_type': 'linear', 'factor': cfg.rope_factor}
+    if cfg.rope_scaling is not None:
+        rope |= {
+            'rope_type': 'llama3',
+            'factor': cfg.rope_scaling.factor,
+            'low_freq_factor': cfg.rope_scaling.low_freq_factor,
+            'high_freq_factor': cfg.rope_scaling.high_freq_factor,
+            'original_max_position_embeddings': cfg.rope_scaling.original_max_position,
+        }
+    return rope
 
 
 def read(directory: str | pathlib.Path) -> ModelConfig:
@@ -175,19 +199,24 @@ def _rope(config: dict) -> dict:
     return rope
 
 
-def _rope_scaling(rope: dict) -> RopeScaling | None:
+def _rope_scaling(rope: dict) -> dict:
+    """The fields of ModelConfig that say how rotary positions are scaled."""
     kind = rope.get('rope_type', rope.get('type', 'default'))
     if kind == 'default':
-        return None
-    if kind != 'llama3':
-        raise ValueError(f'rope type {kind!r} is not supported; supported: default, llama3')
-    factors = 'factor', 'low_freq_factor', 'high_freq_factor'
-    factor, low, high = (positive(f'{name} of its rope type llama3', rope.get(name), float) for name in factors)
-    name = 'original_max_position_embeddings'
-    original = positive(f'{name} of its rope type llama3', rope.get(name), int)
+        return {}
+    if kind not in ('linear', 'llama3'):
+        raise ValueError(f'rope type {kind!r} is not supported; supported: default, linear, llama3')
+
+    def number(name, of=float):
+        return positive(f'{name} of its rope type {kind}', rope.get(name), of)
+
+    if kind == 'linear':
+        return {'rope_factor': number('factor')}
+    factor, low, high = map(number, ('factor', 'low_freq_factor', 'high_freq_factor'))
+    original = number('original_max_position_embeddings', int)
     if high <= low:
         raise ValueError(f'high_freq_factor of its rope type llama3 must exceed low_freq_factor, got {high} and {low}')
-    return RopeScaling(factor, low, high, original)
+    return {'rope_scaling': RopeScaling(factor, low, high, original)}
 
 
 def _qwen25(hidden, mlp, layers, heads, kv_heads, *, vocab=151936, tied):
@@ -196,10 +225,12 @@ def _qwen25(hidden, mlp, layers, heads, kv_heads, *, vocab=151936, tied):
     )
 
 
-def _qwen3(hidden, mlp, layers, heads, *, tied):
-    return ModelConfig(
-        'qwen3', 151936, hidden, mlp, layers, heads, 8, 128, 1e6, 1e-6, tied, qk_norm=True, max_position=40960
-    )
+def _qwen3(hidden, mlp, layers, heads, *, tied, family='qwen3', kv_heads=8, **further):
+    sizes = 151936, hidden, mlp, layers, heads, kv_heads, 128
+    return ModelConfig(family, *sizes, 1e6, 1e-6, tied, qk_norm=True, max_position=40960, **further)
+
+
+_EXPERTS = dict(family='qwen3_moe', num_experts=128, experts_per_token=8, normalize_experts=True)
 
 
 def _llama32(hidden, mlp, layers, heads, head_dim):
@@ -213,6 +244,12 @@ def _smollm2(hidden, mlp, layers, heads, kv_heads, *, theta=1e5):
     return ModelConfig('llama', 49152, hidden, mlp, layers, heads, kv_heads, 64, theta, 1e-5, True, max_position=8192)
 
 
+def _gemma3(hidden, mlp, layers):
+    sizes, sliding = (262144, hidden, mlp, layers, 4, 1, 256), tuple(i % 6 > 0 for i in range(1, layers + 1))
+    further = dict(window=512, sliding=sliding, local_rope_theta=1e4, query_size=256, **families.GEMMA)
+    return ModelConfig('gemma3_text', *sizes, 1e6, 1e-6, True, **further)
+
+
 PRESETS: dict[str, ModelConfig] = {
     'qwen2.5-0.5b': _qwen25(896, 4864, 24, 14, 2, tied=True),
     'qwen2.5-1.5b': _qwen25(1536, 8960, 28, 12, 2, tied=True),
@@ -223,6 +260,9 @@ PRESETS: dict[str, ModelConfig] = {
     'qwen3-1.7b': _qwen3(2048, 6144, 28, 16, tied=True),
     'qwen3-4b': _qwen3(2560, 9728, 36, 32, tied=True),
     'qwen3-8b': _qwen3(4096, 12288, 36, 32, tied=False),
+    'qwen3-30b-a3b': _qwen3(2048, 768, 48, 32, tied=False, kv_heads=4, **_EXPERTS),
+    'gemma3-270m': _gemma3(640, 2048, 18),
+    'gemma3-1b': _gemma3(1152, 6912, 26),
     'llama3.2-1b': _llama32(2048, 8192, 16, 32, 64),
     'llama3.2-3b': _llama32(3072, 8192, 28, 24, 128),
     'smollm2-135m': _smollm2(576, 1536, 30, 9, 3),

@@ -25,6 +25,13 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return _scaled(_normalized(x, eps), weight)
 
 
+def norm(x: jax.Array, weight: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """`rms_norm` as the model has it: Gemma's weights are distances from 1, and multiply before rounding."""
+    if not cfg.norm_from_one:
+        return rms_norm(x, weight, cfg.norm_eps)
+    return rms_norm(x.astype(jnp.float32), 1 + weight.astype(x.dtype).astype(jnp.float32), cfg.norm_eps).astype(x.dtype)
+
+
 def _normalized(x: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     mean_square = last_sum(jnp.square(x32))[..., None] / x.shape[-1]
@@ -88,10 +95,13 @@ def linear(layer: dict, name: str, x: jax.Array) -> jax.Array:
     return y
 
 
-def rope_frequencies(cfg: ModelConfig) -> jax.Array:
-    """Inverse frequencies [E / 2], with the Llama-3 scaling if the model has it."""
-    inverse = cfg.rope_theta ** (-jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
-    return inverse if cfg.rope_scaling is None else _llama3_scaled(inverse, cfg.rope_scaling)
+def rope_frequencies(cfg: ModelConfig, sliding: jax.Array | bool = False) -> jax.Array:
+    """Inverse frequencies [E / 2] of a layer, scaled if the model has a scaling; sliding layers have their own."""
+    powers = -jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
+    inverse = cfg.rope_theta**powers / cfg.rope_factor
+    if cfg.rope_scaling is not None:
+        inverse = _llama3_scaled(inverse, cfg.rope_scaling)
+    return jnp.where(sliding, cfg.local_rope_theta**powers, inverse) if cfg.window else inverse
 
 
 def _llama3_scaled(inverse: jax.Array, scaling: RopeScaling) -> jax.Array:
@@ -102,16 +112,16 @@ def _llama3_scaled(inverse: jax.Array, scaling: RopeScaling) -> jax.Array:
     return inverse * (smooth + (1 - smooth) / scaling.factor)
 
 
-def rope(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig) -> jax.Array:
+def rope(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, frequencies: jax.Array) -> jax.Array:
     """Rotary embedding in the rotate-half convention of transformers (not the interleaved one of GGUF)."""
-    angles = positions_BxT[:, :, None].astype(jnp.float32) * rope_frequencies(cfg)[None, None, :]
+    angles = positions_BxT[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxE.dtype)
 
 
-def qkv(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig):
-    """Rotated queries [B, T, H, E] and keys, and values [B, T, K, E]."""
+def qkv(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig, sliding: jax.Array | bool = False):
+    """Rotated queries [B, T, H, E] and keys, and values [B, T, K, E]; `sliding`: of a layer with a window."""
     if 'qkv' in layer:  # one matrix: generate/serving.py
         ends = cfg.num_heads * cfg.head_dim, (cfg.num_heads + cfg.num_kv_heads) * cfg.head_dim
         parts = jnp.split(linear(layer, 'qkv', x_BxTxD), ends, axis=-1)
@@ -119,14 +129,17 @@ def qkv(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelCon
         parts = [linear(layer, name, x_BxTxD) for name in ('q', 'k', 'v')]
     q, k, v = (part.reshape(*x_BxTxD.shape[:2], -1, cfg.head_dim) for part in parts)
     if cfg.qk_norm:
-        q, k = rms_norm(q, layer['q_norm'], cfg.norm_eps), rms_norm(k, layer['k_norm'], cfg.norm_eps)
-    return rope(q, positions_BxT, cfg), rope(k, positions_BxT, cfg), v
+        q, k = norm(q, layer['q_norm'], cfg), norm(k, layer['k_norm'], cfg)
+    if cfg.query_size:  # attention divides scores by the root of the head's size
+        q *= (cfg.head_dim / cfg.query_size) ** 0.5
+    frequencies = rope_frequencies(cfg, sliding)
+    return rope(q, positions_BxT, frequencies), rope(k, positions_BxT, frequencies), v
 
 
-def mlp(layer: dict, x_BxTxD: jax.Array) -> jax.Array:
-    """SwiGLU."""
+def mlp(layer: dict, x_BxTxD: jax.Array, gelu: bool = False) -> jax.Array:
+    """SwiGLU, or the same with GELU by its approximation with tanh."""
     if 'gate_up' in layer:
         gate, up = jnp.split(linear(layer, 'gate_up', x_BxTxD), 2, axis=-1)
     else:
         gate, up = linear(layer, 'gate', x_BxTxD), linear(layer, 'up', x_BxTxD)
-    return linear(layer, 'down', jax.nn.silu(gate) * up)
+    return linear(layer, 'down', (jax.nn.gelu(gate) if gelu else jax.nn.silu(gate)) * up)

@@ -2,7 +2,7 @@
 
 An adapter of kernel `q` is the pair `q_lora_a` [L, in, rank], `q_lora_b` [L, rank, out] in `layers`; the layer computes
 x W + (x A) B. There is no alpha, because changing it acts like changing the learning rate: adapters have alpha / rank
-= 1 (Hu et al., arXiv 2106.09685).
+= 1 (Hu et al., arXiv 2106.09685). Experts have no adapters: of a mixture, attention alone is adapted.
 """
 
 import jax
@@ -15,12 +15,13 @@ from zerosearch_jax.sharding import Param
 TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 
-def layout(cfg: ModelConfig, rank: int, targets: tuple[str, ...] = TARGETS) -> dict:
-    """The adapter's own layout; B starts at zero, so a new adapter changes nothing."""
-    unknown = set(targets) - set(TARGETS)
-    if unknown or rank < 1:
-        raise ValueError(f'LoRA needs rank >= 1 and targets among {", ".join(TARGETS)}; got rank {rank}, {targets}')
+def layout(cfg: ModelConfig, rank: int, targets: tuple[str, ...] | None = None) -> dict:
+    """The adapter's own layout; B starts at zero, so a new adapter changes nothing. None: all targets of the model."""
     kernels = transformer.layout(cfg)['layers']
+    known = tuple(name for name in TARGETS if name in kernels)
+    targets = known if targets is None else targets
+    if set(targets) - set(known) or rank < 1:
+        raise ValueError(f'LoRA needs rank >= 1 and targets among {", ".join(known)}; got rank {rank}, {targets}')
     tree = {}
     for name in targets:
         (layers, size_in, size_out), (_, axis_in, axis_out) = kernels[name].shape, kernels[name].axes

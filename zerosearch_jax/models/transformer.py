@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from zerosearch_jax.models import attention, layers
+from zerosearch_jax.models import attention, experts, layers
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.sharding import Param, constrain, is_param
 
@@ -27,17 +27,26 @@ def layout(cfg: ModelConfig) -> dict:
     """The weights of a model. Per-layer weights are stacked on a leading axis; kernels are [in, out]."""
     L, D, F, V = cfg.num_layers, cfg.hidden_size, cfg.mlp_size, cfg.vocab_size
     heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+
+    def norm(*shape):
+        return Param(shape, (None,) * len(shape), 'zeros' if cfg.norm_from_one else 'ones')
+
     stack = {
-        'attn_norm': Param((L, D), (None, None), 'ones'),
+        'attn_norm': norm(L, D),
         'q': Param((L, D, heads), (None, 'embed', 'heads')),
         'k': Param((L, D, kv_heads), (None, 'embed', 'kv_heads')),
         'v': Param((L, D, kv_heads), (None, 'embed', 'kv_heads')),
         'o': Param((L, heads, D), (None, 'heads', 'embed')),
-        'mlp_norm': Param((L, D), (None, None), 'ones'),
-        'gate': Param((L, D, F), (None, 'embed', 'mlp')),
-        'up': Param((L, D, F), (None, 'embed', 'mlp')),
-        'down': Param((L, F, D), (None, 'mlp', 'embed')),
+        'mlp_pre_norm' if cfg.post_norms else 'mlp_norm': norm(L, D),
     }
+    if cfg.num_experts:
+        stack |= experts.layout(cfg)
+    else:
+        stack |= {
+            'gate': Param((L, D, F), (None, 'embed', 'mlp')),
+            'up': Param((L, D, F), (None, 'embed', 'mlp')),
+            'down': Param((L, F, D), (None, 'mlp', 'embed')),
+        }
     if cfg.qkv_bias:
         stack |= {
             'q_bias': Param((L, heads), (None, 'heads'), 'zeros'),
@@ -46,13 +55,15 @@ def layout(cfg: ModelConfig) -> dict:
         }
     if cfg.qk_norm:
         stack |= {
-            'q_norm': Param((L, cfg.head_dim), (None, None), 'ones'),
-            'k_norm': Param((L, cfg.head_dim), (None, None), 'ones'),
+            'q_norm': norm(L, cfg.head_dim),
+            'k_norm': norm(L, cfg.head_dim),
         }
+    if cfg.post_norms:
+        stack |= {'attn_post_norm': norm(L, D), 'mlp_post_norm': norm(L, D)}
     tree = {
         'embed': Param((V, D), ('vocab', 'embed'), 'embedding'),
         'layers': stack,
-        'final_norm': Param((D,), (None,), 'ones'),
+        'final_norm': norm(D),
     }
     if not cfg.tie_embeddings:
         tree['head'] = Param((D, V), ('embed', 'vocab'))
@@ -67,6 +78,11 @@ def num_parameters(cfg: ModelConfig) -> int:
 def embed(params: dict, tokens_BxT: jax.Array, dtype) -> jax.Array:
     """Token embeddings [B, T, D]."""
     return constrain(_rows_of(params['embed'], tokens_BxT, dtype), 'batch', None, None)
+
+
+def scaled(x_BxTxD: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Token embeddings as the first layer takes them: Gemma's times sqrt(D), rounded to their dtype."""
+    return x_BxTxD * jnp.asarray(cfg.hidden_size**0.5, x_BxTxD.dtype) if cfg.scaled_embedding else x_BxTxD
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -85,15 +101,26 @@ def _rows_backward(dtype, residuals, g_BxTxD):
 _rows_of.defvjp(lambda table, tokens, dtype: (_rows_of(table, tokens, dtype), (table, tokens)), _rows_backward)
 
 
-def block(layer: dict, x_BxTxD: jax.Array, positions_BxT: jax.Array, cfg: ModelConfig, attend: Callable):
-    """One layer; `attend(q, k, v) -> [B, T, H * E]` decides what the queries see (training mask or cache)."""
+TOKENS = ('batch', None, None)  # the logical axes of x in training
+
+
+def block(layer: dict, x_BxTxD, positions_BxT, cfg: ModelConfig, attend: Callable, *, axes=TOKENS, sliding=False):
+    """One layer; `attend(q, k, v) -> [B, T, H * E]` decides what the queries see (training mask or cache).
+
+    `axes` are the logical axes of x; `sliding`: whether the layer has a window.
+    """
+
+    def add(x, out, name):
+        return x + (layers.norm(out, layer[name], cfg) if cfg.post_norms else out)
+
     with jax.named_scope('attention'):
-        normed = layers.rms_norm(x_BxTxD, layer['attn_norm'], cfg.norm_eps)
-        q, k, v = layers.qkv(layer, normed, positions_BxT, cfg)
-        x_BxTxD = x_BxTxD + layers.linear(layer, 'o', attend(q, k, v))
+        normed = layers.norm(x_BxTxD, layer['attn_norm'], cfg)
+        q, k, v = layers.qkv(layer, normed, positions_BxT, cfg, sliding)
+        x_BxTxD = add(x_BxTxD, layers.linear(layer, 'o', attend(q, k, v)), 'attn_post_norm')
     with jax.named_scope('mlp'):
-        normed = layers.rms_norm(x_BxTxD, layer['mlp_norm'], cfg.norm_eps)
-        return x_BxTxD + layers.mlp(layer, normed)
+        normed = layers.norm(x_BxTxD, layer['mlp_pre_norm' if cfg.post_norms else 'mlp_norm'], cfg)
+        mlp = experts.mlp(layer, normed, cfg, axes) if cfg.num_experts else layers.mlp(layer, normed, cfg.gelu)
+        return add(x_BxTxD, mlp, 'mlp_post_norm')
 
 
 def hidden(
@@ -121,16 +148,18 @@ def hidden(
       form: key of attention.TRAINING.
     """
 
-    attend = attention.causal_attention(segments_BxT, prefixes_BxT, form)
+    attend = attention.causal_attention(segments_BxT, prefixes_BxT, form, positions_BxT, cfg.window)
 
-    def layer_step(x, layer):
-        x = block(layer, x, positions_BxT, cfg, attend)
-        return constrain(x, 'batch', None, None), None
+    def layer_step(x, stacked):
+        layer, sliding = stacked
+        x = block(layer, x, positions_BxT, cfg, functools.partial(attend, sliding=sliding), sliding=sliding)
+        return constrain(x, *TOKENS), None
 
     if remat != 'none':
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    x_BxTxD, _ = jax.lax.scan(layer_step, embed(params, tokens_BxT, dtype), params['layers'])
-    return layers.rms_norm(x_BxTxD, params['final_norm'], cfg.norm_eps)
+    stacked = params['layers'], jnp.asarray(cfg.sliding) if cfg.window else None
+    x_BxTxD, _ = jax.lax.scan(layer_step, scaled(embed(params, tokens_BxT, dtype), cfg), stacked)
+    return layers.norm(x_BxTxD, params['final_norm'], cfg)
 
 
 def head(params: dict) -> jax.Array:

@@ -201,6 +201,14 @@ def _flops(jaxpr: core.Jaxpr, turns: int, read: float) -> float:
                 (contracted, _), _ = eqn.params['dimension_numbers']
                 shape = eqn.invars[0].aval.shape
                 total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+            case 'ragged_dot_general':  # each row by one expert's kernel; a kernel's gradient is of its own rows alone
+                numbers = eqn.params['ragged_dot_dimension_numbers']
+                (contracted, _), _ = numbers.dot_dimension_numbers
+                groups = 1 if numbers.rhs_group_dimensions else eqn.invars[2].aval.shape[-1]
+                shape = eqn.invars[0].aval.shape
+                total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted) / groups
+            case 'shard_map':  # shapes are those of one device
+                total += eqn.params['mesh'].size * sum(inner)
             case 'dot_product_attention_fwd_wrapper' | 'dot_product_attention_bwd_wrapper' as name:  # cuDNN's
                 products, causal = 5 if 'bwd' in name else 2, 'CAUSAL' in str(eqn.params['mask_type'])
                 queries, keys = math.prod(eqn.invars[0].aval.shape), eqn.invars[1].aval.shape[1]

@@ -100,7 +100,7 @@ def encode_notice(tokenizer: Tokenizer, cfg: RolloutConfig, action: Sequence[int
     tokens = _message(tokenizer, grammar.notice, cfg)
     if grammar.notice not in tokenizer.decode(tokens):
         raise ValueError(
-            f'the chat template changes or drops what the role {grammar.role!r} says; mend it, or set '
+            f'the chat template changes or drops what the role {grammar.role!r} says; fix it, or set '
             "config.rollout.grammar to 'tags'"
         )
     ended = bool(action) and action[-1] == tokens[0] and tokens[0] in tokenizer.eos_ids

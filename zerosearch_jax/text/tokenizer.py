@@ -1,4 +1,4 @@
-"""Text to token ids and back, for byte-level BPE tokenizers (Llama 3, Qwen, SmolLM).
+"""Text to token ids and back, for BPE over bytes (Llama 3, Qwen, SmolLM), or over characters and else bytes (Gemma).
 
 Two backends share one vocabulary. The model's own knows its added tokens (`<|im_end|>`, Qwen3's `<think>`) and is used
 for chat templates only. The plain one does not know them and encodes all other text, so that text can never become a
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zerosearch_jax import settings
-from zerosearch_jax.text import protocol, tokenizer_gguf
+from zerosearch_jax.text import protocol, tokenizer_gguf, vocabulary
 
 # These end a generation if the tokenizer has them, besides the tokens that it declares itself.
-END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_of_text|>')
+END_TOKENS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '<|end_of_text|>', '<end_of_turn>')
 
 # The date that templates write: a prompt has to be the same on every day. Templates use `date_string` or call
 # `strftime_now`; transformers passes no function of ours to them, so a macro hides that function.
@@ -49,17 +49,18 @@ class Tokenizer:
         """Wraps a transformers.PreTrainedTokenizerFast.
 
         Raises:
-          ValueError: not a byte-level BPE tokenizer.
+          ValueError: not a BPE tokenizer that can spell any text.
         """
         if not getattr(tokenizer, 'is_fast', False):
             raise ValueError(f'{type(tokenizer).__name__}: a fast tokenizer (tokenizer.json) is needed')
         self.hf = tokenizer
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        _require_byte_level(spec)
-        added = {token['content']: token['id'] for token in spec['added_tokens']}
+        fallback = vocabulary.falls_back_to_bytes(spec)
+        control = [t for t in spec['added_tokens'] if not (fallback and vocabulary.is_text(t))]
+        added = {token['content']: token['id'] for token in control}
         special = {token['content'] for token in spec['added_tokens'] if token['special']}
         special = {content for content in special if not protocol.TOOL_CALL.tag.fullmatch(content.strip())}
-        self.token_bytes = _token_bytes(spec['model']['vocab'], added, special)
+        self.token_bytes = vocabulary.token_bytes(spec, added, special, fallback)
         self.vocab_size = len(self.token_bytes)
         ends = [tokenizer.eos_token_id, *extra_eos_ids, *(added.get(token) for token in END_TOKENS)]
         self.eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None and i < self.vocab_size))
@@ -71,7 +72,7 @@ class Tokenizer:
         self._special = {i: content.encode() for content, i in added.items() if content in special}
         longest_first = sorted(added, key=len, reverse=True)
         self._added_pattern = re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')') if added else None
-        self._plain = _plain_backend(spec)
+        self._plain = vocabulary.plain_backend(spec, added)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> 'Tokenizer':
@@ -174,7 +175,9 @@ class Tokenizer:
             options = {'tokenize': False, 'chat_template': template, 'add_generation_prompt': add_generation_prompt}
             rendered = self.hf.apply_chat_template(messages, **options, **arguments)
         except Exception as error:  # a template is a program: it may raise anything
-            raise ValueError(f'the chat template fails ({type(error).__name__}: {error}); fix it') from error
+            told = any(message['role'] == 'system' for message in messages)  # which Gemma 1 and 2 have no place for
+            hint = "fix it, or send no system message: leave 'system' out of the wording" if told else 'fix it'
+            raise ValueError(f'the chat template fails ({type(error).__name__}: {error}); {hint}') from error
         for role in ('user', 'system'):
             said = (m['content'] for m in messages if m['role'] == role and isinstance(m['content'], str))
             if any(content.strip() not in rendered for content in said):
@@ -218,7 +221,7 @@ def byte_tokenizer() -> Tokenizer:
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
-    unicode_of = {byte: char for char, byte in _byte_alphabet().items()}
+    unicode_of = {byte: char for char, byte in vocabulary.byte_alphabet().items()}
     backend = Backend(models.BPE(vocab={unicode_of[byte]: byte for byte in range(256)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -233,55 +236,10 @@ def byte_tokenizer() -> Tokenizer:
     )
 
 
-# ---------------------------------------------------------------- bytes
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """{character: byte} of byte-level vocabularies (GPT-2), in which a printable character represents each byte."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-def _token_bytes(vocab: dict[str, int], added: dict[str, int], special: set[str]) -> list[bytes]:
-    alphabet = _byte_alphabet()
-    out = [b''] * (1 + max([*vocab.values(), *added.values()]))
-    for token, i in vocab.items():
-        if token not in added:
-            out[i] = bytes(alphabet[char] for char in token)
-    for token, i in added.items():
-        out[i] = b'' if token in special else token.encode()
-    return out
-
-
 def _prefix(tokenizer) -> tuple[int, ...]:
     """The ids that a tokenizer adds before a text; it may also add ids after it."""
     whole, text = (list(tokenizer('a', add_special_tokens=added).input_ids) for added in (True, False))
     return tuple(whole[: next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)])
-
-
-def _require_byte_level(spec: dict) -> None:
-    """Raises ValueError unless the tokenizer is BPE over the byte characters (SmolLM2 lacks some of the 256)."""
-    model, added = spec['model'], {token['content'] for token in spec['added_tokens']}
-    alphabet, is_bpe = _byte_alphabet(), model.get('type') == 'BPE' and not model.get('byte_fallback')
-    odd = [token for token in model['vocab'] if is_bpe and token not in added and not alphabet.keys() >= set(token)]
-    if not is_bpe or odd:
-        found = f'{model.get("type")} with the entry {odd[0]!r}' if odd else model.get('type')
-        raise ValueError(f'tokenizer: {found}; only byte-level BPE (that of Llama 3, Qwen, SmolLM) is supported')
-
-
-def _plain_backend(spec: dict) -> Any:
-    """The tokenizer without its added tokens: it never returns their ids."""
-    from tokenizers import Tokenizer as Backend
-
-    added, model = {token['content'] for token in spec['added_tokens']}, spec['model']
-    pairs = (m if isinstance(m, list) else m.split(' ', 1) for m in model['merges'])
-    # an added token may also be an entry of the vocabulary, reached by merges
-    merges = [[a, b] for a, b in pairs if not added & {a, b, a + b}]
-    vocab = {token: i for token, i in model['vocab'].items() if token not in added}
-    model = model | {'vocab': vocab, 'merges': merges, 'unk_token': None}
-    plain = spec | {'added_tokens': [], 'post_processor': None, 'truncation': None, 'padding': None, 'model': model}
-    return Backend.from_str(json.dumps(plain))
 
 
 def _map_text(value: Any, table: dict) -> Any:

@@ -133,9 +133,10 @@ class Trainer:
         trained = sum(x.size for x in jax.tree.leaves(self.learner.state['policy'].params)) / 1e6
         shared = self._simulator_engine
         beside = f', and {shared.slots} for the simulator on the same base' if shared else ''
+        part = ' (adapters of attention alone)' if self.cfg.policy.lora_rank and self.model.cfg.num_experts else ''
         return (
             f'{self.cfg.policy.model} ({transformer.num_parameters(self.model.cfg) / 1e6:.1f} M weights): '
-            f'{trained:.1f} M weights trained on '
+            f'{trained:.1f} M weights trained{part} on '
             f'{len(self.train_questions)} questions, {len(self.test_questions)} held out; '
             f'mesh {"x".join(map(str, self.mesh.devices.shape))} of {jax.devices()[0].device_kind}; '
             f'{self.policy_engine.slots} slots of {self.policy_engine.capacity} tokens{beside}; '

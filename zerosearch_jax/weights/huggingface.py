@@ -84,7 +84,7 @@ def save(
         scratch = pathlib.Path(tempfile.mkdtemp(dir=directory, prefix='.saving-'))
     try:
         for file, tensors in zip(names, files, strict=True):
-            arrays = {name: _to_file(name, flat[key], layer, key, dtype) for name, key, layer in tensors}
+            arrays = {name: _to_file(name, flat[key], index, key, dtype) for name, key, index in tensors}
             if writer:
                 write_safetensors(scratch / file, arrays, {'format': 'pt'})
         if writer:
@@ -107,16 +107,16 @@ def _check_layout(shapes: dict[str, tuple[int, ...]], cfg: ModelConfig) -> None:
             raise ValueError(f'{key}: params have shape {shapes.get(key)}, the configuration says {expected.get(key)}')
 
 
-def _plan(flat: dict, itemsize: int, shard_bytes: int) -> list[list[tuple[str, str, int | None]]]:
-    """Splits the tensors (name, key, layer) over files of at most `shard_bytes`, or one tensor."""
+def _plan(flat: dict, itemsize: int, shard_bytes: int) -> list[list[tuple[str, str, tuple[int, ...]]]]:
+    """Splits the tensors (name, key, index) over files of at most `shard_bytes`, or one tensor."""
     files, size = [[]], 0
     for key, leaf in flat.items():
         nbytes = int(np.prod(shape_in_file(key, leaf.shape))) * itemsize
-        for name, layer in tensors_of(key, NAMES[key].hf, leaf.shape):
+        for name, index in tensors_of(key, NAMES[key].hf, leaf.shape):
             if files[-1] and size + nbytes > shard_bytes:
                 files.append([])
                 size = 0
-            files[-1].append((name, key, layer))
+            files[-1].append((name, key, index))
             size += nbytes
     return files
 
@@ -138,8 +138,10 @@ def _publish(scratch: pathlib.Path, directory: pathlib.Path) -> None:
             old.unlink()
 
 
-def _to_file(name: str, leaf: jax.Array | np.ndarray, layer: int | None, key: str, dtype: str) -> np.ndarray:
-    if layer is not None and isinstance(leaf, np.ndarray):  # a device would be sent the whole stack
-        leaf, layer = leaf[layer], None
-    array = gather(leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False))
+def _to_file(name: str, leaf: jax.Array | np.ndarray, index: tuple[int, ...], key: str, dtype: str) -> np.ndarray:
+    if isinstance(leaf, np.ndarray):  # a device would be sent the whole stack
+        leaf, index = leaf[index], ()
+    for i in index:
+        leaf = jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)
+    array = gather(leaf)
     return require_finite(name, (array.T if NAMES[key].transpose else array).astype(jnp.dtype(dtype)))

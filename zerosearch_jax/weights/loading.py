@@ -17,7 +17,7 @@ from zerosearch_jax.models import config, transformer
 from zerosearch_jax.models.config import ModelConfig
 from zerosearch_jax.weights.gguf import GgufFile, read_gguf_config
 from zerosearch_jax.weights.huggingface import SafetensorsFiles
-from zerosearch_jax.weights.names import DERIVED, NAMES, flat_tree, shape_in_file, tensors_of
+from zerosearch_jax.weights.names import DERIVED, NAMES, flat_tree, shape_in_file, stacked, tensors_of
 from zerosearch_jax.weights.trees import require_finite
 
 # ---------------------------------------------------------------- configuration
@@ -70,7 +70,7 @@ def load(path: str | pathlib.Path, cfg: ModelConfig, mesh, dtype=jnp.float32, pr
 
 def _array(path: pathlib.Path, source, key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
     """One weight as a sharded array, its callback filling a shard layer by layer."""
-    name, transpose = source.name_in_file(key), NAMES[key].transpose
+    name, transpose, levels = source.name_in_file(key), NAMES[key].transpose, stacked(key)
     shards: dict[tuple, np.ndarray] = {}  # replicas ask for the same index
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
@@ -82,11 +82,9 @@ def _array(path: pathlib.Path, source, key: str, target: jax.ShapeDtypeStruct) -
         where = tuple((s.start, s.stop) for s in bounds)
         if where not in shards:
             out = np.empty([stop - start for start, stop in where], target.dtype)
-            if not key.startswith('layers.'):
-                out[...] = read(name, tuple(bounds))
-            else:
-                for row, layer in enumerate(range(*where[0])):
-                    out[row] = read(name.format(layer), tuple(bounds[1:]))
+            for row in np.ndindex(out.shape[:levels]):
+                numbers = (start + i for (start, _), i in zip(where, row, strict=False))
+                out[row] = read(name.format(*numbers), tuple(bounds[levels:]))
             shards[where] = out
         return shards[where]
 
