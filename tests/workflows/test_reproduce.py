@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import load_random_models
+from helpers import ROOT, load_random_models
 from servers import Server
 
 from configs.reproduce import figures, tables
@@ -83,6 +83,8 @@ def test_an_evaluation_is_asked_as_the_trainings_are():
 
 # ---------------------------------------------------------------- the dry run
 
+DRY_RUNS = ROOT / 'docs' / 'runs' / 'reproduce'
+
 
 def shrink(name):
     """A model with the heads of its family, and little else."""
@@ -111,6 +113,33 @@ def test_the_dry_run_of_the_paper_finds_nothing_and_shares_its_plans(monkeypatch
     assert problems == []
     assert len(made) == 3 * 3 + 2 + 1  # policies with simulator, engine, none; smaller simulators; PPO
     assert text.count('\n| ') == len(study.variants) + 2  # beside the titles and the sum
+
+
+@pytest.mark.parametrize('form', ['paper', 'fixed'])
+def test_the_committed_dry_run_is_of_this_study_and_the_page_has_its_totals(form):
+    """Its runs, models, disks and searches are those of today's configuration; its sums are sums, and are cited."""
+    study, text = sweep.parse(tables.get_config(form.replace('fixed', ''))), (DRY_RUNS / f'{form}.md').read_text()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('| ')]
+    found = {name.removesuffix(' (0)'): cells for name, *cells in rows[1:-1]}
+    assert [*found] == [name for name, _ in study.runs()]
+    for name, (policy, simulator, _, disk, *_, searches, _) in found.items():
+        cfg = study.parse(name, 0)
+        assert policy == cfg.policy.model
+        if study.is_evaluation(name):
+            assert simulator == f'asked: {cfg.methods[0]}' and disk == '0'
+        else:
+            assert simulator in (cfg.simulator.model, cfg.simulator.kind)
+            assert disk == f'{dry_run.disk_bytes(cfg) / 2**30:.0f}'
+            assert (float(searches.replace(',', '')) > 10**4) == (cfg.simulator.kind == 'engine')
+    sums = [float(cell.replace(',', '')) for cell in rows[-1][3:]]
+    columns = zip(*([float(cell.replace(',', '')) for cell in cells[2:]] for cells in found.values()), strict=True)
+    largest, *added = columns
+    assert sums[0] == max(largest)
+    for total, column in zip(sums[1:], added, strict=True):
+        assert total == pytest.approx(sum(column), abs=0.5 * len(column))  # the rows are rounded
+    page = (ROOT / 'docs' / 'reproduce.md').read_text()
+    peak, disk, hours, device_hours, dollars, *_ = rows[-1][3:]
+    assert f'| `{form}` | {peak} GiB | {int(disk):,} GiB | {hours} | {device_hours} | ${dollars} |' in page
 
 
 # ---------------------------------------------------------------- the whole of it, shrunk
