@@ -1,6 +1,7 @@
 r"""What simulators write for 400 searches that they were not trained on, when asked for useful and for noisy documents.
 
   python -m launch.audit_simulator --config configs/audit_simulator.py:world
+  python -m launch.audit_simulator --config configs/audit_simulator.py:world_hop
 
 asks the shipped adapter, of configs/sft_searches.py, about held-out questions of the built-in world; it needs nothing
 else. The others ask for recorded searches of folds 7 and 8, which it was not trained on; they need ZEROSEARCH_DATA:
@@ -12,10 +13,9 @@ else. The others ask for recorded searches of folds 7 and 8, which it was not tr
   python -m launch.audit_simulator --config configs/audit_simulator.py:oracle
 
 prompted: the model as it comes; tuned: the shipped adapter; int8: the same with weights of eight bits; verified: the
-same with documents sampled again that are not as labelled; oracle: passages of the corpus. Requests for the world
-contain the answer of the hop that the query asks for, as in the quickstart; with `--config.simulator.tell=final` the
-question's.
-`--config.audit.hop=2 --config.audit.name=world_hop2` asks the world for the second step of questions that have one.
+same with documents sampled again that are not as labelled; oracle: passages of the corpus. Requests of `world` contain
+the question's answer, as in the quickstart; those of `world_hop` that of the hop that the query asks for.
+`--config.audit.hop=2 --config.audit.name=second` asks the world for the second step of questions that have one.
 
 Measured: docs/simulator.md (CPU).
 """
@@ -28,7 +28,8 @@ PRESETS = {
     'int8': {**simulator(), 'weights': 'int8'},
     'verified': {**simulator(), 'verify': True},
     'oracle': {'kind': 'oracle'},
-    'world': {**simulator(), 'tell': 'hop'},
+    'world': simulator(),
+    'world_hop': {**simulator(), 'tell': 'hop'},
 }
 
 
@@ -37,7 +38,7 @@ def get_config(preset='tuned'):
 
     config = sections(audit.Config)
     config.audit.update(name=preset, queries=400)
-    if preset == 'world':
+    if preset.startswith('world'):
         config.audit.trained_folds = (0, 1, 2, 3, 4, 5)
     else:
         config.audit.update(source='sim/search_episodes.jsonl.gz', corpus='corpus/corpus.jsonl.gz', label='label_docs')
