@@ -6,7 +6,7 @@ are split like those of an MLP. X is the number of experts, N = B T; other lette
 
     x [N, D] --sort k copies--> [N k, D] --gate, up--> [N k, F] --down--> [N k, D] --unsort, weigh, sum--> [N, D]
 
-XLA has no ragged product on CPU, where every token is multiplied by the kernels of all experts.
+XLA has no ragged product on CPUs and GPUs, where every token is multiplied by the kernels of all experts.
 """
 
 import functools
