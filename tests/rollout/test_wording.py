@@ -95,7 +95,9 @@ def test_a_wrong_file_is_one_clear_line(asked, text, message):
 
 
 def test_a_misspelt_wording_is_told_with_those_there_are():
-    with pytest.raises(OSError, match=r"config.rollout.prompt = 'serach' is no file, and none of 'search', 'reason', "):
+    with pytest.raises(
+        OSError, match=r"config.rollout.prompt = 'serach' is no file, and none of 'search', 'budget', 'reason', "
+    ):
         settings.section(RolloutConfig, {'prompt': 'serach'}, 'config.rollout')
 
 
@@ -109,4 +111,16 @@ def test_methods_ask_in_the_words_of_the_file_where_it_is_for_them(asked):
         by_file = methods.episode_config(methods.Method(cfg.prompt), cfg)  # as launch.ask names it
         assert (by_file.prompt, by_file.max_turns) == (cfg.prompt, turns)
     ours = dataclasses.replace(cfg, prompt='search', max_turns=3)
-    assert {methods.episode_config(m, ours).prompt for m in methods.METHODS.values()} == set(wording.POLICY_PROMPTS)
+    assert {methods.episode_config(m, ours).prompt for m in methods.METHODS.values()} == methods.OF_METHODS
+    assert {*wording.POLICY_PROMPTS} - methods.OF_METHODS == {'budget'}
+
+
+def test_the_budget_is_in_the_prompt_of_what_searches_if_the_wording_says_so():
+    cfg = RolloutConfig(prompt='budget', max_turns=3, prompt_tokens=999)
+    usual = dataclasses.replace(cfg, prompt='search')
+    texts = [BYTES.decode(prompts.encode_prompt(BYTES, ROME, each)) for each in (cfg, usual)]
+    assert texts[0] == texts[1].replace('as you need.', 'as you need, at most 3 times.') != texts[1]
+    sizes = {name: methods.episode_config(method, cfg).prompt for name, method in methods.METHODS.items()}
+    assert {name for name, prompt in sizes.items() if prompt == 'budget'} == {
+        *('agent', 'search_o1', 'search_r1', 'zerosearch')
+    }

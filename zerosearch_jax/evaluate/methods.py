@@ -12,7 +12,6 @@ from zerosearch_jax.evaluate.refine import RefinedSearch
 from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.rollout import OnTokens, Trajectory, rollout
-from zerosearch_jax.rollout.wording import POLICY_PROMPTS
 from zerosearch_jax.search.search import DocumentSearch, Query, Result
 from zerosearch_jax.simulator.writers import Writer
 from zerosearch_jax.text import protocol
@@ -40,17 +39,19 @@ METHODS = {
     'zerosearch': Method('search', trained=True),  # ... with a simulated one
 }
 
+OF_METHODS = {method.prompt for method in METHODS.values()}
+
 
 def wording(method: Method, cfg: RolloutConfig) -> str:
-    """The wording of a method's prompt: the file of `cfg` if that is for a method of this kind, else ours."""
+    """The wording of a method's prompt: that of `cfg` if it is not of another kind of method, else its own."""
     fits = method.prompt in ('search' if cfg.max_turns else 'reason', cfg.prompt)
-    return cfg.prompt if fits and cfg.prompt not in POLICY_PROMPTS else method.prompt
+    return cfg.prompt if fits and cfg.prompt not in OF_METHODS else method.prompt
 
 
 def episode_config(method: Method, cfg: RolloutConfig) -> RolloutConfig:
     """The budgets of an episode of a method: without turns, one action may have the tokens of all turns."""
     cfg = dataclasses.replace(cfg, prompt=wording(method, cfg))
-    if method.prompt == 'search' or (method.prompt not in POLICY_PROMPTS and cfg.max_turns):
+    if method.prompt == 'search' or (method.prompt not in OF_METHODS and cfg.max_turns):
         return cfg
     room = cfg.response_tokens
     if method.prompt == 'documents':  # they are in the prompt, not in the response

@@ -19,9 +19,8 @@ class RolloutConfig:
     observation_tokens: int = 160  # tokens of one observation, tags included
     response_tokens: int = 512  # everything after the prompt
     prompt_tokens: int = 256  # a longer prompt is an error
-    prompt: str = (
-        'search'  # wording: 'search', 'reason', 'direct', 'documents', or a JSON file (wording.PolicyTemplate)
-    )
+    # wording: 'search', 'budget', 'reason', 'direct', 'documents', or a JSON file (wording.PolicyTemplate)
+    prompt: str = 'search'
     grammar: Literal['tags', 'tool_call'] = 'tags'  # how it searches: by tags, or by tool calls of its chat template
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were not trained on a chat template
     template_arguments: str = ''  # for the chat template, a JSON object such as '{"enable_thinking": false}'

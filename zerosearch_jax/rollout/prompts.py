@@ -15,12 +15,17 @@ _ACTION = '\ue000'
 
 
 def policy_prompt(
-    question: str, wording: str = 'search', documents: str = '', grammar: protocol.Grammar = protocol.TAGS
+    question: str,
+    wording: str = 'search',
+    documents: str = '',
+    grammar: protocol.Grammar = protocol.TAGS,
+    searches: int | str = '',
 ) -> str:
     """The user message with the question and the instructions, with the wording of config.rollout.prompt."""
     question = question.strip()
     asked = question if question.endswith('?') else question + '?'
-    return protocol.fill(policy_template(wording).user, question=asked, documents=documents, search=grammar.how)
+    blanks = {'question': asked, 'documents': documents, 'search': grammar.how, 'searches': str(searches)}
+    return protocol.fill(policy_template(wording).user, **blanks)
 
 
 class PromptTooLong(rows.Unusable):
@@ -43,7 +48,8 @@ def encode_prompt(
       ValueError: the chat template cannot be rendered, or drops the question.
     """
     shown = tokenizer.encode(_rendered(documents))[: cfg.observation_tokens] if cfg.prompt == 'documents' else []
-    text = policy_prompt(question.question, cfg.prompt, tokenizer.decode(shown), protocol.GRAMMARS[cfg.grammar])
+    grammar = protocol.GRAMMARS[cfg.grammar]
+    text = policy_prompt(question.question, cfg.prompt, tokenizer.decode(shown), grammar, cfg.max_turns)
     system = policy_template(cfg.prompt).system
     if cfg.prompt_format == 'chat':
         tokens = tokenizer.chat(conversation(text, system), arguments=_arguments(cfg))

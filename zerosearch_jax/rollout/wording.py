@@ -9,24 +9,31 @@ from zerosearch_jax.text import protocol
 
 @dataclasses.dataclass(frozen=True)
 class PolicyTemplate:
-    """The messages that ask a policy {question}; {search} says how to search, {documents} stands in one of ours."""
+    """The messages that ask a policy {question}.
+
+    {search} says how to search, {searches} how often at most (config.rollout.max_turns); {documents} stands in one of
+    ours.
+    """
 
     user: str
     system: str | None = None  # '' is a message without text; None: no message, and the chat template may add its own
 
     def __post_init__(self):
-        protocol.fill(self.user, question='', documents='', search='')  # refuses unknown placeholders
+        protocol.fill(self.user, question='', documents='', search='', searches='')  # refuses unknown placeholders
         if '{question}' not in self.user:
             raise ValueError("the text 'user' must contain {question}")
 
 
+_SEARCH = (
+    'Answer the question. Think inside <think> and </think> whenever you learn something. If you lack a fact, '
+    '{search}. Search as often as you need. Then give only the short answer inside <answer> and </answer>.\n'
+    'Question: {question}'
+)
 POLICY_PROMPTS = {
     # think, search, read, answer
-    'search': PolicyTemplate(
-        'Answer the question. Think inside <think> and </think> whenever you learn something. If you lack a fact, '
-        '{search}. Search as often as you need. Then give only the short answer inside <answer> and </answer>.\n'
-        'Question: {question}'
-    ),
+    'search': PolicyTemplate(_SEARCH),
+    # the same, with the budget
+    'budget': PolicyTemplate(_SEARCH.replace('as you need.', 'as you need, at most {searches} times.')),
     # think and answer: for chain of thought, and for training R1
     'reason': PolicyTemplate(
         'Answer the question. First think step by step inside <think> and </think>. Then give only the short answer '

@@ -121,7 +121,8 @@ def _training(directory: pathlib.Path, rows: list[dict]) -> list[str]:
 def _use(run: dict) -> str:
     rollout, own = run.get('rollout', {}), grammar(run)
     blanks = {name: f'{{{name}}}' for name in ('question', 'documents')}
-    wording = protocol.fill(policy_template(rollout.get('prompt', 'search')).user, search=own.how, **blanks)
+    blanks |= {'search': own.how, 'searches': str(rollout.get('max_turns', ''))}
+    wording = protocol.fill(policy_template(rollout.get('prompt', 'search')).user, **blanks)
     raw = rollout.get('prompt_format') == 'raw'
     form = 'The prompt is this text, without a chat template' if raw else "The prompt is one user's message"
     stops = ' or '.join(f'`{tag}`' for tag in own.stops)
