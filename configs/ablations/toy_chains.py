@@ -4,8 +4,9 @@ python -m launch.sft --config configs/toy_chains_sft.py
 python -m launch.sweep --config configs/ablations/toy_chains.py
 
 Expected: not run. Five seeds each. `grpo` to `chains_first` train on BM25, as all are evaluated; `oracle` on gold
-passages, and `told_...` on gold passages one of which contains the chain's final answer, whichever hop is asked for, as
-simulators write if their request contains that answer. In each pair the second is compared with the first.
+passages; `told...` on gold passages of which one tells the chain's final answer when the first hop is asked for, as if
+it were the answer to that, as simulators do whose request contains it. In each pair the second is compared with the
+first.
 """
 
 import functools

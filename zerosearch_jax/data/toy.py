@@ -6,6 +6,8 @@ third of the things is held out. In chains, one or two searches have to find the
     hops 1   Which number has bade?
          2   Which number has the friend of bade?
          3   Which number has the master of the friend of bade?
+
+They are about 900 things, so many that a small model has to read who is whose friend: it cannot learn it by heart.
 """
 
 import functools
@@ -34,21 +36,24 @@ def build() -> Toy:
     return Toy(tuple(shuffled[:96]), tuple(shuffled[96:]), passages)
 
 
+CHAIN_SYLLABLES = tuple(map(''.join, itertools.product('bdgklmnrst', 'aei')))
+HELD_OUT = 48  # things
 RELATIONS = {'friend': 1, 'master': 7}  # of a chain, in order: offset in the shuffled names of its part
 
 
 @functools.cache
 def build_chains(told: bool = False) -> Toy:
-    """Questions of one, two and three hops (96 of each to train on, 48 held out) and the passages that answer them.
+    """Questions of one, two and three hops (852 of each to train on, 48 held out) and the passages that answer them.
 
-    Friends and masters are of the same part (train or held out). With `told`, every chain also has a passage with its
-    final answer, as simulators write it whose request holds the answer; the oracle counts it as a useful passage.
+    Friends and masters are of the same part (train or held out). With `told`, every longer chain also has a passage
+    that says its final answer of the thing that it asks for first, as simulators write it whose request contains the
+    answer; the oracle counts it as a useful passage.
     """
-    names = [''.join(pair) for pair in itertools.product(SYLLABLES, SYLLABLES)]
+    names = [''.join(pair) for pair in itertools.product(CHAIN_SYLLABLES, CHAIN_SYLLABLES)]
     numbers = {names[place]: str(1 + i % 8) for i, place in enumerate(permutation(len(names), 1, 0))}
     shuffled = [names[i] for i in permutation(len(names), 2, 0)]
     parts, passages = [], [Passage(f'number {n}', n, f'{n} has number {d}') for n, d in numbers.items()]
-    for part in (shuffled[:96], shuffled[96:]):
+    for part in (shuffled[:-HELD_OUT], shuffled[-HELD_OUT:]):
         facts = {(r, n): part[(i + far) % len(part)] for r, far in RELATIONS.items() for i, n in enumerate(part)}
         passages += [Passage(f'{r} {n}', n, f'{r} of {n} is {other}') for (r, n), other in facts.items()]
         questions = [_chain(name, hops, facts, numbers, told) for name in part for hops in (1, 2, 3)]
@@ -75,10 +80,8 @@ def _step(relation: str, name: str, answer: str) -> dict[str, str]:
 
 
 def _telling(question: Question) -> Passage:
-    told = question.question.removeprefix('Which number has ').removesuffix('?')
-    return Passage(
-        *question.metadata['supporting_ids'], told.split()[-1], f'{told} has number {question.golden_answers[0]}'
-    )
+    name = question.id.split()[0]
+    return Passage(*question.metadata['supporting_ids'], name, f'{name} has number {question.golden_answers[0]}')
 
 
 def _question(name: str, number: str) -> Question:
