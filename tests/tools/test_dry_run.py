@@ -63,14 +63,18 @@ def dried(made, plan=None, runs=slice(None)):
 
 def test_a_run_takes_its_steps_its_evaluations_and_searches():
     variants = {'a': {}, 'b': {'simulator': {'kind': 'engine'}, 'engine': {'kind': 'serpapi'}}}
-    variants['c'] = {'evaluation': {'methods': 'direct,agent'}}
+    variants |= {method: {'evaluation': {'methods': method}} for method in ('direct', 'agent')}
     rows, problems, text = dried(study(variants, rl__steps=180, evaluation__questions=40))
     assert problems == [] and 'On a100-80gb:8, one after the other. Nothing was run.' in text
     hours = (180 * 20 + 2 * 40 * 4 / 4) / 3600  # before and after; a step has four trajectories
     dollars = f'{8 * 1.475 * hours:.0f}'
     assert rows['a'] == ['tiny', 'tiny', '30.0', '0', f'{hours:.1f}', f'{8 * hours:.0f}', dollars, '80', '0']
     assert rows['b'][1] == 'engine' and rows['b'][7:] == ['800', f'{800 * 0.00917:.0f}']
-    assert rows['c'][1:4] == ['asked: direct,agent', '4.0', '0'] and rows['c'][7] == '40'  # 'direct' does not search
+    asked = {method: (rows[method][1:4], rows[method][7]) for method in ('direct', 'agent')}
+    assert asked == {
+        'direct': (['asked: direct', '4.0', '0'], '0'),  # it does not search
+        'agent': (['asked: agent', '4.0', '0'], '40'),
+    }
     assert rows['all'][7:] == ['920', f'{800 * 0.00917:.0f}'] and rows['all'][2] == '30.0'
 
 
