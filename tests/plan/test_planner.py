@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas
 
 from configs import tiny
 from zerosearch_jax import sharding
@@ -257,6 +258,17 @@ def test_operations_of_experts_and_of_every_device_are_counted():
             assert compiled.flops(jax.jit(run).trace(abstract, x)) == tokens * (of_experts + copies * router)
             back = jax.jit(jax.grad(lambda *given, run=run: run(*given).sum(), (0, 1))).trace(abstract, x)
         assert compiled.flops(back) == 3 * tokens * (of_experts + copies * router)
+
+
+def test_operations_inside_a_kernel_are_not_counted_by_its_text():
+    """Its loops run as often as its grid and its data say, which the text does not."""
+
+    def kernel(x, out):
+        out[...] = x[...] @ x[...]
+
+    square = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    run = pallas.pallas_call(kernel, out_shape=square, interpret=True)
+    assert compiled.flops(jax.jit(lambda x: run(x) @ x).trace(square)) == 2 * 8**3
 
 
 @pytest.mark.targets

@@ -207,6 +207,8 @@ def _flops(jaxpr: core.Jaxpr, turns: int, read: float) -> float:
                 groups = 1 if numbers.rhs_group_dimensions else eqn.invars[2].aval.shape[-1]
                 shape = eqn.invars[0].aval.shape
                 total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted) / groups
+            case 'pallas_call':  # a TPU's attention to the cache: loops of unknown lengths, limited by its bytes
+                pass
             case 'shard_map':  # shapes are those of one device
                 total += eqn.params['mesh'].size * sum(inner)
             case 'dot_product_attention_fwd_wrapper' | 'dot_product_attention_bwd_wrapper' as name:  # cuDNN's
