@@ -81,7 +81,7 @@ def published() -> ConfigDict:
     return config
 
 
-# What the published system does and the `fixed` form does not, by the numbers of its defects (docs/differences.md)
+# What the published system does and the `fixed` form does not, by its numbers in docs/differences.md
 PAPER = {
     'simulator': {'questions': 'compacted'},  # D1: a query carries another trajectory's question and answer
     'rl': {

@@ -13,7 +13,7 @@ config.base.engine.url searches. One table alone: `main` (3), `simulators` (4), 
 `grid` trains every base policy with every fine-tuned simulator; the paper does not.
 
 The prompted methods ask the instructed models all 3,125 questions, with greedy decoding; trained policies are evaluated
-at the end of training. The published wording of prompts is not included (docs/method.md, "Other words"); give it by
+at the end of training. The published wording of prompts is not included (docs/method.md, "Custom prompts"); give it by
 --config.base.simulator.template=FILE.json and --config.base.rollout.prompt=FILE.json. One seed, as in the paper.
 """
 

@@ -118,3 +118,24 @@ def test_smollm2_logits_and_greedy(smollm):
         for end in range(len(prompt), len(prompt) + len(expected)):
             ids[end] = int(np.argmax(full_logits(params, ids[None], cfg)[0, end - 1]))
         assert ids[len(prompt) : len(prompt) + len(expected)].tolist() == expected
+
+
+def test_a_real_model_of_another_family_agrees_with_transformers():
+    """Any model directory, such as that of gemma-3-270m-it: text, ids of a chat and logits."""
+    directory, torch = os.environ.get('ZEROSEARCH_PARITY_MODEL'), pytest.importorskip('torch')
+    if not directory:
+        pytest.skip('ZEROSEARCH_PARITY_MODEL names no directory of a real model (Gemma 3, Qwen3-MoE, ...)')
+    from transformers import AutoModelForCausalLM
+
+    tokenizer, mesh = Tokenizer.load(directory), make_mesh()
+    messages = [{'role': 'user', 'content': 'Où est  Paris?\n\tÇa va 🙂'}]
+    ids = tokenizer.chat(messages)
+    assert ids == tokenizer.hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert tokenizer.decode(tokenizer.encode(messages[0]['content'])) == messages[0]['content']
+    cfg, params = load(directory, mesh)
+    with jax.set_mesh(mesh):
+        ours = full_logits(params, np.array([ids], np.int32), cfg)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation='eager')
+    with torch.no_grad():
+        theirs = model(torch.tensor([ids])).logits.numpy()
+    assert worst(ours, theirs) <= 1e-3  # logits of real models are larger

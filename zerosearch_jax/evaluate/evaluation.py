@@ -49,7 +49,7 @@ class EvaluationConfig:
     too_long: rows.Choice = 'refuse'  # what to do with questions whose prompt is too long for one of the methods
     documents: int = 5  # documents for a search; for launch.ask also 0: as many as in the policy's training
     temperature: float = 0.0  # 0: greedy
-    whole_batches_of: int = 1  # leave out the questions beyond the last whole batch of this size (defect D6: 64)
+    whole_batches_of: int = 1  # leave out the questions beyond the last whole batch of this size (difference D6: 64)
     simulated: bool = False  # config.simulator answers the searches, without noise, in place of config.engine
     refine_tokens: int = 128  # the most tokens of search_o1's summary of the documents
 

@@ -13,7 +13,7 @@ ByTrajectory = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def reinforce(rewards: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The reward itself: REINFORCE without a baseline, the published form (arXiv 2505.04588 §3.6; defect D13)."""
+    """The reward itself: REINFORCE without a baseline, the published form (arXiv 2505.04588 §3.6; difference D13)."""
     return np.where(valid, rewards, 0.0).astype(np.float32)
 
 

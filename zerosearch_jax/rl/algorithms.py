@@ -56,7 +56,7 @@ def weigh_tokens(sequences: Sequence[TokenSequence], aggregate: str, micro: int)
 
     token: unchanged, which gives the mean over all tokens. sequence: divided by the sequence's sum, so that all
     sequences count equally. budget: unchanged; the sum is divided by the budget of tokens. micro: divided by the tokens
-    of every `micro` sequences, as in the published system, in which means of micro-batches are averaged (defect D12).
+    of every `micro` sequences, as in the published system, which averages the means of micro-batches (difference D12).
     """
     sizes = [float(s.weights.sum()) for s in sequences]
     if aggregate == 'sequence':

@@ -34,7 +34,7 @@ class RLConfig:
     dynamic_sampling: int = 0  # the most rounds of new questions that replace such groups (DAPO); 0: off
     observations: Literal['masked', 'policy', 'likelihood'] = 'masked'  # whether documents are trained on, and how
     likelihood_weight: float = 0.01  # weight of the documents' cross-entropy
-    minibatch: int = 0  # trajectories in an optimizer update; 0: all
+    minibatch: int = 0  # the most trajectories in an optimizer update: a step is cut into even parts; 0: all
     epochs: int = 1  # passes over a step's trajectories
     row_length: int = 1024  # tokens of a packed row; at least prompt_tokens + response_tokens of config.rollout
     rows_per_micro: int = 1  # rows of a micro-batch; a multiple of data x fsdp; 0: as many as memory allows
@@ -100,4 +100,4 @@ class CriticConfig:
     clip: float = 0.5  # in the loss, a value differs from that at rollout time by at most this; 0: no clipping
     discount: float = 1.0  # gamma, for each token
     trace: float = 1.0  # lambda of the generalized advantage estimation
-    over_observations: bool = False  # estimate over documents too, as the published system does (defect D14)
+    over_observations: bool = False  # estimate over documents too, as the published system does (difference D14)

@@ -31,7 +31,7 @@ def cover_exact_match(prediction: str | None, golds: Sequence[str]) -> float:
 
 
 def published_em(prediction: str | None, golds: Sequence[str]) -> float:
-    """What the published ZeroSearch code reports as EM (defect D3).
+    """What the published ZeroSearch code reports as EM (difference D3).
 
     It is cover_exact_match, except that a golden answer that is empty after normalization is found in every prediction.
     """

@@ -25,7 +25,7 @@ class RolloutConfig:
     prompt_format: Literal['chat', 'raw'] = 'chat'  # raw: for base models, which were not trained on a chat template
     template_arguments: str = ''  # for the chat template, a JSON object such as '{"enable_thinking": false}'
     temperature: float = 1.0  # of sampling, and of the log-probs in the loss
-    top_p: float = 1.0  # below 1 log-probs are still those of the whole softmax, not of what was sampled (defect D10)
+    top_p: float = 1.0  # below 1 log-probs stay those of the whole softmax, not of what is sampled (difference D10)
     # episodes that run at once, rounded up to a multiple of data x fsdp; 0: all of a step, or as many as fit with their
     # cache into a third of an accelerator's memory
     slots: int = 0

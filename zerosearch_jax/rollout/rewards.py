@@ -25,7 +25,7 @@ from zerosearch_jax.text.protocol import ANSWER_STOP, TAGS, Grammar, opens_thoug
 from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 
-PUBLISHED_DEFAULT = 'Beijing'  # without an answer, the published parser finds this in its own prompt (defect D4)
+PUBLISHED_DEFAULT = 'Beijing'  # without an answer, the published parser finds this in its own prompt (difference D4)
 
 
 LARGEST = 1e18  # the largest reward: its square has to fit a float32
@@ -35,7 +35,7 @@ LARGEST = 1e18  # the largest reward: its square has to fit a float32
 class RewardConfig:
     """The terms of the reward."""
 
-    answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (defect D3), or the dotted name of a function
+    answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (difference D3), or the dotted name of a function
     format: float = 0.0  # added if the actions follow the protocol
     retrieval: float = 0.0  # added if a document holds a golden answer
     hop: float = 0.0  # added for a search that finds the answer of a hop before any other search does (new_hops)
@@ -43,7 +43,7 @@ class RewardConfig:
     search: float = 0.0  # subtracted for each search
     turn: str = ''  # the dotted name of a function that gives the reward of each turn of a trajectory; '': none
     overlong_tokens: int = 0  # a penalty rises linearly from 0 to 1 over this many last tokens of the budget (DAPO)
-    missing: Literal['nothing', 'published'] = 'nothing'  # what counts as the answer if there is none (defect D4)
+    missing: Literal['nothing', 'published'] = 'nothing'  # what counts as the answer if there is none (difference D4)
 
     def __post_init__(self):
         answer_function(self.answer)

@@ -25,7 +25,7 @@ class SimulatorConfig:
     words: int = 30  # words that the request asks for in a document
     tell: Literal['final', 'hop', 'none'] = 'final'  # the answer in a request: the question's, the hop's, or none
     blind_noise: bool = False  # whether requests for noisy documents hold neither question nor answer
-    questions: Literal['own', 'compacted'] = 'own'  # a query's question: its own, or CompactedQuestions (defect D1)
+    questions: Literal['own', 'compacted'] = 'own'  # a query's question: its own, or CompactedQuestions (difference D1)
     noise_per: Literal['search', 'document'] = 'search'  # whether noise is drawn for a search or for each document
     prompt_tokens: int = 320  # tokens of one request: template, question, answer and query
     max_tokens: int = 160  # tokens of one output

@@ -168,7 +168,7 @@ class SimulatedSearch:
 
 
 class CompactedQuestions:
-    """The published system's defect D1, for studies of its effect: a query carries another trajectory's question.
+    """The published system's difference D1, for studies of its effect: a query carries another trajectory's question.
 
     The trajectories that search in a turn are renumbered, and each takes the question and answers of the trajectory
     with this number in the whole batch. A turn waits until no trajectory is writing, so that all that search are known.

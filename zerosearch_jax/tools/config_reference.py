@@ -131,7 +131,7 @@ def _code(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    return re.sub(r'defect D\d+', r'[\g<0>](differences.md)', text.replace('|', '\\|').replace('<', '&lt;'))
+    return re.sub(r'difference D\d+', r'[\g<0>](differences.md)', text.replace('|', '\\|').replace('<', '&lt;'))
 
 
 if __name__ == '__main__':

@@ -65,7 +65,7 @@ class EvaluationConfig:
     before: bool = True  # also evaluate before training
     every: int = 0  # also evaluate after every `every` steps; 0: only before and after training
     documents: int = 3  # documents of a search with the real engine
-    temperature: float = 0.0  # 0: greedy; the published system samples at 1 (defect D5)
+    temperature: float = 0.0  # 0: greedy; the published system samples at 1 (difference D5)
     whole_batches_of: int = 1  # leave out questions beyond the last whole batch of this size (published: 64; D6)
 
     def __post_init__(self):
