@@ -115,7 +115,7 @@ def _parquet(path, *rows):
 
 @pytest.mark.parametrize('form', ['jsonl', 'parquet', 'hub'])
 def test_rows_that_cannot_be_scored_are_skipped_and_counted_or_refused(tmp_path, monkeypatch, capsys, form):
-    """The gold answer The The, which is nothing but articles, wherever the row comes from."""
+    """The golden answer The The, which is nothing but articles, wherever the row comes from."""
     rows_ = (_ROW, _THE_THE, _THE_THE)
     path = {
         'jsonl': lambda: _write(tmp_path / 'q.jsonl', *rows_),

@@ -135,7 +135,7 @@ def test_a_remembered_search_is_answered_once_per_query_question_quality_and_see
         assert not writer.asked, same
 
 
-@pytest.mark.parametrize('changed', ['gold answer', 'template file', 'adapter of the same name'])
+@pytest.mark.parametrize('changed', ['golden answer', 'template file', 'adapter of the same name'])
 def test_remember_knows_all_that_a_text_depends_on(changed, tmp_path, monkeypatch):
     """The old documents are not given where one of these changed, though its name did not."""
     template, adapter, writers = tmp_path / 'mine.json', tmp_path / 'mine.safetensors', []
@@ -161,7 +161,7 @@ def test_remember_knows_all_that_a_text_depends_on(changed, tmp_path, monkeypatc
 
     texts()
     assert (asked(), asked()) == (1, 0)
-    if changed == 'gold answer':
+    if changed == 'golden answer':
         assert asked(dataclasses.replace(ROME, golden_answers=('Lazio',))) == 1
         return
     texts(

@@ -1,4 +1,4 @@
-"""What a search tells: the rise of the gold answer's log-prob by its documents, against an uncached forward pass."""
+"""What a search tells: the rise of the golden answer's log-prob by its documents, against an uncached forward pass."""
 
 import dataclasses
 

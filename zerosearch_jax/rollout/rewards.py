@@ -39,7 +39,7 @@ class RewardConfig:
     format: float = 0.0  # added if the actions follow the protocol
     retrieval: float = 0.0  # added if a document holds a golden answer
     hop: float = 0.0  # added for a search that finds the answer of a hop before any other search does (new_hops)
-    information: float = 0.0  # times the rise of the gold answer's log-prob by a search's documents, in nats a token
+    information: float = 0.0  # times the rise of the golden answer's log-prob by a search's documents, in nats a token
     search: float = 0.0  # subtracted for each search
     turn: str = ''  # the dotted name of a function that gives the reward of each turn of a trajectory; '': none
     overlong_tokens: int = 0  # a penalty rises linearly from 0 to 1 over this many last tokens of the budget (DAPO)

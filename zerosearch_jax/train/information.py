@@ -1,9 +1,9 @@
-"""What a search tells: by how much its documents raise the log-prob of the gold answer (IGPO, arXiv 2510.14967).
+"""What a search tells: by how much its documents raise the log-prob of the golden answer (IGPO, arXiv 2510.14967).
 
     prompt | action | documents | action | documents | action
-           ^                    ^                    ^          here, `<answer>` and the gold answer are put
+           ^                    ^                    ^          here, `<answer>` and the golden answer are put
 
-The value of such a place is the mean log-prob of the gold answer's tokens under the policy of the step; the gain of a
+The value of such a place is the mean log-prob of the golden answer's tokens under the policy of the step; the gain of a
 search is the value after its documents minus the value at the place before.
 """
 
@@ -39,7 +39,7 @@ def add_gains(trajectories: Sequence[Trajectory], tokenizer: Tokenizer, longest:
 
 
 def probes(trajectory: Trajectory, tokenizer: Tokenizer, longest: int) -> list[TokenSequence]:
-    """The prompt and what follows it up to each search's documents, with the first gold answer as weighted tokens."""
+    """The prompt and what follows it up to each search's documents, with the first golden answer as weighted tokens."""
     opening, gold = tokenizer.encode(OPENING), tokenizer.encode(trajectory.question.golden_answers[0])
     observations = [i for i, s in enumerate(trajectory.segments, 1) if s.kind is Kind.OBSERVATION]
     found = []
