@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from configs import quickstart
-from configs.ablations import engine
+from configs.ablations import engine, toy_chains
 from configs.miniature import claim, warm_start
 from zerosearch_jax import pretrained, settings
 from zerosearch_jax.data import sources
@@ -67,17 +67,30 @@ def test_arms_are_asked_the_same_with_the_real_engine():
     assert [a.rl.steps for a in arms] == [0, 12, 12, 12]
 
 
-@pytest.mark.parametrize(('study', 'name'), [(claim, 'claim'), (engine, 'engine')])
-def test_the_report_is_made_of_the_committed_results(study, name, tmp_path):
+def reported(study, name, tmp_path):
+    """The study, and the facts of its variants, after the committed report was made again of the committed results."""
     committed, made, results = RUNS / name, sweep.parse(study.get_config()), tmp_path / name
     shutil.copytree(committed, results)
     assert sweep.write_report(made, results) == (committed / 'report.md').read_text().strip()
-    variants = json.loads((results / 'report.json').read_text())['variants']
+    return made, json.loads((results / 'report.json').read_text())['variants']
+
+
+@pytest.mark.parametrize(('study', 'name'), [(claim, 'claim'), (engine, 'engine')])
+def test_the_report_is_made_of_the_committed_results(study, name, tmp_path):
+    made, variants = reported(study, name, tmp_path)
     assert {name: len(found['seeds']) for name, found in variants.items()} == dict.fromkeys(made.variants, 3)
     page = (RUNS.parent / 'claim.md').read_text()
     for name, found in variants.items():
         mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
         assert f'| {name.replace("_", " ")} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
+
+
+def test_the_page_of_the_second_search_has_the_committed_results(tmp_path):
+    _, variants = reported(toy_chains, 'toy_chains', tmp_path)
+    page = (RUNS.parent / 'second_search.md').read_text()
+    for name, found in variants.items():
+        mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
+        assert f'| `{name}` | {len(found["seeds"])} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
 
 
 @pytest.mark.parametrize('name', ['miniature_policy', 'miniature_simulator'])
