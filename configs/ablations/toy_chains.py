@@ -3,10 +3,10 @@ r"""Which credit and which reward make a policy search as often as a question ne
 python -m launch.sft --config configs/toy_chains_sft.py
 python -m launch.sweep --config configs/ablations/toy_chains.py
 
-Expected: not run. Five seeds each. `grpo` to `chains_first` train on BM25, as all are evaluated; `oracle` on gold
-passages; `told...` on gold passages of which one tells the chain's final answer when the first hop is asked for, as if
-it were the answer to that, as simulators do whose request contains it. In each pair the second is compared with the
-first.
+Measured: docs/second_search.md. Five seeds each. `grpo` to `chains_first` train on BM25, as all are evaluated; `oracle`
+on gold passages; `told...` on gold passages of which one tells the chain's final answer when the first hop is asked
+for, as if it were the answer to that, as simulators do whose request contains it. In each pair the second is compared
+with the first.
 """
 
 import functools
@@ -26,6 +26,7 @@ TOLD = ORACLE | {
     'engine': {'kind': 'configs.ablations.toy_chains.search_without_answers'},  # evaluations ask as all others do
 }
 VARIANTS = {
+    'warm_start': {'seed': 0, 'rl': {'steps': 0}, 'evaluation': {'before': True}},
     'grpo': {},
     'rloo': {'rl': {'algorithm': 'rloo'}},  # what credit by turn is where turns earn nothing
     'hop': HOPS,
@@ -38,7 +39,8 @@ VARIANTS = {
     'told_turn_hop': TOLD | TURN | HOPS,
 }
 PAIRS = (
-    *(('grpo', name) for name in VARIANTS if name != 'grpo' and 'told' not in name),
+    ('warm_start', 'grpo'),
+    *(('grpo', name) for name in VARIANTS if name not in ('warm_start', 'grpo') and 'told' not in name),
     *(('hop', 'turn_hop'), ('turn_hop', 'turn_hop_price'), ('oracle', 'told'), ('told', 'told_turn_hop')),
 )
 

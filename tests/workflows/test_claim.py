@@ -90,7 +90,7 @@ def test_the_page_of_the_second_search_has_the_committed_results(tmp_path):
     page = (RUNS.parent / 'second_search.md').read_text()
     for name, found in variants.items():
         mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
-        assert f'| `{name}` | {len(found["seeds"])} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
+        assert f'| `{name}` | {found["runs"]} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
 
 
 @pytest.mark.parametrize('name', ['miniature_policy', 'miniature_simulator'])

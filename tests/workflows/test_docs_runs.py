@@ -69,7 +69,7 @@ def run(tmp_path_factory):
 def test_the_metrics_of_reinforcement_learning(run):
     names = {*documented('`metrics.jsonl` of reinforcement learning')}
     elsewhere = {'eval/failed'}  # of evaluations with failures alone
-    elsewhere |= {'rollout/information', 'rollout/information_missing'}  # of rewarded searches: train/test_information.py
+    elsewhere |= {'rollout/information', 'rollout/information_missing'}  # of rewarded searches: test_information.py
     assert elsewhere < names and sorted(names - elsewhere) == sorted(written(run[1]))
 
 
