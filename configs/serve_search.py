@@ -4,12 +4,12 @@ python -m launch.serve_search --config configs/serve_search.py
 python -m launch.serve_search --config configs/serve_search.py:simulator
 """
 
-from configs.common import sections
+from configs.common import sections, simulator
 
 PRESETS = {
     '': {'simulator': {'kind': 'engine'}},
     # the shipped one, without noise unless a request says so
-    'simulator': {'simulator': {'adapter': 'smollm2_simulator', 'words': 25, 'max_tokens': 256}},
+    'simulator': {'simulator': {**simulator(), 'prompt_tokens': 512, 'max_tokens': 256}},
 }
 
 

@@ -10,12 +10,12 @@ PACKAGE = 'zerosearch_jax'
 FILES = sorted(ROOT.glob(f'{PACKAGE}/**/*.py'))
 OUTSIDE = [*sorted(ROOT.glob('launch/**/*.py')), *sorted(ROOT.glob('configs/**/*.py'))]
 
-# The rooms from the ground up: each imports only rooms that stand before it (docs/architecture.md).
-ROOMS = (
+# The parts from the ground up: each imports only parts that stand before it (docs/architecture.md).
+PARTS = (
     *('sharding', 'prng', 'settings', 'progress', 'data', 'models', 'weights', 'text', 'generate', 'rl', 'search'),
     *('pretrained', 'policy', 'simulator', 'rollout', 'run', 'evaluate', 'train', 'plan', 'audit', 'study', 'tools'),
 )
-# what a room must not see, although it stands before it
+# what a part must not see, although it stands before it
 HIDDEN = {
     'models': {'data'},
     'weights': {'data'},
@@ -50,13 +50,13 @@ def imports_of(path):
     return set(imported(ast.parse(path.read_text()), path))
 
 
-def room(path):
+def part(path):
     return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix('.py')
 
 
-def rooms_of(path):
-    """Rooms that a file imports, its own left out."""
-    return {name.split('.')[1] for name, _ in imports_of(path) if name.startswith(f'{PACKAGE}.')} - {room(path)}
+def parts_of(path):
+    """Parts that a file imports, its own left out."""
+    return {name.split('.')[1] for name, _ in imports_of(path) if name.startswith(f'{PACKAGE}.')} - {part(path)}
 
 
 def ids(path):
@@ -67,15 +67,15 @@ def lines_of(path):
     return len(path.read_text().splitlines())
 
 
-@pytest.mark.parametrize('path', [p for p in FILES if room(p) != '__init__'], ids=ids)
+@pytest.mark.parametrize('path', [p for p in FILES if part(p) != '__init__'], ids=ids)
 def test_no_import_runs_up(path):
-    below = set(ROOMS[: ROOMS.index(room(path))]) - HIDDEN.get(room(path), set())
-    assert rooms_of(path) <= below
+    below = set(PARTS[: PARTS.index(part(path))]) - HIDDEN.get(part(path), set())
+    assert parts_of(path) <= below
 
 
 def test_the_rule_above_sees_imports():
-    assert {'rl', 'policy'} <= rooms_of(ROOT / PACKAGE / 'train' / 'learner.py')
-    assert {'generate', 'text', 'data', 'search'} <= rooms_of(ROOT / PACKAGE / 'rollout' / 'rollout.py')
+    assert {'rl', 'policy'} <= parts_of(ROOT / PACKAGE / 'train' / 'learner.py')
+    assert {'generate', 'text', 'data', 'search'} <= parts_of(ROOT / PACKAGE / 'rollout' / 'rollout.py')
     lazy = imported(ast.parse('def f():\n  from zerosearch_jax.search import x'), '')
     assert set(lazy) == {('zerosearch_jax.search', False), ('zerosearch_jax.search.x', False)}
 
@@ -99,14 +99,14 @@ def test_no_circle_not_even_within_functions():
 def test_the_house_keeps_its_size():
     root = [path for path in FILES if path.parent == ROOT / PACKAGE and path.name != '__init__.py']
     assert len(root) <= MOST_MODULES_AT_THE_ROOT
-    assert sum(lines_of(path) for path in FILES if room(path) in CORE) <= MOST_LINES_OF_THE_CORE
+    assert sum(lines_of(path) for path in FILES if part(path) in CORE) <= MOST_LINES_OF_THE_CORE
 
 
 @pytest.mark.parametrize('path', FILES, ids=ids)
 def test_no_module_and_no_function_is_long(path):
     assert lines_of(path) <= MOST_LINES
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and room(path) in CORE:
+        if isinstance(node, ast.FunctionDef) and part(path) in CORE:
             assert node.end_lineno - node.lineno < MOST_LINES_OF_A_FUNCTION, node.name
 
 

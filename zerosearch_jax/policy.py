@@ -14,6 +14,7 @@ from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.pretrained import Model, load_adapter, open_engines
+from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.text import protocol
 from zerosearch_jax.weights import huggingface, trees
 
@@ -78,7 +79,7 @@ def export_weights(
     else:
         path = directory / 'model'
         huggingface.save(params, model.cfg, path)
-        model.tokenizer.save(path)
+        on_first_process(lambda: model.tokenizer.save(path))
     return path
 
 

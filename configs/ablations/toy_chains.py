@@ -3,7 +3,7 @@ r"""Which credit and which reward make a policy search as often as a question ne
 python -m launch.sft --config configs/toy_chains_sft.py
 python -m launch.sweep --config configs/ablations/toy_chains.py
 
-Measured: docs/second_search.md. Five seeds each. `grpo` to `chains_first` train on BM25, as all are evaluated; `oracle`
+Measured: docs/second_search.md. Five seeds each. `grpo` to `deepest` train on BM25, as all are evaluated; `oracle`
 on gold passages; `told...` on gold passages of which one tells the chain's final answer when the first hop is asked
 for, as if it were the answer to that, as simulators do whose request contains it. In each pair the second is compared
 with the first.
@@ -34,6 +34,7 @@ VARIANTS = {
     'turn_hop_price': TURN | {'reward': {'hop': HOP, 'search': PRICE}},
     'turn_information': TURN | {'reward': {'information': INFORMATION}},
     'chains_first': {'data': {'first_hops': 2, 'first_steps': 20}},
+    'deepest': {'rl': {'deepest': 0.5}},
     'oracle': ORACLE,
     'told': TOLD,
     'told_turn_hop': TOLD | TURN | HOPS,

@@ -21,6 +21,7 @@ from zerosearch_jax.rl.config import CriticConfig, RLConfig
 from zerosearch_jax.rl.losses import LossConfig
 from zerosearch_jax.text.trajectory import Kind, Segment, TokenSequence, flatten, pack
 from zerosearch_jax.train import config as train_config
+from zerosearch_jax.train import credit
 from zerosearch_jax.train.learner import Learner
 
 MESH = sharding.make_mesh()
@@ -377,6 +378,50 @@ def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     assert (means[3:] == 0).all() and (means[:3] != 0).all()
 
 
+def _shorter(segment):
+    """Fields of a segment of three tokens, so that more turns fit into the budget."""
+    return {name: getattr(segment, name)[:3] for name in ('tokens', 'logprobs') if getattr(segment, name)}
+
+
+def deeper(found, depths):
+    """Episodes with as many searches as `depths` says: the first action and its documents, again and again."""
+    return [[e[0], *e[1:3] * depth, e[-1]] for e, depth in zip(found, depths, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ('share', 'chosen'), [(1.0, [0, 1, 2, 3, 4, 5]), (0.5, [1, 2, 4]), (0.51, [0, 1, 2, 4]), (0.01, [2])]
+)
+def test_the_deepest_share_has_the_most_turns_and_of_equal_ones_the_first(share, chosen):
+    found = deeper(episodes()[0], [1, 2, 3, 0, 2, 1])
+    assert credit.deepest(share, found).tolist() == chosen
+
+
+@pytest.mark.parametrize('fields', [{'kl': 0.1}, {'old_logprobs': 'trainer', 'importance_cap': 2.0}], ids=str)
+def test_updates_on_the_deepest_compare_with_all_samples_of_a_question(fields):
+    found, rewards, groups = episodes()
+    found = deeper([[e[0], *(dataclasses.replace(s, **_shorter(s)) for s in e[1:])] for e in found], [1, 2, 1, 0, 2, 1])
+    full, half = learner(**fields), learner(deepest=0.34, **fields)  # three of six
+    everything = full.learn(1, found, rewards, groups, np.ones(6, bool))
+    seen = seen_by(half)
+    learned = half.learn(1, found, rewards, groups, np.ones(6, bool))
+    batch = seen[0][0]
+    assert tokens_of(batch, batch.weights > 0) == actions([found[i] for i in (0, 1, 4)])
+    expected = np.where(np.isin(np.arange(6), (0, 1, 4)), everything.advantages, 0.0)
+    np.testing.assert_array_equal(learned.advantages, expected)
+    for i, (one, other) in enumerate(zip(learned.gaps, everything.gaps, strict=True)):
+        assert (one is None) == (i not in (0, 1, 4))
+        assert one is None or np.allclose(one, other, atol=1e-5)
+
+
+def test_a_critic_learns_from_the_deepest_too():
+    found, rewards, groups = episodes()
+    made = learner(algorithm='ppo', deepest=0.5)
+    seen = seen_by(made, '_critic_update')
+    made.learn(1, deeper(found, [1, 0, 1, 0, 1, 0]), rewards, groups, np.ones(6, bool))
+    batch = seen[0][0]
+    assert tokens_of(batch, batch.weights > 0) == actions(deeper(found, [1, 0, 1, 0, 1, 0])[::2])
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize('fields', [{'algorithm': 'rloo', 'kl_estimator': 'k1'}, {'algorithm': 'ppo'}])
 def test_all_failed_changes_nothing_not_even_moments(fields):
@@ -691,6 +736,7 @@ def test_the_critics_value_at_a_token_is_of_the_state_before_it():
         ({'algorithm': 'dr_grpo'}, 6 * 20),
         ({'algorithm': 'dr_grpo', 'minibatch': 3}, 3 * 20),
         ({'algorithm': 'dr_grpo', 'minibatch': 4}, 3 * 20),  # two even updates
+        ({'algorithm': 'dr_grpo', 'deepest': 0.5}, 3 * 20),
         ({'aggregate': 'micro'}, 1),  # one micro-batch of 64, though not full
         ({'aggregate': 'token', 'minibatch': 3}, 0),
     ],
@@ -756,6 +802,9 @@ def test_equal_rewards_leave_relative_algorithms_where_they_are(name):
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match='drop_zero_variance'):
         RLConfig(algorithm='ppo', drop_zero_variance=True)
+    for share in (0.0, 1.1, float('nan')):
+        with pytest.raises(ValueError, match='deepest'):
+            RLConfig(deepest=share)
     with pytest.raises(ValueError, match='observations'):
         RLConfig(algorithm='ppo', observations='policy')
     with pytest.raises(ValueError, match='k1'):

@@ -156,8 +156,8 @@ def prose(path):
 
 
 def test_all_texts_have_the_words_of_the_field():
-    rooms = ('zerosearch_jax', 'launch', 'configs', 'colab', 'benchmarks')
-    paths = [path for room in rooms for kind in ('py', 'ipynb') for path in (ROOT / room).rglob(f'*.{kind}')]
+    folders = ('zerosearch_jax', 'launch', 'configs', 'colab', 'benchmarks')
+    paths = [path for folder in folders for kind in ('py', 'ipynb') for path in (ROOT / folder).rglob(f'*.{kind}')]
     assert {ids(path): found for path in [*PAGES, *paths] if (found := old_words(prose(path)))} == {}
 
 
@@ -363,11 +363,11 @@ def test_files_that_the_pages_name_exist():
 
 def test_the_architecture_names_every_module_and_the_code_what_it_names():
     text = (DOCS / 'architecture.md').read_text()
-    rooms = text.split('```')[1]
+    parts = text.split('```')[1]
     for path in (ROOT / 'zerosearch_jax').rglob('*.py'):
         if path.stem != '__init__':
-            room = path.parent.name
-            lines = [line for line in rooms.splitlines() if f'{room}/' in line] if room != 'zerosearch_jax' else [rooms]
+            part = path.parent.name
+            lines = [line for line in parts.splitlines() if f'{part}/' in line] if part != 'zerosearch_jax' else [parts]
             assert any(re.search(rf'\b{path.stem}\b', line) for line in lines), path
     doors = section('architecture.md', 'One question, from its row to the weight update')
     named = re.findall(r'`(\w+/\w+\.py)`((?: `[\w.]+(?:\(\w*\))?`,?)*)', doors)

@@ -95,6 +95,12 @@ def test_an_audit_is_written_once(run):
     assert several['audit'] == one['audit'] and len(one['audit']) == 6
 
 
+def test_weights_and_tokenizer_are_exported_by_one_process(run):
+    _, _, checkpoints = run
+    assert {path.name for path in checkpoints.parent.glob('export_*/model/*.json')} >= {'tokenizer.json'}
+    assert [path.name for path in checkpoints.parent.glob('export_*')] == ['export_0']
+
+
 def test_generations_equal_those_of_one_process(run):
     (several, *_), one, _ = run
     assert len(one['generations']) == 2 * (8 + 8 + 10)

@@ -17,16 +17,18 @@ def work(checkpoints: pathlib.Path) -> dict:
     from helpers import TINY, drain, random_batch, requests, tiny_engine, tiny_params
 
     from configs.common import sections
-    from zerosearch_jax import settings
+    from zerosearch_jax import policy, pretrained, settings
     from zerosearch_jax.audit import audit
     from zerosearch_jax.data.rows import Question
     from zerosearch_jax.evaluate import evaluation
+    from zerosearch_jax.generate import capacity
     from zerosearch_jax.models import transformer
     from zerosearch_jax.rl import losses, state, step
     from zerosearch_jax.run import jsonl
     from zerosearch_jax.run.checkpoint import Checkpoints
     from zerosearch_jax.search import journal
     from zerosearch_jax.sharding import make_mesh
+    from zerosearch_jax.text.tokenizer import byte_tokenizer
 
     mesh = make_mesh((2, 2, 2))
     params = tiny_params(mesh)
@@ -71,6 +73,9 @@ def work(checkpoints: pathlib.Path) -> dict:
     audit.audit(audit.parse(made), checkpoints.parent / 'audit', settings.to_json(made))
     answers = jsonl.shared_jsonl(checkpoints.parent / 'audit' / 'oracle' / 'answers.jsonl')
 
+    own = checkpoints.parent / f'export_{jax.process_index()}'
+    policy.export_weights(params, pretrained.Model(TINY, byte_tokenizer(), params), False, own, '{}')
+
     tx = state.optimizer(state.OptimizerConfig(learning_rate=1e-3), 10)
     shardings = state.state_shardings(transformer.layout(TINY), tx, mesh)
     update = step.make_update(TINY, tx, shardings, losses.LossConfig(), losses.Compute(chunk=32))
@@ -87,7 +92,8 @@ def work(checkpoints: pathlib.Path) -> dict:
             for path, leaf in jax.tree_util.tree_leaves_with_path(now.params)
         }
     saved.close()
-    return {'generations': results, 'metrics': measures, 'norms': norms, 'calls': calls, 'left': left, 'audit': answers}
+    results = {'generations': results, 'metrics': measures, 'norms': norms, 'calls': calls, 'left': left}
+    return results | {'audit': answers, 'cache_gib': capacity.cache_gib(mesh)}
 
 
 def main(process: int, processes: int, port: str, directory: pathlib.Path):

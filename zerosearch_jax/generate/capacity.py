@@ -55,7 +55,7 @@ def rounded_capacity(capacity: int) -> int:
 
 def cache_gib(mesh: jax.sharding.Mesh) -> float:
     """The default GiB of each device for the caches of a run; 0 on CPU: no limit."""
-    stats = mesh.devices.flat[0].memory_stats() or {}
+    stats = sharding.from_first_process(mesh.local_devices[0].memory_stats() or {})
     return CACHE_SHARE * stats.get('bytes_limit', 0) / 2**30
 
 

@@ -201,7 +201,7 @@ def _times(cfg: Config, loads: Mapping[str, Mapping[str, int]], work: Workload) 
     longest = own.prompt_tokens + own.response_tokens
     rows = (own.prompt_tokens / share + new) / rl.row_length  # rows that a packed trajectory takes
     used = min(rows * (rl.row_length // longest), 1.0)  # empty micro-batches are skipped
-    updates = rl.epochs * -(-own.questions * own.group // programs.minibatch(cfg))
+    updates = rl.epochs * rl.updates(own.questions * own.group)[0]
     times = dict.fromkeys(('reference', 'old log-probs', 'critic: values'), used)
     times |= dict.fromkeys(('update', 'critic: update'), used * updates)
     times['information'] = used * (1 + work.searches)  # a probe before the first search, and one after each

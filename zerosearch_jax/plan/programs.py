@@ -221,6 +221,8 @@ class _Learner:
 
     def __init__(self, cfg: Config, policy: ModelConfig, trained, frozen, train_state, mesh):
         self._cfg, self._policy, self._mesh = cfg, policy, mesh
+        self._trajectories = cfg.rollout.questions * cfg.rollout.group
+        _, self._minibatch = cfg.rl.updates(self._trajectories)
         self._trained, self._frozen, self._state = trained, frozen, train_state
         form = attention.choose(policy, cfg.policy.dtype, mesh, cfg.rl.row_length).name
         self._compute = losses.Compute(cfg.policy.dtype, cfg.rl.remat, cfg.rl.chunk, form)
@@ -243,14 +245,14 @@ class _Learner:
         )
 
     def score(self, name: str, params) -> Program:
-        batch = self._batch(self._cfg.rollout.questions * self._cfg.rollout.group)
+        batch = self._batch(self._trajectories)
         temperature = self._cfg.rollout.temperature
         traced = step.score.trace(params, self._frozen, batch, temperature, cfg=self._policy, compute=self._compute)
         moved = len_micro(batch) * self._weights
         return Program(name, traced, size(params) + size(self._frozen), moved, self._turns)
 
     def update(self, tx, shardings) -> Program:
-        rl, batch = self._cfg.rl, self._batch(minibatch(self._cfg))
+        rl, batch = self._cfg.rl, self._batch(self._minibatch)
         loss = losses.LossConfig(kl=rl.kl, entropy=rl.entropy)
         update = step.make_update(self._policy, tx, shardings, loss, self._compute, self._cfg.rollout.temperature)
         moved = len_micro(batch) * (2 if rl.remat == 'none' else 3) * self._weights + 2 * size(self._state)
@@ -270,8 +272,8 @@ class _Learner:
     def critic(self, frozen, tx, train_state, shardings) -> tuple[int, list[Program]]:
         """Bytes that PPO's critic holds on each device, and its two programs."""
         own = self._cfg.critic
-        everything = self._batch(self._cfg.rollout.questions * self._cfg.rollout.group)
-        batch = self._batch(minibatch(self._cfg))
+        everything = self._batch(self._trajectories)
+        batch = self._batch(self._minibatch)
         values = critics.values.trace(train_state.params, frozen, everything, cfg=self._policy, compute=self._compute)
         update = critics.make_update(self._policy, tx, shardings, own.clip, self._compute)
         update = update.trace(train_state, frozen, batch, batch.weights, batch.weights)
@@ -282,12 +284,6 @@ class _Learner:
             Program('critic: values', values, there[0], read[0]),
             Program('critic: update', update, there[1], read[1]),
         ]
-
-
-def minibatch(cfg: Config) -> int:
-    """Trajectories of an update, as the learner cuts a step: into the fewest updates of even size."""
-    trajectories = cfg.rollout.questions * cfg.rollout.group
-    return -(-trajectories // -(-trajectories // (cfg.rl.minibatch or trajectories)))
 
 
 def len_micro(batch: Batch) -> int:

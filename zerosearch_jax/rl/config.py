@@ -1,6 +1,7 @@
 """The configuration of the algorithm, of its loss and of the critic."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from zerosearch_jax.rl import algorithms
@@ -32,6 +33,9 @@ class RLConfig:
     entropy: float = 0.0  # weight of the entropy bonus
     drop_zero_variance: bool = False  # leave out groups whose rewards are all equal
     dynamic_sampling: int = 0  # the most rounds of new questions that replace such groups (DAPO); 0: off
+    # share of a step's trajectories that is trained on, those with the most turns (CuSearch, arXiv 2605.11611); the
+    # others count in the statistics of their groups
+    deepest: float = 1.0
     observations: Literal['masked', 'policy', 'likelihood'] = 'masked'  # whether documents are trained on, and how
     likelihood_weight: float = 0.01  # weight of the documents' cross-entropy
     minibatch: int = 0  # the most trajectories in an optimizer update: a step is cut into even parts; 0: all
@@ -46,6 +50,8 @@ class RLConfig:
         for name in ('steps', 'row_length', 'rows_per_micro', 'chunk', 'epochs'):
             if getattr(self, name) < (name not in ('steps', 'rows_per_micro')):
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+        if not 0 < self.deepest <= 1:
+            raise ValueError(f'deepest must be above 0 and at most 1, got {self.deepest}')
         if self.has_critic and self.drop_zero_variance:
             raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for a critic')
         if self.token_advantages and self.observations == 'policy':
@@ -65,6 +71,12 @@ class RLConfig:
         """
         several = self.epochs > 1 or self.minibatch > 0
         return self.old_logprobs == 'trainer' or (self.importance_cap > 0 and several)
+
+    def updates(self, trajectories: int) -> tuple[int, int]:
+        """For a step's trajectories: optimizer updates of an epoch, and the most trajectories of one, in even parts."""
+        trained = math.ceil(self.deepest * trajectories)
+        updates = -(-trained // (self.minibatch or trained))
+        return updates, -(-trained // updates)
 
     @property
     def remats(self) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Credit of tokens: from the rewards of trajectories, or of their turns, to one advantage for each token."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,3 +80,22 @@ def per_token(rl: RLConfig, sequence: TokenSequence, advantage: np.ndarray) -> n
 def sampled(sequence: TokenSequence) -> np.ndarray:
     """Which of the weighted tokens the policy sampled."""
     return ~np.isnan(sequence.logprobs[sequence.weights > 0])
+
+
+def recomputed(sequences: Sequence[TokenSequence], scores: Sequence[np.ndarray], cap: float):
+    """Sequences with the trainer's log-probs (`scores`) as old ones, importance weights up to cap, the largest gap."""
+    found, importance, largest = [], [], 0.0
+    for sequence, own in zip(sequences, scores, strict=True):
+        old, active = sequence.logprobs.copy(), sequence.weights > 0
+        gap = np.nan_to_num(own - old[active])  # 0 at tokens that were not sampled
+        old[active] = np.where(np.isnan(old[active]), np.nan, own)
+        found.append(dataclasses.replace(sequence, logprobs=old))
+        importance.append(np.minimum(np.exp(gap), cap) if cap else 1.0)
+        largest = max(largest, float(np.abs(gap).max(initial=0.0)))
+    return found, importance, {'logprob_gap_max': largest}
+
+
+def deepest(share: float, episodes: Sequence[Sequence[Segment]]) -> np.ndarray:
+    """Indices of this share of the episodes, rounded up: those with the most turns, of equal ones the first."""
+    depths = np.array([turns_of(episode).max(initial=0) for episode in episodes])
+    return np.sort(np.argsort(-depths, kind='stable')[: math.ceil(share * len(episodes))])

@@ -53,8 +53,7 @@ class Learner:
         self.rl, self.critic_cfg, self.mesh = rl, cfg.critic, mesh
         self.frozen, self._model_cfg, self._temperature = trainable.frozen, model.cfg, rollout.temperature
         self._trajectories = rollout.questions * rollout.group
-        updates = -(-self._trajectories // (rl.minibatch or self._trajectories))
-        self._minibatch = -(-self._trajectories // updates)  # parts of even size, so that none is small
+        _, self._minibatch = rl.updates(self._trajectories)
         self._longest = rollout.prompt_tokens + rollout.response_tokens
         self._scores_itself = rl.rescores or bool(cfg.reward.information)
         algorithm = algorithms.find_algorithm(rl.algorithm)
@@ -211,11 +210,14 @@ class Learner:
                 advantages = credit.estimate(self.rl, earned, totals, groups, valid, penalties)
             token_advantages = [credit.per_token(self.rl, s, a) for s, a in zip(sequences, advantages, strict=True)]
             weighed = [a * w for a, w in zip(token_advantages, importance, strict=True)]
-            measured, logprobs = self._updates(step, sequences, weighed, reference, targets)
+            kept = credit.deepest(self.rl.deepest, [episodes[i] for i in trained])
+            parts = (sequences, weighed, reference, *(targets or ()))
+            measured, logprobs = self._updates(step, *(part and [part[k] for k in kept] for part in parts))
         learned.metrics.update(measured | divergence | gap)
-        learned.advantages[trained] = [a.mean() if len(a) else 0.0 for a in token_advantages]
-        for i, sequence, own in zip(trained, sampled, logprobs, strict=False):
-            learned.gaps[i] = (own - sequence.logprobs[sequence.weights > 0])[credit.sampled(sequence)]
+        learned.advantages[trained[kept]] = [a.mean() if len(a) else 0.0 for a in (token_advantages[k] for k in kept)]
+        for k, own in zip(kept, logprobs, strict=False):
+            engine = sampled[k].logprobs[sampled[k].weights > 0]
+            learned.gaps[trained[k]] = (own - engine)[credit.sampled(sampled[k])]
         return learned
 
     def _pack(self, sequences: Sequence[TokenSequence], trajectories: int) -> tuple[Batch, algorithms.TokenMap]:
@@ -246,15 +248,7 @@ class Learner:
         """The effect of the trainer's log-probs: new old log-probs, importance weights, the gap to the engine."""
         if not self.rl.rescores:  # the loss computes the importance weights
             return sequences, [1.0] * len(sequences), {}
-        found, importance, largest, cap = [], [], 0.0, self.rl.importance_cap
-        for sequence, own in zip(sequences, self._score(self.state['policy'].params, sequences), strict=True):
-            old, active = sequence.logprobs.copy(), sequence.weights > 0
-            gap = np.nan_to_num(own - old[active])  # 0 at tokens that were not sampled
-            old[active] = np.where(np.isnan(old[active]), np.nan, own)
-            found.append(dataclasses.replace(sequence, logprobs=old))
-            importance.append(np.minimum(np.exp(gap), cap) if cap else 1.0)
-            largest = max(largest, float(np.abs(gap).max(initial=0.0)))
-        return found, importance, {'logprob_gap_max': largest}
+        return credit.recomputed(sequences, self._score(self.state['policy'].params, sequences), self.rl.importance_cap)
 
     def _critic_advantages(self, sequences: list[TokenSequence], rewards: list[np.ndarray]):
         """Advantages of the sampled tokens, and the critic's training data: sequences, returns and old values.
@@ -281,7 +275,7 @@ class Learner:
         """The weights under the value head that the critic does not train."""
         return self._critic_frozen if self.critic_cfg.trunk == 'own' else self.policy_params
 
-    def _updates(self, step: int, sequences, token_advantages, reference, targets):
+    def _updates(self, step: int, sequences, token_advantages, reference, *targets):
         """Metrics of all updates, and the log-probs from the first update, for its sequences."""
         measured: list[dict[str, float]] = []
         first: list[np.ndarray] = []
