@@ -10,7 +10,7 @@ the documents suffice to answer the query (v2). The judge is a model of ours or,
 Expected: not run.
 """
 
-from configs.common import sections
+from configs.common import sections, simulator
 
 
 def get_config(preset=''):
@@ -21,7 +21,7 @@ def get_config(preset=''):
     config = sections(collect.Config)
     config.collect.label = preset or 'answer'
     config.policy.adapter = 'smollm2_policy'
-    config.simulator.update(documents=2, words=25)
+    config.simulator.update(simulator(), adapter='', documents=2)
     config.collect.documents = 2
     config.rollout.update(group=1, max_turns=3, turn_tokens=80, observation_tokens=176)
     config.rollout.update(prompt_tokens=256, response_tokens=512, slots=16)

@@ -2,7 +2,7 @@
 # Training on a TPU slice of a GKE cluster, by XPK (pip install xpk), in an image with this repository installed:
 #
 #   CLUSTER=my-cluster TYPE=v5litepod-64 IMAGE=REGISTRY/zerosearch_jax NAME=my-run STORAGE=my-bucket launch/gke.sh \
-#       --config configs/qwen2_5_3b.py --config.mesh=1,64,1 --workdir /shared/my-run
+#       --config configs/qwen2_5_3b.py --config.mesh=1,64,1 --config.rl.rows_per_micro=64 --workdir /shared/my-run
 #
 # STORAGE is one that `xpk storage attach` made; it must be mounted where --workdir is. A preempted pod has five minutes
 # to save after its current step, and is started again.

@@ -14,7 +14,6 @@ from zerosearch_jax.generate.engine import Engine
 from zerosearch_jax.generate.requests import Role
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.pretrained import Model, load_adapter, open_engines
-from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.text import protocol
 from zerosearch_jax.weights import huggingface, trees
 
@@ -79,7 +78,8 @@ def export_weights(
     else:
         path = directory / 'model'
         huggingface.save(params, model.cfg, path)
-        on_first_process(lambda: model.tokenizer.save(path))
+        if jax.process_index() == 0:
+            model.tokenizer.save(path)
     return path
 
 

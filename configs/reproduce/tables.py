@@ -33,9 +33,8 @@ TUNED = {
     f'_tuned_{size}b': ('', {'simulator': {'model': f'Alibaba-NLP/Simulation_LLM_google_{size}B_V2'}})
     for size in (3, 7)
 }
-NOT_TUNED = {'template': 'prompted', 'blind_noise': True}
 PROMPTED = {
-    f'_prompted_{size}b': ('', {'simulator': {'model': f'Qwen/Qwen2.5-{size}B-Instruct'} | NOT_TUNED})
+    f'_prompted_{size}b': ('', {'simulator': {'model': f'Qwen/Qwen2.5-{size}B-Instruct', 'blind_noise': True}})
     for size in (3, 7, 14)
 }
 UNTRAINED = {'_untrained': ('', {'rl': {'steps': 0}, 'evaluation': {'before': True}})}

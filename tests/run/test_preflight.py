@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from configs import tiny
+from configs import common, tiny
 from zerosearch_jax import pretrained, settings
 from zerosearch_jax.data import sources
 from zerosearch_jax.policy import PolicyConfig
@@ -106,6 +106,41 @@ def test_fine_tuning_too_tells_a_wrong_model_and_template(tmp_path):
         made[section][field] = 'nope'
         with pytest.raises((ValueError, OSError), match=line):
             sft.train(sft.parse(made), tmp_path, settings.to_json(made))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'line'),
+    [
+        (
+            {'adapter': 'search_simulator', 'template': 'tuned', 'blind_noise': True},
+            "with template='told';",
+        ),
+        ({'adapter': 'search_simulator', 'template': 'told', 'words': 25}, 'with words=30, blind_noise=True;'),
+        ({'kind': 'endpoint', 'template': 'told'}, 'that for models without'),
+        (
+            {'kind': 'endpoint', 'template': 'told', 'adapter': 'search_simulator'},
+            'that for models without',
+        ),
+        ({'model': 'tiny', 'template': 'tuned'}, 'that for models without'),
+        ({'adapter': 'search_simulator', **common.simulator()}, ''),
+        ({'adapter': 'smollm2_simulator', 'template': 'tuned'}, ''),  # what it was taught is not known
+        ({'kind': 'endpoint'}, ''),
+        ({'kind': 'oracle', 'template': 'told'}, ''),
+    ],
+    ids=str,
+)
+def test_a_wording_that_a_simulator_was_not_taught_is_said(fields, line, capsys):
+    asked = SimulatorConfig(**fields)
+    preflight.check((1, 1, 1), {'policy': POLICY}, simulator=asked, endpoint=EndpointConfig('http://127.0.0.1:1/v1'))
+    said = capsys.readouterr().err
+    assert line in said and ('fine-tun' in said) == bool(line)
+
+
+def test_rows_that_leave_devices_idle_are_said(capsys):
+    for count, idle in ((0, False), (1, True), (4, False), (6, True)):
+        preflight.check((1, 4, 1), {'policy': POLICY}, rows={'rl.rows_per_micro': count})
+        line = f'config.rl.rows_per_micro = {count} is no multiple of data x fsdp = 4'
+        assert (line in capsys.readouterr().err) == idle
 
 
 def test_a_model_that_is_cut_is_told_by_its_field(tmp_path):

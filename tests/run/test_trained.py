@@ -34,6 +34,8 @@ def test_an_adapter_by_directory_and_by_file(run):
         assert found.run == json.loads(RUN)
     policy = found.policy_config(PolicyConfig('tiny', dtype='bfloat16'))
     assert policy == PolicyConfig('tiny', str(run / 'adapter.safetensors'), dtype='bfloat16')
+    assert found.policy_config(PolicyConfig('other')).model == 'tiny'
+    assert found.policy_config(PolicyConfig('other'), ['policy.model']).model == 'other'
 
 
 def test_a_model_by_the_directory_of_its_run_and_its_own(run):

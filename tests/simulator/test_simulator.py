@@ -75,7 +75,7 @@ QUERIES = [Query(i, Question(f'q{i}', 'x', ('y',)), 0, 0, 'z') for i in range(20
 
 
 def test_noise_by_document_mixes_both_in_the_order_drawn():
-    cfg = SimulatorConfig(noise_per='document', documents=4)
+    cfg = SimulatorConfig(template='tuned', noise_per='document', documents=4)
     results, writer = run(counted, cfg, QUERIES, noise=0.3)
     assert len({r.labels for r in results.values()}) > 8
     for result in results.values():
@@ -110,7 +110,7 @@ def test_what_the_outside_fails_is_not_asked_for_again():
 
 
 def test_a_remembered_search_is_answered_once_per_query_question_quality_and_seed(tmp_path):
-    cfg = SimulatorConfig(remember=str(tmp_path / 'memory.log'))
+    cfg = SimulatorConfig(template='tuned', remember=str(tmp_path / 'memory.log'))
     first, writer = run(counted, cfg, memory=Journal(cfg.remember), noise=0.0)
     assert len(writer.asked) == 1
     again, writer = run(

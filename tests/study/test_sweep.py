@@ -292,6 +292,8 @@ def test_a_variant_that_names_methods_asks_the_bases_questions_of_its_engine():
         study(variants={'a': {}, 'b': {'evaluation': {'methods': 'best'}}})
     with pytest.raises(ValueError, match=r"variant 'b': evaluation\.methods must be one method, got rag, cot"):
         study(variants={'a': {}, 'b': {'evaluation': {'methods': 'rag,cot'}}})
+    with pytest.raises(ValueError, match=r"variant 'b' is an evaluation: set evaluation\.questions"):
+        study(variants={'a': {}, 'b': {'evaluation': {'methods': 'rag', 'questions': 0}}})
 
 
 @pytest.mark.parametrize('evaluated', [{'methods': 'cot'}, {'methods': 'rag', 'datasets': 'toy'}])

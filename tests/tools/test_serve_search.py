@@ -144,11 +144,11 @@ def test_the_simulator_is_told_what_the_request_tells():
     with serving(written(configured(), writer)) as made:
         told = {'question': ['In which country is Rome?', None], 'golden_answers': [['Italy', 'it'], None]}
         assert texts(made, queries=['Rome', 'Oslo'], topk=2, **told) == [['Rome is in Italy', 'so it is']] * 2
-        assert 'In which country is Rome? The right answer is: Italy.' in writer.asked[0]
-        assert 'Query: Oslo' in writer.asked[1] and 'right answer' not in writer.asked[1]
-        assert all('Write 2 useful' in message for message in writer.asked)
+        assert 'Query: Rome\nQuestion: In which country is Rome?\nAnswer: Italy\n' in writer.asked[0]
+        assert 'Query: Oslo\nUseful documents:' in writer.asked[1]
+        assert all('Write 2 ' in m and m.endswith('Useful documents:') for m in writer.asked)
         texts(made, queries=['Rome'], topk=2, golden_answers=[['Italy']], noise=1.0)
-        assert 'Write 2 noisy' in writer.asked[2] and 'wants to know: Rome The right' in writer.asked[2]
+        assert writer.asked[2].endswith('Query: Rome\nNoisy documents:')  # it was taught noise without the answer
 
 
 def test_a_search_that_fails_is_told_and_an_outage_is_an_error(capsys):

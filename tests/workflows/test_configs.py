@@ -22,7 +22,7 @@ from zerosearch_jax.models.config import PRESETS, from_hf, to_hf
 from zerosearch_jax.study import sweep
 from zerosearch_jax.tools.config_reference import PROGRAMS
 from zerosearch_jax.train import config as train_config
-from zerosearch_jax.train import trainer
+from zerosearch_jax.train import sft, trainer
 
 CONFIGS = ROOT / 'configs'
 CLAIM = CONFIGS / 'miniature' / 'claim.py'
@@ -204,6 +204,33 @@ def test_what_would_train_nothing_is_refused(field, value, message):
     config[section][name] = value
     with pytest.raises(ValueError, match=message):
         train_config.parse(config)
+
+
+@pytest.mark.parametrize('prompt', ['search', 'budget', 'reason'])
+def test_a_prompt_that_asks_for_searches_needs_searches(prompt):
+    config = tiny.get_config()
+    config.rollout.update(max_turns=0, prompt=prompt)
+    config.simulator.kind = 'none'
+    if prompt == 'reason':
+        assert train_config.parse(config).rollout.prompt == 'reason'
+    else:
+        with pytest.raises(ValueError, match=r"asks for searches.*prompt='reason'"):
+            train_config.parse(config)
+
+
+@pytest.mark.parametrize('name', ['row_length', 'rows_per_micro', 'chunk'])
+def test_fine_tuning_refuses_a_size_of_zero(name):
+    config = common.sections(sft.Config)
+    config.sft[name] = 0
+    with pytest.raises(ValueError, match=f'{name} must be positive'):
+        sft.parse(config)
+
+
+def test_an_evaluation_on_simulated_search_needs_a_simulator():
+    config = common.sections(evaluation.Config)
+    config.evaluation.simulated, config.simulator.kind = True, 'none'
+    with pytest.raises(ValueError, match=r"config\.simulator\.kind is 'none'"):
+        evaluation.parse(config)
 
 
 @pytest.mark.parametrize(('name', 'value'), [('drop_zero_variance', True), ('dynamic_sampling', 1)])

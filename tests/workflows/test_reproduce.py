@@ -45,7 +45,7 @@ def test_every_row_of_the_tables_is_an_arm_and_every_arm_a_row(form):
         cfg, ends = parsed[name], name.split('_')
         assert cfg.simulator.kind == {'r1': 'none', 'searchr1': 'engine'}.get(ends[-1], 'model'), name
         assert cfg.rl.steps == (0 if 'untrained' in ends else 203)
-        assert cfg.simulator.template == ('prompted' if 'prompted' in ends else 'tuned')
+        assert cfg.simulator.template == 'prompted'
         assert f'{ends[-1].upper() if ends[-1][-1] == "b" else "14B"}' in cfg.simulator.model, name
         if form and 'ppo' not in ends:
             assert cfg.rl.kl == -0.001 and cfg.evaluation.whole_batches_of == 64

@@ -56,7 +56,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedConfig:
-    """Weights of the trained methods (run/trained.py); adapters are put on config.policy.model; '': not run."""
+    """Weights of the trained methods (run/trained.py); adapters are put on their own base; '': not run."""
 
     r1: str = ''
     search_r1: str = ''
@@ -84,6 +84,8 @@ class Config:
             raise ValueError(f'config.evaluation.methods: {unknown[0]!r} is none of {", ".join(METHODS)}')
         if not self.methods or not self.datasets:
             raise ValueError('config.evaluation needs at least one of methods and one of datasets')
+        if self.evaluation.simulated and self.simulator.kind == 'none':
+            raise ValueError("config.evaluation.simulated needs a simulator: config.simulator.kind is 'none'")
 
     @property
     def methods(self) -> list[str]:
@@ -251,7 +253,7 @@ def _fitting(cfg: Config, missing: dict[str, dict[str, list[Question]]], given: 
         model, size = cfg.policy.model, cfg.rollout
         if METHODS[method].trained:
             found = trained.find(getattr(cfg.trained, method))
-            model, size = found.policy_config(cfg.policy).model, found.rollout_config(size, given)
+            model, size = found.policy_config(cfg.policy, given).model, found.rollout_config(size, given)
         size = dataclasses.replace(size, prompt=wording(METHODS[method], size))  # documents have a budget of their own
         questions = fitting(questions, tokenizer_of(model), size, cfg.evaluation.too_long)
     return {*questions}
@@ -312,11 +314,11 @@ class Evaluator:
         policy, self._size, self._documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
         if given:
             found = trained.find(given)
-            policy, self._size = found.policy_config(policy), found.rollout_config(self._size, self._given)
+            policy = found.policy_config(policy, self._given)
+            self._size = found.rollout_config(self._size, self._given)
             self._documents = found.documents(self._documents, self._given)
             progress.log(f'{given} is asked as in its training: {trained.asked_line(self._size, self._documents)}')
-            if found.base not in ('', cfg.policy.model) and not found.is_model:
-                progress.log(f'{given} was trained over {found.base}; here it is put on {cfg.policy.model}')
+            preflight.check_adapter('trained', policy)
         if self._loaded is None or self._loaded[0] != policy.model:
             self._loaded, self._opened = (policy.model, pretrained.load_model(policy.model, self._mesh)), None
         if self._opened != self._size:

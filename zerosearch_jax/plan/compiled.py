@@ -16,6 +16,7 @@ from jax.extend import core
 
 from zerosearch_jax import sharding
 from zerosearch_jax.plan import hlo
+from zerosearch_jax.rl.step import own_bytes
 
 # bytes that each of n devices receives, given the bytes of the result (for a reduce-scatter, of a device's share)
 RECEIVED = {
@@ -76,15 +77,14 @@ def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, turns: int = 
         if not named:
             raise
         return Compiled(0, int(float(named[1]) * 2**30), {}, refused=True)
-    memory = program.memory_analysis()
-    own = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     received: collections.Counter = collections.Counter()
     text = program.as_text()
     found = collectives(text, mesh, turns)
     for one in found:
         received[one.axes] += one.times * one.received
     times = sum(one.times for one in found)
-    return Compiled(memory.argument_size_in_bytes, own, dict(received), times, *hlo.work(text, turns))
+    arguments = program.memory_analysis().argument_size_in_bytes
+    return Compiled(arguments, own_bytes(program), dict(received), times, *hlo.work(text, turns))
 
 
 # ---------------------------------------------------------------- collectives

@@ -5,12 +5,16 @@ from collections.abc import Mapping
 import jax
 
 from zerosearch_jax import pretrained, progress, sharding
+from zerosearch_jax.run import trained
 from zerosearch_jax.search import remote
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator import load
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.prompts import simulator_template
 from zerosearch_jax.simulator.writers import EndpointConfig, require_address
+
+FINE_TUNED = ('tuned', 'told')  # wordings that do not describe the format of the documents
+TAUGHT = ('template', 'words', 'style', 'blind_noise')  # fields of a request that fine-tuning fixes
 
 
 def check(
@@ -20,6 +24,7 @@ def check(
     engine: EngineConfig | None = None,
     simulator: SimulatorConfig | None = None,
     endpoint: EndpointConfig | None = None,
+    rows: Mapping[str, int] | None = None,
 ):
     """Checks the parts of a configuration that will be used.
 
@@ -29,6 +34,7 @@ def check(
       engine: the real search engine, if it will be used.
       simulator: the simulator, if it will be used.
       endpoint: the server of a served simulator.
+      rows: {name of the field: rows of a micro-batch}, if there will be updates.
 
     Raises:
       ValueError, OSError: one line says what is wrong and what to set.
@@ -36,6 +42,10 @@ def check(
     if (used := sharding.make_mesh(mesh).size) < jax.device_count():
         shape = 'x'.join(map(str, mesh))
         progress.log(f'mesh {shape} uses {used} of {jax.device_count()} devices; -1 in config.mesh takes the rest')
+    parts = sharding.shard_count('batch', sharding.make_mesh(mesh))
+    for field, count in (rows or {}).items():
+        if count % parts:
+            progress.log(f'config.{field} = {count} is no multiple of data x fsdp = {parts}: devices idle in updates')
     if simulator and simulator.kind == 'endpoint':
         require_address(endpoint)
     if engine:
@@ -52,7 +62,33 @@ def check(
                 except (ValueError, OSError) as error:
                     kind = ValueError if isinstance(error, ValueError) else OSError
                     raise kind(f'config.{name}.{field}: {error}') from error
+    for name, section in models.items():
+        check_adapter(name, section)
+    if simulator and simulator.kind in ('model', 'self', 'endpoint'):
+        _check_wording(simulator)
     if engine:
         remote.probe(engine)
     if simulator:
         load.probe(simulator, endpoint)
+
+
+def check_adapter(name: str, section):
+    """Prints one line if the adapter of config.NAME was trained over another model than it is put on."""
+    base = trained.find(section.adapter).base if section.adapter else ''
+    if base not in ('', section.model):
+        progress.log(f'config.{name}: {section.adapter} was trained over {base}; here it is put on {section.model}')
+
+
+def _check_wording(cfg: SimulatorConfig):
+    """Prints one line if a simulator will be asked in another wording than it was fine-tuned with."""
+    adapter = cfg.adapter if cfg.kind == 'model' else ''
+    taught = trained.find(adapter).run.get('simulator', {}) if adapter else {}
+    others = {field: taught[field] for field in TAUGHT if field in taught and taught[field] != getattr(cfg, field)}
+    if others:
+        values = ', '.join(f'{field}={value!r}' for field, value in others.items())
+        progress.log(f'config.simulator: {adapter} was fine-tuned with {values}; this run asks otherwise')
+    elif not adapter and cfg.template in FINE_TUNED:
+        progress.log(
+            f"config.simulator.template={cfg.template!r} is the wording of shipped adapters; 'prompted' is that for "
+            'models without fine-tuning'
+        )

@@ -49,10 +49,17 @@ class Trained:
         total = (self.run.get('rl') or self.run.get('sft') or {}).get('steps', 0)
         return f'step {self.step} of {total}' if self.step is not None and self.step < total else ''
 
-    def policy_config(self, policy: PolicyConfig) -> PolicyConfig:
-        """`policy` with these weights; an adapter is put on its model."""
-        place = {'model': self.reference, 'adapter': ''} if self.is_model else {'adapter': self.reference}
-        return dataclasses.replace(policy, **place)
+    def policy_config(self, policy: PolicyConfig, given: Collection[str] = ()) -> PolicyConfig:
+        """`policy` with these weights; an adapter is put on the model that it was trained from, if that is known.
+
+        Args:
+          policy: of the configuration.
+          given: fields that were set explicitly; with 'policy.model' the adapter is put on that.
+        """
+        if self.is_model:
+            return dataclasses.replace(policy, model=self.reference, adapter='')
+        base = policy.model if 'policy.model' in given else self.base or policy.model
+        return dataclasses.replace(policy, model=base, adapter=self.reference)
 
     def rollout_config(self, size: RolloutConfig, given: Collection[str] = ()) -> RolloutConfig:
         """`size` with protocol and budgets as they were in training, if that is known.

@@ -19,7 +19,8 @@ class SimulatorConfig:
     weights: Literal['as_loaded', 'int8'] = 'as_loaded'  # int8: a quarter of float32's memory
     live: bool = True  # for 'self': the policy's current weights write the documents; False: its initial weights
     template_arguments: str = ''  # as config.rollout.template_arguments, for the simulator's chat template
-    template: str = 'tuned'  # wording: 'tuned', 'told', 'prompted', or a JSON file (prompts.SimulatorTemplate)
+    # wording: 'prompted'; 'told' and 'tuned', which shipped adapters were taught; or a JSON file of SimulatorTemplate
+    template: str = 'prompted'
     style: str = 'documents'  # name of the documents in the request, e.g. 'web snippets', 'encyclopedia passages'
     documents: int = 3  # documents for a search
     words: int = 30  # words that the request asks for in a document

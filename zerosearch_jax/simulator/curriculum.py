@@ -54,7 +54,7 @@ def noise_probability(
 
     Args:
       cfg: the kind and its numbers.
-      step: i, the optimizer step, counted from 1; from `total_steps` on the result is that of the last step.
+      step: i, the step of the training, counted from 1; from `total_steps` on the result is that of the last step.
       total_steps: m.
       rewards: mean rewards of steps 1 to i - 1 (adaptive reads them, later ones are ignored).
       seed: of the run, for the order of `shuffled`.

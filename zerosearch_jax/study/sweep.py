@@ -97,6 +97,8 @@ def parse(config) -> Study:
             raise ValueError(f'variant {name!r}: {error.args[0]}') from error
         if study.is_evaluation(name) and len(cfg.methods) > 1:
             raise ValueError(f'variant {name!r}: evaluation.methods must be one method, got {", ".join(cfg.methods)}')
+        if study.is_evaluation(name) and not cfg.evaluation.questions:  # 0: none in a training, all in an evaluation
+            raise ValueError(f'variant {name!r} is an evaluation: set evaluation.questions, how many it asks')
     return study
 
 

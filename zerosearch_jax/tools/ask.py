@@ -21,7 +21,7 @@ from zerosearch_jax.text.tokenizer import Tokenizer
 from zerosearch_jax.text.trajectory import Kind
 from zerosearch_jax.tools.screen import Screen
 
-DOCUMENTS = 3  # documents for a search, if the policy's training does not say
+DOCUMENTS = 2  # documents for a search, if the policy's training does not say, as that of smollm2_policy
 
 
 class Asker:
@@ -55,7 +55,8 @@ class Asker:
             self._size, documents = found.rollout_config(cfg.rollout, given), documents or found.documents(DOCUMENTS)
             progress.log(f'{found.reference} {found.state}: {trained.asked_line(self._size, documents)}')
         if checkpoint:
-            policy = found.policy_config(dataclasses.replace(policy, model=base or found.base or policy.model))
+            asked = dataclasses.replace(policy, model=base or policy.model)
+            policy = found.policy_config(asked, ['policy.model'] if base else [])
         evaluation = dataclasses.replace(cfg.evaluation, documents=documents or DOCUMENTS)
         cfg = dataclasses.replace(cfg, evaluation=evaluation)
         preflight.check(

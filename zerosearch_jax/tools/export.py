@@ -44,15 +44,15 @@ def export(
     _check_free(directory, 'adapter_config.json' if whole else 'config.json')
     if not found.is_model and not base:
         raise ValueError(f'{reference} does not say which model it was trained on; give --base')
-    model = pretrained.load_model(found.reference if found.is_model else base, mesh)
-    params = model.params
-    if not found.is_model:
+    place = found.reference if found.is_model else base
+    model = pretrained.load_model(place, mesh) if whole else pretrained.open_model(place)
+    if not whole:
+        peft.save(directory, pretrained.load_adapter(found.reference, model.cfg, mesh), base)
+    elif found.is_model:
+        huggingface.save(lora.merge(model.params), model.cfg, directory, dtype)
+    else:
         adapter = pretrained.load_adapter(found.reference, model.cfg, mesh)
-        if not merge:
-            peft.save(directory, adapter, base)
-        params = lora.combine(params, adapter)
-    if whole:
-        huggingface.save(lora.merge(params), model.cfg, directory, dtype)
+        huggingface.save(lora.merge(lora.combine(model.params, adapter)), model.cfg, directory, dtype)
     model.tokenizer.save(directory, () if card.is_simulator(found.run) else card.grammar(found.run).stops)
     drawn = found.directory and curves.plot_curves(found.directory, path=directory / 'curves.png', last=found.step)
     (directory / 'README.md').write_text(card.card(found, directory.resolve().name, base, whole, bool(drawn)), 'utf-8')

@@ -99,6 +99,11 @@ class Config:
             raise ValueError(
                 f"config.rollout.prompt = '{self.rollout.prompt}' is for evaluations; a policy is trained on 'search'"
             )
+        if self.rollout.prompt in ('search', 'budget') and not self.rollout.max_turns:
+            raise ValueError(
+                f"config.rollout.prompt = '{self.rollout.prompt}' asks for searches, but config.rollout.max_turns = 0; "
+                "set config.rollout.prompt='reason'"
+            )
         if self.rollout.temperature <= 0:
             raise ValueError('config.rollout.temperature must be positive: log-probs are those of the sampling')
         if self.rollout.group < self.rl.min_group:

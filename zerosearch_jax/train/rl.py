@@ -91,6 +91,7 @@ def _check(cfg: Config, workdir: pathlib.Path) -> int:
         engine=cfg.engine if to_come and searched else None,
         simulator=cfg.simulator if to_come else None,
         endpoint=cfg.endpoint,
+        rows={'rl.rows_per_micro': cfg.rl.rows_per_micro} if to_come else None,
     )
     return done
 
@@ -139,7 +140,9 @@ def _run(cfg: Config, workdir: pathlib.Path, config_json: str, job: progress.Job
                 if writer is not None:
                     writer.draw(last)
         except (KeyboardInterrupt, OutsideFailed) as error:
-            why = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'a remote service failed'
+            why = 'interrupted' if isinstance(error, KeyboardInterrupt) else 'searches failed'
+            if isinstance(error, OutsideFailed) and cfg.simulator.kind in ('model', 'self'):
+                why += ' (if it was those of the simulator, they will fail again: see launch.audit_simulator)'
             progress.log(f'{why}; run the same command again to continue from the last checkpoint')
             raise
         finally:

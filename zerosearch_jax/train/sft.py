@@ -74,6 +74,7 @@ class SFTConfig:
 
     def __post_init__(self):
         settings.require_positive(self, 'steps', 'batch', 'evaluate_every', 'checkpoint_every')
+        settings.require_positive(self, 'row_length', 'rows_per_micro', 'chunk')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +212,7 @@ def train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path 
 
 
 def _train(cfg: Config, workdir: pathlib.Path, config_json: str) -> pathlib.Path | None:
-    preflight.check(cfg.mesh, {'model': cfg.model})
+    preflight.check(cfg.mesh, {'model': cfg.model}, rows={'sft.rows_per_micro': cfg.sft.rows_per_micro})
     simulator_template(cfg.simulator.template)
     mesh = sharding.make_mesh(cfg.mesh)
     model = pretrained.load_model(cfg.model.model, mesh)

@@ -208,7 +208,7 @@ class Trainer:
     # ---------------------------------------------------------------- episodes
 
     def collect(self, step: int, noise: float, questions: Sequence[Question] = ()) -> list[Trajectory]:
-        """The step's trajectories on simulated search.
+        """The step's trajectories.
 
         Args:
           step: from 1.
@@ -269,7 +269,7 @@ class Trainer:
         return bool(advantages.zero_variance(rewards, np.zeros(len(group), int), valid).all())
 
     def evaluate(self, questions: Sequence[Question]) -> list[Trajectory]:
-        """Greedy episodes on held-out questions with the real engine."""
+        """Episodes on held-out questions with the real engine, at config.evaluation.temperature."""
         cfg = self.cfg.evaluation
         return self._rollout(
             questions,
