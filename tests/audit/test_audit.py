@@ -218,7 +218,7 @@ def test_collected_searches_are_labelled_by_the_answer_and_load_as_pairs(tmp_pat
     loaded = load_pairs(str(tmp_path / 'pairs.jsonl'))
     assert [pair.label for pair in loaded] == ['noisy', 'useful'] * 3
     for pair in loaded:
-        assert f'Write 2 {pair.label} documents' in pair.prompt
+        assert pair.prompt.endswith(f'{pair.label.capitalize()} documents:')
         assert pair.completion.startswith('Doc 1: ') and '\nDoc 2: two' in pair.completion
 
 

@@ -214,7 +214,7 @@ def test_the_loss_is_on_the_documents_and_the_end_only():
     assert BYTES.decode(trained[:-1]) == 'Doc 1: T. one (/answer) two\nDoc 2: T. three'
     assert trained[-1] == BYTES.eos_ids[0]
     prompt = BYTES.decode(flat.tokens[flat.weights == 0].tolist())
-    assert 'Write 2 noisy documents' in prompt and 'Ann Lee' in prompt and 'Query: its author\n' in prompt
+    assert 'Noisy documents:' in prompt and 'Ann Lee' in prompt and 'Query: its author\n' in prompt
 
 
 def test_control_tokens_in_a_document_are_not_taught():

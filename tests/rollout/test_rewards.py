@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerFast
 from configs import common, llama3_2_3b, qwen2_5_3b, qwen2_5_7b, toy
 from zerosearch_jax.data import sources
 from zerosearch_jax.data.rows import Question
+from zerosearch_jax.generate.requests import Stopped
 from zerosearch_jax.rl import state
+from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_prompt, policy_prompt
 from zerosearch_jax.rollout.rewards import RewardConfig, Scorer, actions, found_answer, overlong_penalty, well_formed
-from zerosearch_jax.rollout.rollout import rollout
+from zerosearch_jax.rollout.rollout import Trajectory, _Episode, rollout
 from zerosearch_jax.search.search import Result
 from zerosearch_jax.simulator.simulator import CompactedQuestions
 from zerosearch_jax.text.tokenizer import Tokenizer
@@ -240,12 +242,23 @@ def test_a_chat_template_that_opens_think_counts_as_opened(end, first, expected)
     assert first in ''.join(tokenizer.decode(s.tokens) for s in trajectory.segments)  # what is trained is as sampled
 
 
-def test_an_answer_is_found_within_a_document_and_not_across_two():
+@pytest.mark.parametrize(
+    ('documents', 'limit', 'held'),
+    [
+        (('born in New', 'York is old'), 400, False),  # not across two
+        (('moved', 'to New York.'), 400, True),
+        (('moved', 'to New York.'), 50, False),  # cut before it
+        (('x' * 40, 'to New York.'), 5000, False),  # the whole does not fit, so nothing is shown
+    ],
+)
+def test_an_answer_is_found_within_a_document_that_the_policy_can_read(documents, limit, held):
     question = dataclasses.replace(ROME, golden_answers=('New York',))
-    found = SimpleNamespace(question=question, searches=[Result(None, ('born in New', 'York is old'))])
-    assert not found_answer(found)
-    found.searches.append(Result(None, ('moved', 'to New York.')))
-    assert found_answer(found)
+    cfg = RolloutConfig(response_tokens=len(SEARCH) + 40 + 60 * (limit < 5000), observation_tokens=limit)
+    episode = _Episode(Trajectory(question, 0, []), BYTES, cfg)
+    episode.act(Stopped('h', tuple(BYTES.encode(SEARCH)), (), '</search>'))
+    what, tokens = episode.read(Result(None, documents))
+    assert what == 'observe' and episode.observe(tokens) == (limit < 5000)
+    assert found_answer(episode.trajectory) == held
 
 
 def test_an_answer_that_used_up_the_budget_is_looked_at():

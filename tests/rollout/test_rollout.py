@@ -301,7 +301,7 @@ def test_a_failed_trajectory_is_marked_and_has_no_advantage():
 
 def simulate(outputs, cfg=None, *, noise=0.0, step=1, seed=0, queries=None, capacity=10**6):
     """Results of queries to a simulator whose model writes `outputs(handle, attempt)`; and its engine."""
-    cfg = cfg or SimulatorConfig(documents=2, attempts=3, max_tokens=2000)
+    cfg = cfg or SimulatorConfig(template='tuned', documents=2, attempts=3, max_tokens=2000)
 
     def script(handle, number, engine):
         query, _, attempt = handle
@@ -339,14 +339,14 @@ def test_malformed_output_is_asked_for_again_with_another_key_and_may_then_succe
 
 @pytest.mark.parametrize('attempts', [1, 3])
 def test_output_that_stays_malformed_is_a_typed_failure_after_exactly_the_attempts(attempts):
-    cfg = SimulatorConfig(attempts=attempts, max_tokens=50)
+    cfg = SimulatorConfig(template='tuned', attempts=attempts, max_tokens=50)
     (result,), engine = simulate(lambda handle, attempt: 'Doc 2: no first', cfg)
     assert (result.failure, result.documents, result.attempts) == ('count', (), attempts)
     assert len({r.key.tobytes() for r in engine.requests}) == len(engine.requests) == attempts
 
 
 def test_a_prompt_too_long_for_the_simulator_is_a_typed_failure():
-    cfg = SimulatorConfig(prompt_tokens=100)
+    cfg = SimulatorConfig(template='tuned', prompt_tokens=100)
     (result,), engine = simulate(lambda handle, attempt: GOOD, cfg)
     assert (result.failure, engine.requests) == ('too_long', [])
 

@@ -139,12 +139,13 @@ def hop_answers(question: Question) -> set[str]:
 def new_hops(trajectory: Trajectory) -> list[str]:
     """For each search, the normalized answer of the hop that it found before any other search, or ''.
 
-    A search finds the answer of the hop that its query asks for (simulator.verify.answers_of), if a document holds it.
+    A search finds the answer of the hop that its query asks for (simulator.verify.answers_of), if what the policy can
+    read of its documents holds it.
     """
     left, brought = hop_answers(trajectory.question), []
-    for search in trajectory.searches:
+    for search, shown in zip(trajectory.searches, trajectory.shown, strict=False):  # a failed prompt's shows nothing
         answer = normalize_answer(answers_of(search.query, 'hop').told) if left else ''
-        held = answer in left and any(holds_answer(document, [answer]) for document in search.documents)
+        held = answer in left and holds_answer(shown, [answer])
         brought.append(answer if held else '')
         left = left - {brought[-1]}
     return brought
@@ -178,9 +179,8 @@ def well_formed(texts: Sequence[str], grammar: Grammar = TAGS) -> bool:
 
 
 def found_answer(trajectory: Trajectory) -> bool:
-    """Whether any document of any search holds a golden answer."""
-    golds = trajectory.question.golden_answers
-    return any(holds_answer(document, golds) for search in trajectory.searches for document in search.documents)
+    """Whether what the policy can read of any search's documents holds a golden answer."""
+    return any(holds_answer(shown, trajectory.question.golden_answers) for shown in trajectory.shown)
 
 
 def overlong_penalty(length: int, budget: int, last: int) -> float:

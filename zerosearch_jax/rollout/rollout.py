@@ -33,6 +33,7 @@ class Trajectory:
     answer: str | None = None
     invalid_actions: int = 0
     search_turns: list[int] = dataclasses.field(default_factory=list)  # the turn of each search
+    shown: list[str] = dataclasses.field(default_factory=list)  # of each search, what the policy can read; '': nothing
     information: list[float | None] = dataclasses.field(default_factory=list)  # of each search, if it is rewarded
 
     @property
@@ -115,9 +116,12 @@ class _Episode:
         self.trajectory.searches.append(result)
         self.trajectory.search_turns.append(self.turns)
         if result.failure:
+            self.trajectory.shown.append('')
             self.trajectory.status = 'search_failed'
             return 'finish', None
-        return 'observe', encode_observation(self._tokenizer, result.documents, self._cfg)
+        tokens = encode_observation(self._tokenizer, result.documents, self._cfg)
+        self.trajectory.shown.append(self._tokenizer.decode(tokens) if len(tokens) < self.tokens_left else '')
+        return 'observe', tokens
 
     def observe(self, tokens: tuple[int, ...]) -> bool:
         """Appends an observation and counts the turn; returns False if no token could follow it."""
@@ -204,6 +208,7 @@ def _opened(questions, samples: int, policy: Engine, tokenizer: Tokenizer, cfg: 
             handle = (question.id, sample)
             trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)], [*read])
             trajectory.search_turns += [0] * len(read)
+            trajectory.shown += ['\n'.join(result.documents) for result in read]
             episodes[handle] = _Episode(trajectory, tokenizer, cfg)
             key = prng.row_key(*randomness, question.id, sample)
             budget = min(cfg.turn_tokens, cfg.response_tokens)
