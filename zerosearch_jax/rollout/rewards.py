@@ -37,7 +37,7 @@ class RewardConfig:
 
     answer: str = 'f1'  # 'f1', 'em', 'cover_em', 'published_em' (difference D3), or the dotted name of a function
     format: float = 0.0  # added if the actions follow the protocol
-    retrieval: float = 0.0  # added if a document holds a golden answer
+    retrieval: float = 0.0  # added if the policy can read a golden answer in the documents of a search
     hop: float = 0.0  # added for a search that finds the answer of a hop before any other search does (new_hops)
     information: float = 0.0  # times the rise of the golden answer's log-prob by a search's documents, in nats a token
     search: float = 0.0  # subtracted for each search
