@@ -13,8 +13,7 @@ def get_config(preset=''):
     config.policy.lora_rank = 4
     config.rollout.update(questions=2, group=2, max_turns=1, turn_tokens=24, observation_tokens=64, slots=4)
     config.rollout.update(prompt_tokens=768, response_tokens=160, decode_steps=8)
-    # the shortest wording, since a token is a byte
-    config.simulator.update(template='told', prompt_tokens=768, max_tokens=24, attempts=1, slots=4)
+    config.simulator.update(template='tuned', prompt_tokens=768, max_tokens=24, attempts=1, slots=4)
     config.rl.update(steps=3, row_length=1024)
     config.optimizer.learning_rate = 1e-3
     config.evaluation.questions = 4

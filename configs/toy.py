@@ -16,7 +16,7 @@ def get_config(preset=''):
     config = base()
     config.policy.model = 'runs/toy_sft/model'
     config.data.update(train='toy', test='toy', corpus='toy')
-    config.simulator.update(kind='oracle', documents=2)
+    config.simulator.update(kind='oracle', template='tuned', documents=2)  # an oracle is not asked
     config.curriculum.update(kind='constant', start=0.0)
     config.rollout.update(questions=8, group=8, max_turns=2, turn_tokens=128, observation_tokens=128)
     config.rollout.update(prompt_tokens=640, response_tokens=384, slots=64, decode_steps=32, temperature=0.8)

@@ -28,7 +28,7 @@ def main(argv):
         from zerosearch_jax import settings
         from zerosearch_jax.evaluate import evaluation
 
-        evaluation.name_run(_CONFIG.value, argv[1:])
+        evaluation.name_run(_CONFIG.value, argv[1:], common.given())
         cfg = evaluation.parse(_CONFIG.value)
         common.set_up_jax()
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())

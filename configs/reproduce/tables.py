@@ -33,8 +33,9 @@ TUNED = {
     f'_tuned_{size}b': ('', {'simulator': {'model': f'Alibaba-NLP/Simulation_LLM_google_{size}B_V2'}})
     for size in (3, 7)
 }
+NOT_TUNED = {'template': 'prompted', 'blind_noise': True}
 PROMPTED = {
-    f'_prompted_{size}b': ('', {'simulator': {'model': f'Qwen/Qwen2.5-{size}B-Instruct', 'blind_noise': True}})
+    f'_prompted_{size}b': ('', {'simulator': {'model': f'Qwen/Qwen2.5-{size}B-Instruct'} | NOT_TUNED})
     for size in (3, 7, 14)
 }
 UNTRAINED = {'_untrained': ('', {'rl': {'steps': 0}, 'evaluation': {'before': True}})}
@@ -62,8 +63,10 @@ def get_config(preset=''):
     for policy, arms in (found for name in chosen for found in TABLES[name].items()):
         for end, arm in arms.items():
             made = _asked(policy, end[1:], form) if arm is None else _experiment(policy, *form, arm[0])
-            made.update(arm[1] if arm else {})
-            variants[policy + end] = changes(base, made)
+            own = arm[1] if arm else {}
+            made.update(own)
+            found = changes(base, made)  # and all that the arm sets: --config.base may change the base
+            variants[policy + end] = found | {section: found.get(section, {}) | own[section] for section in own}
     if 'google' in words:
         base.engine.kind = 'serpapi'
     ends = [(policy, end) for policy in MAIN for end in ARMS if end and policy + end in variants]

@@ -177,6 +177,9 @@ def test_a_run_is_evaluated_as_what_it_was_trained_as(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps({'model': {'model': 'taught'}}))  # of launch.sft
     evaluation.name_run(made, [str(tmp_path)])
     assert made.policy.model == 'taught'
+    made.policy.model = 'mine'
+    evaluation.name_run(made, [str(tmp_path)], ['policy.model'])
+    assert made.policy.model == 'mine'
     with pytest.raises(ValueError, match="unexpected argument 'nothing'"):
         evaluation.name_run(made, ['nothing'])
 

@@ -378,48 +378,41 @@ def test_failed_trajectories_and_groups_of_equal_reward_are_not_packed():
     assert (means[3:] == 0).all() and (means[:3] != 0).all()
 
 
-def _shorter(segment):
-    """Fields of a segment of three tokens, so that more turns fit into the budget."""
-    return {name: getattr(segment, name)[:3] for name in ('tokens', 'logprobs') if getattr(segment, name)}
-
-
-def deeper(found, depths):
-    """Episodes with as many searches as `depths` says: the first action and its documents, again and again."""
-    return [[e[0], *e[1:3] * depth, e[-1]] for e, depth in zip(found, depths, strict=True)]
-
-
 @pytest.mark.parametrize(
-    ('share', 'chosen'), [(1.0, [0, 1, 2, 3, 4, 5]), (0.5, [1, 2, 4]), (0.51, [0, 1, 2, 4]), (0.01, [2])]
+    ('share', 'chosen'), [(1.0, [0, 1, 2, 4, 5]), (0.5, [1, 2, 4]), (0.51, [0, 1, 2, 4]), (0.01, [2])]
 )
-def test_the_deepest_share_has_the_most_turns_and_of_equal_ones_the_first(share, chosen):
-    found = deeper(episodes()[0], [1, 2, 3, 0, 2, 1])
-    assert credit.deepest(share, found).tolist() == chosen
+def test_the_deepest_share_has_the_most_searches_and_of_equal_ones_the_first(share, chosen):
+    valid = np.arange(6) != 3
+    assert np.flatnonzero(credit.deepest(share, [1, 2, 3, 9, 2, 1], valid)).tolist() == chosen
+
+
+CHOSEN = np.isin(np.arange(6), (0, 1, 4))
 
 
 @pytest.mark.parametrize('fields', [{'kl': 0.1}, {'old_logprobs': 'trainer', 'importance_cap': 2.0}], ids=str)
-def test_updates_on_the_deepest_compare_with_all_samples_of_a_question(fields):
+def test_updates_on_chosen_trajectories_compare_with_all_samples_of_a_question(fields):
     found, rewards, groups = episodes()
-    found = deeper([[e[0], *(dataclasses.replace(s, **_shorter(s)) for s in e[1:])] for e in found], [1, 2, 1, 0, 2, 1])
-    full, half = learner(**fields), learner(deepest=0.34, **fields)  # three of six
-    everything = full.learn(1, found, rewards, groups, np.ones(6, bool))
-    seen = seen_by(half)
-    learned = half.learn(1, found, rewards, groups, np.ones(6, bool))
+    step = (1, found, rewards, groups, np.ones(6, bool))
+    full, half = learner(**fields), learner(deepest=0.5, **fields)
+    everything, seen = full.learn(*step), seen_by(half)
+    learned = half.learn(*step, CHOSEN)
     batch = seen[0][0]
-    assert tokens_of(batch, batch.weights > 0) == actions([found[i] for i in (0, 1, 4)])
-    expected = np.where(np.isin(np.arange(6), (0, 1, 4)), everything.advantages, 0.0)
-    np.testing.assert_array_equal(learned.advantages, expected)
-    for i, (one, other) in enumerate(zip(learned.gaps, everything.gaps, strict=True)):
-        assert (one is None) == (i not in (0, 1, 4))
+    assert tokens_of(batch, batch.weights > 0) == actions([found[i] for i in np.flatnonzero(CHOSEN)])
+    assert batch.tokens.shape[0] < full._pack([], full._minibatch)[0].tokens.shape[0]
+    np.testing.assert_array_equal(learned.advantages, np.where(CHOSEN, everything.advantages, 0.0))
+    for chosen, one, other in zip(CHOSEN, learned.gaps, everything.gaps, strict=True):
+        assert (one is not None) == chosen
         assert one is None or np.allclose(one, other, atol=1e-5)
 
 
-def test_a_critic_learns_from_the_deepest_too():
+def test_a_critic_learns_from_chosen_trajectories_too_and_nothing_from_none():
     found, rewards, groups = episodes()
     made = learner(algorithm='ppo', deepest=0.5)
     seen = seen_by(made, '_critic_update')
-    made.learn(1, deeper(found, [1, 0, 1, 0, 1, 0]), rewards, groups, np.ones(6, bool))
+    made.learn(1, found, rewards, groups, np.ones(6, bool), CHOSEN)
     batch = seen[0][0]
-    assert tokens_of(batch, batch.weights > 0) == actions(deeper(found, [1, 0, 1, 0, 1, 0])[::2])
+    assert tokens_of(batch, batch.weights > 0) == actions([found[i] for i in np.flatnonzero(CHOSEN)])
+    assert made.learn(2, found, rewards, groups, ~CHOSEN, CHOSEN).metrics == {}
 
 
 @pytest.mark.thorough

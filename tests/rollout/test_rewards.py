@@ -243,16 +243,20 @@ def test_a_chat_template_that_opens_think_counts_as_opened(end, first, expected)
 
 
 @pytest.mark.parametrize(
-    ('documents', 'limit', 'held'),
+    ('documents', 'answer', 'limit', 'held'),
     [
-        (('born in New', 'York is old'), 400, False),  # not across two
-        (('moved', 'to New York.'), 400, True),
-        (('moved', 'to New York.'), 50, False),  # cut before it
-        (('x' * 40, 'to New York.'), 5000, False),  # the whole does not fit, so nothing is shown
+        (('born in New', 'York is old'), 'New York', 400, False),  # not across two
+        (('moved', 'to New York.'), 'New York', 400, True),
+        (('moved', 'to New York.'), 'New York', 50, False),  # cut before it
+        (('in New York at last', 'x'), 'New York', 50, True),  # cut behind it
+        (('x' * 40, 'to New York.'), 'New York', 5000, False),  # the whole does not fit, so nothing is shown
+        (('it reads Doc 2: x', 'of Oslo'), 'Oslo', 400, True),
+        *((('one', 'two'), of_the_frame, 400, False) for of_the_frame in ('2', 'Doc', 'information')),
+        ((), 'no results', 400, False),
     ],
 )
-def test_an_answer_is_found_within_a_document_that_the_policy_can_read(documents, limit, held):
-    question = dataclasses.replace(ROME, golden_answers=('New York',))
+def test_an_answer_is_found_within_a_document_that_the_policy_can_read(documents, answer, limit, held):
+    question = dataclasses.replace(ROME, golden_answers=(answer,))
     cfg = RolloutConfig(response_tokens=len(SEARCH) + 40 + 60 * (limit < 5000), observation_tokens=limit)
     episode = _Episode(Trajectory(question, 0, []), BYTES, cfg)
     episode.act(Stopped('h', tuple(BYTES.encode(SEARCH)), (), '</search>'))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from configs import common, tiny
@@ -18,6 +19,7 @@ from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.writers import EndpointConfig
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train import rl, sft
+from zerosearch_jax.weights import trees
 
 POLICY, SIMULATOR = PolicyConfig('tiny'), SimulatorConfig(model='tiny')
 
@@ -121,7 +123,8 @@ def test_fine_tuning_too_tells_a_wrong_model_and_template(tmp_path):
             {'kind': 'endpoint', 'template': 'told', 'adapter': 'search_simulator'},
             'that for models without',
         ),
-        ({'model': 'tiny', 'template': 'tuned'}, 'that for models without'),
+        ({'kind': 'self', 'model': '', 'template': 'tuned'}, 'that for models without'),
+        ({'model': 'tiny', 'template': 'tuned'}, ''),
         ({'adapter': 'search_simulator', **common.simulator()}, ''),
         ({'adapter': 'smollm2_simulator', 'template': 'tuned'}, ''),  # what it was taught is not known
         ({'kind': 'endpoint'}, ''),
@@ -134,6 +137,21 @@ def test_a_wording_that_a_simulator_was_not_taught_is_said(fields, line, capsys)
     preflight.check((1, 1, 1), {'policy': POLICY}, simulator=asked, endpoint=EndpointConfig('http://127.0.0.1:1/v1'))
     said = capsys.readouterr().err
     assert line in said and ('fine-tun' in said) == bool(line)
+
+
+def test_a_whole_model_that_was_fine_tuned_otherwise_is_said(tmp_path, capsys):
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'config.json').write_text(json.dumps({'model_type': 'qwen2'}))
+    (tmp_path / 'config.json').write_text(json.dumps({'simulator': {'template': 'told'}, 'sft': {}, 'rollout': {}}))
+    for template, said in (('told', False), ('prompted', True)):
+        preflight._check_wording(SimulatorConfig(model=str(tmp_path / 'model'), template=template))
+        assert ("was fine-tuned with template='told'" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize('metadata', ['[1]', '{"policy": "x"}', 'x', '{"simulator": 1}'])
+def test_metadata_of_another_program_is_no_configuration(metadata, tmp_path):
+    trees.save_tree(tmp_path / 'adapter.safetensors', {'a': np.zeros(1)}, {'config': metadata})
+    preflight.check_adapter('policy', PolicyConfig('tiny', str(tmp_path / 'adapter.safetensors')))
 
 
 def test_rows_that_leave_devices_idle_are_said(capsys):

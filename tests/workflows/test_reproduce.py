@@ -49,6 +49,10 @@ def test_every_row_of_the_tables_is_an_arm_and_every_arm_a_row(form):
         assert f'{ends[-1].upper() if ends[-1][-1] == "b" else "14B"}' in cfg.simulator.model, name
         if form and 'ppo' not in ends:
             assert cfg.rl.kl == -0.001 and cfg.evaluation.whole_batches_of == 64
+    base = tables.get_config(form)
+    base.base.simulator.template = 'theirs.json'  # the wording of the published simulators, not of those without tuning
+    asked = {name: sweep.parse(base).config(name, 0).simulator.template for name in parsed}
+    assert {name for name in asked if asked[name] == 'prompted'} == {name for name in parsed if 'prompted' in name}
     algorithms = {name: parsed[f'qwen_3b_base{name}'].rl.algorithm for name in ('', '_grpo', '_ppo')}
     assert [*algorithms.values()] == ['reinforce' if form else 'reinforce_baseline', 'grpo', 'ppo']
     assert parsed['llama_3b_base_unmasked'].rl.observations == 'policy'

@@ -111,18 +111,18 @@ FREE = (*settings.MAY_CHANGE, 'evaluation.methods', 'evaluation.datasets', 'trai
 parse = functools.partial(settings.build, Config)
 
 
-def name_run(config, arguments: Sequence[str]):
-    """Sets a run given on the command line as the weights of the one method that is evaluated."""
+def name_run(config, arguments: Sequence[str], given: Collection[str] = ()):
+    """Sets a run given on the command line as the weights of the one method that is evaluated, and its base."""
     if not arguments:
         return
     if len(arguments) > 1 or not (pathlib.Path(arguments[0]) / 'config.json').is_file():
         raise ValueError(f'unexpected argument {arguments[-1]!r}: one run, by its directory, may be named')
     run = settings.read_json(pathlib.Path(arguments[0]) / 'config.json')
-    kind = run.get('simulator', {}).get('kind')
-    method = {'none': 'r1', 'engine': 'search_r1'}.get(kind, 'zerosearch')
+    method = {'none': 'r1', 'engine': 'search_r1'}.get(run.get('simulator', {}).get('kind'), 'zerosearch')
     config.trained[method] = arguments[0]
     config.evaluation.methods = method
-    config.policy.model = trained.base_of(run) or config.policy.model
+    if 'policy.model' not in given:
+        config.policy.model = trained.base_of(run) or config.policy.model
 
 
 def _marked(reference: str) -> str:
@@ -314,8 +314,7 @@ class Evaluator:
         policy, self._size, self._documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
         if given:
             found = trained.find(given)
-            policy = found.policy_config(policy, self._given)
-            self._size = found.rollout_config(self._size, self._given)
+            policy, self._size = found.policy_config(policy, self._given), found.rollout_config(self._size, self._given)
             self._documents = found.documents(self._documents, self._given)
             progress.log(f'{given} is asked as in its training: {trained.asked_line(self._size, self._documents)}')
             preflight.check_adapter('trained', policy)

@@ -218,7 +218,7 @@ READ = {
     # budgets and sampling
     'rollout': tuple(f.name for f in dataclasses.fields(RolloutConfig) if f.type in (int, float)),
     'rl': (
-        *('row_length', 'rows_per_micro', 'remat', 'chunk', 'epochs', 'minibatch'),
+        *('row_length', 'rows_per_micro', 'remat', 'chunk', 'epochs', 'minibatch', 'deepest'),
         *('entropy', 'old_logprobs', 'importance_cap'),
     ),
     'critic': ('trunk', 'lora_rank'),

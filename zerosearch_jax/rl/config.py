@@ -33,8 +33,8 @@ class RLConfig:
     entropy: float = 0.0  # weight of the entropy bonus
     drop_zero_variance: bool = False  # leave out groups whose rewards are all equal
     dynamic_sampling: int = 0  # the most rounds of new questions that replace such groups (DAPO); 0: off
-    # share of a step's trajectories that is trained on, those with the most turns (CuSearch, arXiv 2605.11611); the
-    # others count in the statistics of their groups
+    # share of a step's trajectories that is trained on, those with the most searches (CuSearch, arXiv 2605.11611);
+    # the others count in the statistics of their groups
     deepest: float = 1.0
     observations: Literal['masked', 'policy', 'likelihood'] = 'masked'  # whether documents are trained on, and how
     likelihood_weight: float = 0.01  # weight of the documents' cross-entropy

@@ -1,5 +1,6 @@
 """What the policy reads, as tokens: its prompt, and the documents of a search, truncated to budgets."""
 
+import itertools
 from collections.abc import Sequence
 
 from zerosearch_jax import progress
@@ -92,6 +93,20 @@ def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], cfg: Roll
         body = body[: limit - len(whole)]
         whole = _message(tokenizer, tokenizer.decode(body), cfg)
     return whole
+
+
+def readable(tokenizer: Tokenizer, tokens: Sequence[int], documents: Sequence[str], cfg: RolloutConfig) -> list[str]:
+    """What an observation of these tokens shows of each document: its beginning, '' if that was cut off too."""
+    text, shown = tokenizer.decode(tokens), []
+    for line in protocol.neutralize(_rendered(documents), protocol.GRAMMARS[cfg.grammar].tag).splitlines():
+        number = line.split(': ')[0] + ': '
+        text = ''.join(text.partition(number)[1:])
+        seen = ''.join(
+            a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, line, strict=False))
+        )
+        text = text[len(seen) :]  # a document may hold what looks like the next one's number
+        shown.append(seen[len(number) :])
+    return shown[: len(documents)]
 
 
 def encode_notice(tokenizer: Tokenizer, cfg: RolloutConfig, action: Sequence[int] = ()) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ def new_hops(trajectory: Trajectory) -> list[str]:
     left, brought = hop_answers(trajectory.question), []
     for search, shown in zip(trajectory.searches, trajectory.shown, strict=False):  # a failed prompt's shows nothing
         answer = normalize_answer(answers_of(search.query, 'hop').told) if left else ''
-        held = answer in left and holds_answer(shown, [answer])
+        held = answer in left and any(holds_answer(document, [answer]) for document in shown)
         brought.append(answer if held else '')
         left = left - {brought[-1]}
     return brought
@@ -180,7 +180,8 @@ def well_formed(texts: Sequence[str], grammar: Grammar = TAGS) -> bool:
 
 def found_answer(trajectory: Trajectory) -> bool:
     """Whether what the policy can read of any search's documents holds a golden answer."""
-    return any(holds_answer(shown, trajectory.question.golden_answers) for shown in trajectory.shown)
+    golds = trajectory.question.golden_answers
+    return any(holds_answer(document, golds) for shown in trajectory.shown for document in shown)
 
 
 def overlong_penalty(length: int, budget: int, last: int) -> float:

@@ -14,7 +14,7 @@ from zerosearch_jax import prng
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.engine import Engine, Request, Stopped
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.rollout.prompts import encode_notice, encode_observation, encode_prompt
+from zerosearch_jax.rollout.prompts import encode_notice, encode_observation, encode_prompt, readable
 from zerosearch_jax.search.search import FEWEST, Query, Result, SearchSource, refuse_outage
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer
@@ -33,7 +33,8 @@ class Trajectory:
     answer: str | None = None
     invalid_actions: int = 0
     search_turns: list[int] = dataclasses.field(default_factory=list)  # the turn of each search
-    shown: list[str] = dataclasses.field(default_factory=list)  # of each search, what the policy can read; '': nothing
+    # of each search, what the policy can read of each document; []: the whole did not fit
+    shown: list[list[str]] = dataclasses.field(default_factory=list)
     information: list[float | None] = dataclasses.field(default_factory=list)  # of each search, if it is rewarded
 
     @property
@@ -116,11 +117,12 @@ class _Episode:
         self.trajectory.searches.append(result)
         self.trajectory.search_turns.append(self.turns)
         if result.failure:
-            self.trajectory.shown.append('')
+            self.trajectory.shown.append([])
             self.trajectory.status = 'search_failed'
             return 'finish', None
         tokens = encode_observation(self._tokenizer, result.documents, self._cfg)
-        self.trajectory.shown.append(self._tokenizer.decode(tokens) if len(tokens) < self.tokens_left else '')
+        fits = len(tokens) < self.tokens_left
+        self.trajectory.shown.append(readable(self._tokenizer, tokens, result.documents, self._cfg) if fits else [])
         return 'observe', tokens
 
     def observe(self, tokens: tuple[int, ...]) -> bool:
@@ -208,7 +210,7 @@ def _opened(questions, samples: int, policy: Engine, tokenizer: Tokenizer, cfg: 
             handle = (question.id, sample)
             trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)], [*read])
             trajectory.search_turns += [0] * len(read)
-            trajectory.shown += ['\n'.join(result.documents) for result in read]
+            trajectory.shown += [[*result.documents] for result in read]
             episodes[handle] = _Episode(trajectory, tokenizer, cfg)
             key = prng.row_key(*randomness, question.id, sample)
             budget = min(cfg.turn_tokens, cfg.response_tokens)

@@ -1,5 +1,6 @@
 """Checks a configuration before anything is loaded, cheap checks first: no file, small files, the network."""
 
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -81,13 +82,15 @@ def check_adapter(name: str, section):
 
 def _check_wording(cfg: SimulatorConfig):
     """Prints one line if a simulator will be asked in another wording than it was fine-tuned with."""
-    adapter = cfg.adapter if cfg.kind == 'model' else ''
-    taught = trained.find(adapter).run.get('simulator', {}) if adapter else {}
+    named = (cfg.adapter or cfg.model) if cfg.kind == 'model' else ''
+    known = named and (cfg.adapter or pathlib.Path(named, 'config.json').is_file())
+    run = trained.find(named).run if known else {}
+    taught = run.get('simulator', {}) if 'sft' in run else {}
     others = {field: taught[field] for field in TAUGHT if field in taught and taught[field] != getattr(cfg, field)}
     if others:
         values = ', '.join(f'{field}={value!r}' for field, value in others.items())
-        progress.log(f'config.simulator: {adapter} was fine-tuned with {values}; this run asks otherwise')
-    elif not adapter and cfg.template in FINE_TUNED:
+        progress.log(f'config.simulator: {named} was fine-tuned with {values}; this run asks otherwise')
+    elif cfg.kind != 'model' and cfg.template in FINE_TUNED:
         progress.log(
             f"config.simulator.template={cfg.template!r} is the wording of shipped adapters; 'prompted' is that for "
             'models without fine-tuning'

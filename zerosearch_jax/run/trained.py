@@ -121,9 +121,19 @@ def _find(reference: str, step: int | None = None) -> Trained:
     found = pretrained.find_adapter(str(path))
     if found.is_dir():
         return Trained(str(path), False, peft.base(found), {})
-    run = settings.parse_json(trees.tree_metadata(found).get('config', '{}'))
+    run = _metadata(found)
     inside = run and not settings.changes(_run_beside(found), run, settings.MAY_CHANGE_IN_A_RUN)
     return Trained(str(path), False, base_of(run), run, found.parent if inside else None)
+
+
+def _metadata(adapter: pathlib.Path) -> dict:
+    """The configuration of the run that trained an adapter; {} if its metadata is something else."""
+    try:
+        run = settings.parse_json(trees.tree_metadata(adapter).get('config', '{}'))
+    except ValueError:
+        return {}
+    sections = ('policy', 'model', 'rollout', 'simulator', 'sft', 'rl')
+    return run if isinstance(run, dict) and all(isinstance(run.get(name, {}), dict) for name in sections) else {}
 
 
 def resolve(section: T, where: str = 'config.policy', begun: dict[str, Any] | None = None) -> T:

@@ -95,7 +95,12 @@ def recomputed(sequences: Sequence[TokenSequence], scores: Sequence[np.ndarray],
     return found, importance, {'logprob_gap_max': largest}
 
 
-def deepest(share: float, episodes: Sequence[Sequence[Segment]]) -> np.ndarray:
-    """Indices of this share of the episodes, rounded up: those with the most turns, of equal ones the first."""
-    depths = np.array([turns_of(episode).max(initial=0) for episode in episodes])
-    return np.sort(np.argsort(-depths, kind='stable')[: math.ceil(share * len(episodes))])
+def deepest(share: float, searches: Sequence[int], valid: np.ndarray) -> np.ndarray:
+    """Bool [N]: this share of the N trajectories: valid ones with the most searches, and of equal ones the first.
+
+    Depth-greedy selection of what is trained on (CuSearch, arXiv 2605.11611).
+    """
+    chosen = np.zeros(len(valid), bool)
+    order = np.argsort(-np.where(valid, searches, -1), kind='stable')
+    chosen[order[: math.ceil(share * len(valid))]] = True
+    return chosen & valid

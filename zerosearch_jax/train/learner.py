@@ -176,6 +176,7 @@ class Learner:
         rewards: Sequence[float | np.ndarray],
         groups: np.ndarray,
         valid: np.ndarray,
+        chosen: np.ndarray | None = None,
     ) -> Learned:
         """Updates on trajectories; if nothing is left to train on, nothing changes.
 
@@ -185,13 +186,15 @@ class Learner:
           rewards: for each trajectory one number, or one for each turn.
           groups: int [N], the question of each.
           valid: bool [N]; trajectories with a failed search are not trained on.
+          chosen: bool [N]; the others count in the statistics of their groups alone (credit.deepest); None: all.
         """
         totals = np.array([np.sum(reward) for reward in rewards])
         if self.rl.drop_zero_variance:
             valid = valid & ~zero_variance(totals, groups, valid)
         trained = np.flatnonzero(valid)
         learned = Learned({}, np.zeros(len(rewards), np.float32), [None] * len(rewards))
-        if not len(trained):
+        kept = np.flatnonzero(np.ones(len(trained), bool) if chosen is None else chosen[trained])
+        if not len(kept):
             return learned
         on_documents = {'masked': 0.0, 'policy': 1.0, 'likelihood': self.rl.likelihood_weight}[self.rl.observations]
         sampled = [flatten(episodes[i], on_documents) for i in trained]
@@ -210,7 +213,6 @@ class Learner:
                 advantages = credit.estimate(self.rl, earned, totals, groups, valid, penalties)
             token_advantages = [credit.per_token(self.rl, s, a) for s, a in zip(sequences, advantages, strict=True)]
             weighed = [a * w for a, w in zip(token_advantages, importance, strict=True)]
-            kept = credit.deepest(self.rl.deepest, [episodes[i] for i in trained])
             parts = (sequences, weighed, reference, *(targets or ()))
             measured, logprobs = self._updates(step, *(part and [part[k] for k in kept] for part in parts))
         learned.metrics.update(measured | divergence | gap)

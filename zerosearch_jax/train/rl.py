@@ -27,6 +27,7 @@ from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.curriculum import noise_probability
 from zerosearch_jax.train import config as train_config
+from zerosearch_jax.train import credit
 from zerosearch_jax.train.config import Config
 from zerosearch_jax.train.trainer import Trainer
 
@@ -248,7 +249,8 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     reward = np.array([one.sum() for one in turns])
     groups = np.arange(len(trajectories)) // cfg.rollout.group
     valid = np.array([not t.failed for t in trajectories])
-    learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own])
+    chosen = credit.deepest(cfg.rl.deepest, [len(t.searches) for t in kept], valid[own])
+    learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own], chosen)
     ended = time.perf_counter()
     means = mean_scores([t for t in trajectories if not t.failed])  # failed searches say nothing about the policy
     searches = [s for t in trajectories for s in t.searches]

@@ -38,9 +38,8 @@ from zerosearch_jax.train import demonstrations
 class DemosConfig:
     """Where demonstrations come from, and which of them are trained on."""
 
-    # for a policy 'world:policy', 'toy:policy', 'toy_chains:policy', which are built in (train/demonstrations.py); for
-    # a simulator, separated by commas, 'world:simulator', files or hub:owner/name of requests and documents or recorded
-    # searches (data/pairs.py)
+    # for a policy 'world:policy', 'toy:policy' or 'toy_chains:policy' (train/demonstrations.py); for a simulator, by
+    # commas, 'world:simulator', files or hub:owner/name of requests or recorded searches (data/pairs.py)
     source: str = 'world:policy'
     corpus: str = ''  # the passages of recorded searches
     label: str = 'label'  # the field of recorded searches that is 'useful' or 'noisy'
@@ -73,8 +72,8 @@ class SFTConfig:
     chunk: int = 512
 
     def __post_init__(self):
-        settings.require_positive(self, 'steps', 'batch', 'evaluate_every', 'checkpoint_every')
-        settings.require_positive(self, 'row_length', 'rows_per_micro', 'chunk')
+        sizes = ('steps', 'batch', 'evaluate_every', 'checkpoint_every', 'row_length', 'rows_per_micro', 'chunk')
+        settings.require_positive(self, *sizes)
 
 
 @dataclasses.dataclass(frozen=True)
