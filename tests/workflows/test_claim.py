@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from configs import quickstart
-from configs.ablations import engine, toy_chains
+from configs.ablations import engine, toy_chains, toy_curriculum
 from configs.miniature import claim, warm_start
 from zerosearch_jax import pretrained, settings
 from zerosearch_jax.data import sources
@@ -91,6 +91,16 @@ def test_the_page_of_the_second_search_has_the_committed_results(tmp_path):
     for name, found in variants.items():
         mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
         assert f'| `{name}` | {found["runs"]} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
+
+
+def test_the_page_of_the_simulator_has_the_committed_results_of_the_schedules(tmp_path):
+    _, variants = reported(toy_curriculum, 'toy_curriculum', tmp_path)
+    page = (RUNS.parent / 'simulator.md').read_text()
+    for name, found in variants.items():
+        mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
+        row = next(line for line in page.splitlines() if line.startswith(f'| `{name}` | {found["runs"]} | '))
+        assert f' | {mean:.1f} [{low:.1f}, {high:.1f}] | ' in row
+        assert row.endswith(f' | {found["reward"]["mean"]:.2f} |')
 
 
 @pytest.mark.parametrize('name', ['miniature_policy', 'miniature_simulator'])
