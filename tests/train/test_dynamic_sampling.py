@@ -11,6 +11,8 @@ from configs import toy_hops
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.rollout import Trajectory
 from zerosearch_jax.run import alarms
+from zerosearch_jax.search.search import Query, Result
+from zerosearch_jax.search.search import Result
 from zerosearch_jax.text.trajectory import Kind, Segment
 from zerosearch_jax.train import config, rl, trainer
 from zerosearch_jax.train.config import DataConfig
@@ -30,7 +32,7 @@ def sampler(rewards_of, rounds, pool=12):
     made = object.__new__(trainer.Trainer)
     made.cfg = SimpleNamespace(
         rollout=SimpleNamespace(questions=QUESTIONS, group=GROUP),
-        rl=SimpleNamespace(dynamic_sampling=rounds),
+        rl=SimpleNamespace(dynamic_sampling=rounds, deepest=1.0),
         seed=0,
         data=DataConfig(),
     )
@@ -62,6 +64,22 @@ def test_dynamic_sampling_never_asks_a_question_of_the_step_again():
     assert len(made.asked) > 2 and len(asked) == len({*asked})
 
 
+def test_what_is_trained_on_is_chosen_by_the_number_of_searches():
+    made = sampler(lambda question, sample: float(sample), 0)
+    made.cfg.rl.deepest, collect = 0.5, made.collect
+
+    def searching(*step):
+        found = collect(*step)
+        for number, one in enumerate(found):
+            one.searches += [Result(Query(None, one.question, 0, 0, 'x'))] * (number % GROUP)
+        return found
+
+    made.collect = searching
+    rl.train_step(made, 1, 0.0)
+    ((*_, valid, chosen),) = made.given
+    assert valid.all() and chosen.tolist() == [False, True] * 3
+
+
 def test_the_mean_reward_under_dynamic_sampling_covers_all_sampled_groups():
     """Of the first questions one has different rewards; what replaces the others has them too."""
     first = {}
@@ -77,7 +95,7 @@ def test_the_mean_reward_under_dynamic_sampling_covers_all_sampled_groups():
 def test_the_samples_of_a_question_are_one_group():
     made = sampler(lambda question, sample: float(sample), rounds=0)
     rl.train_step(made, 1, 0.0)
-    ((_, _, rewards, groups, valid),) = made.given
+    ((_, _, rewards, groups, valid, chosen),) = made.given
     assert groups.tolist() == [0, 0, 1, 1, 2, 2]  # as the trajectories: question by question
     assert [*map(sum, rewards)] == [0.0, 1.0] * 3 and valid.all()
 
