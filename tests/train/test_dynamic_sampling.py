@@ -12,7 +12,6 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.rollout import Trajectory
 from zerosearch_jax.run import alarms
 from zerosearch_jax.search.search import Query, Result
-from zerosearch_jax.search.search import Result
 from zerosearch_jax.text.trajectory import Kind, Segment
 from zerosearch_jax.train import config, rl, trainer
 from zerosearch_jax.train.config import DataConfig
@@ -97,7 +96,7 @@ def test_the_samples_of_a_question_are_one_group():
     rl.train_step(made, 1, 0.0)
     ((_, _, rewards, groups, valid, chosen),) = made.given
     assert groups.tolist() == [0, 0, 1, 1, 2, 2]  # as the trajectories: question by question
-    assert [*map(sum, rewards)] == [0.0, 1.0] * 3 and valid.all()
+    assert [*map(sum, rewards)] == [0.0, 1.0] * 3 and valid.all() and chosen.all()
 
 
 def test_last_good_is_the_state_whose_rollouts_were_the_last_good_ones(tmp_path):
