@@ -44,6 +44,7 @@ def programs(args, measured: dict[str, dict]):
     cfg.rollout.update(
         questions=args.batch, group=1, slots=args.batch, prompt_tokens=PROMPT, response_tokens=NEW, max_turns=0
     )
+    cfg.rollout.prompt = 'reason'
     cfg.rl.update(algorithm='reinforce', row_length=args.length, rows_per_micro=1, remat='none', kl=0.0)
     made = plan(cfg, planner.Workload(searches=0, sampled=NEW, written=1))
     names = [name for name in measured if name.startswith('update, full rows')]

@@ -152,7 +152,8 @@ def _misfits(run: Config, devices: list) -> Iterator[str]:
 def _as_training(base: Config, asked: evaluation.Config) -> Config:
     """A training whose policy generates as in the evaluation `asked`, so that one plan serves both."""
     simulator = dataclasses.replace(base.simulator, kind='engine' if asked.rollout.max_turns else 'none')
-    return dataclasses.replace(base, policy=asked.policy, rollout=asked.rollout, simulator=simulator)
+    rollout = asked.rollout if asked.rollout.max_turns else dataclasses.replace(asked.rollout, prompt='reason')
+    return dataclasses.replace(base, policy=asked.policy, rollout=rollout, simulator=simulator)
 
 
 def _forecast(made: Plan, run: Config, asked: evaluation.Config | None, target: Hardware) -> tuple[Forecast, int]:
