@@ -3,10 +3,11 @@ r"""Does a rising noise, or documents that keep their label, change what the qui
   python -m launch.sweep --config configs/ablations/quickstart_curriculum.py --results docs/runs/quickstart_curriculum
 
 `matched` has the mean noise of `exponential` at every step. Stated before the runs: if two arms answer 15 % of the 96
-held-out questions differently, a difference of them has a standard error of 4 points for a seed and at least 2.3 over
-three, so one of 8 points (or 11, if a seed's luck is shared by its questions) can be told from none.
+held-out questions differently, a difference of them has a standard error of 4 points for one seed and, if seeds are
+independent, of 2.3 for three. One of 6 points is then found four times in five at the 5 % level; if all seeds answer
+alike, one of 11.
 
-Measured: not run.
+Expected: not run.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,7 @@
-"""Credit of tokens: from the rewards of trajectories, or of their turns, to one advantage for each token."""
+"""Credit of tokens: from the rewards of trajectories, or of their turns, to one advantage for each token.
+
+And what an update weighs them with: the trainer's log-probs, and which trajectories are trained on.
+"""
 
 import dataclasses
 import math
