@@ -8,6 +8,11 @@ Reads searches that real policies made, with the passages that real retrievers r
 called helpful or not, both under ZEROSEARCH_DATA, and makes searches of the built-in world. Folds 0-5 are trained on,
 6 is for the held-out loss, 7 and 8 are for reports. Documents that hold an answer are useful.
 
+  python -m launch.sft --config configs/sft_searches.py:own --config.demos.source=FILE --config.demos.corpus=FILE
+
+learns from your recorded searches instead, all of them, with the last 64 held out; their field `label` says what they
+are (docs/simulator.md has the forms).
+
   python -m launch.sft --config configs/sft_searches.py:published
 
 is the published setting (learning rate 1e-6, batch 2, 1,000 steps; arXiv 2505.04588, appendix F) on the published data.
@@ -25,10 +30,10 @@ SOURCES = 'world:simulator', 'sim/search_episodes.jsonl.gz', 'sim/context_useful
 def get_config(preset=''):
     from zerosearch_jax.train import sft
 
-    if preset not in ('', 'published'):
+    if preset not in ('', 'own', 'published'):
         raise KeyError(preset)
     config = sections(sft.Config)
-    if preset:
+    if preset == 'published':
         config.mesh = (1, 8, 1)
         config.model.update(model='Qwen/Qwen2.5-3B-Instruct', dtype='bfloat16')
         config.demos.update(source='hub:Alibaba-NLP/SimulationTuning_wiki_dataset', count=0, held_out=200)
@@ -40,6 +45,9 @@ def get_config(preset=''):
     config.demos.update(source=','.join(SOURCES), corpus='corpus/corpus.jsonl.gz', label='label_docs')
     config.demos.update(folds=(0, 1, 2, 3, 4, 5), held_out_folds=(6,), count=0, held_out=64)
     config.demos.update(fewest=2, query_words=0.5, exchanged=0.5)
+    if preset == 'own':
+        config.demos.update(source='searches.jsonl', corpus='passages.jsonl', label='label')
+        config.demos.update(folds=(), held_out_folds=())
     config.simulator.update(simulator(), adapter='', documents=3)
     config.optimizer.update(learning_rate=2e-3, warmup_steps=5, schedule='cosine', weight_decay=0.0)
     config.sft.update(steps=266, batch=16, evaluate_every=50, checkpoint_every=10, row_length=1024)
