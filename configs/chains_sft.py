@@ -2,10 +2,11 @@ r"""The warm start of configs/ablations/chains.py: SmolLM2-135M follows a chain 
 
   python -m launch.sft --config configs/chains_sft.py
 
-It continues the shipped policy, which searches, but seldom reads the result of a second search right. Of a question
-that needs two searches there are three episodes: one follows the chain, one guesses at once, one after the first search.
-Products are in bfloat16: some CPUs compute these faster, if asked (docs/measurements.md). Measured:
-docs/second_search.md.
+It continues the shipped policy, which searches, but seldom reads the result of a second search right. There are three
+episodes of a question that needs two searches: one follows the chain, one guesses at once, one guesses after the first
+search. Products are in bfloat16: some CPUs compute these faster, if asked (docs/measurements.md).
+
+Measured: docs/second_search.md.
 """
 
 from configs import sft

@@ -62,7 +62,10 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
 
 
 def _print_error(message: str):
-    line = ' '.join(message.split())  # it may quote text of others: control characters are printed as their codes
+    from zerosearch_jax import settings
+
+    line = ' '.join(settings.redacted(message).split())
+    # it may quote text of others: control characters are printed as their codes
     print('error:', re.sub(r'[\x00-\x1f\x7f-\x9f]', lambda c: repr(c[0])[1:-1], line), file=sys.stderr)
 
 

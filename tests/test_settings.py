@@ -206,6 +206,11 @@ def test_keys_in_addresses_are_redacted(text, shown):
     assert settings.redacted(text) == shown
 
 
+def test_the_secrets_of_an_address_are_its_password_and_keys():
+    assert settings.secrets('http://me:p%40ss@host/x?api_key=k1&q=2') == ['k1', 'p%40ss', 'k1', 'p@ss']
+    assert settings.secrets('http://me@host/x') == settings.secrets('http://me:@host') == []
+
+
 def test_a_key_in_engine_url_is_not_in_config_json_and_may_change_on_resume():
     old, new = ({'engine': {'url': f'http://h/?api_key={key}'}} for key in ('one', 'two'))
     assert 'one' not in settings.to_json(old)

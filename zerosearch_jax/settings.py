@@ -159,8 +159,9 @@ def redacted(text: str) -> str:
 
 
 def secrets(address: str) -> list[str]:
-    """The keys in the parameters of an address, as they are written and decoded."""
+    """The password and the keys in the parameters of an address, as they are written and decoded."""
     found = [match[2] for match in _SECRET.finditer(address)]
+    found += filter(None, (match[0][:-1].partition(':')[2] for match in _USER.finditer(address)))
     return [*found, *map(urllib.parse.unquote, found)]
 
 

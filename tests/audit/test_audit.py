@@ -61,6 +61,49 @@ def test_an_interrupted_audit_asks_for_the_rest_only(tmp_path, monkeypatch):
     assert order(jsonl.read_jsonl(here / 'answers.jsonl')) == order(rows)
 
 
+class Flaky:
+    """A simulator; those of its requests in `lost` fail outside."""
+
+    engine, active = None, 0
+
+    def __init__(self, lost):
+        self.lost, self.asked = lost, []
+
+    def source(self, **_):
+        return self
+
+    def submit(self, query):
+        self.asked.append(query)
+        self.active += 1
+
+    def step(self):
+        self.active -= 1
+        query = self.asked[-self.active - 1]
+        if len(self.asked) - self.active in self.lost:
+            return [Result(query, failure='timeout', detail='busy')]
+        return [Result(query, ('a document',))]
+
+
+def test_what_fails_outside_is_not_counted_and_asked_again(tmp_path, monkeypatch, capsys):
+    flaky, made = Flaky({2, 7}), tiny_audit(name='one')
+    monkeypatch.setattr(audit, '_simulator', lambda *_: flaky)
+    run_audit(tmp_path, made)
+    assert '2 of 8 requests failed outside and are not counted' in capsys.readouterr().err
+    figures = json.loads((tmp_path / 'audit.json').read_text())['one']
+    assert figures['useful']['failed']['mean'] == figures['noisy']['failed']['mean'] == 0
+    assert len(flaky.asked) == 8
+    flaky.lost = {}
+    run_audit(tmp_path, made)
+    assert len(flaky.asked) == 10 and 'failed outside' not in capsys.readouterr().err
+    assert len(jsonl.read_jsonl(tmp_path / 'one' / 'answers.jsonl')) == 8
+
+
+def test_an_audit_of_a_dead_server_ends_with_its_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, '_simulator', lambda *_: Flaky(range(99)))
+    with pytest.raises(OutsideFailed, match=r'requests of the audit: 4 of 4 failed \(4 timeout\); .* busy'):
+        run_audit(tmp_path, tiny_audit(name='one'))
+
+
 def test_questions_of_two_sources_with_one_id_are_refused(tmp_path):
     for name in 'ab':
         row = {'id': 'test_0', 'query': f'{name}?', 'question': f'what is {name}?', 'golden_answers': ['yes']}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import hypothesis
 import numpy as np
@@ -160,6 +161,9 @@ def test_rows_without_a_label_without_answers_or_of_other_folds_are_left_out(wri
         ({'prompt': 'a', 'completion': '\ud83d'}, "'completion' is not valid Unicode"),
         ({'messages': chat(user='u', assistant=['a'])}, "'assistant' is ['a'], expected text"),
         ({'instruction': 'i', 'prompt': 'a', 'completion': 'b'}, "'output' is missing"),
+        ({'instruction': 'i', 'input': math.nan, 'output': 'o'}, "'input' is nan, expected text"),
+        ({'instruction': 'i', 'output': 'o', 'system': 's'}, '\'system\' is read only in "messages"'),
+        ({'prompt': 'a', 'completion': 'b', 'history': [['q', 'a']]}, "'history' is read only"),
         (SEARCH | {'documents': ['x'], 'golden_answers': 7}, 'golden_answers'),
         (SEARCH | {'documents': ['x'], 'label': 1}, "'label' is 1"),
     ],

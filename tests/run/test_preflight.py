@@ -47,6 +47,11 @@ WRONG = {
     'wrong template': ({'simulator.template': 'tunde'}, "config.simulator.template = 'tunde' is no file"),
     'adapter name of the policy': ({'policy.adapter': 'smol'}, "config.policy.adapter: adapter 'smol': no such file"),
     'adapter name of the simulator': ({'simulator.adapter': 'smol'}, "config.simulator.adapter: adapter 'smol'"),
+    'corpus that is not there': (
+        {'data.corpus': 'corpsu.jsonl', 'data.train': 'toy.jsonl'},
+        'corpsu.jsonl is not here',
+    ),
+    'corpus of an unknown form': ({'data.corpus': 'wrold'}, 'wrold: unknown source'),
     'missing key of a paid engine': ({'engine.kind': 'serpapi'}, remote.SERPAPI_KEY),
     'no address of an endpoint': ({'simulator.kind': 'endpoint', 'endpoint.url': ''}, 'set config.endpoint.url'),
     'mesh against devices': ({'mesh': (1, 64, 1)}, 'mesh (1, 64, 1) needs 64 devices'),

@@ -375,6 +375,7 @@ def test_a_simulators_thoughts_are_no_documents(thinking):
 
 
 def test_thoughts_without_an_end_and_empty_content_are_failures_that_are_asked_again():
+    assert completion(0, 'Sure.\n<think>\nDoc 1: draft').text == 'Sure.'
     for text, said in (('<think>Doc 1: draft', 'nothing but thoughts'), ('', 'nothing')):
         replies = [text, 'Doc 1: real']
         cfg = SimulatorConfig(documents=1, attempts=2)
@@ -561,8 +562,9 @@ def test_the_oracle_gives_named_passages_or_none_of_them():
 
 
 def test_names_of_another_corpus_are_no_names():
-    elsewhere = dataclasses.replace(ROME, metadata={'supporting_ids': [7, 'pid-1']})
-    assert ask_oracle(elsewhere, (False, False))[0] == ask_oracle(ROME, (False, False))[0]
+    for metadata in ({'supporting_ids': [7, 'pid-1']}, {'decomposition': ['first?', 'second?']}):
+        elsewhere = dataclasses.replace(ROME, metadata=metadata)
+        assert ask_oracle(elsewhere, (False, False))[0] == ask_oracle(ROME, (False, False))[0]
 
 
 def test_without_names_an_answer_makes_a_passage_gold():

@@ -82,6 +82,12 @@ def test_a_comparison_has_its_own_number_a_side_and_noise_may_say_what_the_query
     assert both == [step['answer'] for step in question.metadata['decomposition']]
 
 
+def test_a_hop_whose_answer_is_a_number_has_it_as_text():
+    steps = [{'question': 'When was Ann born?', 'answer': 1932.0}, {'query': 'who won in #1', 'answer': 7}]
+    question = Question('q', 'Who?', ('Bo',), metadata={'decomposition': steps})
+    assert verify.hops_of(question) == [('When was Ann born?', '1932'), ('who won in 1932', '7')]
+
+
 @pytest.mark.parametrize(
     'decomposition',
     [
@@ -90,7 +96,7 @@ def test_a_comparison_has_its_own_number_a_side_and_noise_may_say_what_the_query
         'no list',
         ['Who painted The Manor?'],
         [{'question': 'a >> b'}],
-        [{'query': 'a', 'answer': 7}],
+        [{'query': 'a', 'answer': True}],
         [{'query': None, 'answer': 'b'}],
         [{'query': 'a', 'answer': 'b'}, None],
     ],

@@ -269,6 +269,13 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused():
         byte_tokenizer().require_fit(383, 'x')
 
 
+def test_a_tokenizer_without_an_end_token_is_refused():
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_ids = ()
+    with pytest.raises(ValueError, match=r'x: neither the tokenizer nor config\.json names an end token'):
+        tokenizer.require_fit(384, 'x')
+
+
 def test_a_tokenizer_that_cannot_spell_the_tags_is_refused():
     spec = json.loads(byte_tokenizer().hf.backend_tokenizer.to_str())
     del spec['model']['vocab']['<']

@@ -162,6 +162,12 @@ def test_export_into_the_directory_that_it_reads_is_refused(run, tmp_path, place
     assert listing(tmp_path) == before
 
 
+def test_a_model_below_the_present_directory_can_be_exported_there(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export.export('base/model', pathlib.Path('again'), dtype='float32')
+    assert (tmp_path / 'again' / 'model.safetensors').is_file()
+
+
 def test_an_adapter_without_a_model_asks_for_one(run, tmp_path):
     out = exported(run, tmp_path)
     config = json.loads((out / 'adapter_config.json').read_text())

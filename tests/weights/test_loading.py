@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 from flax import traverse_util
 from helpers import FIXTURES
 from safetensors.numpy import load_file, save_file
@@ -213,6 +214,23 @@ def test_json_that_is_empty_cut_html_or_a_list_is_named(tmp_path, name, text, me
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=f'{name}.*{message}'):
         loading.read_config(tmp_path) if name == 'config.json' else load(tmp_path, fixture('llama')[1])
+
+
+@pytest.mark.parametrize('values', [{'rope_parameters': ['a']}, {'rope_scaling': 'linear'}, {'layer_types': 6}])
+def test_values_of_another_kind_inside_a_gemma_config_are_told_with_the_file(tmp_path, values):
+    written = json.loads((FIXTURES / 'parity_gemma3_text' / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(written | values))
+    with pytest.raises(ValueError, match=f'{tmp_path}/config.json: '):
+        loading.read_config(tmp_path)
+
+
+def test_a_disk_that_takes_no_file_is_told_with_its_path(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise safetensors.SafetensorError('Error while serializing: I/O error')
+
+    monkeypatch.setattr('safetensors.numpy.save_file', fail)
+    with pytest.raises(OSError, match=r'a\.safetensors.* cannot be written: Error while serializing'):
+        trees.save_tree(tmp_path / 'a.safetensors', {'a': np.zeros(2)})
 
 
 def test_mesh_that_does_not_divide():

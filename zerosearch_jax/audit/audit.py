@@ -26,10 +26,10 @@ from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.answers import REWARDS
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
-from zerosearch_jax.run import jsonl
+from zerosearch_jax.run import jsonl, preflight, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.search import Document, Query, Result
+from zerosearch_jax.search.search import OWN_FAILURES, Document, Query, Result, refuse_outage
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.load import Simulator, open_simulator
 from zerosearch_jax.simulator.verify import answers_of, hops_of
@@ -83,6 +83,8 @@ parse = functools.partial(settings.build, Config)
 def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs or resumes an audit in `workdir`; returns the table of all audits there, or '' on processes other than 0."""
     here = workdir / cfg.audit.name
+    resolved = {name: trained.resolve(getattr(cfg, name), f'config.{name}') for name in ('simulator', 'reader')}
+    cfg = dataclasses.replace(cfg, **resolved)
     with claim(here, Config, config_json, ('answers.jsonl',)):
         return _audit(cfg, workdir, here)
 
@@ -90,9 +92,13 @@ def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
 def _audit(cfg: Config, workdir: pathlib.Path, here: pathlib.Path) -> str:
     if cfg.audit.corpus:
         sources.check_corpus(cfg.audit.source, cfg.audit.corpus)
+        rows.require_source(cfg.audit.corpus)
     mesh = sharding.make_mesh(cfg.mesh)
     _ask(cfg, here, queries(cfg), mesh)
-    answers = jsonl.shared_jsonl(here / 'answers.jsonl')
+    written = jsonl.shared_jsonl(here / 'answers.jsonl')
+    answers = [row for row in written if not _failed_outside(row['failure'])]
+    if lost := len(written) - len(answers):
+        progress.log(f'{lost} of {len(written)} requests failed outside and are not counted; run again to repeat them')
     if cfg.audit.read and 'read' not in answers[0]:
         readings = read(cfg, answers, mesh)
         answers = [row | {'read': right} for row, right in zip(answers, readings, strict=True)]
@@ -197,11 +203,18 @@ def _texts(passages: Sequence[Passage | Document]) -> list[str]:
 def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
     """Asks for useful and then for noisy documents, except for those that are on disk already."""
     path = here / 'answers.jsonl'
-    done = {(row['id'], row['noisy']) for row in jsonl.shared_jsonl(path)}
+    written = jsonl.shared_jsonl(path)
+    kept = [row for row in written if not _failed_outside(row['failure'])]
+    if len(kept) < len(written) and jax.process_index() == 0:  # the others are asked again
+        jsonl.write_jsonl(path, kept)
+    done = {(row['id'], row['noisy']) for row in kept}
     missing = {n: [q for q in asked if (q.question.id, n) not in done] for n in (False, True)}
     if not any(missing.values()):
         return
-    simulator = _simulator(cfg, mesh)
+    reader = {'reader': cfg.reader} if cfg.audit.read else {}
+    checked = {'simulator': cfg.simulator, 'endpoint': cfg.endpoint, 'corpus': cfg.audit.corpus}
+    preflight.check(cfg.mesh, reader, **checked)
+    simulator, failed, answered = _simulator(cfg, mesh), [], 0
     began = time.perf_counter()
     with progress.bar(sum(map(len, missing.values())), f'audit of {cfg.audit.name}', 'query') as bar:
         for noisy, part in missing.items():
@@ -213,11 +226,19 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
                 if jax.process_index() == 0:
                     jsonl.append_jsonl(path, [_row(result, noisy, cfg.simulator.tell) for result in results])
                 bar.update(len(results))
+                answered += len(results)
+                failed += [result for result in results if _failed_outside(result.failure)]
+                refuse_outage('requests of the audit', failed, answered)
     speed = {'queries': sum(map(len, missing.values())), 'seconds': time.perf_counter() - began}
     if simulator.engine:
         speed['tokens'] = simulator.engine.decoded_tokens
     if jax.process_index() == 0:
         (here / 'speed.json').write_text(json.dumps(speed) + '\n')
+
+
+def _failed_outside(failure: str) -> bool:
+    """Whether a served simulator could not be used, which says nothing about what it writes."""
+    return bool(failure) and failure not in OWN_FAILURES
 
 
 def _simulator(cfg: Config, mesh: jax.sharding.Mesh) -> Simulator:

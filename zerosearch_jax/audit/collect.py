@@ -21,7 +21,7 @@ from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rollout import rollout
-from zerosearch_jax.run import jsonl
+from zerosearch_jax.run import jsonl, preflight
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
@@ -72,6 +72,8 @@ def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
 
 def _collect(cfg: Config, workdir: pathlib.Path) -> str:
     sources.check_corpus(cfg.collect.questions_from, cfg.collect.corpus)
+    rows.require_source(cfg.collect.corpus)
+    prompts.simulator_template(cfg.simulator.template)
     questions = sources.load_questions(cfg.collect.questions_from, 'train')
     chosen = [questions[i] for i in rows.permutation(len(questions), cfg.seed, 0)[: cfg.collect.questions or None]]
     mesh = sharding.make_mesh(cfg.mesh)
@@ -100,6 +102,8 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
         jsonl.write_jsonl(path, written)
     missing = [question for question in questions if question.id not in done]
     if missing:
+        judged = cfg.collect.label == 'judge' and cfg.judge.kind == 'model'
+        preflight.check(cfg.mesh, {'policy': cfg.policy} | ({'judge': cfg.judge} if judged else {}))
         if cfg.collect.label == 'judge':
             probe(cfg.judge, cfg.endpoint)  # now, not after hours of episodes
         model = pretrained.load_model(cfg.policy.model, mesh)

@@ -113,11 +113,13 @@ def _label(row: dict, field: str, where: str) -> str:
 
 def _pair(row: dict, where: str, name: str, control: Collection[str]) -> Pair:
     history: tuple[dict, ...] = ()
+    if 'messages' not in row and (unread := [field for field in ('system', 'history') if row.get(field)]):
+        raise ValueError(f'{where}: {unread[0]!r} is read only in "messages"; give the whole conversation there')
     if 'messages' in row:
         history, prompt, completion = _messages(row['messages'], where)
     elif 'instruction' in row:
-        parts = [row[field] for field in ('instruction', 'input') if row.get(field)]
-        prompt = rows.require_text('\n'.join(map(str, parts)), 'instruction', where)
+        parts = [rows.require_text(row[field], field, where) for field in ('instruction', 'input') if row.get(field)]
+        prompt = rows.require_text('\n'.join(parts), 'instruction', where)
         completion = rows.require_text(row.get('output'), 'output', where)
     else:
         prompt, completion = (rows.require_text(row.get(field), field, where) for field in ('prompt', 'completion'))

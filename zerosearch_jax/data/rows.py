@@ -140,16 +140,23 @@ def find_file(path: str) -> Path:
     raise FileNotFoundError(f'{path} is not here {hint}; give a path that exists or set ZEROSEARCH_DATA')
 
 
+def require_source(source: str):
+    """Raises ValueError or FileNotFoundError if a source is unknown or its file is missing; asks no hub."""
+    if source in BUILT_IN or source.startswith('hub:'):
+        return
+    if not source.endswith(_FORMATS):
+        names = ', '.join(map(repr, (*BUILT_IN, *benchmarks.DATASETS)))
+        raise ValueError(f"{source}: unknown source; use a path ending in {', '.join(_FORMATS)}, 'hub:'… or {names}")
+    if (path := find_file(source)).is_dir():
+        raise ValueError(f'{path} is a directory; give one of the files in it')
+
+
 def _open_rows(source: str, split: str) -> tuple[str, str, Iterable]:
     """(name for messages, stem for ids, rows) of a file or hub data set; a row is bytes (of JSON) or a dict."""
     if source.startswith('hub:'):
         return source, source.split('/')[-1], _hub_rows(source.removeprefix('hub:'), split)
-    if not source.endswith(_FORMATS):
-        names = ', '.join(map(repr, (*BUILT_IN, *benchmarks.DATASETS)))
-        raise ValueError(f"{source}: unknown source; use a path ending in {', '.join(_FORMATS)}, 'hub:'… or {names}")
+    require_source(source)
     path = find_file(source)
-    if path.is_dir():
-        raise ValueError(f'{path} is a directory; give one of the files in it')
     stem = path.name.removesuffix('.gz').rsplit('.', 1)[0]
     return str(path), stem, _parquet_rows(path) if source.endswith('.parquet') else _json_lines(path)
 
@@ -238,7 +245,7 @@ def _short(value) -> str:
     return text if len(text) <= 60 else text[:57] + '...'
 
 
-def _as_text(value):
+def as_text(value):
     """A number as text, a whole number without the '.0' that pandas adds; any other value unchanged.
 
     True is not converted, since it may or may not mean 'yes'; neither is NaN, which is a missing value in pandas.
@@ -253,7 +260,7 @@ def row_id(row: dict, where: str, default: str) -> str:
     field = 'id' if row.get('id') is not None else '_id'
     if row.get(field) is None:
         return default
-    text = require_text(_as_text(row[field]), field, where)
+    text = require_text(as_text(row[field]), field, where)
     # the merged files of Search-R1 and ZeroSearch keep the ids of their sets, and each set has a train_0
     origin = _optional_text(row, 'data_source', where)
     return f'{origin}_{text}' if origin else text
@@ -261,7 +268,7 @@ def row_id(row: dict, where: str, default: str) -> str:
 
 def _optional_text(row: dict, field: str, where: str) -> str:
     value = row.get(field)
-    return require_text(_as_text(value), field, where).strip() if value else ''
+    return require_text(as_text(value), field, where).strip() if value else ''
 
 
 def _answers(row: dict, where: str) -> tuple[str, ...]:
@@ -275,7 +282,7 @@ def _answers(row: dict, where: str) -> tuple[str, ...]:
             field = 'golden_answers'
     if not isinstance(answers, list):
         raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers')
-    texts = [*map(_as_text, answers)]  # a year or a number is an answer too
+    texts = [*map(as_text, answers)]  # a year or a number is an answer too
     if not all(isinstance(a, str) for a in texts):
         raise ValueError(f'{where}: {field!r} is {_short(answers)}, expected a list of answers, each a text')
     kept = dict.fromkeys(require_text(a.strip(), field, where) for a in texts if normalize_answer(a))
@@ -318,6 +325,8 @@ def as_passage(row: dict, where: str, default_id: str) -> Passage:
     if text is None and 'contents' in row:
         found, text = split_title(require_text(row['contents'], 'contents', where))
         title = title or found
+    if text == '':  # BEIR has documents that are a title alone
+        title, text = '', title
     return Passage(
         id=row_id(row, where, default_id),
         title=title,

@@ -128,7 +128,7 @@ def name_run(config, arguments: Sequence[str], given: Collection[str] = ()):
 def _marked(reference: str) -> str:
     """A reference to weights and, for a local file or directory, the first digits of a hash of its content."""
     path = pathlib.Path(reference)
-    files = [path] if path.is_file() else sorted(path.glob('*.safetensors')) if path.is_dir() else []
+    files = [path] if path.is_file() else sorted((*path.glob('*.safetensors'), *path.glob('*config.json')))
     if not files:
         return reference
     digest = hashlib.sha256()
@@ -158,7 +158,9 @@ def evaluate(
     with claim(workdir, Config, config_json, ('results.jsonl',), FREE):
         names = dataclasses.asdict(cfg.trained)
         found = {name: reference and trained.find(reference, step).reference for name, reference in names.items()}
-        cfg = dataclasses.replace(cfg, trained=TrainedConfig(**found), policy=trained.resolve(cfg.policy))
+        simulator = trained.resolve(cfg.simulator, 'config.simulator')
+        cfg = dataclasses.replace(cfg, policy=trained.resolve(cfg.policy), simulator=simulator)
+        cfg = dataclasses.replace(cfg, trained=TrainedConfig(**found))
         return _evaluate(cfg, workdir, given)
 
 
@@ -195,6 +197,7 @@ def _check(cfg: Config, methods: Collection[str]):
         engine=cfg.engine if searches and not simulated else None,
         simulator=cfg.simulator if searches and simulated else None,
         endpoint=cfg.endpoint,
+        corpus=cfg.evaluation.corpus,
     )
 
 

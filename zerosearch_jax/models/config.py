@@ -181,7 +181,7 @@ def read(directory: str | pathlib.Path) -> ModelConfig:
     config = settings.read_json(path)
     try:
         return from_hf(config)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the last two: a value of another kind, deep inside
         raise ValueError(f'{path}: {error}') from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from zerosearch_jax import pretrained, progress, sharding
+from zerosearch_jax.data.rows import require_source
 from zerosearch_jax.run import trained
 from zerosearch_jax.search import remote
 from zerosearch_jax.search.remote import EngineConfig
@@ -25,6 +26,7 @@ def check(
     engine: EngineConfig | None = None,
     simulator: SimulatorConfig | None = None,
     endpoint: EndpointConfig | None = None,
+    corpus: str = '',
     rows: Mapping[str, int] | None = None,
 ):
     """Checks the parts of a configuration that will be used.
@@ -35,6 +37,7 @@ def check(
       engine: the real search engine, if it will be used.
       simulator: the simulator, if it will be used.
       endpoint: the server of a served simulator.
+      corpus: passages that BM25, or an oracle, will search; '': not known.
       rows: {name of the field: rows of a micro-batch}, if there will be updates.
 
     Raises:
@@ -51,6 +54,8 @@ def check(
         require_address(endpoint)
     if engine:
         remote.require_key(engine)
+    if corpus and ((engine and engine.kind == 'bm25') or (simulator and simulator.kind == 'oracle')):
+        require_source(corpus)
     if simulator and simulator.kind in ('model', 'self', 'endpoint'):
         simulator_template(simulator.template)
     if simulator and simulator.kind == 'model':

@@ -17,7 +17,7 @@ def gold_ids(question: Question) -> tuple[str, ...]:
     """Ids of the passages that the question's fields name."""
     named = question.metadata.get('supporting_ids') or ()
     steps = question.metadata.get('decomposition') or ()
-    ids = [*named, *(s.get('passage') or s.get('pid') for s in steps)]
+    ids = [*named, *(s.get('passage') or s.get('pid') for s in steps if isinstance(s, dict))]
     return tuple(dict.fromkeys(str(i) for i in ids if i not in (None, '')))
 
 

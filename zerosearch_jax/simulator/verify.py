@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from zerosearch_jax.data.rows import Question, holds_answer, normalize_answer
+from zerosearch_jax.data.rows import Question, as_text, holds_answer, normalize_answer
 from zerosearch_jax.search.search import Query
 
 FUNCTION_WORDS = """a an and are as at be by did do does for from had has have how in is it its many much of on or s
@@ -59,7 +59,7 @@ def hops_of(question: Question) -> list[tuple[str, str]]:
     hops: list[tuple[str, str]] = []
     try:
         for step in question.metadata['decomposition']:
-            asked, answer = step.get('query') or step['question'], step['answer'].strip()
+            asked, answer = step.get('query') or step['question'], as_text(step['answer']).strip()
             for number, (_, found) in enumerate(hops, start=1):
                 asked = asked.replace(f'#{number}', found)
             hops.append((asked, answer))

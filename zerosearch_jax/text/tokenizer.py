@@ -104,11 +104,14 @@ class Tokenizer:
         """Checks the tokenizer against the model of `path`, whose embedding has `rows` rows, and the protocol's tags.
 
         Raises:
-          ValueError: it has more ids than rows, or cannot spell a tag. (`chat` checks that prompts hold the question.)
+          ValueError: it has more ids than rows, no end token, or cannot spell a tag. (`chat` checks that
+            prompts hold the question.)
         """
         if self.vocab_size > rows:
             sizes = f'the tokenizer has {self.vocab_size} ids, the embedding of the model {rows} rows'
             raise ValueError(f'{path}: {sizes}; take the tokenizer that was published with it')
+        if not self.eos_ids:
+            raise ValueError(f'{path}: neither the tokenizer nor config.json names an end token ("eos_token_id")')
         tags = ''.join((*protocol.STOP_STRINGS, protocol.OBSERVATION_OPEN, protocol.OBSERVATION_CLOSE))
         if self.decode(self.encode(tags)) != tags:
             raise ValueError(f'{path}: the tokenizer lacks bytes to spell the tags {tags.split()}')

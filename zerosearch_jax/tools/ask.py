@@ -48,7 +48,8 @@ class Asker:
     ):
         if cfg.evaluation.simulated and cfg.simulator.kind == 'oracle':
             raise ValueError("config.simulator.kind = 'oracle' needs the answers of the questions; choose another")
-        cfg = dataclasses.replace(cfg, policy=trained.resolve(cfg.policy))
+        simulator = trained.resolve(cfg.simulator, 'config.simulator')
+        cfg = dataclasses.replace(cfg, policy=trained.resolve(cfg.policy), simulator=simulator)
         policy, self._size, documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
         if checkpoint or cfg.policy.adapter:
             found = trained.find(checkpoint or cfg.policy.adapter, step)
@@ -65,6 +66,7 @@ class Asker:
             engine=None if cfg.evaluation.simulated else cfg.engine,
             simulator=cfg.simulator if cfg.evaluation.simulated else None,
             endpoint=cfg.endpoint,
+            corpus=cfg.evaluation.corpus,
         )
         self._cfg, mesh = cfg, sharding.make_mesh(cfg.mesh)
         self._method = methods.Method(self._size.prompt)

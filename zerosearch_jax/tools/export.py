@@ -39,7 +39,7 @@ def export(
     """
     found, mesh = trained.find(reference, step), sharding.make_mesh()
     base = base or found.base
-    _check_apart(directory, pathlib.Path(found.reference), found.directory, pathlib.Path(base))
+    _check_apart(directory, pathlib.Path(found.reference), found.directory, base and pathlib.Path(base))
     whole = found.is_model or merge
     _check_free(directory, 'adapter_config.json' if whole else 'config.json')
     if not found.is_model and not base:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from zerosearch_jax import progress, settings, sharding
 from zerosearch_jax.data import sources
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.run import preflight
+from zerosearch_jax.run import preflight, trained
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.search import Document, OutsideFailed, Query, Result, SearchSource, refuse_outage
@@ -194,7 +194,8 @@ def open_server(cfg: Config) -> 'Server':
     engine = lambda: BM25.open(passages(), cfg.serve.index) if cfg.serve.index else BM25(passages())  # noqa: E731
     if cfg.simulator.kind == 'engine':
         return Server(cfg.serve, engine().search)
-    preflight.check(cfg.mesh, {}, simulator=cfg.simulator, endpoint=cfg.endpoint)
+    cfg = dataclasses.replace(cfg, simulator=trained.resolve(cfg.simulator, 'config.simulator'))
+    preflight.check(cfg.mesh, {}, simulator=cfg.simulator, endpoint=cfg.endpoint, corpus=cfg.serve.corpus)
     if cfg.simulator.kind == 'oracle':
         oracle = Oracle(engine().search, passages())
 

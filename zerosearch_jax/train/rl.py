@@ -92,6 +92,7 @@ def _check(cfg: Config, workdir: pathlib.Path) -> int:
         engine=cfg.engine if to_come and searched else None,
         simulator=cfg.simulator if to_come else None,
         endpoint=cfg.endpoint,
+        corpus=cfg.data.corpus,
         rows={'rl.rows_per_micro': cfg.rl.rows_per_micro} if to_come else None,
     )
     return done

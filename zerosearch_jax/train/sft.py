@@ -106,18 +106,20 @@ def load_demonstrations(cfg: Config, model: pretrained.Model) -> tuple[list[Toke
             [demonstrations.simulator_example(i, cfg.simulator, model.tokenizer) for i in part]
             for part in _read(cfg, demonstrations.control_tokens(model.tokenizer))
         )
-    examples, held_out = _drop_long(examples, cfg.sft.row_length), _drop_long(held_out, cfg.sft.row_length)
+    longest = min(cfg.sft.row_length, model.cfg.max_position)
+    examples, held_out = _drop_long(examples, longest), _drop_long(held_out, longest)
     if not examples:
         raise ValueError('no demonstration is left to train on; look at the fields of config.demos')
     return examples, held_out
 
 
-def _drop_long(made: Sequence[list[Segment]], row_length: int) -> list[TokenSequence]:
+def _drop_long(made: Sequence[list[Segment]], longest: int) -> list[TokenSequence]:
     sequences = [flatten(segments) for segments in made]
-    kept = [sequence for sequence in sequences if len(sequence.tokens) <= row_length]
+    kept = [sequence for sequence in sequences if len(sequence.tokens) <= longest]
     if len(kept) < len(sequences):
         progress.log(
-            f'{len(sequences) - len(kept)} demonstrations longer than a row of {row_length} tokens are left out'
+            f'{len(sequences) - len(kept)} demonstrations of more than {longest} tokens (a row, or the positions of '
+            'the model) are left out'
         )
     return kept
 

@@ -47,12 +47,16 @@ def open_safetensors(path: pathlib.Path):
 
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Writes a file with the permissions of new files; the library would allow only its owner to read it."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     # safetensors writes the memory of an array and ignores its strides
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, metadata=metadata)
+    try:
+        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, metadata=metadata)
+    except SafetensorError as error:  # of the disk
+        raise OSError(f'{path} cannot be written: {error}') from error
     path.chmod(mode)
 
 
