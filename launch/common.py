@@ -7,8 +7,10 @@ import pathlib
 import re
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
+
+from zerosearch_jax import settings
 
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', '', 'For several processes: HOST:PORT of the first, or "auto" with SLURM, MPI, GKE and TPU slices.'
@@ -62,10 +64,7 @@ def _flag_error(error: Exception, argv: list[str]) -> str:
 
 
 def _print_error(message: str):
-    from zerosearch_jax import settings
-
-    line = ' '.join(settings.redacted(message).split())
-    # it may quote text of others: control characters are printed as their codes
+    line = ' '.join(settings.redacted(message).split())  # without keys; control characters are printed as codes
     print('error:', re.sub(r'[\x00-\x1f\x7f-\x9f]', lambda c: repr(c[0])[1:-1], line), file=sys.stderr)
 
 
@@ -85,8 +84,6 @@ def one_line_errors():
 
 def quiet():
     """Hides the log messages of libraries."""
-    from absl import logging
-
     if not os.environ.get('ZEROSEARCH_DEBUG'):
         logging.set_verbosity(logging.WARNING)
         os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')

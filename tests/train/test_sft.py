@@ -146,7 +146,7 @@ def test_what_is_longer_than_a_row_is_left_out_and_said(rows, tmp_path, capsys):
     made = config(str(tmp_path / 'long.jsonl'), steps=1)
     run(tmp_path / 'run', made)
     said = capsys.readouterr().err
-    assert '2 demonstrations of more than 128 tokens (a row, or the positions of the model) are left out' in said
+    assert '2 demonstrations of more than 128 tokens (a row, or the model) are left out' in said
     assert '18 demonstrations' in said
 
 

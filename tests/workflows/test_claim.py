@@ -1,5 +1,6 @@
 """The miniature study: what its arms learn from and are asked is apart, and only its arms differ."""
 
+import collections
 import hashlib
 import itertools
 import json
@@ -11,11 +12,11 @@ import pytest
 from helpers import ROOT
 
 from configs import quickstart
-from configs.ablations import engine, toy_chains, toy_curriculum
+from configs.ablations import chains, engine, toy_chains, toy_curriculum
 from configs.miniature import claim, warm_start
 from zerosearch_jax import pretrained, settings
 from zerosearch_jax.data import sources
-from zerosearch_jax.evaluate import report
+from zerosearch_jax.evaluate import intervals, report
 from zerosearch_jax.study import report as study_report
 from zerosearch_jax.study import sweep
 from zerosearch_jax.text.tokenizer import byte_tokenizer
@@ -91,6 +92,38 @@ def test_the_page_of_the_second_search_has_the_committed_results(tmp_path):
     for name, found in variants.items():
         mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
         assert f'| `{name}` | {found["runs"]} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
+
+
+def kind(row):
+    """'compared' (two searches, neither needs the other) or the length of the chain, of a question of the world."""
+    return 'compared' if row['id'].startswith(('larger_', 'more_')) else row['hops']
+
+
+def by_kind(runs, name):
+    """{kind of question: scores of each question in each run}, and of all questions."""
+    rows, found = runs.answers[runs.seeds[0]], collections.defaultdict(list)
+    for question, scores in runs.scores(name, runs.seeds).items():
+        found['all'].append(scores)
+        found[kind(rows[question])].append(scores)
+    return found
+
+
+def percent(found):
+    return '{:.1f} [{:.1f}, {:.1f}]'.format(*(100 * x for x in (found['mean'], *found['interval'])))
+
+
+def test_the_page_of_the_second_search_has_the_committed_results_of_the_chains(tmp_path):
+    study, variants = reported(chains, 'chains', tmp_path)
+    page, em = (RUNS.parent / 'second_search.md').read_text(), {}
+    for name in variants:
+        places = {seed: study.place(RUNS / 'chains', name, seed) for seed in study.seeds}
+        runs = study_report.read_runs({seed: place for seed, place in places.items() if place.exists()})
+        em[name], searches = by_kind(runs, 'em'), by_kind(runs, 'searches')
+        scores = ' | '.join(percent(intervals.with_interval(em[name][k], (0, 1))) for k in ('all', 1, 2, 'compared'))
+        counts = ', '.join(f'{np.mean(searches[k]):.2f}' for k in (1, 2, 'compared'))
+        assert f'| `{name}` | {runs.made} | {scores} | {counts} |' in page
+    paired = np.subtract(em['turn_hop'][2], em['grpo'][2])
+    assert f'**{percent(intervals.with_interval(paired))} points**' in page
 
 
 def test_the_page_of_the_simulator_has_the_committed_results_of_the_schedules(tmp_path):

@@ -29,7 +29,7 @@ from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
 from zerosearch_jax.run import jsonl, preflight, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.search import OWN_FAILURES, Document, Query, Result, refuse_outage
+from zerosearch_jax.search.search import Document, Query, Result, refuse_outage
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.load import Simulator, open_simulator
 from zerosearch_jax.simulator.verify import answers_of, hops_of
@@ -83,8 +83,7 @@ parse = functools.partial(settings.build, Config)
 def audit(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs or resumes an audit in `workdir`; returns the table of all audits there, or '' on processes other than 0."""
     here = workdir / cfg.audit.name
-    resolved = {name: trained.resolve(getattr(cfg, name), f'config.{name}') for name in ('simulator', 'reader')}
-    cfg = dataclasses.replace(cfg, **resolved)
+    cfg = trained.resolved(cfg, 'simulator', 'reader')
     with claim(here, Config, config_json, ('answers.jsonl',)):
         return _audit(cfg, workdir, here)
 
@@ -234,6 +233,10 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
         speed['tokens'] = simulator.engine.decoded_tokens
     if jax.process_index() == 0:
         (here / 'speed.json').write_text(json.dumps(speed) + '\n')
+
+
+# failures that a query or what the simulator writes causes; all others come from the outside
+OWN_FAILURES = ('too_long', 'empty', 'count', 'length', 'repetition', 'tags')
 
 
 def _failed_outside(failure: str) -> bool:

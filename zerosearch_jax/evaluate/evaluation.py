@@ -156,11 +156,8 @@ def evaluate(
     """
     settings.require_positive(cfg.evaluation, 'documents', 'whole_batches_of')
     with claim(workdir, Config, config_json, ('results.jsonl',), FREE):
-        names = dataclasses.asdict(cfg.trained)
-        found = {name: reference and trained.find(reference, step).reference for name, reference in names.items()}
-        simulator = trained.resolve(cfg.simulator, 'config.simulator')
-        cfg = dataclasses.replace(cfg, policy=trained.resolve(cfg.policy), simulator=simulator)
-        cfg = dataclasses.replace(cfg, trained=TrainedConfig(**found))
+        found = {name: ref and trained.find(ref, step).reference for name, ref in vars(cfg.trained).items()}
+        cfg = dataclasses.replace(trained.resolved(cfg, 'policy', 'simulator'), trained=TrainedConfig(**found))
         return _evaluate(cfg, workdir, given)
 
 

@@ -147,6 +147,11 @@ def resolve(section: T, where: str = 'config.policy', begun: dict[str, Any] | No
     return dataclasses.replace(section, **on_first_process(lambda: _files(section, where, begun or {})))
 
 
+def resolved(cfg: T, *names: str) -> T:
+    """The configuration with `resolve` applied to these sections."""
+    return dataclasses.replace(cfg, **{name: resolve(getattr(cfg, name), f'config.{name}') for name in names})
+
+
 def with_files(cfg: T, config_json: str, workdir: pathlib.Path, names: Collection[str]) -> tuple[T, str]:
     """Replaces run directories by their present weight files, since the newest weights of a running run change.
 

@@ -71,9 +71,6 @@ class OutsideFailed(OSError):
     """A remote service cannot be used; the error names the service and its message."""
 
 
-# kinds of failure that the query or the simulator's own output causes; all others come from the outside
-OWN_FAILURES = ('too_long', 'empty', 'count', 'length', 'repetition', 'tags')
-
 OUTAGE = 0.9  # share of failed requests from which on nothing can be learned or measured
 FEWEST = 4  # failures that an outage needs: one or two may be caused by the queries themselves
 

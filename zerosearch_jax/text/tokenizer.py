@@ -104,8 +104,7 @@ class Tokenizer:
         """Checks the tokenizer against the model of `path`, whose embedding has `rows` rows, and the protocol's tags.
 
         Raises:
-          ValueError: it has more ids than rows, no end token, or cannot spell a tag. (`chat` checks that
-            prompts hold the question.)
+          ValueError: it has more ids than rows, no end token, or cannot spell a tag.
         """
         if self.vocab_size > rows:
             sizes = f'the tokenizer has {self.vocab_size} ids, the embedding of the model {rows} rows'

@@ -48,8 +48,7 @@ class Asker:
     ):
         if cfg.evaluation.simulated and cfg.simulator.kind == 'oracle':
             raise ValueError("config.simulator.kind = 'oracle' needs the answers of the questions; choose another")
-        simulator = trained.resolve(cfg.simulator, 'config.simulator')
-        cfg = dataclasses.replace(cfg, policy=trained.resolve(cfg.policy), simulator=simulator)
+        cfg = trained.resolved(cfg, 'policy', 'simulator')
         policy, self._size, documents = cfg.policy, cfg.rollout, cfg.evaluation.documents
         if checkpoint or cfg.policy.adapter:
             found = trained.find(checkpoint or cfg.policy.adapter, step)

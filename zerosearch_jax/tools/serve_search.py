@@ -194,7 +194,7 @@ def open_server(cfg: Config) -> 'Server':
     engine = lambda: BM25.open(passages(), cfg.serve.index) if cfg.serve.index else BM25(passages())  # noqa: E731
     if cfg.simulator.kind == 'engine':
         return Server(cfg.serve, engine().search)
-    cfg = dataclasses.replace(cfg, simulator=trained.resolve(cfg.simulator, 'config.simulator'))
+    cfg = trained.resolved(cfg, 'simulator')
     preflight.check(cfg.mesh, {}, simulator=cfg.simulator, endpoint=cfg.endpoint, corpus=cfg.serve.corpus)
     if cfg.simulator.kind == 'oracle':
         oracle = Oracle(engine().search, passages())

@@ -117,10 +117,8 @@ def _drop_long(made: Sequence[list[Segment]], longest: int) -> list[TokenSequenc
     sequences = [flatten(segments) for segments in made]
     kept = [sequence for sequence in sequences if len(sequence.tokens) <= longest]
     if len(kept) < len(sequences):
-        progress.log(
-            f'{len(sequences) - len(kept)} demonstrations of more than {longest} tokens (a row, or the positions of '
-            'the model) are left out'
-        )
+        left_out = len(sequences) - len(kept)
+        progress.log(f'{left_out} demonstrations of more than {longest} tokens (a row, or the model) are left out')
     return kept
 
 
