@@ -34,8 +34,9 @@ def taught(preset, monkeypatch):
         )
     for module in (sft, demonstrations):
         monkeypatch.setattr(module, 'BM25', lambda passages: SimpleNamespace(search=None))
+    model = SimpleNamespace(tokenizer=byte_tokenizer(), cfg=SimpleNamespace(max_position=8192))
     with pytest.raises(ValueError, match='demonstration'):  # none can be made
-        sft.load_demonstrations(sft.parse(warm_start.get_config(preset)), SimpleNamespace(tokenizer=byte_tokenizer()))
+        sft.load_demonstrations(sft.parse(warm_start.get_config(preset)), model)
     return list(given.values())
 
 

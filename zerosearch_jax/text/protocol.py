@@ -50,8 +50,8 @@ def neutralize(text: str, tag: re.Pattern = TAG) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """What a model writes after its thoughts: the text after its last </think>, up to thoughts that did not end."""
-    return text.rpartition('</think>')[2].partition('<think>')[0].strip()
+    """What a model writes after its thoughts: the text after its last </think>, up to a line that begins others."""
+    return re.split(r'(?m)^\s*<think>', text.rpartition('</think>')[2])[0].strip()
 
 
 def opens_thought(prompt: bytes) -> bool:
