@@ -124,7 +124,7 @@ def stepped(searcher, searches=lambda sample: sample):
 
     found = rollout((ROME, OSLO), 2, FakeEngine(script), searcher, BYTES, CFG, identity=(0, 1))
     trainer = SimpleNamespace(
-        cfg=SimpleNamespace(rollout=SimpleNamespace(group=2), rl=SimpleNamespace(dynamic_sampling=0)),
+        cfg=SimpleNamespace(rollout=SimpleNamespace(group=2), rl=SimpleNamespace(dynamic_sampling=0, deepest=1.0)),
         generated_tokens=0,
         collect_dynamic=lambda step, noise: (found, [], 0),
         score=SimpleNamespace(by_turn=lambda trajectory: np.ones(1)),
