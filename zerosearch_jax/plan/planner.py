@@ -242,6 +242,8 @@ def essence(cfg: Config) -> Config:
         if field.name == 'simulator' and values.get('model') == programs.preset(cfg.policy.model):
             # of equal sizes, but no shared base
             values['model'] += '-other' * (cfg.simulator.model != cfg.policy.model)
+        if field.name == 'rollout' and not cfg.rollout.max_turns:
+            values['prompt'] = 'reason'  # the default asks for searches
         if field.name == 'rl':
             values |= {'kl': abs(cfg.rl.kl), 'algorithm': 'ppo' if cfg.rl.has_critic else 'reinforce'}
         return field.type(**values)
