@@ -102,6 +102,8 @@ def test_an_audit_of_a_dead_server_ends_with_its_words(tmp_path, monkeypatch):
     monkeypatch.setattr(audit, '_simulator', lambda *_: Flaky(range(99)))
     with pytest.raises(OutsideFailed, match=r'requests of the audit: 4 of 4 failed \(4 timeout\); .* busy'):
         run_audit(tmp_path, tiny_audit(name='one'))
+    with pytest.raises(OutsideFailed, match='every request of the audit failed'):  # too few for an outage
+        run_audit(tmp_path, tiny_audit(name='two', queries=1))
 
 
 def test_questions_of_two_sources_with_one_id_are_refused(tmp_path):

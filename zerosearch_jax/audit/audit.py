@@ -29,7 +29,7 @@ from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
 from zerosearch_jax.run import jsonl, preflight, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
-from zerosearch_jax.search.search import Document, Query, Result, refuse_outage
+from zerosearch_jax.search.search import Document, OutsideFailed, Query, Result, refuse_outage
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.load import Simulator, open_simulator
 from zerosearch_jax.simulator.verify import answers_of, hops_of
@@ -98,6 +98,8 @@ def _audit(cfg: Config, workdir: pathlib.Path, here: pathlib.Path) -> str:
     answers = [row for row in written if not _failed_outside(row['failure'])]
     if lost := len(written) - len(answers):
         progress.log(f'{lost} of {len(written)} requests failed outside and are not counted; run again to repeat them')
+    if not answers:
+        raise OutsideFailed('every request of the audit failed outside; run the same command when the server answers')
     if cfg.audit.read and 'read' not in answers[0]:
         readings = read(cfg, answers, mesh)
         answers = [row | {'read': right} for row, right in zip(answers, readings, strict=True)]
