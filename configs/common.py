@@ -102,7 +102,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     for section, values in PAPER.items():
         config[section].update(values)
     config.rollout.slots = config.rollout.questions * config.rollout.group  # D1 is about whole turns of a batch
-    config.rl.minibatch = 256  # D12: of 320, and then the 64 that are left
+    config.rl.minibatch = 256  # D12: two updates a step, of 160 each; the published ones are of 256 and 64
     config.optimizer.warmup_steps = 192  # D13: of 203
     config.rollout.update(max_turns=2, observation_tokens=500)
     config.rollout.prompt_format = 'chat'  # of every tokenizer with a template, Qwen2.5's base; else the text alone

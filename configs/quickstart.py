@@ -7,6 +7,10 @@ knows how to search and mostly guesses; what training can find is that searching
 configs/sft_searches.py. Evaluation asks 96 held-out questions with a real engine, BM25 over the built-in corpus, before
 and after. Measured results: README.md.
 
+`own` trains on all questions of a file, and evaluates on none unless asked to (docs/start.md):
+
+  python -m launch.train --config configs/quickstart.py:own --config.data.train=questions.jsonl
+
 The same with the real engine, and without any search; launch.evaluate compares them:
 
   python -m launch.train --config configs/quickstart.py:search_r1
@@ -17,6 +21,11 @@ from configs.common import base, simulator
 
 PRESETS = {
     '': {},
+    'own': {
+        'data': {'folds': ()},
+        'rollout': {'prompt_tokens': 224},
+        'evaluation': {'questions': 0},  # those of the built-in world say nothing about others
+    },
     'search_r1': {'simulator': {'kind': 'engine'}},
     'r1': {
         'policy': {'adapter': ''},  # the shipped one searches

@@ -1,8 +1,8 @@
 r"""A simulator from recorded searches: SmolLM2-135M learns to write useful or noisy encyclopedia passages on demand.
 
   python -m launch.sft --config configs/sft_searches.py
-  python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
-  python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
+  python -m launch.audit_simulator --config configs/audit_simulator.py:recorded_prompted
+  python -m launch.audit_simulator --config configs/audit_simulator.py:recorded
 
 Reads searches that real policies made, with the passages that real retrievers returned, and passages that annotators
 called helpful or not, both under ZEROSEARCH_DATA, and makes searches of the built-in world. Folds 0-5 are trained on,

@@ -1,7 +1,7 @@
 """Audits a simulator: compares what it writes for requests for useful and for noisy documents.
 
-  python -m launch.audit_simulator --config configs/audit_simulator.py:prompted
-  python -m launch.audit_simulator --config configs/audit_simulator.py:tuned
+  python -m launch.audit_simulator --config configs/audit_simulator.py:recorded_prompted
+  python -m launch.audit_simulator --config configs/audit_simulator.py:recorded
 
 Audits with the same --workdir are shown side by side in audit.md and audit.png. The same command run again continues
 where the last one stopped.

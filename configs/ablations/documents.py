@@ -1,4 +1,4 @@
-r"""How many documents a search returns. Three seeds each. Expected: not run.
+r"""How many documents a search returns. Three seeds each. Results: none, not run yet.
 
 python -m launch.sweep --config configs/ablations/documents.py
 """

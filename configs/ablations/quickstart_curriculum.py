@@ -7,7 +7,7 @@ held-out questions differently, a difference of them has a standard error of 4 p
 independent, of 2.3 for three. One of 6 points is then found four times in five at the 5 % level; if all seeds answer
 alike, one of 11.
 
-Expected: not run.
+Results: none, not run yet.
 """
 
 from ml_collections import ConfigDict
@@ -26,6 +26,7 @@ VARIANTS = {
 def get_config(preset=''):
     no_preset(preset)
     base = quickstart.get_config()
+    base.policy.dtype = base.simulator.dtype = 'bfloat16'
     base.evaluation.before = False
     base.run.tensorboard = False
     return ConfigDict({'base': base, 'baseline': 'exponential', 'variants': VARIANTS, 'seeds': (0, 1, 2)})

@@ -1,4 +1,4 @@
-r"""Who plays the engine. Three seeds each. Expected: not run.
+r"""Who plays the engine. Three seeds each. Results: none, not run yet.
 
 python -m launch.sweep --config configs/ablations/simulator.py
 """

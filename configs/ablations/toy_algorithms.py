@@ -1,5 +1,5 @@
 r"""Which algorithm, on the toy task: three seeds each in minutes. Expected: all raise the reward from 0.55 to 0.8.
-Three seeds do not distinguish any from GRPO except REINFORCE++, which is worse (docs/algorithms.md; CPU, 22 minutes).
+Measured: the interval of one of seven differences, REINFORCE++, excludes 0, which can be chance (docs/algorithms.md).
 
 python -m launch.sft --config configs/toy_sft.py
 python -m launch.sweep --config configs/ablations/toy_algorithms.py

@@ -1,4 +1,4 @@
-r"""How many searches are allowed. Three seeds each. Expected: not run.
+r"""How many searches are allowed. Three seeds each. Results: none, not run yet.
 
 python -m launch.sweep --config configs/ablations/turns.py
 """
