@@ -7,7 +7,7 @@ Without a preset a search is useful if its episode's answer was right (ZeroSearc
 the documents suffice to answer the query (v2). The judge is a model of ours or, with --config.judge.kind=endpoint
 --config.judge.model=NAME --config.endpoint.url=http://…/v1, a served one.
 
-Results: none, not run yet.
+Not run yet.
 """
 
 from configs.common import sections, simulator

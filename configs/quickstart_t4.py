@@ -3,7 +3,7 @@ r"""The quickstart on a T4, the GPU that Colab lends: Qwen2.5-0.5B-Instruct lear
   python -m launch.train --config configs/quickstart_t4.py
 
 A T4 has no bfloat16, and 15 GiB. The policy starts from the model as it is, without demonstrations; the simulator is
-the quickstart's, SmolLM2-135M. Results: none, not run yet.
+the quickstart's, SmolLM2-135M. Not run yet.
 """
 
 from configs import quickstart

@@ -1,4 +1,4 @@
-r"""Which algorithm: all of them at the same rollouts, rate and steps. Three seeds each. Results: none, not run yet.
+r"""Which algorithm: all of them at the same rollouts, rate and steps. Three seeds each. Not run yet.
 
 python -m launch.sweep --config configs/ablations/algorithms.py
 """

@@ -1,4 +1,4 @@
-r"""Does the order of the noise matter at the same amount, and does its amount? Three seeds each. Results: none, not run yet.
+r"""Does the order of the noise matter at the same amount, and does its amount? Three seeds each. Not run yet.
 
 python -m launch.sweep --config configs/ablations/curriculum.py
 """

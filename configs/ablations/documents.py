@@ -1,4 +1,4 @@
-r"""How many documents a search returns. Three seeds each. Results: none, not run yet.
+r"""How many documents a search returns. Three seeds each. Not run yet.
 
 python -m launch.sweep --config configs/ablations/documents.py
 """

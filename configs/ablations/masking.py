@@ -1,4 +1,4 @@
-r"""Whether documents carry gradient. Three seeds each. Results: none, not run yet.
+r"""Whether documents carry gradient. Three seeds each. Not run yet.
 
 python -m launch.sweep --config configs/ablations/masking.py
 """

@@ -1,8 +1,8 @@
-r"""The published system's mistakes, all of them and one at a time. Three seeds each. Results: none, not run yet.
+r"""The published system's mistakes, all of them and one at a time. Three seeds each. Not run yet.
 
-The baseline is REINFORCE with the mean of the batch as its baseline, as in the `fixed` form. A step has 32 trajectories,
-within one published micro-batch, so `micro_batch_means` equals `fixed` but for rounding: it differs at the published
-size only (configs/qwen2_5_3b.py).
+All start from REINFORCE with the batch's mean as its baseline, the `fixed` form. A step has 32 trajectories, within one
+published micro-batch, so `micro_batch_means` equals `fixed` here but for rounding: it differs at the published size
+only (configs/qwen2_5_3b.py).
 
 python -m launch.sweep --config configs/ablations/paper.py
 """

@@ -7,7 +7,7 @@ held-out questions differently, a difference of them has a standard error of 4 p
 independent, of 2.3 for three. One of 6 points is then found four times in five at the 5 % level; if all seeds answer
 alike, one of 11.
 
-Results: none, not run yet.
+Not run yet.
 """
 
 from ml_collections import ConfigDict

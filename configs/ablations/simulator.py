@@ -1,4 +1,4 @@
-r"""Who plays the engine. Three seeds each. Results: none, not run yet.
+r"""Who plays the engine. Three seeds each. Not run yet.
 
 python -m launch.sweep --config configs/ablations/simulator.py
 """

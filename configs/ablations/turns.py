@@ -1,4 +1,4 @@
-r"""How many searches are allowed. Three seeds each. Results: none, not run yet.
+r"""How many searches are allowed. Three seeds each. Not run yet.
 
 python -m launch.sweep --config configs/ablations/turns.py
 """

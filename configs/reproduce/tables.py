@@ -1,6 +1,6 @@
 r"""The tables of ZeroSearch (arXiv 2505.04588): every policy, simulator, algorithm and baseline, as one study.
 
-Results: none, not run yet. The report shows the published scores (configs/reproduce/figures.py) beside the measured ones.
+Not run yet. The report shows the published scores (configs/reproduce/figures.py) beside the measured ones.
 
   python -m launch.sweep --config configs/reproduce/tables.py:paper --dry-run --hardware=a100-80gb:8
   python -m launch.sweep --config configs/reproduce/tables.py:paper --part=0/4
