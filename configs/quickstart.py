@@ -31,7 +31,6 @@ PRESETS = {
         'policy': {'adapter': ''},  # the shipped one searches
         'simulator': {'kind': 'none'},
         'rollout': {'prompt': 'reason', 'max_turns': 0, 'turn_tokens': 320},
-        'alarms': {'searches': 0.0},
     },
 }
 

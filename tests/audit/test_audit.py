@@ -85,7 +85,7 @@ class Flaky:
 
 
 def test_what_fails_outside_is_not_counted_and_asked_again(tmp_path, monkeypatch, capsys):
-    flaky, made = Flaky({2, 7}), tiny_audit(name='one')
+    flaky, made = Flaky({2, 7}), tiny_audit(name='one', read=True)
     monkeypatch.setattr(audit, '_simulator', lambda *_: flaky)
     run_audit(tmp_path, made)
     assert '2 of 8 requests failed outside and are not counted' in capsys.readouterr().err
@@ -95,7 +95,8 @@ def test_what_fails_outside_is_not_counted_and_asked_again(tmp_path, monkeypatch
     flaky.lost = {}
     run_audit(tmp_path, made)
     assert len(flaky.asked) == 10 and 'failed outside' not in capsys.readouterr().err
-    assert len(jsonl.read_jsonl(tmp_path / 'one' / 'answers.jsonl')) == 8
+    answers = jsonl.read_jsonl(tmp_path / 'one' / 'answers.jsonl')
+    assert len(answers) == 8 and all('read' in row for row in answers)
 
 
 def test_an_audit_of_a_dead_server_ends_with_its_words(tmp_path, monkeypatch):

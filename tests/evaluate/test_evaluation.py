@@ -149,6 +149,10 @@ def test_trained_weights_are_asked_with_protocol_and_budgets_of_their_training(s
     assert f'adapter.safetensors is asked as in its training: {line}' in said
     tokens = {key[0]: row['response_tokens'] for key, row in results(tmp_path / 'out')[0].items()}
     assert tokens['r1'] <= 8 < 16 * 4 >= tokens['cot']
+    cfg = evaluation.parse(made)
+    assert cfg.weights('r1', ['evaluation.documents']).endswith(f', documents={made.evaluation.documents}')
+    assert cfg.weights('r1', ['rollout.max_turns', 'seed']).endswith(f', max_turns={made.rollout.max_turns}')
+    assert cfg.weights('r1', ['seed']) == cfg.weights('r1') and 'documents' not in cfg.weights('r1')
 
 
 def test_an_adapter_is_evaluated_on_its_own_base_unless_another_is_given(sources, tmp_path, capsys, monkeypatch):

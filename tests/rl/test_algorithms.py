@@ -387,6 +387,7 @@ def test_the_deepest_share_has_the_most_searches_and_of_equal_ones_the_first(sha
 
 
 CHOSEN = np.isin(np.arange(6), (0, 1, 4))
+SEARCHES = 2 * CHOSEN
 
 
 @pytest.mark.parametrize('fields', [{'kl': 0.1}, {'old_logprobs': 'trainer', 'importance_cap': 2.0}], ids=str)
@@ -395,7 +396,7 @@ def test_updates_on_chosen_trajectories_compare_with_all_samples_of_a_question(f
     step = (1, found, rewards, groups, np.ones(6, bool))
     full, half = learner(**fields), learner(deepest=0.5, **fields)
     everything, seen = full.learn(*step), seen_by(half)
-    learned = half.learn(*step, CHOSEN)
+    learned = half.learn(*step, SEARCHES)
     batch = seen[0][0]
     assert tokens_of(batch, batch.weights > 0) == actions([found[i] for i in np.flatnonzero(CHOSEN)])
     assert batch.tokens.shape[0] < full._pack([], full._minibatch)[0].tokens.shape[0]
@@ -409,10 +410,20 @@ def test_a_critic_learns_from_chosen_trajectories_too_and_nothing_from_none():
     found, rewards, groups = episodes()
     made = learner(algorithm='ppo', deepest=0.5)
     seen = seen_by(made, '_critic_update')
-    made.learn(1, found, rewards, groups, np.ones(6, bool), CHOSEN)
+    made.learn(1, found, rewards, groups, np.ones(6, bool), SEARCHES)
     batch = seen[0][0]
     assert tokens_of(batch, batch.weights > 0) == actions([found[i] for i in np.flatnonzero(CHOSEN)])
-    assert made.learn(2, found, rewards, groups, ~CHOSEN, CHOSEN).metrics == {}
+    assert made.learn(2, found, rewards, groups, np.zeros(6, bool), SEARCHES).metrics == {}
+
+
+def test_the_deepest_are_chosen_among_those_of_groups_with_different_rewards():
+    found, rewards, groups = episodes()
+    rewards[:3] = 0.0
+    made = learner(deepest=0.5, drop_zero_variance=True)
+    seen = seen_by(made)
+    made.learn(1, found, rewards, groups, np.ones(6, bool), [3, 3, 3, 1, 1, 1])
+    batch = seen[0][0]
+    assert tokens_of(batch, batch.weights > 0) == actions(found[3:])
 
 
 @pytest.mark.thorough
@@ -432,7 +443,8 @@ def test_observations_are_trained_on_only_where_asked(how):
     found, rewards, groups = episodes()
     made = learner(observations=how, likelihood_weight=0.25, aggregate='token')
     seen = seen_by(made)
-    made.learn(1, found, rewards, groups, np.ones(6, bool))
+    means = made.learn(1, found, rewards, groups, np.ones(6, bool)).advantages
+    assert (np.sign(means) == np.sign(rewards - np.repeat(rewards.reshape(2, 3).mean(1), 3))).all()
     batch = seen[0][0]
     unsampled = np.isnan(batch.old_logprobs) & (batch.weights > 0)
     observed = sorted(t for e in found for s in e if s.kind is Kind.OBSERVATION for t in s.tokens)

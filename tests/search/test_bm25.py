@@ -1,9 +1,11 @@
 """BM25 against a small NumPy reference, and its edges."""
 
 import collections
+import concurrent.futures
 import math
 import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -105,3 +107,17 @@ def test_real_corpus():
     found = engine.search([p.title for p in passages[::250]], 5)
     hits = [p.title in {d.title for d in docs} for p, docs in zip(passages[::250], found, strict=True)]
     assert np.mean(hits) > 0.8
+
+
+def test_of_jobs_that_open_one_directory_at_once_one_makes_the_index(tmp_path, monkeypatch):
+    passages, save, made = [Passage('a', 'Rome', 'city of hills')], BM25.save, []
+
+    def slowly(self, directory):
+        made.append(directory)
+        time.sleep(0.2)
+        save(self, directory)
+
+    monkeypatch.setattr(BM25, 'save', slowly)
+    with concurrent.futures.ThreadPoolExecutor(4) as jobs:
+        engines = [*jobs.map(lambda _: BM25.open(passages, str(tmp_path / 'index')), range(4))]
+    assert len(made) == 1 and all(engine.search(['hills'], 1)[0] for engine in engines)

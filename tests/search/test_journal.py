@@ -30,7 +30,7 @@ def says(text):
     )
 
 
-def writer(server, log=None, retries=0, timeout_s=0.5):
+def writer(server, log=None, retries=0, timeout_s=3.0):
     cfg = EndpointConfig(url=server.url, retries=retries, timeout_s=timeout_s, concurrency=4)
     return EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log or Journal())
 
@@ -262,7 +262,7 @@ def test_a_run_that_is_resumed_sees_its_failures_again(tmp_path):
     server = Server(lambda message: 500 if broken else says('x'))
 
     def ask(committed):
-        cfg = EndpointConfig(url=server.url, retries=0, timeout_s=0.5)
+        cfg = EndpointConfig(url=server.url, retries=0, timeout_s=5.0)
         log = Journal(tmp_path / 'calls.log')
         run = EndpointWriter(cfg, 'm', max_tokens=5, temperature=0.5, log=log, keep_failures=True)
         run.ask('h', 'a', (0, 1))

@@ -53,9 +53,9 @@ class Scripted:
         return [answer if isinstance(answer, Completion) else Completion(handle, answer)]
 
 
-def run(script, cfg, queries=None, noise=0.5, step=1, memory=None):
+def run(script, cfg, queries=None, noise=0.5, step=1, memory=None, name=''):
     writer = Scripted(script)
-    search = SimulatedSearch(writer, cfg, seed=0, step=step, noise=noise, memory=memory)
+    search = SimulatedSearch(writer, cfg, seed=0, step=step, noise=noise, memory=memory, run=name)
     for query in queries or [Query('h', ROME, 0, 0, 'city')]:
         search.submit(query)
     results = []
@@ -179,22 +179,20 @@ def test_a_replayed_run_with_a_memory_counts_what_the_first_counted(written, tmp
             return dataclasses.replace(written, handle=handle)
         return written if handle[2] == 3 else 'not yet'
 
-    def played(script, step=1, sample=0, memory=cfg.remember):
+    def played(script, step=1, sample=0, memory=cfg.remember, name='a'):
         query = Query('h', ROME, sample, 0, 'city')
         log = Journal(memory)
-        results, writer = run(script, cfg, [query], noise=0.0, step=step, memory=log)
+        results, writer = run(script, cfg, [query], noise=0.0, step=step, memory=log, name=name)
         log.commit()
         return results['h'], len(writer.asked)
 
     first, _ = played(script)
     assert first.attempts == (1 if isinstance(written, Completion) else 3)
     assert played(lambda *_: 'Doc 1: other') == (first, 0)
-    # documents are those of every step and sample, a failure is of its search alone
+    # documents are those of every run, step and sample, a failure is of its search alone
     expected = ('other',) if first.failure else first.documents
-    assert [played(lambda *_: 'Doc 1: other', **where)[0].documents for where in ({'step': 2}, {'sample': 1})] == [
-        expected,
-        expected,
-    ]
+    for where in ({'step': 2}, {'sample': 1}, {'name': 'b'}):
+        assert played(lambda *_: 'Doc 1: other', **where)[0].documents == expected, where
 
 
 def test_a_failure_that_is_of_no_run_is_not_remembered(tmp_path):

@@ -207,6 +207,10 @@ def test_questions_of_one_and_two_hops_are_told_apart(tmp_path):
     assert '| variant | 3 questions in need of 1 passage | 2 questions in need of 2 passages |' in text
     split = json.loads((tmp_path / 'report.json').read_text())['variants']['b']['em_by_hops']
     assert [split[n]['mean'] for n in '12'] == pytest.approx([5 / 6, 1 / 4]) and split['1']['searches'] == 2
+    fake_run(tmp_path, made, 'b', 1, [1, 1, 1], [0.5], hops=True)  # its questions of two hops failed
+    sweep.write_report(made, tmp_path)
+    split = json.loads((tmp_path / 'report.json').read_text())['variants']['b']['em_by_hops']
+    assert split.keys() == {'1'} and split['1']['questions'] == 3
 
 
 def test_examples_are_the_first_of_every_variant_and_format_nothing(tmp_path):

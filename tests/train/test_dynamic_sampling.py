@@ -11,7 +11,7 @@ from configs import toy_hops
 from zerosearch_jax.data.rows import Question
 from zerosearch_jax.rollout.rollout import Trajectory
 from zerosearch_jax.run import alarms
-from zerosearch_jax.search.search import Query, Result
+from zerosearch_jax.search.search import OutsideFailed, Query, Result
 from zerosearch_jax.text.trajectory import Kind, Segment
 from zerosearch_jax.train import config, rl, trainer
 from zerosearch_jax.train.config import DataConfig
@@ -49,6 +49,7 @@ def sampler(rewards_of, rounds, pool=12):
     made.given, made.mesh = [], SimpleNamespace(size=1)
     made.model = SimpleNamespace(tokenizer=SimpleNamespace(pieces=lambda tokens: []))
     made.policy_engine, made.simulator = SimpleNamespace(decoded_tokens=0), SimpleNamespace(engine=None)
+    made._unanswered = []
     return made
 
 
@@ -75,8 +76,33 @@ def test_what_is_trained_on_is_chosen_by_the_number_of_searches():
 
     made.collect = searching
     rl.train_step(made, 1, 0.0)
-    ((*_, valid, chosen),) = made.given
-    assert valid.all() and chosen.tolist() == [False, True] * 3
+    ((*_, valid, searches),) = made.given
+    assert valid.all() and searches == [0, 1] * 3
+
+
+def failed(found):
+    """Episodes whose one search failed."""
+    for one in found:
+        one.searches.append(Result(Query(None, one.question, 0, 0, 'x'), failure='too_long'))
+        one.status = 'search_failed'
+    return found
+
+
+def test_a_question_of_dynamic_sampling_whose_searches_fail_is_counted_and_ends_nothing():
+    made = sampler(lambda question, sample: float(sample) if question.id != 'q0' else 0.0, rounds=1, pool=6)
+    collect = made.collect
+
+    def failing(step, noise, questions=()):
+        found = collect(step, noise, questions)
+        return failed(found) if questions else found
+
+    made.collect, made.questions_of = failing, lambda step: made.train_questions[:3]
+    made.score = lambda t: 0.0 if t.failed else float(t.status)
+    kept, replaced, rounds = made.collect_dynamic(1, 0.0)
+    assert [t.failed for t in kept] == [True] * 2 + [False] * 4 and len(replaced) == 2 and rounds == 1
+    made.collect = lambda *_: failed(collect(*_))
+    with pytest.raises(OutsideFailed):
+        made.collect_dynamic(1, 0.0)
 
 
 def test_the_mean_reward_under_dynamic_sampling_covers_all_sampled_groups():
@@ -94,16 +120,16 @@ def test_the_mean_reward_under_dynamic_sampling_covers_all_sampled_groups():
 def test_the_samples_of_a_question_are_one_group():
     made = sampler(lambda question, sample: float(sample), rounds=0)
     rl.train_step(made, 1, 0.0)
-    ((_, _, rewards, groups, valid, chosen),) = made.given
+    ((_, _, rewards, groups, valid, searches),) = made.given
     assert groups.tolist() == [0, 0, 1, 1, 2, 2]  # as the trajectories: question by question
-    assert [*map(sum, rewards)] == [0.0, 1.0] * 3 and valid.all() and chosen.all()
+    assert [*map(sum, rewards)] == [0.0, 1.0] * 3 and valid.all() and searches == [0] * 6
 
 
 def test_last_good_is_the_state_whose_rollouts_were_the_last_good_ones(tmp_path):
     """Rollouts of step 5 look wrong: they show the weights after step 4; those after step 3 made good ones."""
     kept, past = [], rl.Past()
     checkpoints = SimpleNamespace(put_aside=lambda path, step: kept.append((path.name, step)))
-    cfg = SimpleNamespace(alarms=alarms.AlarmConfig(window=3))
+    cfg = SimpleNamespace(sounding=alarms.AlarmConfig(window=3))
     for step in range(1, 6):
         row = dict.fromkeys(alarms.WATCHED, 1.0) | {
             'loss/kl': 0.0,
@@ -137,3 +163,23 @@ def test_first_steps_without_enough_questions_are_refused():
             dataclasses.replace(TOY, data=dataclasses.replace(TOY.data, first_hops=4, first_steps=1))
         )
     assert trainer.load_questions(dataclasses.replace(TOY, data=dataclasses.replace(TOY.data, first_hops=4)))
+
+
+def test_an_alarm_ends_a_run_by_the_limits_of_today_and_none_misses_searches_where_there_are_none():
+    calm = dict.fromkeys(alarms.WATCHED, 1.0) | {'loss/logprob_gap_max': 0.0, 'rollout/failed': 0.0, 'loss/kl': 9.0}
+    past = rl.Past([calm | {'rollout/zero_variance_groups': 0.0, 'rollout/searches': 0.0}] * 5, ['kl', 'searches'])
+    cfg = lambda **limits: dataclasses.replace(TOY, alarms=alarms.AlarmConfig(**limits))  # noqa: E731
+    assert past.stopped(cfg(stop=True)) == ['kl', 'searches'] and past.stopped(cfg()) == []
+    assert past.stopped(cfg(stop=True, kl=10.0, searches=0.0)) == []
+    alone = dataclasses.replace(TOY.rollout, max_turns=0, prompt='reason')
+    none = dataclasses.replace(TOY.simulator, kind='none')
+    assert past.stopped(dataclasses.replace(cfg(stop=True), rollout=alone, simulator=none)) == ['kl']
+
+
+def test_a_test_set_smaller_than_a_whole_batch_is_no_evaluation_in_silence():
+    asked = dataclasses.replace(TOY.evaluation, questions=48, whole_batches_of=10**6)
+    train, test = trainer.load_questions(TOY)
+    with pytest.raises(ValueError, match=r'questions that fit, fewer than .*whole_batches_of = 1000000'):
+        trainer._sized(dataclasses.replace(TOY, evaluation=asked), train, test)
+    none = dataclasses.replace(asked, questions=0)
+    assert trainer._sized(dataclasses.replace(TOY, evaluation=none), train, [])[1] == []

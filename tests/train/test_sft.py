@@ -168,6 +168,14 @@ def test_rows_that_would_teach_a_control_token_or_nothing_are_refused_or_counted
     assert said in capsys.readouterr().err and said in (tmp_path / 'run' / 'log.txt').read_text()
 
 
+@pytest.mark.parametrize('folds', [(), (0, 3)])
+def test_held_out_folds_that_would_be_trained_on_are_refused(rows, tmp_path, folds):
+    made = config(rows)
+    made.demos.folds = folds
+    with pytest.raises(ValueError, match=r'held_out_folds = \(3,\) overlap'):
+        run(tmp_path, made)
+
+
 def test_nothing_to_train_on_is_said(rows, tmp_path):
     made = config(rows)
     made.demos.update(held_out=24, folds=(), held_out_folds=())

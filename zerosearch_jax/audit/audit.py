@@ -100,9 +100,9 @@ def _audit(cfg: Config, workdir: pathlib.Path, here: pathlib.Path) -> str:
         progress.log(f'{lost} of {len(written)} requests failed outside and are not counted; run again to repeat them')
     if not answers:
         raise OutsideFailed('every request of the audit failed outside; run the same command when the server answers')
-    if cfg.audit.read and 'read' not in answers[0]:
-        readings = read(cfg, answers, mesh)
-        answers = [row | {'read': right} for row, right in zip(answers, readings, strict=True)]
+    if cfg.audit.read and (unread := [row for row in answers if 'read' not in row]):
+        for row, right in zip(unread, read(cfg, unread, mesh), strict=True):
+            row['read'] = right
         if jax.process_index() == 0:
             jsonl.write_jsonl(here / 'answers.jsonl', answers)
     if jax.process_index():

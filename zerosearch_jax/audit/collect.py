@@ -21,7 +21,7 @@ from zerosearch_jax.policy import PolicyConfig, open_policy, policy_params
 from zerosearch_jax.rollout.config import RolloutConfig
 from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rollout import rollout
-from zerosearch_jax.run import jsonl, preflight
+from zerosearch_jax.run import jsonl, preflight, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
@@ -67,7 +67,7 @@ parse = functools.partial(settings.build, Config)
 def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs or resumes a collection in `workdir`; returns one line about its content."""
     with claim(workdir, Config, config_json, ('trajectories.jsonl',)):
-        return _collect(cfg, workdir)
+        return _collect(trained.resolved(cfg, 'policy', 'judge'), workdir)
 
 
 def _collect(cfg: Config, workdir: pathlib.Path) -> str:

@@ -96,13 +96,13 @@ class Config:
         names = _names(self.evaluation.datasets)
         return list(dict.fromkeys(n for part in names for n in (benchmarks.SEVEN if part == 'seven' else (part,))))
 
-    def weights(self, method: str) -> str:
-        """The reference to a method's weights, with a hash if they are local; '' if a trained method has none."""
-        if METHODS[method].trained:
-            own = (getattr(self.trained, method),)
-        else:
-            own = (self.policy.model, self.policy.adapter)
-        return ' + '.join(_marked(path) for path in own if path)
+    def weights(self, method: str, given: Collection[str] = ()) -> str:
+        """A method's weights with a hash of local files and what `given` changes of the training; '' if none."""
+        if not METHODS[method].trained:
+            return ' + '.join(_marked(path) for path in (self.policy.model, self.policy.adapter) if path)
+        reference = getattr(self.trained, method)
+        changed = reference and trained.find(reference).asked_otherwise(self.rollout, self.evaluation.documents, given)
+        return ', '.join(filter(None, (reference and _marked(reference), changed)))
 
 
 FREE = (*settings.MAY_CHANGE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table
@@ -162,7 +162,7 @@ def evaluate(
 
 
 def _evaluate(cfg: Config, workdir: pathlib.Path, given: Collection[str]) -> str:
-    weights = {method: cfg.weights(method) for method in cfg.methods}  # a wrong path is reported now, not after hours
+    weights = {method: cfg.weights(method, given) for method in cfg.methods}  # a wrong path is reported now
     if not any(weights.values()):
         raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')
     questions = load_questions(cfg)

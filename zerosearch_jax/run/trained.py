@@ -77,6 +77,12 @@ class Trained:
         known = self.run.get('simulator', {}).get('documents', 0)
         return known if known and 'evaluation.documents' not in given else asked
 
+    def asked_otherwise(self, size: RolloutConfig, documents: int, given: Collection[str]) -> str:
+        """What `given` changes of how the policy was asked in training, as text; '' if nothing."""
+        asked = vars(self.rollout_config(size, given)) | {'documents': self.documents(documents, given)}
+        taught = vars(self.rollout_config(size)) | {'documents': self.documents(documents)}
+        return ', '.join(f'{name}={asked[name]}' for name in asked if asked[name] != taught[name])
+
 
 def asked_line(size: RolloutConfig, documents: int) -> str:
     """One line that says how a policy is asked."""

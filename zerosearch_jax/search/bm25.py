@@ -1,5 +1,6 @@
 """BM25 over a corpus of passages, in this process."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -54,9 +55,17 @@ class BM25:
           ValueError: the directory holds the index of other passages.
         """
         mark = Path(directory) / _MARK
+
+        def make():
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            with open(mark.parent / '.lock', 'a', encoding='utf-8') as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # of several jobs one makes the index, while the others wait
+                if not mark.exists():
+                    cls(passages).save(directory)
+
         if not sharding.from_first_process(mark.exists()):
-            on_first_process(lambda: cls(passages).save(directory))  # the other processes wait for it
-        elif mark.read_text() != json.dumps(_fingerprint(passages)):
+            on_first_process(make)  # the other processes wait for it
+        if mark.read_text() != json.dumps(_fingerprint(passages)):
             raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
         return cls.load(directory)
 
@@ -64,9 +73,9 @@ class BM25:
         """Writes the index and the passages to a directory as .npy and JSON files."""
         self._index.save(directory, show_progress=False, raise_on_serialization_error=True)
         passages = (Passage(**item) for item in self._index.corpus)
-        (Path(directory) / _MARK).write_text(
-            json.dumps(_fingerprint(passages))
-        )  # written last: it marks the index as complete
+        partial = Path(directory) / f'{_MARK}.partial'
+        partial.write_text(json.dumps(_fingerprint(passages)))
+        partial.replace(Path(directory) / _MARK)  # last: it marks the index as complete
 
     @classmethod
     def load(cls, directory: str) -> 'BM25':

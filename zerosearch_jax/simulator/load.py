@@ -92,7 +92,7 @@ def open_simulator(
         sized = dataclasses.replace(cfg, slots=slots, cache_gib=cfg.cache_gib or capacity.cache_gib(mesh))
     writer = open_writer(sized, endpoint, log=calls, **options)
     weights = _weights_digest(cfg) if memory else ''
-    source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, weights=weights)
+    source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, weights=weights, run=str(log))
     return Simulator(source, getattr(writer, 'engine', None), (calls, memory) if memory else (calls,))
 
 

@@ -66,7 +66,7 @@ class SimulatedSearch:
       noise: probability that a query (or a document) is noisy: the curriculum's value at this step.
       memory: journal of documents, by all that they depend on and the seed, and of failures of a step's searches (not
         of step 0, which belongs to no run); None: nothing is remembered.
-      weights: identifies the writer's weights among others of the same name.
+      weights, run: identify the writer's weights among those of the same name, and the run among those with the memory.
     """
 
     def __init__(
@@ -79,10 +79,11 @@ class SimulatedSearch:
         noise: float,
         memory: Journal | None = None,
         weights: str = '',
+        run: str = '',
     ):
         self._writer, self._cfg, self._noise, self._memory = writer, cfg, noise, memory
         self._template = prompts.simulator_template(cfg.template)
-        self._identity, self._weights = (seed, step), weights
+        self._identity, self._weights, self._run = (seed, step), weights, run
         self._searches: dict[Hashable, _Search] = {}
         self._ready: list[Result] = []
 
@@ -161,9 +162,9 @@ class SimulatedSearch:
         return hashlib.sha256(repr((*who, self._message(search, noisy))).encode('utf-8', 'replace')).hexdigest()
 
     def _failure_key(self, search: _Search, noisy: bool) -> str:
-        """The key of a failure of this search in this step: a resumed run sees it again, and no other search does."""
+        """The key of a failure of this search in this step: the run sees it again when it is resumed, and no other."""
         query, step = search.query, self._identity[1]
-        where = json.dumps([step, query.question.id, query.sample, query.turn])
+        where = json.dumps([self._run, step, query.question.id, query.sample, query.turn])
         return f'{self._key(search, noisy)} {where}' if step else ''
 
 

@@ -23,7 +23,7 @@ from zerosearch_jax.evaluate.intervals import detectable, p_value, shown, with_i
 from zerosearch_jax.evaluate.report import evaluations
 from zerosearch_jax.evaluate.scores import counted
 from zerosearch_jax.evaluate.tables import SCORES
-from zerosearch_jax.run import jsonl
+from zerosearch_jax.run import disk, jsonl
 from zerosearch_jax.train.config import Config
 
 LAST = 0.2  # share of the steps at the end over which the training reward is averaged
@@ -47,7 +47,7 @@ def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
     if (run / 'results.jsonl').exists():  # a run of launch.evaluate
         rows = jsonl.read_jsonl(run / 'results.jsonl')
         jsonl.write_jsonl(kept / 'metrics.jsonl', [])
-        (kept / 'summary.json').write_text('{}')
+        disk.write_text(kept / 'summary.json', '{}')
     else:
         for name in ('metrics.jsonl', 'summary.json'):
             shutil.copyfile(run / name, kept / name)
@@ -58,7 +58,7 @@ def save_results(run: pathlib.Path, kept: pathlib.Path, config_json: str):
     # launch.evaluate writes episodes in the order in which they end
     rows = sorted(rows, key=lambda row: hashlib.sha256(row['id'].encode()).digest())
     jsonl.write_jsonl(kept / 'examples.jsonl', rows[:EXAMPLES])
-    (kept / 'config.json').write_text(config_json)
+    disk.write_text(kept / 'config.json', config_json)
 
 
 def is_finished(kept: pathlib.Path, config_json: str) -> bool:
@@ -145,8 +145,8 @@ def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs]
     parts = [*tables, _examples(found)]
     text = '\n\n'.join(filter(None, parts))
     results.mkdir(parents=True, exist_ok=True)
-    (results / 'report.json').write_text(json.dumps(facts, indent=2) + '\n')
-    (results / 'report.md').write_text(text + '\n')
+    disk.write_text(results / 'report.json', json.dumps(facts, indent=2) + '\n')
+    disk.write_text(results / 'report.md', text + '\n')
     if found:
         plot(found, facts, results / 'report.png')
     return text
@@ -160,7 +160,8 @@ def _measured(runs: Runs) -> dict:
     for name in SCORES:
         if scores := runs.scores(name, runs.seeds):
             figures[name] = with_interval([*scores.values()], (0, 1)) | {'questions': len(scores)}
-    if hops := {row.get('hops') for answers in runs.answers.values() for row in answers.values()} - {None}:
+    common = runs.scores('em', runs.seeds)
+    if hops := {answers[i].get('hops') for answers in runs.answers.values() for i in common} - {None}:
         figures['em_by_hops'] = {n: _of_hops(runs, n) for n in sorted(hops)}
     if runs.late:
         figures['reward'] = {'mean': float(np.mean([*runs.late.values()])), 'seeds': [*runs.late.values()]}

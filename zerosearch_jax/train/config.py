@@ -125,6 +125,11 @@ class Config:
                 f'rollout.response_tokens = {longest}; raise it'
             )
 
+    @property
+    def sounding(self) -> AlarmConfig:
+        """The alarms of this run: where there is no search, none is missed."""
+        return self.alarms if self.rollout.max_turns else dataclasses.replace(self.alarms, searches=0.0)
+
 
 def with_copy(cfg: Config) -> Config:
     """`cfg` in which a frozen copy of the policy, as simulator, is the model of ours that it is."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from zerosearch_jax import progress
 from zerosearch_jax.data import pairs, rows, sources
 from zerosearch_jax.data.rows import Passage, Question, holds_answer, normalize_answer, permutation
 from zerosearch_jax.rollout.config import RolloutConfig
@@ -25,7 +26,7 @@ from zerosearch_jax.simulator.prompts import request
 from zerosearch_jax.simulator.verify import checkable, share_held
 from zerosearch_jax.text import protocol
 from zerosearch_jax.text.tokenizer import Tokenizer, conversation, template_arguments
-from zerosearch_jax.text.trajectory import Kind, Segment
+from zerosearch_jax.text.trajectory import Kind, Segment, TokenSequence, flatten
 
 ALIKE = 0.6  # two texts count as one if they share this much of the shorter one's words
 
@@ -309,3 +310,13 @@ def _take(candidates, count: int) -> list:
     if len(taken) < count:
         raise ValueError(f'only {len(taken)} of {count} demonstrations could be made; ask for fewer')
     return taken
+
+
+def flattened(made: Sequence[list[Segment]], longest: int) -> list[TokenSequence]:
+    """The demonstrations of at most `longest` tokens."""
+    sequences = [flatten(segments) for segments in made]
+    kept = [sequence for sequence in sequences if len(sequence.tokens) <= longest]
+    if len(kept) < len(sequences):
+        longer = f'{len(sequences) - len(kept)} demonstrations of more than {longest} tokens (a row, or the model)'
+        progress.log(f'{longer} are left out')
+    return kept

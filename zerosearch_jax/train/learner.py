@@ -176,7 +176,7 @@ class Learner:
         rewards: Sequence[float | np.ndarray],
         groups: np.ndarray,
         valid: np.ndarray,
-        chosen: np.ndarray | None = None,
+        searches: Sequence[int] | None = None,
     ) -> Learned:
         """Updates on trajectories; if nothing is left to train on, nothing changes.
 
@@ -186,14 +186,16 @@ class Learner:
           rewards: for each trajectory one number, or one for each turn.
           groups: int [N], the question of each.
           valid: bool [N]; trajectories with a failed search are not trained on.
-          chosen: bool [N]; the others count in the statistics of their groups alone (credit.deepest); None: all.
+          searches: of each trajectory, for rl.deepest: those that it leaves out count in the statistics of their groups
+            alone; None: all are trained on.
         """
         totals = np.array([np.sum(reward) for reward in rewards])
         if self.rl.drop_zero_variance:
             valid = valid & ~zero_variance(totals, groups, valid)
         trained = np.flatnonzero(valid)
         learned = Learned({}, np.zeros(len(rewards), np.float32), [None] * len(rewards))
-        kept = np.flatnonzero(np.ones(len(trained), bool) if chosen is None else chosen[trained])
+        chosen = valid if searches is None else credit.deepest(self.rl.deepest, searches, valid)
+        kept = np.flatnonzero(chosen[trained])
         if not len(kept):
             return learned
         on_documents = {'masked': 0.0, 'policy': 1.0, 'likelihood': self.rl.likelihood_weight}[self.rl.observations]
@@ -216,10 +218,13 @@ class Learner:
             parts = (sequences, weighed, reference, *(targets or ()))
             measured, logprobs = self._updates(step, *(part and [part[k] for k in kept] for part in parts))
         learned.metrics.update(measured | divergence | gap)
-        learned.advantages[trained[kept]] = [a.mean() if len(a) else 0.0 for a in (token_advantages[k] for k in kept)]
+        acted = {k: credit.sampled(sampled[k]) for k in kept}
+        learned.advantages[trained[kept]] = [
+            token_advantages[k][acted[k]].mean() if acted[k].any() else 0.0 for k in kept
+        ]
         for k, own in zip(kept, logprobs, strict=False):
             engine = sampled[k].logprobs[sampled[k].weights > 0]
-            learned.gaps[trained[k]] = (own - engine)[credit.sampled(sampled[k])]
+            learned.gaps[trained[k]] = (own - engine)[acted[k]]
         return learned
 
     def _pack(self, sequences: Sequence[TokenSequence], trajectories: int) -> tuple[Batch, algorithms.TokenMap]:

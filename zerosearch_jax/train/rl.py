@@ -27,7 +27,6 @@ from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.search import OutsideFailed
 from zerosearch_jax.simulator.curriculum import noise_probability
 from zerosearch_jax.train import config as train_config
-from zerosearch_jax.train import credit
 from zerosearch_jax.train.config import Config
 from zerosearch_jax.train.trainer import Trainer
 
@@ -47,6 +46,10 @@ class Past:
     def host_item(self, step: int, seed: int) -> dict:
         """The JSON item of a checkpoint, in which the fired alarms are called 'rung'."""
         return {'step': step, 'seed': seed, 'history': [*self.history], 'rung': [*self.fired]}
+
+    def stopped(self, cfg: Config) -> list[str]:
+        """The alarms that end the run here, by the configuration of today."""
+        return alarms.fired_alarms(self.history, cfg.sounding) if cfg.alarms.stop else []
 
     def noise(self, cfg: Config, step: int) -> float:
         """The curriculum's value at a step."""
@@ -118,7 +121,9 @@ def _run(cfg: Config, workdir: pathlib.Path, config_json: str, job: progress.Job
         start, learner = checkpoints.latest() or 0, trainer.learner
         if start:
             past = _restore(trainer, checkpoints, start)
-        if start < cfg.rl.steps and not (cfg.alarms.stop and past.fired):
+        if start < cfg.rl.steps and (ended := past.stopped(cfg)):
+            progress.log(f'an alarm ended this run ({", ".join(ended)}); to go on, change its limit or alarms.stop')
+        elif start < cfg.rl.steps:
             policy, every = learner.state['policy'].params, cfg.run.checkpoint_every
             checkpoints.require_space(learner.state, policy, cfg.rl.steps, every)
         writer = _writer(cfg, workdir, start)
@@ -183,14 +188,14 @@ def _loop(
     """
     cfg, step, stopped = trainer.cfg, start, False
     with preemption.Watch() as watch:
-        while step < cfg.rl.steps and not stopped and not (cfg.alarms.stop and past.fired):
+        while step < cfg.rl.steps and not stopped and not past.stopped(cfg):
             step += 1
             measured, trajectories = train_step(trainer, step, past.noise(cfg, step))
             trainer.commit_failures()
             if writer is not None:
                 _write(writer, cfg, step, measured, trajectories)
             _sound_alarms(past, workdir, cfg, checkpoints, step, measured)
-            last = step == cfg.rl.steps or (cfg.alarms.stop and bool(past.fired))
+            last = step == cfg.rl.steps or bool(past.stopped(cfg))
             stopped = watch.stop_requested() and not last
             if _evaluated(cfg, step) and not last and not stopped:
                 _evaluate_at(trainer, workdir, writer, step)  # before the save: if killed here, the step is repeated
@@ -226,10 +231,10 @@ def _sound_alarms(past: Past, workdir, cfg: Config, checkpoints: Checkpoints, st
     A step's rollouts show the weights after the step before, so the last good state is that of two steps before.
     """
     past.history.append({name: value for name, value in measured.items() if name in alarms.WATCHED})
-    fresh = [name for name in alarms.fired_alarms(past.history, cfg.alarms) if name not in past.fired]
+    fresh = [name for name in alarms.fired_alarms(past.history, cfg.sounding) if name not in past.fired]
     last_good = workdir / 'last_good'
     if (
-        alarms.newly_over_limit(past.history, cfg.alarms)
+        alarms.newly_over_limit(past.history, cfg.sounding)
         and jax.process_index() == 0
         and not (past.fired and last_good.exists())
     ):
@@ -250,8 +255,8 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     reward = np.array([one.sum() for one in turns])
     groups = np.arange(len(trajectories)) // cfg.rollout.group
     valid = np.array([not t.failed for t in trajectories])
-    chosen = credit.deepest(cfg.rl.deepest, [len(t.searches) for t in kept], valid[own])
-    learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own], chosen)
+    searches = [len(t.searches) for t in kept]
+    learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own], searches)
     ended = time.perf_counter()
     means = mean_scores([t for t in trajectories if not t.failed])  # failed searches say nothing about the policy
     searches = [s for t in trajectories for s in t.searches]

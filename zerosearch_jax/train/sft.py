@@ -30,7 +30,7 @@ from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.prompts import simulator_template
-from zerosearch_jax.text.trajectory import Batch, Segment, TokenSequence, flatten, pack
+from zerosearch_jax.text.trajectory import Batch, TokenSequence, pack
 from zerosearch_jax.train import demonstrations
 
 
@@ -54,6 +54,10 @@ class DemosConfig:
     exchanged: float = 0.0  # share of useful searches with another one's answer (demonstrations.exchange_answers)
     count: int = 256  # demonstrations that are trained on, 0: all; they are shuffled in every epoch
     held_out: int = 16  # demonstrations kept for the evaluation loss
+
+    def __post_init__(self):
+        if self.held_out_folds and (not self.folds or {*self.folds} & {*self.held_out_folds}):
+            raise ValueError(f'folds = {self.folds} (empty: all) and held_out_folds = {self.held_out_folds} overlap')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +111,10 @@ def load_demonstrations(cfg: Config, model: pretrained.Model) -> tuple[list[Toke
             for part in _read(cfg, demonstrations.control_tokens(model.tokenizer))
         )
     longest = min(cfg.sft.row_length, model.cfg.max_position)
-    examples, held_out = _drop_long(examples, longest), _drop_long(held_out, longest)
+    examples, held_out = (demonstrations.flattened(part, longest) for part in (examples, held_out))
     if not examples:
         raise ValueError('no demonstration is left to train on; look at the fields of config.demos')
     return examples, held_out
-
-
-def _drop_long(made: Sequence[list[Segment]], longest: int) -> list[TokenSequence]:
-    sequences = [flatten(segments) for segments in made]
-    kept = [sequence for sequence in sequences if len(sequence.tokens) <= longest]
-    if len(kept) < len(sequences):
-        left_out = len(sequences) - len(kept)
-        progress.log(f'{left_out} demonstrations of more than {longest} tokens (a row, or the model) are left out')
-    return kept
 
 
 def _episodes(cfg: Config, model: pretrained.Model) -> tuple[list, list]:

@@ -67,8 +67,13 @@ def _sized(cfg: Config, train: list[Question], test: list[Question]) -> tuple[li
             f'config.data.first_hops = {cfg.data.first_hops} leaves {count} questions for the first steps, fewer than '
             f'the {cfg.rollout.questions} of one step (config.rollout.questions); lower it'
         )
-    size = cfg.evaluation.whole_batches_of
-    return train, test[: len(test) // size * size]
+    whole = test[: len(test) // cfg.evaluation.whole_batches_of * cfg.evaluation.whole_batches_of]
+    if cfg.evaluation.questions and not whole:
+        raise ValueError(
+            f'config.data.test has {len(test)} questions that fit, fewer than config.evaluation.whole_batches_of = '
+            f'{cfg.evaluation.whole_batches_of}; lower it, or set config.evaluation.questions to 0 for no evaluation'
+        )
+    return train, whole
 
 
 class Trainer:
@@ -220,12 +225,10 @@ class Trainer:
         search = self.simulator.source(seed=cfg.seed, step=step, noise=noise)
         if cfg.simulator.questions == 'compacted':
             search = CompactedQuestions(search, self.policy_engine, questions, cfg.rollout.group)
-        title = f'step {step} rollouts'
+        title, temperature = f'step {step} rollouts', cfg.rollout.temperature
         found = self._rollout(
-            questions, cfg.rollout.group, search, title, temperature=cfg.rollout.temperature, identity=(cfg.seed, step)
+            questions, cfg.rollout.group, search, title, temperature=temperature, identity=(cfg.seed, step)
         )
-        check_searches(found, title)
-        self._check_in_a_row(found)
         if cfg.reward.information:
             longest = cfg.rollout.prompt_tokens + cfg.rollout.response_tokens
             add_gains(found, self.model.tokenizer, longest, self.learner.logprobs)
@@ -245,8 +248,10 @@ class Trainer:
         Returns:
           the trajectories, those that they replaced, and the rounds.
         """
-        rounds, seen = self.cfg.rl.dynamic_sampling, set()
-        groups, replaced = self._groups(self.collect(step, noise)), []
+        rounds, seen, found = self.cfg.rl.dynamic_sampling, set(), self.collect(step, noise)
+        check_searches(found, f'step {step} rollouts')
+        self._check_in_a_row(found)  # of a whole step: one question whose searches fail is no outage
+        groups, replaced = self._groups(found), []
         for done in range(rounds):
             equal = [i for i, group in enumerate(groups) if self._has_equal_rewards(group)]
             seen |= {group[0].question.id for group in groups}
