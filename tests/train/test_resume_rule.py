@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import types
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 from configs import tiny
 from zerosearch_jax import settings, sharding
 from zerosearch_jax.evaluate import report
-from zerosearch_jax.run import jsonl
+from zerosearch_jax.policy import PolicyConfig
+from zerosearch_jax.run import jsonl, trained
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.train import config as train_config
 from zerosearch_jax.train import rl
@@ -186,5 +188,22 @@ def test_a_resumed_learner_is_told_how_updates_fitted_into_memory():
     for fit in ({'fit': ['dots', 2], 'fit_on': '1x1x1 cpu'}, elsewhere, {}):  # an earlier version's does not say
         host = {'step': 2, 'history': [], 'rung': [], **fit}
         checkpoints = types.SimpleNamespace(restore=lambda *_, host=host: ({}, host))
-        rl._restore(types.SimpleNamespace(learner=learner), checkpoints, 2)
+        rl._restore(types.SimpleNamespace(learner=learner, weights=[]), checkpoints, 2)
     assert told == [['dots', 2], None]
+
+
+def test_a_run_whose_first_weights_have_changed_is_not_resumed(tmp_path):
+    adapter = tmp_path / 'adapter.safetensors'
+    adapter.write_bytes(b'first')
+    policy = PolicyConfig(adapter=str(adapter))
+    (*_, first), learner = trained.marks(policy), types.SimpleNamespace(state={}, shardings={}, place='1x1x1 cpu')
+    host = {'step': 2, 'history': [], 'rung': [], 'weights': trained.marks(policy)}
+    checkpoints, learner.resume = types.SimpleNamespace(restore=lambda *_: ({}, host)), lambda fit: None
+
+    def restore():
+        return rl._restore(types.SimpleNamespace(learner=learner, weights=trained.marks(policy)), checkpoints, 2)
+
+    assert restore() == rl.Past()
+    adapter.write_bytes(b'other')
+    with pytest.raises(ValueError, match=rf'began with other weights: .*{re.escape(first)}; now there are'):
+        restore()

@@ -9,7 +9,6 @@ The same command continues where the last one stopped; other methods, data sets 
 import collections
 import dataclasses
 import functools
-import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -99,10 +98,10 @@ class Config:
     def weights(self, method: str, given: Collection[str] = ()) -> str:
         """A method's weights with a hash of local files and what `given` changes of the training; '' if none."""
         if not METHODS[method].trained:
-            return ' + '.join(_marked(path) for path in (self.policy.model, self.policy.adapter) if path)
+            return ' + '.join(trained.marked(path) for path in (self.policy.model, self.policy.adapter) if path)
         reference = getattr(self.trained, method)
         changed = reference and trained.find(reference).asked_otherwise(self.rollout, self.evaluation.documents, given)
-        return ', '.join(filter(None, (reference and _marked(reference), changed)))
+        return ', '.join(filter(None, (reference and trained.marked(reference), changed)))
 
 
 FREE = (*settings.MAY_CHANGE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table
@@ -123,19 +122,6 @@ def name_run(config, arguments: Sequence[str], given: Collection[str] = ()):
     config.evaluation.methods = method
     if 'policy.model' not in given:
         config.policy.model = trained.base_of(run) or config.policy.model
-
-
-def _marked(reference: str) -> str:
-    """A reference to weights and, for a local file or directory, the first digits of a hash of its content."""
-    path = pathlib.Path(reference)
-    files = [path] if path.is_file() else sorted((*path.glob('*.safetensors'), *path.glob('*config.json')))
-    if not files:
-        return reference
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, 'rb') as opened:
-            digest.update(hashlib.file_digest(opened, 'sha256').digest())
-    return f'{reference} ({digest.hexdigest()[:12]})'
 
 
 def _names(text: str) -> list[str]:

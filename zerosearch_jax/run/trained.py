@@ -11,6 +11,7 @@ The weights of a checkpoint are written once, to runs/x/weights/step_000003.
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import pathlib
 import shutil
@@ -140,6 +141,25 @@ def _metadata(adapter: pathlib.Path) -> dict:
         return {}
     sections = ('policy', 'model', 'rollout', 'simulator', 'sft', 'rl')
     return run if isinstance(run, dict) and all(isinstance(run.get(name, {}), dict) for name in sections) else {}
+
+
+def marked(reference: str) -> str:
+    """A reference to weights and, for a local file or directory, the first digits of a hash of its content."""
+    path = pathlib.Path(reference)
+    files = [path] if path.is_file() else sorted((*path.glob('*.safetensors'), *path.glob('*config.json')))
+    if not files:
+        return reference
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, 'rb') as opened:
+            digest.update(hashlib.file_digest(opened, 'sha256').digest())
+    return f'{reference} ({digest.hexdigest()[:12]})'
+
+
+def marks(*sections: Any) -> list[str]:
+    """The weights that configured sections name, marked, on every process."""
+    named = [reference for section in sections for reference in (section.model, section.adapter) if reference]
+    return on_first_process(lambda: [marked(reference) for reference in named])
 
 
 def resolve(section: T, where: str = 'config.policy', begun: dict[str, Any] | None = None) -> T:

@@ -168,6 +168,11 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints, step: int) -> Past:
     abstract = jax.eval_shape(lambda: learner.state)
     learner.state = None  # there is memory for one state
     learner.state, host = checkpoints.restore(step, abstract, learner.shardings)
+    if (begun := host.get('weights', trainer.weights)) != trainer.weights:
+        raise ValueError(
+            f'this run began with other weights: {", ".join(begun)}; now there are {", ".join(trainer.weights)}; '
+            'put them back, or start a new run in another --workdir'
+        )
     if host.get('fit_on', learner.place) == learner.place:
         learner.resume(host.get('fit'))
     progress.log(f'resuming after step {host["step"]}')
@@ -186,7 +191,7 @@ def _loop(
     Returns:
       the last completed step, and whether SIGTERM ended it.
     """
-    cfg, step, stopped = trainer.cfg, start, False
+    cfg, learner, step, stopped = trainer.cfg, trainer.learner, start, False
     with preemption.Watch() as watch:
         while step < cfg.rl.steps and not stopped and not past.stopped(cfg):
             step += 1
@@ -201,8 +206,8 @@ def _loop(
                 _evaluate_at(trainer, workdir, writer, step)  # before the save: if killed here, the step is repeated
                 stopped = watch.stop_requested()
             if step % cfg.run.checkpoint_every == 0 or last or stopped:
-                host = past.host_item(step, cfg.seed) | {'fit': trainer.learner.fit, 'fit_on': trainer.learner.place}
-                checkpoints.save(step, trainer.learner.state, host)
+                host = past.host_item(step, cfg.seed) | {'fit': learner.fit, 'fit_on': learner.place}
+                checkpoints.save(step, learner.state, host | {'weights': trainer.weights})
             job.reach(_work(cfg, step))
             job.show(figures=f'reward {measured["reward/mean"]:.2f}  searches {measured["rollout/searches"]:.2f}')
             progress.log(f'step {step}/{cfg.rl.steps}  {report.headline(measured)}')

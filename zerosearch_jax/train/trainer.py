@@ -19,6 +19,7 @@ from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rewards import Scorer, hop_answers
 from zerosearch_jax.rollout.rollout import Trajectory, check_searches, rollout
+from zerosearch_jax.run import trained
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import RemoteSearch, open_search_engine
@@ -101,6 +102,8 @@ class Trainer:
         progress.phase(f'loading {cfg.policy.model}')
         self.model = pretrained.load_model(cfg.policy.model, self.mesh)
         self.learner = self._open_learner()
+        ours = [cfg.policy, cfg.simulator] if cfg.simulator.kind == 'model' else [cfg.policy]
+        self.weights = trained.marks(*ours)  # with which the run begins
         grammar = protocol.GRAMMARS[cfg.rollout.grammar]
         self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens, grammar)
         progress.log(self._description())
