@@ -43,6 +43,8 @@ def get_config(preset='recorded'):
     from zerosearch_jax.audit import audit
 
     source, _, variant = preset.partition('_')
+    if source not in SOURCES or variant not in VARIANTS or preset == 'recorded_hop':
+        raise KeyError(preset)
     config = sections(audit.Config)
     config.audit.update(SOURCES[source], name=preset, queries=400, trained_folds=(0, 1, 2, 3, 4, 5))
     config.simulator.update(documents=3, words=30, prompt_tokens=512, max_tokens=256, slots=32)

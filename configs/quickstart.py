@@ -7,9 +7,9 @@ knows how to search and mostly guesses; what training can find is that searching
 configs/sft_searches.py. Evaluation asks 96 held-out questions with a real engine, BM25 over the built-in corpus, before
 and after. Measured results: README.md.
 
-`own` trains on all questions of a file, and evaluates on none unless asked to (docs/start.md):
+`own` draws its questions from a whole file, and evaluates on none unless asked to (docs/start.md):
 
-  python -m launch.train --config configs/quickstart.py:own --config.data.train=questions.jsonl
+  python -m launch.train --config configs/quickstart.py:own --config.data.train=questions.jsonl --config.rl.steps=50
 
 The same with the real engine, and without any search; launch.evaluate compares them:
 

@@ -1,6 +1,7 @@
 """Loads a pretrained model: weights on the mesh, tokenizer, LoRA adapter."""
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Sequence
 
@@ -83,6 +84,20 @@ def find_adapter(reference: str) -> pathlib.Path:
         shipped = ', '.join(sorted(p.stem for p in SHIPPED_ADAPTERS.glob('*.safetensors')))
         raise FileNotFoundError(f'adapter {reference!r}: no such file; shipped adapters: {shipped or "none"}')
     return path
+
+
+def digest(*paths: pathlib.Path) -> str:
+    """A hash of local weights, files or directories, whatever the headers of their files say; '' if there are none."""
+    found, files = hashlib.sha256(), []
+    for path in paths:
+        files += [path] if path.is_file() else sorted((*path.glob('*.safetensors'), *path.glob('*config.json')))
+    for file in files:
+        with open(file, 'rb') as opened:
+            if file.suffix == '.safetensors':  # its header may name the run that wrote it
+                start = 8 + int.from_bytes(opened.read(8), 'little')
+                opened.seek(start if start < file.stat().st_size else 0)
+            found.update(hashlib.file_digest(opened, 'sha256').digest())
+    return found.hexdigest() if files else ''
 
 
 def load_adapter(reference: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:

@@ -53,9 +53,9 @@ class Scripted:
         return [answer if isinstance(answer, Completion) else Completion(handle, answer)]
 
 
-def run(script, cfg, queries=None, noise=0.5, step=1, memory=None, name=''):
+def run(script, cfg, queries=None, noise=0.5, step=1, memory=None, failures=None):
     writer = Scripted(script)
-    search = SimulatedSearch(writer, cfg, seed=0, step=step, noise=noise, memory=memory, run=name)
+    search = SimulatedSearch(writer, cfg, seed=0, step=step, noise=noise, memory=memory, failures=failures or memory)
     for query in queries or [Query('h', ROME, 0, 0, 'city')]:
         search.submit(query)
     results = []
@@ -181,8 +181,8 @@ def test_a_replayed_run_with_a_memory_counts_what_the_first_counted(written, tmp
 
     def played(script, step=1, sample=0, memory=cfg.remember, name='a'):
         query = Query('h', ROME, sample, 0, 'city')
-        log = Journal(memory)
-        results, writer = run(script, cfg, [query], noise=0.0, step=step, memory=log, name=name)
+        log = Journal(tmp_path / name)
+        results, writer = run(script, cfg, [query], noise=0.0, step=step, memory=Journal(memory), failures=log)
         log.commit()
         return results['h'], len(writer.asked)
 

@@ -100,8 +100,11 @@ def test_a_question_of_dynamic_sampling_whose_searches_fail_is_counted_and_ends_
     made.score = lambda t: 0.0 if t.failed else float(t.status)
     kept, replaced, rounds = made.collect_dynamic(1, 0.0)
     assert [t.failed for t in kept] == [True] * 2 + [False] * 4 and len(replaced) == 2 and rounds == 1
+    made.score = lambda t: 0.0  # so that the round asks for several questions
+    with pytest.raises(OutsideFailed, match='6 of 6 failed'):
+        made.collect_dynamic(1, 0.0)
     made.collect = lambda *_: failed(collect(*_))
-    with pytest.raises(OutsideFailed):
+    with pytest.raises(OutsideFailed, match='6 of 6 failed'):
         made.collect_dynamic(1, 0.0)
 
 
@@ -179,7 +182,9 @@ def test_an_alarm_ends_a_run_by_the_limits_of_today_and_none_misses_searches_whe
 def test_a_test_set_smaller_than_a_whole_batch_is_no_evaluation_in_silence():
     asked = dataclasses.replace(TOY.evaluation, questions=48, whole_batches_of=10**6)
     train, test = trainer.load_questions(TOY)
-    with pytest.raises(ValueError, match=r'questions that fit, fewer than .*whole_batches_of = 1000000'):
+    with pytest.raises(
+        ValueError, match=r'questions are left .*, fewer than config.evaluation.whole_batches_of = 1000000'
+    ):
         trainer._sized(dataclasses.replace(TOY, evaluation=asked), train, test)
     none = dataclasses.replace(asked, questions=0)
     assert trainer._sized(dataclasses.replace(TOY, evaluation=none), train, [])[1] == []

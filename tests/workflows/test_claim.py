@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 from configs import quickstart
-from configs.ablations import chains, engine, toy_chains, toy_curriculum
+from configs.ablations import chains, engine, quickstart_curriculum, toy_chains, toy_curriculum
 from configs.miniature import claim, warm_start
 from zerosearch_jax import pretrained, settings
 from zerosearch_jax.data import sources
@@ -134,6 +134,17 @@ def test_the_page_of_the_simulator_has_the_committed_results_of_the_schedules(tm
         mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
         row = next(line for line in page.splitlines() if line.startswith(f'| `{name}` | {found["runs"]} | '))
         assert f' | {mean:.1f} [{low:.1f}, {high:.1f}] | ' in row
+        assert row.endswith(f' | {found["reward"]["mean"]:.2f} |')
+
+
+def test_the_page_of_the_simulator_has_the_committed_results_of_the_quickstarts_schedules(tmp_path):
+    made, variants = reported(quickstart_curriculum, 'quickstart_curriculum', tmp_path)
+    page = (RUNS.parent / 'simulator.md').read_text()
+    assert variants.keys() == made.variants.keys()
+    for name, found in variants.items():
+        row = next(
+            line for line in page.splitlines() if f'(`{name}`) | {found["runs"]} | {percent(found["em"])} |' in line
+        )
         assert row.endswith(f' | {found["reward"]["mean"]:.2f} |')
 
 

@@ -66,8 +66,9 @@ parse = functools.partial(settings.build, Config)
 
 def collect(cfg: Config, workdir: pathlib.Path, config_json: str) -> str:
     """Runs or resumes a collection in `workdir`; returns one line about its content."""
+    cfg, config_json = trained.with_files(cfg, config_json, workdir, ('policy', 'judge'))
     with claim(workdir, Config, config_json, ('trajectories.jsonl',)):
-        return _collect(trained.resolved(cfg, 'policy', 'judge'), workdir)
+        return _collect(cfg, workdir)
 
 
 def _collect(cfg: Config, workdir: pathlib.Path) -> str:

@@ -11,7 +11,6 @@ The weights of a checkpoint are written once, to runs/x/weights/step_000003.
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import pathlib
 import shutil
@@ -143,23 +142,20 @@ def _metadata(adapter: pathlib.Path) -> dict:
     return run if isinstance(run, dict) and all(isinstance(run.get(name, {}), dict) for name in sections) else {}
 
 
-def marked(reference: str) -> str:
-    """A reference to weights and, for a local file or directory, the first digits of a hash of its content."""
-    path = pathlib.Path(reference)
-    files = [path] if path.is_file() else sorted((*path.glob('*.safetensors'), *path.glob('*config.json')))
-    if not files:
-        return reference
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, 'rb') as opened:
-            digest.update(hashlib.file_digest(opened, 'sha256').digest())
-    return f'{reference} ({digest.hexdigest()[:12]})'
+def marked(reference: str, path: pathlib.Path | None = None) -> str:
+    """A reference to weights and, if they are local (at `path` or as it says), digits of a hash of their content."""
+    digest = pretrained.digest(path or pathlib.Path(reference))
+    return f'{reference} ({digest[:12]})' if digest else reference
 
 
 def marks(*sections: Any) -> list[str]:
     """The weights that configured sections name, marked, on every process."""
-    named = [reference for section in sections for reference in (section.model, section.adapter) if reference]
-    return on_first_process(lambda: [marked(reference) for reference in named])
+
+    def found() -> list[str]:
+        adapters = [marked(name, pretrained.find_adapter(name)) for s in sections if (name := s.adapter)]
+        return [*(marked(s.model) for s in sections), *adapters]
+
+    return on_first_process(found)
 
 
 def resolve(section: T, where: str = 'config.policy', begun: dict[str, Any] | None = None) -> T:

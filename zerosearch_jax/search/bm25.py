@@ -1,5 +1,6 @@
 """BM25 over a corpus of passages, in this process."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zerosearch_jax import progress, sharding
+from zerosearch_jax import progress
 from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.search import Document
@@ -54,18 +55,19 @@ class BM25:
         Raises:
           ValueError: the directory holds the index of other passages.
         """
-        mark = Path(directory) / _MARK
+        mark, fingerprint = Path(directory) / _MARK, json.dumps(_fingerprint(passages))
 
-        def make():
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            with open(mark.parent / '.lock', 'a', encoding='utf-8') as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # of several jobs one makes the index, while the others wait
-                if not mark.exists():
-                    cls(passages).save(directory)
+        def is_there() -> bool:
+            if not mark.exists():
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                with open(mark.parent / '.lock', 'a', encoding='utf-8') as file:
+                    with contextlib.suppress(OSError):  # a file system without locks
+                        fcntl.flock(file, fcntl.LOCK_EX)  # of several jobs one makes the index, while the others wait
+                    if not mark.exists():
+                        cls(passages).save(directory)
+            return mark.read_text() == fingerprint
 
-        if not sharding.from_first_process(mark.exists()):
-            on_first_process(make)  # the other processes wait for it
-        if mark.read_text() != json.dumps(_fingerprint(passages)):
+        if not on_first_process(is_there):  # the other processes wait for it
             raise ValueError(f'{directory} holds the index of another corpus; give another directory, or delete it')
         return cls.load(directory)
 

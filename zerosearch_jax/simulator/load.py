@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -91,22 +90,10 @@ def open_simulator(
     if not cfg.slots and cfg.kind == 'model':
         sized = dataclasses.replace(cfg, slots=slots, cache_gib=cfg.cache_gib or capacity.cache_gib(mesh))
     writer = open_writer(sized, endpoint, log=calls, **options)
-    weights = _weights_digest(cfg) if memory else ''
-    source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, weights=weights, run=str(log))
+    adapter = [pretrained.find_adapter(cfg.adapter)] if cfg.adapter and cfg.kind == 'model' else []
+    weights = pretrained.digest(pathlib.Path(cfg.model), *adapter) if memory else ''
+    source = functools.partial(SimulatedSearch, writer, cfg, memory=memory, failures=calls, weights=weights)
     return Simulator(source, getattr(writer, 'engine', None), (calls, memory) if memory else (calls,))
-
-
-def _weights_digest(cfg: SimulatorConfig) -> str:
-    """A hash of a simulator's weights, if they are local files, whose content may change."""
-    paths = [pathlib.Path(cfg.model)]
-    if cfg.adapter and cfg.kind == 'model':
-        paths.append(pretrained.find_adapter(cfg.adapter))
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in [path] if path.is_file() else sorted([*path.glob('*.safetensors'), *path.glob('adapter_*.json')]):
-            with open(file, 'rb') as opened:
-                digest.update(hashlib.file_digest(opened, 'sha256').digest())
-    return digest.hexdigest()
 
 
 def probe(cfg: SimulatorConfig | JudgeConfig, endpoint: EndpointConfig):

@@ -64,9 +64,9 @@ class SimulatedSearch:
       seed: run seed.
       step: training step; with the seed, question, sample and turn it determines every draw.
       noise: probability that a query (or a document) is noisy: the curriculum's value at this step.
-      memory: journal of documents, by all that they depend on and the seed, and of failures of a step's searches (not
-        of step 0, which belongs to no run); None: nothing is remembered.
-      weights, run: identify the writer's weights among those of the same name, and the run among those with the memory.
+      memory: journal of documents, by all that they depend on and the seed; None: nothing is remembered.
+      failures: with a memory, the run's own journal, for failures of a step's searches (not of step 0).
+      weights: identifies the writer's weights among others of the same name.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class SimulatedSearch:
         step: int,
         noise: float,
         memory: Journal | None = None,
+        failures: Journal | None = None,
         weights: str = '',
-        run: str = '',
     ):
-        self._writer, self._cfg, self._noise, self._memory = writer, cfg, noise, memory
+        self._writer, self._cfg, self._noise, self._memory, self._failures = writer, cfg, noise, memory, failures
         self._template = prompts.simulator_template(cfg.template)
-        self._identity, self._weights, self._run = (seed, step), weights, run
+        self._identity, self._weights = (seed, step), weights
         self._searches: dict[Hashable, _Search] = {}
         self._ready: list[Result] = []
 
@@ -93,8 +93,7 @@ class SimulatedSearch:
         search = _Search(query, labels, answers_of(query, self._cfg.tell))
         self._searches[query.handle] = search
         for noisy in sorted(set(search.labels)):
-            keys = self._failure_key(search, noisy), self._key(search, noisy)
-            if self._memory and (known := self._memory.get(keys[0]) or self._memory.get(keys[1])):
+            if self._memory and (known := self._known(search, noisy)):
                 search.take(noisy, **known)
             else:
                 self._ask(search, noisy, 1)
@@ -124,13 +123,14 @@ class SimulatedSearch:
             if again and noisy in search.spare:
                 documents, failure = search.spare[noisy], ''
             if failure:
-                key, value = self._failure_key(search, noisy), {'failure': failure, 'detail': detail}
+                value = {'failure': failure, 'detail': detail, 'attempts': attempt}
             else:
-                key, value = self._key(search, noisy), {'documents': documents}
-            value['attempts'] = attempt
+                value = {'documents': documents, 'attempts': attempt}
             search.take(noisy, **value)
-            if self._memory and key:
-                (self._memory.defer if failure else self._memory.put)(key, value)
+            if self._memory and not failure:
+                self._memory.put(self._key(search, noisy), value)
+            elif self._memory and self._identity[1]:
+                self._failures.defer(self._failure_key(search, noisy), value)
             self._finish(search)
         done, self._ready = self._ready, []
         return done
@@ -162,10 +162,13 @@ class SimulatedSearch:
         return hashlib.sha256(repr((*who, self._message(search, noisy))).encode('utf-8', 'replace')).hexdigest()
 
     def _failure_key(self, search: _Search, noisy: bool) -> str:
-        """The key of a failure of this search in this step: the run sees it again when it is resumed, and no other."""
-        query, step = search.query, self._identity[1]
-        where = json.dumps([self._run, step, query.question.id, query.sample, query.turn])
-        return f'{self._key(search, noisy)} {where}' if step else ''
+        """The key of a failure of this search in this step, which a resumed run sees again."""
+        query = search.query
+        where = json.dumps([self._identity[1], query.question.id, query.sample, query.turn])
+        return f'{self._key(search, noisy)} {where}'
+
+    def _known(self, search: _Search, noisy: bool) -> dict | None:
+        return self._failures.get(self._failure_key(search, noisy)) or self._memory.get(self._key(search, noisy))
 
 
 class CompactedQuestions:

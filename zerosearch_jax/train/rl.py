@@ -200,7 +200,9 @@ def _loop(
             if writer is not None:
                 _write(writer, cfg, step, measured, trajectories)
             _sound_alarms(past, workdir, cfg, checkpoints, step, measured)
-            last = step == cfg.rl.steps or bool(past.stopped(cfg))
+            if ended := past.stopped(cfg):
+                progress.log(f'step {step}: an alarm ends the run ({", ".join(ended)})')
+            last = step == cfg.rl.steps or bool(ended)
             stopped = watch.stop_requested() and not last
             if _evaluated(cfg, step) and not last and not stopped:
                 _evaluate_at(trainer, workdir, writer, step)  # before the save: if killed here, the step is repeated

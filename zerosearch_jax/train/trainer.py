@@ -68,13 +68,13 @@ def _sized(cfg: Config, train: list[Question], test: list[Question]) -> tuple[li
             f'config.data.first_hops = {cfg.data.first_hops} leaves {count} questions for the first steps, fewer than '
             f'the {cfg.rollout.questions} of one step (config.rollout.questions); lower it'
         )
-    whole = test[: len(test) // cfg.evaluation.whole_batches_of * cfg.evaluation.whole_batches_of]
-    if cfg.evaluation.questions and not whole:
+    asked, size = cfg.evaluation.questions, cfg.evaluation.whole_batches_of
+    if asked and len(test) < size:
         raise ValueError(
-            f'config.data.test has {len(test)} questions that fit, fewer than config.evaluation.whole_batches_of = '
-            f'{cfg.evaluation.whole_batches_of}; lower it, or set config.evaluation.questions to 0 for no evaluation'
+            f'{len(test)} questions are left for an evaluation (config.evaluation.questions = {asked}), fewer than '
+            f'config.evaluation.whole_batches_of = {size}; ask more, or lower it; questions = 0: no evaluation'
         )
-    return train, whole
+    return train, test[: len(test) // size * size]
 
 
 class Trainer:
@@ -102,8 +102,6 @@ class Trainer:
         progress.phase(f'loading {cfg.policy.model}')
         self.model = pretrained.load_model(cfg.policy.model, self.mesh)
         self.learner = self._open_learner()
-        ours = [cfg.policy, cfg.simulator] if cfg.simulator.kind == 'model' else [cfg.policy]
-        self.weights = trained.marks(*ours)  # with which the run begins
         grammar = protocol.GRAMMARS[cfg.rollout.grammar]
         self.score = Scorer(cfg.reward, self.model.tokenizer, cfg.rollout.response_tokens, grammar)
         progress.log(self._description())
@@ -177,6 +175,12 @@ class Trainer:
             journal.commit()
 
     @functools.cached_property
+    def weights(self) -> list[str]:
+        """Those with which the run begins, marked by their content."""
+        cfg = self.cfg
+        return trained.marks(*([cfg.policy, cfg.simulator] if cfg.simulator.kind == 'model' else [cfg.policy]))
+
+    @functools.cached_property
     def search_engine(self) -> BM25 | RemoteSearch:
         """The real search engine, for evaluations, and for training if that is not simulated."""
         return open_search_engine(self.cfg.engine, lambda: sources.load_passages(self.cfg.data.corpus), self._searches)
@@ -237,8 +241,9 @@ class Trainer:
             add_gains(found, self.model.tokenizer, longest, self.learner.logprobs)
         return found
 
-    def _check_in_a_row(self, trajectories: Sequence[Trajectory]):
-        """Raises OutsideFailed if none of the last searches succeeded, for steps in which few trajectories search."""
+    def _check(self, trajectories: Sequence[Trajectory], step: int):
+        """Raises OutsideFailed if nearly all episodes that search failed or, in steps with few, all for some steps."""
+        check_searches(trajectories, f'step {step} rollouts')
         searched = [t.searches[-1] for t in trajectories if t.searches]
         self._unanswered = [*self._unanswered, *searched] if all(s.failure for s in searched) else []
         refuse_outage('searches since the last one that was answered', self._unanswered, len(self._unanswered))
@@ -252,8 +257,7 @@ class Trainer:
           the trajectories, those that they replaced, and the rounds.
         """
         rounds, seen, found = self.cfg.rl.dynamic_sampling, set(), self.collect(step, noise)
-        check_searches(found, f'step {step} rollouts')
-        self._check_in_a_row(found)  # of a whole step: one question whose searches fail is no outage
+        self._check(found, step)
         groups, replaced = self._groups(found), []
         for done in range(rounds):
             equal = [i for i, group in enumerate(groups) if self._has_equal_rewards(group)]
@@ -262,7 +266,10 @@ class Trainer:
             if not fresh:
                 rounds = done
                 break
-            for i, group in zip(equal, self._groups(self.collect(step, noise, fresh)), strict=False):
+            found = self.collect(step, noise, fresh)
+            if len(fresh) > 1:  # that all searches of one question fail is no outage
+                self._check(found, step)
+            for i, group in zip(equal, self._groups(found), strict=False):
                 replaced += groups[i]
                 groups[i] = group
         return [t for group in groups for t in group], replaced, rounds
