@@ -69,6 +69,10 @@ def test_arms_are_asked_the_same_with_the_real_engine():
     assert [a.rl.steps for a in arms] == [0, 12, 12, 12]
 
 
+def percent(found):
+    return '{:.1f} [{:.1f}, {:.1f}]'.format(*(100 * x for x in (found['mean'], *found['interval'])))
+
+
 def reported(study, name, tmp_path):
     """The study, and the facts of its variants, after the committed report was made again of the committed results."""
     committed, made, results = RUNS / name, sweep.parse(study.get_config()), tmp_path / name
@@ -83,16 +87,14 @@ def test_the_report_is_made_of_the_committed_results(study, name, tmp_path):
     assert {name: len(found['seeds']) for name, found in variants.items()} == dict.fromkeys(made.variants, 3)
     page = (RUNS.parent / 'claim.md').read_text()
     for name, found in variants.items():
-        mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
-        assert f'| {name.replace("_", " ")} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
+        assert f'| {name.replace("_", " ")} | {percent(found["em"])} |' in page
 
 
 def test_the_page_of_the_second_search_has_the_committed_results(tmp_path):
     _, variants = reported(toy_chains, 'toy_chains', tmp_path)
     page = (RUNS.parent / 'second_search.md').read_text()
     for name, found in variants.items():
-        mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
-        assert f'| `{name}` | {found["runs"]} | {mean:.1f} [{low:.1f}, {high:.1f}] |' in page
+        assert f'| `{name}` | {found["runs"]} | {percent(found["em"])} |' in page
 
 
 def kind(row):
@@ -107,10 +109,6 @@ def by_kind(runs, name):
         found['all'].append(scores)
         found[kind(rows[question])].append(scores)
     return found
-
-
-def percent(found):
-    return '{:.1f} [{:.1f}, {:.1f}]'.format(*(100 * x for x in (found['mean'], *found['interval'])))
 
 
 def test_the_page_of_the_second_search_has_the_committed_results_of_the_chains(tmp_path):
@@ -131,9 +129,8 @@ def test_the_page_of_the_simulator_has_the_committed_results_of_the_schedules(tm
     _, variants = reported(toy_curriculum, 'toy_curriculum', tmp_path)
     page = (RUNS.parent / 'simulator.md').read_text()
     for name, found in variants.items():
-        mean, (low, high) = 100 * found['em']['mean'], np.multiply(found['em']['interval'], 100)
         row = next(line for line in page.splitlines() if line.startswith(f'| `{name}` | {found["runs"]} | '))
-        assert f' | {mean:.1f} [{low:.1f}, {high:.1f}] | ' in row
+        assert f' | {percent(found["em"])} | ' in row
         assert row.endswith(f' | {found["reward"]["mean"]:.2f} |')
 
 
