@@ -2,7 +2,7 @@ r"""Does a rising noise, or documents that keep their label, change what the qui
 
   python -m launch.sweep --config configs/ablations/quickstart_curriculum.py --results docs/runs/quickstart_curriculum
 
-Both models compute in bfloat16, in half the time (docs/measurements.md, "bfloat16 products on a CPU").
+Both models compute in bfloat16, which recent CPUs do faster (docs/measurements.md, "bfloat16 products on a CPU").
 
 `matched` has the mean noise of `exponential` at every step. Stated before the runs: if two arms answer 15 % of the 96
 held-out questions differently, a difference of them has a standard error of 4 points for one seed and, if seeds are

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import TINY
+from safetensors.numpy import save_file
 
 from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.policy import PolicyConfig, export_weights, make_trainable
@@ -65,3 +66,13 @@ def test_what_is_not_there_is_told(run):
         trained.find(str(run))
     with pytest.raises(FileNotFoundError, match='shipped adapters: miniature_policy'):
         trained.find('nothing')
+
+
+def test_a_digest_is_of_the_weights_and_not_of_the_run_that_a_header_names(tmp_path):
+    def written(value, run):
+        path = tmp_path / 'adapter.safetensors'
+        save_file({'a': np.full(3, value, np.float32)}, path, metadata={'config': run})
+        return pretrained.digest(path)
+
+    assert written(1.0, 'one') == written(1.0, 'another run') != written(2.0, 'one')
+    assert pretrained.digest(tmp_path / 'nothing') == ''

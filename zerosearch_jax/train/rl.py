@@ -262,8 +262,8 @@ def train_step(trainer: Trainer, step: int, noise: float) -> tuple[dict[str, flo
     reward = np.array([one.sum() for one in turns])
     groups = np.arange(len(trajectories)) // cfg.rollout.group
     valid = np.array([not t.failed for t in trajectories])
-    searches = [len(t.searches) for t in kept]
-    learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own], searches)
+    counts = [len(t.searches) for t in kept]
+    learned = trainer.learner.learn(step, [t.segments for t in kept], turns[own], groups[own], valid[own], counts)
     ended = time.perf_counter()
     means = mean_scores([t for t in trajectories if not t.failed])  # failed searches say nothing about the policy
     searches = [s for t in trajectories for s in t.searches]
