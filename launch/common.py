@@ -98,7 +98,7 @@ def set_up_jax():
     from zerosearch_jax.weights import download
 
     quiet()
-    memory.give_back()
+    memory.keep()
     sharding.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _COORDINATOR.value and jax.process_index():
         progress.mute()

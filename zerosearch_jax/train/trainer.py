@@ -19,7 +19,7 @@ from zerosearch_jax.rl import advantages
 from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rewards import Scorer, hop_answers
 from zerosearch_jax.rollout.rollout import Trajectory, check_searches, rollout
-from zerosearch_jax.run import trained
+from zerosearch_jax.run import memory, trained
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.journal import Journal
 from zerosearch_jax.search.remote import RemoteSearch, open_search_engine
@@ -312,4 +312,5 @@ class Trainer:
                 **identity,
             )
         self.policy_engine.unload()  # the planner assumes it
+        memory.give_back()
         return found
