@@ -19,7 +19,7 @@ pytest.importorskip(
     'benchmarks.common', reason='benchmarks are not installed with the package; run from the repository'
 )
 
-from benchmarks import common, decode, gpu, old_new, same_results, search_step, table, update
+from benchmarks import common, decode, drafts, gpu, old_new, same_results, search_step, table, update
 from benchmarks.peers import export
 from zerosearch_jax.simulator import prompts
 from zerosearch_jax.simulator.config import SimulatorConfig
@@ -287,6 +287,16 @@ def test_the_tables_are_written(tmp_path):
     page.write_text(table.filled(table.README.read_text(), []))
     run(f'table --page {page} {shlex.join(map(str, RESULTS))}')
     assert page.read_text() == table.README.read_text()
+
+
+def test_drafts_yield_the_tokens_that_a_look_up_predicts():
+    repeating, other = ([1, 2, 3, 1, 2], [3, 1, 2, 3]), ([7, 8, 1, 2], [3, 1, 9])
+    # [1, 2] was followed by [3, 1]: both agree, one more is sampled; then the fourth token agrees
+    assert drafts.tokens_a_call([repeating], 3, shared=False) == 4 / 2
+    assert drafts.tokens_a_call([other], 3, shared=False) == 3 / 3
+    # the last [1, 2] of the first one was followed by [3], its end
+    assert drafts.tokens_a_call([repeating, other], 3, shared=True) == 7 / 4
+    assert drafts.tokens_a_call([repeating, other], 1, shared=True) == 1
 
 
 @pytest.mark.slow
