@@ -16,10 +16,14 @@ def main(_):
     from launch import common
 
     with common.one_line_errors():
+        import jax
+
         from zerosearch_jax import progress
         from zerosearch_jax.tools import serve_search
 
         cfg = serve_search.parse(_CONFIG.value)
+        if cfg.simulator.kind != 'model':  # leaves the accelerators to a training on the same machine
+            jax.config.update('jax_platforms', 'cpu')
         if cfg.simulator.kind != 'engine':
             common.set_up_jax()
         with serve_search.open_server(cfg) as server:

@@ -89,7 +89,7 @@ def find_adapter(reference: str) -> pathlib.Path:
 def digest(*paths: pathlib.Path) -> str:
     """A hash of local weights, files or directories, whatever the headers of their files say; '' if there are none."""
     found, files = hashlib.sha256(), []
-    for path in paths:
+    for path in [path.expanduser() for path in paths]:
         files += [path] if path.is_file() else sorted((*path.glob('*.safetensors'), *path.glob('*config.json')))
     for file in files:
         with open(file, 'rb') as opened:

@@ -334,8 +334,12 @@ def test_exchanged_answers_stand_in_request_and_documents_alike():
         assert new != old
         assert [p.text for p in after.passages] == [f'In {new}, it was {new}.', 'else']
         assert (after.query, after.question.question, after.label) == (before.query, before.question.question, 'useful')
-        request = demonstrations.simulator_example(after, SimulatorConfig(template='told'), BYTES)[0]
-        assert f'Answer: {new}\n' in BYTES.decode(request.tokens)
+        hops = {'decomposition': [{'query': after.query, 'answer': old}]}
+        after = dataclasses.replace(after, question=dataclasses.replace(after.question, metadata=hops))
+        for tell in ('final', 'hop'):
+            cfg = SimulatorConfig(template='told', tell=tell)
+            request = demonstrations.simulator_example(after, cfg, BYTES)[0]
+            assert f'Answer: {new}\n' in BYTES.decode(request.tokens)
     assert demonstrations.exchange_answers(searches, 0.0, 0) == searches
     assert demonstrations.exchange_answers(searches, 1.0, 0) == made
 

@@ -453,3 +453,4 @@ def test_results_of_other_weights_are_kept_and_not_mixed(tmp_path):
     for weights, em in (('w', 0), ('new', 1)):
         (found,) = tables.read_results(directory, {'r1': weights})['r1'].values()
         assert {row['em'] for row in found.values()} == {em}
+    assert tables.read_results(directory, {'r1': ''}) == tables.read_results(directory)  # asked without weights

@@ -106,8 +106,9 @@ def test_refinements_of_another_seed_are_drawn_anew():
 
 def test_a_refinement_that_fails_fails_the_search_and_nothing_found_is_not_refined():
     assert run('search_o1', [SEARCH], refiner=FakeWriter(failure='timeout'))[0].status == 'search_failed'
-    trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], refiner=FakeWriter(failure='too_long'))
-    assert 'about city' in texts_of(trajectory, Kind.OBSERVATION)[0]  # then the policy reads them as they are
+    for failure in ('too_long', 'empty'):  # the model's own: the policy then reads them as they are
+        trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], refiner=FakeWriter(failure=failure))
+        assert 'about city' in texts_of(trajectory, Kind.OBSERVATION)[0] and trajectory.answer == 'Italy'
     refiner = FakeWriter()
     trajectory, _ = run('search_o1', [SEARCH, ANSWER, ''], lambda queries, k: [[] for _ in queries], refiner)
     assert not refiner.asked and trajectory.answer == 'Italy'

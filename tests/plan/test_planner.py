@@ -631,6 +631,8 @@ def test_a_model_is_known_by_its_name(name, preset):
 def test_what_is_unknown_is_told():
     with pytest.raises(ValueError, match='its sizes are not known'):
         programs.model_config('somebody/else-7B')
+    with pytest.raises(ValueError, match='its sizes are not known'):
+        programs.model_config('TinyLlama/TinyLlama-1.1B-Chat-v1.0')
     for text, message in (
         ('mi300:8', 'unknown chip'),
         ('v5e', 'how many'),

@@ -69,7 +69,7 @@ def config(**rollout_changes):
     return train_config.parse(made)
 
 
-@pytest.mark.parametrize('kind', ['model', 'oracle'])
+@pytest.mark.parametrize('kind', ['model', 'self', 'oracle'])
 def test_the_episodes_of_a_workload_have_its_means(kind):
     made = tiny.get_config()
     made.simulator.update(kind=kind, max_tokens=200)
@@ -79,7 +79,7 @@ def test_the_episodes_of_a_workload_have_its_means(kind):
     searches, actions = ([t for t in turns if t.role == role] for role in ('simulator', 'policy'))
     assert len(searches) == pytest.approx(400 * 1.4, rel=0.04)
     assert sum(t.sampled for t in actions) == pytest.approx(400 * 121, rel=0.04)
-    assert sum(t.sampled for t in searches) == pytest.approx(len(searches) * (100 if kind == 'model' else 1), rel=0.04)
+    assert sum(t.sampled for t in searches) == pytest.approx(len(searches) * (1 if kind == 'oracle' else 100), rel=0.04)
     assert {25, 74} <= {t.sampled for t in actions}  # half of 50 and one and a half
     assert sum(t.written for t in actions if t.first) == 50 * cfg.rollout.prompt_tokens
     assert turns == [turn for each in episodes(cfg, Workload(1.4, 120, 100)) for turn in each]

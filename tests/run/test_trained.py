@@ -1,6 +1,7 @@
 """What a run left is found by its directory, its files and its name, and says which model it belongs to."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -76,3 +77,18 @@ def test_a_digest_is_of_the_weights_and_not_of_the_run_that_a_header_names(tmp_p
 
     assert written(1.0, 'one') == written(1.0, 'another run') != written(2.0, 'one')
     assert pretrained.digest(tmp_path / 'nothing') == ''
+
+
+def test_a_digest_is_of_a_path_in_the_home_directory_too(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'config.json').write_text('{}')
+    assert pretrained.digest(pathlib.Path('~/model')) == pretrained.digest(tmp_path / 'model') != ''
+
+
+def test_wordings_are_marked_by_their_content_if_they_are_files(tmp_path):
+    path, marks = tmp_path / 'mine.json', []
+    for text in ('{}', '{"a": 1}'):
+        path.write_text(text)
+        marks += trained.wordings('search', str(path), 'told')
+    assert all(mark.startswith(f'{path} (') for mark in marks) and len({*marks}) == 2

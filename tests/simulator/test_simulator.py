@@ -161,6 +161,7 @@ def test_remember_knows_all_that_a_text_depends_on(changed, tmp_path, monkeypatc
 
     texts()
     assert (asked(), asked()) == (1, 0)
+    prompts.simulator_template.cache_clear()  # another run
     if changed == 'golden answer':
         assert asked(dataclasses.replace(ROME, golden_answers=('Lazio',))) == 1
         return
@@ -474,7 +475,9 @@ def test_a_template_from_a_file(tmp_path):
         prompts.simulator_template(str(path))
     path.write_text(json.dumps({'useful': 'U {knowledge}{query}', 'noisy': 'N', 'knowledge': '{question}={answer} '}))
     assert message(prompts.simulator_template(str(path)), False) == 'U Who?=Ann the query'
-    path.write_text('{"useful": "x"}')
+    path.write_text('{"useful": "x"}')  # a run has read it, and asks on in the same way
+    assert message(prompts.simulator_template(str(path)), False) == 'U Who?=Ann the query'
+    prompts.simulator_template.cache_clear()
     with pytest.raises(ValueError, match=r'mine.json: config.simulator.template.noisy is missing'):
         prompts.simulator_template(str(path))
     path.write_text('{"useful": "x", "noisy": "y", "system": 3}')
@@ -571,6 +574,15 @@ def test_without_names_an_answer_makes_a_passage_gold():
     mixed, _ = ask_oracle(ROME, (True, False, True))
     assert mixed[1] in ('Italy', 'Rome')
     assert not {'Italy', 'Rome'} & {mixed[0], mixed[2]} and len(set(mixed)) == 3
+
+
+def test_yes_or_no_makes_no_passage_gold():
+    asked = dataclasses.replace(ROME, golden_answers=('a',), metadata={})
+    passages = [Passage('a', 'No', 'No rain.'), Passage('b', 'Rome', 'Rome is a capital.')]
+    search = oracle_search(Oracle(BM25(passages).search, passages), lambda query: (False,))
+    search.submit(Query('h', dataclasses.replace(asked, golden_answers=('no',)), 0, 0, 'Rome capital no'))
+    (result,) = search.step()
+    assert result.documents == (BM25(passages).search(['Rome capital no'], 1)[0][0].as_text,)
 
 
 def test_a_real_engine_in_the_place_of_the_simulator_knows_no_noise(mesh):

@@ -197,6 +197,32 @@ def test_requests_of_one_moment_are_answered_together_and_others_in_turn():
     assert [result.query.text for result in jobs[1].pieces.get()] == ['b', 'c']
 
 
+def test_a_request_with_many_queries_is_one_request():
+    writer = FakeWriter('Doc 1: so it is')
+    worker = written(configured(), writer).worker
+    worker._room = 2 * server.MOST_CONNECTIONS
+    worker.submit(worker.job({}, ['a'] * server.MOST_CONNECTIONS, 1))
+    writer.step = lambda: []  # it writes on
+    worker.advance()
+    assert worker.busy == 1
+    worker.submit(worker.job({}, ['b'], 1))  # would be Refused if there were too many
+
+
+def test_a_request_may_take_its_time_after_an_idle_connection_and_no_longer(monkeypatch):
+    monkeypatch.setattr(server.Handler, 'timeout', 1.0)
+    body = b'{"queries": ["a"], "topk": 1}'
+    head = b'POST /retrieve HTTP/1.1\r\nContent-Length: %d\r\n\r\n' % len(body)
+    made = written(configured(), FakeWriter('Doc 1: so it is'))
+    with serving(made), socket.create_connection(('127.0.0.1', made.server_port)) as client:
+        for _ in range(2):
+            for part in (head, body):
+                time.sleep(0.6)
+                client.sendall(part)
+            assert client.recv(2**16).startswith(b'HTTP/1.1 200')
+        client.sendall(head + body[:5])
+        assert client.recv(2**16).startswith(b'HTTP/1.1 408')
+
+
 @pytest.mark.parametrize(
     ('told', 'detail'),
     [

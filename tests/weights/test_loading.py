@@ -280,12 +280,18 @@ def test_save_over_another_save(tmp_path):
     """Files of an earlier save must not shadow those of this one, whichever was split; other files stay."""
     path, cfg = fixture('llama')
     (tmp_path / 'tokenizer.json').write_text('{}')
+    (tmp_path / 'model_before.safetensors').write_bytes(b'of somebody')
     params = load(path, cfg)
     for i, shard_bytes in enumerate((10**9, 20_000, 50_000, 10**9)):
         params = jax.tree.map(lambda x, i=i: x + i, params)
         huggingface.save(params, cfg, tmp_path, shard_bytes=shard_bytes)
         assert_trees_equal(load(tmp_path, cfg), params)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors', 'tokenizer.json']
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'config.json',
+        'model.safetensors',
+        'model_before.safetensors',
+        'tokenizer.json',
+    ]
 
 
 def test_save_refuses(tmp_path):

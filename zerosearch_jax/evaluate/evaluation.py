@@ -96,12 +96,15 @@ class Config:
         return list(dict.fromkeys(n for part in names for n in (benchmarks.SEVEN if part == 'seven' else (part,))))
 
     def weights(self, method: str, given: Collection[str] = ()) -> str:
-        """A method's weights with a hash of local files and what `given` changes of the training; '' if none."""
+        """A method's weights with a hash of local files, wordings included, and what `given` changes; '' if none."""
+        asked = trained.wordings(self.rollout.prompt, self.simulator.template)
         if not METHODS[method].trained:
-            return ' + '.join(trained.marked(path) for path in (self.policy.model, self.policy.adapter) if path)
-        reference = getattr(self.trained, method)
-        changed = reference and trained.find(reference).asked_otherwise(self.rollout, self.evaluation.documents, given)
-        return ', '.join(filter(None, (reference and trained.marked(reference), changed)))
+            models = [trained.marked(path) for path in (self.policy.model, self.policy.adapter) if path]
+            return ' + '.join([*models, *asked])
+        if not (reference := getattr(self.trained, method)):
+            return ''
+        changed = trained.find(reference).asked_otherwise(self.rollout, self.evaluation.documents, given)
+        return ', '.join(filter(None, (trained.marked(reference), changed, *asked)))
 
 
 FREE = (*settings.MAY_CHANGE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table

@@ -47,7 +47,7 @@ class RefinedSearch:
                 done.append(result)
         for written in self._writer.step() if self._writer.active else ():
             result = self._waiting.pop(written.handle)
-            if written.failure == 'too_long':  # for the model: the policy then reads the documents themselves
+            if written.failure in ('too_long', 'empty'):  # the model's: the policy then reads the documents themselves
                 done.append(result)
                 continue
             text = ' '.join(protocol.neutralize(written.text).split())

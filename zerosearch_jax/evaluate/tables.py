@@ -23,7 +23,7 @@ Results = dict[str, dict[str, dict[str, dict]]]  # method: data set: question id
 def read_results(workdir: pathlib.Path, weights: Mapping[str, str] | None = None) -> Results:
     """Rows of results.jsonl, for the given weights of each method or else for the weights that were run last."""
     rows = jsonl.read_jsonl(workdir / 'results.jsonl') if (workdir / 'results.jsonl').exists() else []
-    wanted = {row['method']: row['weights'] for row in rows} | dict(weights or {})
+    wanted = {row['method']: row['weights'] for row in rows} | {m: w for m, w in (weights or {}).items() if w}
     found: Results = {}
     for row in rows:
         if row['weights'] == wanted[row['method']]:

@@ -80,6 +80,8 @@ def preset(reference: str) -> str:
     """
     name = reference.split('/')[-1].lower()
     for known in sorted(PRESETS, key=len, reverse=True):
+        if known == 'tiny' and name != known:  # TinyLlama is another model
+            continue
         if name.startswith(known) or name.replace('-', '').startswith(known.replace('-', '')):
             return known
     size = re.search(r'(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])', name)

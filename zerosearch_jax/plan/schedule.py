@@ -53,7 +53,7 @@ def episodes(cfg: Config, work: Workload) -> list[list[Turn]]:
         yield Turn('policy', tokens, 0 if sample else tokens, sampled, first=True)
         for _ in range(min(int(work.searches + draw()), own.max_turns)):
             asked, written = sim.prompt_tokens, spread(work.written, sim.max_tokens)
-            if sim.kind != 'model':
+            if sim.kind not in ('model', 'self'):
                 asked, written = 0, 1  # it answers at once
             yield Turn('simulator', asked, asked, written, first=True, last=True)
             tokens += sampled + own.observation_tokens

@@ -158,6 +158,11 @@ def marks(*sections: Any) -> list[str]:
     return on_first_process(found)
 
 
+def wordings(*names: str) -> list[str]:
+    """The names that are files, marked, on every process."""
+    return on_first_process(lambda: [marked(name) for name in names if pathlib.Path(name).is_file()])
+
+
 def resolve(section: T, where: str = 'config.policy', begun: dict[str, Any] | None = None) -> T:
     """The section with weight files in place of runs in `model` and `adapter`; other references stay as they are.
 

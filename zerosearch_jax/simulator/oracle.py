@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from zerosearch_jax.data.rows import Passage, Question, holds_answer
 from zerosearch_jax.search.search import Document, DocumentSearch, Query
+from zerosearch_jax.simulator.verify import checkable
 
 CANDIDATES = 30  # results of the engine from which useful and noisy documents are chosen
 
@@ -39,7 +40,7 @@ class Oracle:
         return [self._choose(*each) for each in zip(queries, found, labels, strict=True)]
 
     def _choose(self, query: Query, hits: list[Document], labels: tuple[bool, ...]) -> list[str]:
-        answers = query.question.golden_answers
+        answers = checkable(query.question.golden_answers)  # yes and no are in any passage
         named = [i for i in gold_ids(query.question) if i in self._passages]  # they may be of another corpus
         gold = [d for d in hits if (d.id in named if named else holds_answer(d.as_text, answers))]
         gold = gold or [self._passages[i] for i in sorted(named)]

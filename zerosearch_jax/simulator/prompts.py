@@ -4,6 +4,7 @@ For other checkpoints supply another template; nothing else in the code depends 
 """
 
 import dataclasses
+import functools
 import re
 
 from zerosearch_jax import settings
@@ -87,6 +88,7 @@ SIMULATOR_TEMPLATES = {
 }
 
 
+@functools.cache  # a file is read once, so that all searches of a run are asked in the same way
 def simulator_template(name: str) -> SimulatorTemplate:
     """One of our templates by its name, or that of a JSON file with the fields of SimulatorTemplate.
 

@@ -125,7 +125,7 @@ class Simulated(server.Worker):
 
     @property
     def busy(self) -> int:
-        return len(self._asked)
+        return len({id(job) for job in self._asked.values()})
 
     def job(self, told: dict, queries: Sequence[str], k: int) -> _Asked:
         """The job of a request. Raises ValueError if its fields are wrong."""
@@ -155,7 +155,7 @@ class Simulated(server.Worker):
 
     def advance(self):
         with self._changed:
-            while self._waiting and self.busy < self._room:
+            while self._waiting and len(self._asked) < self._room:
                 job = self._waiting[0]
                 if job.over or not job.left:
                     self._waiting.popleft()

@@ -26,6 +26,7 @@ from zerosearch_jax import settings
 LONGEST_REQUEST = 4 * 2**20  # bytes
 MOST_CONNECTIONS = 64  # at once, besides those with a job of the worker; others wait
 TIMEOUT_S = 5.0  # for a request to arrive, and for each part of its reply to be received
+WRITTEN_AT_ONCE = 2**16  # bytes of a reply, for which a client has TIMEOUT_S
 LOOK_S = 0.2  # between two checks whether a waiting client is still connected
 
 
@@ -158,6 +159,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     invalid = 422  # the status for a wrong request
 
     def handle_one_request(self):
+        try:
+            self.rfile.peek(1)  # a kept connection may be idle before a request arrives
+        except OSError:
+            self.close_connection = True
+            return
         self._arriving = threading.Timer(self.timeout, self._hang_up)
         self._arriving.daemon = True
         self._arriving.start()
@@ -190,8 +196,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not size.isdecimal() or len(size) > 9 or int(size) > LONGEST_REQUEST:
             self.close_connection = True  # the rest is not read
             raise ValueError(f'a request needs a Content-Length of at most {LONGEST_REQUEST} bytes')
+        data = self.rfile.read(int(size))
+        if len(data) < int(size):
+            self.close_connection = True
+            raise Refused(408, f'the request did not arrive within {self.timeout:g} seconds')
         try:
-            body = settings.parse_json(self.rfile.read(int(size)))
+            body = settings.parse_json(data)
             # halves of surrogate pairs, which JSON can contain and no tokenizer accepts, become question marks
             body = json.loads(json.dumps(body, ensure_ascii=False).encode('utf-8', 'replace'))
         except (ValueError, RecursionError) as error:
@@ -237,7 +247,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if status in (429, 503):
             self.send_header('Retry-After', '1')
         self.end_headers()
-        self.wfile.write(data)
+        for start in range(0, len(data), WRITTEN_AT_ONCE):
+            self.wfile.write(data[start : start + WRITTEN_AT_ONCE])
 
     def log_message(self, *_):
         """Requests are not logged."""

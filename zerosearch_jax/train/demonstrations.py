@@ -166,7 +166,8 @@ def simulator_example(
     if isinstance(item, pairs.Pair):
         history, message, completion = item.history, item.prompt, item.completion
     else:
-        query = Query(None, item.question, 0, 0, item.query)
+        # its first answer is the one that the documents hold, whatever the decomposition says
+        query = Query(None, replace(item.question, metadata={}), 0, 0, item.query)
         message = request(query, cfg, template, item.label == 'noisy', len(item.passages))
         texts = [protocol.neutralize(Document(p.title, p.text).as_text) for p in item.passages]
         completion = protocol.render_documents(texts)

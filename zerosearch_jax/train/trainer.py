@@ -176,9 +176,10 @@ class Trainer:
 
     @functools.cached_property
     def weights(self) -> list[str]:
-        """Those with which the run begins, marked by their content."""
+        """Those with which the run begins, and files of wordings, marked by their content."""
         cfg = self.cfg
-        return trained.marks(*([cfg.policy, cfg.simulator] if cfg.simulator.kind == 'model' else [cfg.policy]))
+        sections = [cfg.policy, cfg.simulator] if cfg.simulator.kind == 'model' else [cfg.policy]
+        return [*trained.marks(*sections), *trained.wordings(cfg.rollout.prompt, cfg.simulator.template)]
 
     @functools.cached_property
     def search_engine(self) -> BM25 | RemoteSearch:
