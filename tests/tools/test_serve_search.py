@@ -208,18 +208,35 @@ def test_a_request_with_many_queries_is_one_request():
     worker.submit(worker.job({}, ['b'], 1))  # would be Refused if there were too many
 
 
-def test_a_request_may_take_its_time_after_an_idle_connection_and_no_longer(monkeypatch):
-    monkeypatch.setattr(server.Handler, 'timeout', 1.0)
+def test_the_time_to_arrive_begins_with_the_first_byte_of_a_request(monkeypatch):
+    """And not with the idle time before it; what has not arrived in time is refused."""
+    timers = []
+
+    class Timer:
+        def __init__(self, seconds, hang_up):
+            self.hang_up = hang_up
+
+        def start(self):
+            timers.append(self)
+
+        def cancel(self):
+            pass
+
+    monkeypatch.setattr(server.threading, 'Timer', Timer)
     body = b'{"queries": ["a"], "topk": 1}'
     head = b'POST /retrieve HTTP/1.1\r\nContent-Length: %d\r\n\r\n' % len(body)
     made = written(configured(), FakeWriter('Doc 1: so it is'))
     with serving(made), socket.create_connection(('127.0.0.1', made.server_port)) as client:
-        for _ in range(2):
-            for part in (head, body):
-                time.sleep(0.6)
-                client.sendall(part)
+        for i in range(2):
+            time.sleep(0.1)
+            assert len(timers) == i
+            client.sendall(head)
+            until(lambda i=i: len(timers) == i + 1)
+            client.sendall(body)
             assert client.recv(2**16).startswith(b'HTTP/1.1 200')
         client.sendall(head + body[:5])
+        until(lambda: len(timers) == 3)
+        timers[-1].hang_up()
         assert client.recv(2**16).startswith(b'HTTP/1.1 408')
 
 

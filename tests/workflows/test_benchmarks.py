@@ -300,6 +300,18 @@ def test_drafts_yield_the_tokens_that_a_look_up_predicts():
 
 
 @pytest.mark.slow
+def test_drafts_are_counted_for_both_roles_of_a_run(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps({'policy': {'model': 'tiny'}}))
+    spoken = [{'kind': 'prompt', 'text': 'abcabc'}, {'kind': 'action', 'text': 'abcabc'}]
+    searches = [{'query': 'ab', 'documents': ['abab']}]
+    row = {'segments': spoken, 'searches': searches, 'question': 'q', 'golden_answers': ['g']}
+    (tmp_path / 'trajectories.jsonl').write_text(json.dumps(row) + '\n')
+    policy, simulator = lines_of(run(f'drafts {tmp_path} --width 4'))
+    assert policy == {'role': 'policy', 'tokens': 6, 'width': 4, 'own': 3.0, 'all': 3.0}
+    assert simulator['tokens'] == len('Doc 1: abab') and simulator['own'] <= simulator['all']
+
+
+@pytest.mark.slow
 def test_recall_is_that_of_bm25s_itself(tmp_path):
     corpus, questions = tmp_path / 'corpus.jsonl', tmp_path / 'cities.jsonl'
     texts = ['Rome lies in Italy', 'Oslo lies in Norway', 'nothing of note']
