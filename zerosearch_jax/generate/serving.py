@@ -50,8 +50,8 @@ def base_layout(params: dict, mesh: jax.sharding.Mesh, *, dtype, owned: bool = F
 
 
 def _hand_over(layers: tuple[dict, ...], name: str, stacks: list[jax.Array], dtype, owned: bool):
-    for layer, w in zip(layers, _split(stacks, dtype), strict=True):
-        layer[name] = w
+    for i, layer in enumerate(layers):
+        layer[name] = _fused(stacks, i, dtype)
     if owned:
         for stack in stacks:
             stack.delete()
@@ -62,9 +62,15 @@ def _cast(w: jax.Array, dtype) -> jax.Array:
     return w if w.dtype == jnp.int8 else w.astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _split(stacks_LxN: list[jax.Array], dtype) -> tuple[jax.Array, ...]:
-    return tuple(_cast(jnp.concatenate(parts, axis=-1), dtype) for parts in zip(*stacks_LxN, strict=True))
+@functools.partial(
+    jax.jit, static_argnums=2
+)  # one small program for all layers: one for all at once compiles for seconds
+def _fused(stacks_LxN: list[jax.Array], i: int, dtype) -> jax.Array:
+    return _cast(jnp.concatenate([_layer(w, i) for w in stacks_LxN], axis=-1), dtype)
+
+
+def _layer(stack_LxN: jax.Array, i: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stack_LxN, i, keepdims=False)
 
 
 def split_adapter(params: dict) -> tuple[dict, dict]:
@@ -86,14 +92,15 @@ def with_adapters(base: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: 
     """
     if not any(adapters):
         return base
-    made = _stacked(adapters, cfg, tuple(matrices(mesh).items()), dtype)
+    made = [_beside(adapters, i, cfg, tuple(matrices(mesh).items()), dtype) for i in range(cfg.num_layers)]
     roles = _roles(adapters, matrices(mesh)) if len(adapters) > 1 else {}  # with one role every row uses every column
     return {**base, 'layers': tuple(layer | own | roles for layer, own in zip(base['layers'], made, strict=True))}
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _stacked(adapters: Sequence[dict], cfg: ModelConfig, matrices, dtype) -> tuple[dict, ...]:
-    kernels, stacks = transformer.layout(cfg)['layers'], {}
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _beside(adapters: Sequence[dict], i: int, cfg: ModelConfig, matrices, dtype) -> dict:
+    """The adapters of a layer, those of all roles and kernels of a matrix side by side."""
+    kernels, made = transformer.layout(cfg)['layers'], {}
     for name, parts in matrices:
         if parts[0] not in kernels:  # experts instead
             continue
@@ -103,11 +110,11 @@ def _stacked(adapters: Sequence[dict], cfg: ModelConfig, matrices, dtype) -> tup
             for part, end in zip(parts, ends, strict=True):
                 if f'{part}_lora_a' in adapter:
                     beside = int(end) - kernels[part].shape[-1], int(ends[-1] - end)
-                    a.append(adapter[f'{part}_lora_a'].astype(dtype))
-                    b.append(jnp.pad(adapter[f'{part}_lora_b'].astype(dtype), ((0, 0), (0, 0), beside)))
+                    a.append(_layer(adapter[f'{part}_lora_a'], i).astype(dtype))
+                    b.append(jnp.pad(_layer(adapter[f'{part}_lora_b'], i).astype(dtype), ((0, 0), beside)))
         if a:
-            stacks |= {f'{name}_lora_a': jnp.concatenate(a, axis=2), f'{name}_lora_b': jnp.concatenate(b, axis=1)}
-    return tuple({name: stack[i] for name, stack in stacks.items()} for i in range(cfg.num_layers))
+            made |= {f'{name}_lora_a': jnp.concatenate(a, axis=1), f'{name}_lora_b': jnp.concatenate(b, axis=0)}
+    return made
 
 
 def _roles(adapters: Sequence[dict], matrices: Mapping[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
