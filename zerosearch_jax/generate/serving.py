@@ -22,6 +22,7 @@ from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import ModelConfig
 
 FUSED = {'qkv': ('q', 'k', 'v'), 'o': ('o',), 'gate_up': ('gate', 'up'), 'down': ('down',)}
+_layer = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
 
 def matrices(mesh: jax.sharding.Mesh) -> Mapping[str, tuple[str, ...]]:
@@ -67,10 +68,6 @@ def _cast(w: jax.Array, dtype) -> jax.Array:
 )  # one small program for all layers: one for all at once compiles for seconds
 def _fused(stacks_LxN: list[jax.Array], i: int, dtype) -> jax.Array:
     return _cast(jnp.concatenate([_layer(w, i) for w in stacks_LxN], axis=-1), dtype)
-
-
-def _layer(stack_LxN: jax.Array, i: int) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(stack_LxN, i, keepdims=False)
 
 
 def split_adapter(params: dict) -> tuple[dict, dict]:

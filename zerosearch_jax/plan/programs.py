@@ -79,9 +79,8 @@ def preset(reference: str) -> str:
       ValueError: the model is not known; use a name of models.config.PRESETS instead.
     """
     name = reference.split('/')[-1].lower()
-    for known in sorted(PRESETS, key=len, reverse=True):
-        if known == 'tiny' and name != known:  # TinyLlama is another model
-            continue
+    candidates = PRESETS if name == 'tiny' else PRESETS.keys() - {'tiny'}  # TinyLlama is another model
+    for known in sorted(candidates, key=len, reverse=True):
         if name.startswith(known) or name.replace('-', '').startswith(known.replace('-', '')):
             return known
     size = re.search(r'(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])', name)
