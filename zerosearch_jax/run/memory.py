@@ -9,7 +9,10 @@ _libc = ctypes.CDLL(None) if platform.libc_ver()[0] == 'glibc' else None
 
 
 def keep():
-    """Makes glibc keep freed arrays below 32 MiB, instead of pages that have to be cleared (docs/measurements.md)."""
+    """Makes glibc keep freed arrays below 32 MiB, the most that it allows, for the next ones (docs/measurements.md).
+
+    Otherwise they go back to the system and come again as pages that have to be cleared.
+    """
     if _libc:
         _libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         _libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -18,8 +18,6 @@ from zerosearch_jax.weights.trees import gather, open_safetensors, require_finit
 
 # ---------------------------------------------------------------- files
 
-WEIGHT_FILES = 'model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json'
-
 
 class SafetensorsFiles:
     """The tensors of a Hugging Face directory: `model.safetensors`, or the shards of its index."""
@@ -135,7 +133,8 @@ def _publish(scratch: pathlib.Path, directory: pathlib.Path) -> None:
     new = sorted(path.name for path in scratch.iterdir())
     for name in new:
         os.replace(scratch / name, directory / name)
-    for old in [path for name in WEIGHT_FILES for path in directory.glob(name)]:
+    names = 'model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json'
+    for old in [path for name in names for path in directory.glob(name)]:
         if old.name not in new:
             old.unlink()
 
