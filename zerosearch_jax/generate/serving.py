@@ -63,9 +63,7 @@ def _cast(w: jax.Array, dtype) -> jax.Array:
     return w if w.dtype == jnp.int8 else w.astype(dtype)
 
 
-@functools.partial(
-    jax.jit, static_argnums=2
-)  # one small program for all layers: one for all at once compiles for seconds
+@functools.partial(jax.jit, static_argnums=2)  # a layer at a time: a program of all layers compiles for seconds
 def _fused(stacks_LxN: list[jax.Array], i: int, dtype) -> jax.Array:
     return _cast(jnp.concatenate([_layer(w, i) for w in stacks_LxN], axis=-1), dtype)
 
