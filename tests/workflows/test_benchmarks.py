@@ -252,7 +252,7 @@ def check(found, names):
         assert figures and all(math.isfinite(n) and n >= 0 for n in figures), line
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize('command', PROGRAMS)
 def test_a_program_runs_by_its_command_line(command, tmp_path):
     check(lines_of(run(command, tmp=tmp_path)), PROGRAMS[command])
@@ -260,7 +260,7 @@ def test_a_program_runs_by_its_command_line(command, tmp_path):
         check_record(json.loads((tmp_path / 'record.json').read_text()), 4)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize('command', WRITTEN)
 def test_a_program_writes_its_lines(command, tmp_path):
     out = tmp_path / 'out.jsonl'
@@ -268,7 +268,7 @@ def test_a_program_writes_its_lines(command, tmp_path):
     check(lines_of(out.read_text()), WRITTEN[command])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize('command', PEERS)
 def test_a_program_of_the_peers_runs(command, tmp_path):
     """In the environment of the tests, where it has the package; benchmarks.peers.run makes environments of theirs."""
@@ -281,7 +281,7 @@ def test_a_program_of_the_peers_runs(command, tmp_path):
     check(lines_of(run(f'{command} --weights {tmp_path} --repeats 1', tmp=tmp_path)), names)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_tables_are_written(tmp_path):
     page = tmp_path / 'page.md'
     page.write_text(table.filled(table.README.read_text(), []))
@@ -299,7 +299,7 @@ def test_drafts_yield_the_tokens_that_a_look_up_predicts():
     assert drafts.tokens_a_call([repeating, other], 1, shared=True) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_drafts_are_counted_for_both_roles_of_a_run(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps({'policy': {'model': 'tiny'}}))
     spoken = [{'kind': 'prompt', 'text': 'abcabc'}, {'kind': 'action', 'text': 'abcabc'}]
@@ -311,7 +311,7 @@ def test_drafts_are_counted_for_both_roles_of_a_run(tmp_path):
     assert simulator['tokens'] == len('Doc 1: abab') and simulator['own'] <= simulator['all']
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_recall_is_that_of_bm25s_itself(tmp_path):
     corpus, questions = tmp_path / 'corpus.jsonl', tmp_path / 'cities.jsonl'
     texts = ['Rome lies in Italy', 'Oslo lies in Norway', 'nothing of note']
@@ -344,7 +344,7 @@ def test_only_times_are_left_out_of_a_comparison():
     assert same_results.timeless(row) == {'step': 1, 'loss/policy': 0.5, 'cost': [{'dollars': 1.0}]}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_commit_has_the_results_of_itself():
     changes = ['git', 'diff', '--quiet', 'HEAD', '--', 'zerosearch_jax', 'configs', 'launch']
     if subprocess.run(changes, cwd=ROOT, check=False).returncode:
@@ -353,14 +353,14 @@ def test_a_commit_has_the_results_of_itself():
     assert len(found) >= 8 and all(line.startswith('the same  ') for line in found)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_is_injected_into_a_run_loses_nothing():
     found = run('faults --only doubled,hostile').splitlines()
     rows = [line.split(' | ') for line in found if line.startswith('| ') and not line.startswith('| fault')]
     assert len(rows) == 2 and all(row[-1] == 'nothing lost |' for row in rows), found
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_model_is_written_for_the_peers(tmp_path):
     run(f'peers.export --model tiny --out {tmp_path}')
     assert {'model.safetensors', 'config.json', 'tokenizer.json'} <= {path.name for path in tmp_path.iterdir()}
