@@ -14,8 +14,10 @@ import pytest
 from helpers import ENVIRONMENT, ROOT
 
 from zerosearch_jax import progress
+from zerosearch_jax.evaluate import evaluation
 from zerosearch_jax.run import disk, trained
 from zerosearch_jax.run.workdir import claim
+from zerosearch_jax.train.config import Config
 
 
 def test_only_the_first_process_writes_the_configuration(tmp_path, monkeypatch):
@@ -67,6 +69,21 @@ def test_what_differs_is_told_by_field_with_old_and_new_value(tmp_path):
     with pytest.raises(ValueError, match=re.escape(line)), claim(tmp_path, dict, json.dumps(new), free=('run',)):
         pass
     assert json.loads((tmp_path / 'config.json').read_text()) == old
+
+
+@pytest.mark.parametrize('made', ['', 'metrics.jsonl', 'results.jsonl'])
+def test_a_job_of_another_kind_does_not_replace_the_configuration(tmp_path, made):
+    """Its results have other names, so that those of the run that is there say nothing to it."""
+    training = {'schema': Config, 'config_json': '{"seed": 1, "rl": {}, "run": {}}', 'results': ['metrics.jsonl']}
+    asked = {'schema': evaluation.Config, 'config_json': '{"seed": 1, "trained": {}}', 'results': ['results.jsonl']}
+    for number, (first, second) in enumerate(((training, asked), (asked, training))):
+        here = tmp_path / str(number)
+        with claim(here, **first):
+            (here / made).touch()
+        line = f'{here} holds a run of another kind: its config.json has (rl, run|trained); choose another --workdir'
+        with pytest.raises(ValueError, match=line), claim(here, **second):
+            pass
+        assert (here / 'config.json').read_text() == first['config_json']
 
 
 def test_an_allowed_change_is_logged_and_becomes_the_configuration(tmp_path, capsys):

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -26,7 +27,8 @@ def claim(
 ) -> Iterator[list[str]]:
     """Claims `workdir` for the job with this configuration, a `schema`, while it is entered.
 
-    A run without any of its `results`, for example because its data was not found, does not claim the directory. Fields
+    A run without any of its `results`, for example because its data was not found, does not claim the directory from
+    jobs of its own kind. A job of another kind, known by the sections of its configuration, is always refused. Fields
     in `free` (sections or dotted names) may differ: the change is printed, and then saved as the run's configuration.
     `prepare` gets their names on process 0 before that, so that a start after a crash sees the change again.
 
@@ -35,14 +37,18 @@ def claim(
 
     Raises:
       BlockingIOError: another job writes into the directory.
-      ValueError: the directory holds a run with another configuration.
+      ValueError: the directory holds a run of another kind, or with another configuration.
       disk.DiskFull: the disk was full.
     """
 
     def take() -> list[str]:
         path = workdir / 'config.json'
-        begun = path.exists() and any((workdir / name).exists() for name in results)
-        texts = (settings.read_json(path), settings.parse_json(config_json)) if begun else ({}, {})
+        new = settings.parse_json(config_json)
+        old = settings.read_json(path) if path.exists() else new
+        if foreign := sorted(old.keys() - {*new, *typing.get_type_hints(schema)}):
+            held = f'{workdir} holds a run of another kind: its config.json has {", ".join(foreign)}'
+            raise ValueError(f'{held}; choose another --workdir')
+        texts = (old, new) if any((workdir / name).exists() for name in results) else ({}, {})
         changes = settings.changes(*(settings.with_defaults(config, schema) for config in texts))
         if refused := [text for name, text in changes.items() if not settings.is_named(name, free)]:
             raise ValueError(
