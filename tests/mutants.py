@@ -66,7 +66,7 @@ NAMED = [  # mutants that no test once noticed: module, text, what it becomes, t
     ('train/rl.py', ') // cfg.rollout.group', ') % cfg.rollout.questions', f'{GROUPS} one_group'),
     ('train/rl.py', 'step - 2', 'step - 1', f'{GROUPS} last_good'),
     ('train/trainer.py', 'if q.id not in seen', 'if q.id', f'{GROUPS} never_asks'),
-    ('evaluate/report.py', "b['em'] - a['em']", "a['em'] - b['em']", 'tests/evaluate/test_report.py -k gained'),
+    ('evaluate/report.py', 'al(after - before', 'al(before - after', 'tests/evaluate/test_report.py -k gained'),
     ('evaluate/tables.py', '0.025, 0.975', '0.05, 0.95', 'tests/evaluate/test_intervals.py -k strata'),
 ]
 SWAPS = {

@@ -120,6 +120,21 @@ def test_the_summary_tells_what_was_gained_and_that_its_intervals_are_of_one_see
     assert ': +50.0 points (95 % interval +0.0 to +100.0, paired by question)' in text
 
 
+def test_the_line_of_the_gain_is_of_the_questions_that_both_evaluations_answered(tmp_path):
+    """Here 2 of 5 questions were right before and 4 of 5 after, if those that failed in the other one counted."""
+    run, kept = make_run(tmp_path / 'run', 0, {0: [1, 0, 0, 0, 1], 4: [0, 1, 0, 0, 1]}), ('em', 'f1', 'id', 'searches')
+    for step, failed in ((0, (0, 1)), (4, (2,))):
+        path = report.evaluation_file(run, step)
+        rows = [{**{k: row[k] for k in kept}, 'cover_em': 0.0, 'status': 'answered'} for row in jsonl.read_jsonl(path)]
+        jsonl.write_jsonl(path, [row | {'status': 'search_failed'} if row['id'] in failed else row for row in rows])
+    summary = report.summarize(run)
+    gain = summary['em_gain']
+    assert (gain['before'], gain['after'], gain['mean'], gain['failed']) == (0.5, 0.5, 0, 3)
+    line = report.summary_text(summary, run).splitlines()[-1]
+    assert 'Before training 50.0% of the' in line and 'exactly right, after it 50.0%: +0.0 points (' in line
+    assert line.endswith(', paired by question); INCOMPLETE: 3 more failed')
+
+
 def test_an_evaluation_has_means_of_every_data_set_where_there_are_several():
     scored = [('nq', 1), ('bamboogle', 0), ('nq', 0), ('bamboogle', 1), ('nq', 1)]
     rows = [

@@ -129,7 +129,8 @@ def test_failed_searches_are_in_no_score_and_on_the_headline_and_in_the_summary(
             assert row['reward/mean'] == row['reward/em'] == 0.5
     scored = summary['evaluations']['0']
     assert (scored['questions'], scored['failed'], scored['em']['mean'], scored['em']['interval']) == (5, 3, 1, (1, 1))
-    assert summary['em_gain'] | {'interval': 0} == {'mean': 0, 'interval': 0, 'failed': 3}
+    gain = {'mean': 0, 'interval': 0, 'before': 1, 'after': 1, 'failed': 3}
+    assert summary['em_gain'] | {'interval': 0} == gain
     made_of = [row for row in jsonl.read_jsonl(tmp_path / 'run' / 'metrics.jsonl') if 'reward/mean' in row]
     assert summary['failed_searches'] == sum(row['cost/failed_queries'] for row in made_of) > 0
     assert '5 questions; INCOMPLETE: 3 more failed' in shown

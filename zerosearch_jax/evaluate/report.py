@@ -117,8 +117,10 @@ def summarize(workdir: pathlib.Path) -> dict:
         sets = {name: scores_with_intervals(own) for name, own in by_set(found).items()}
         summary['evaluations'][str(number)] = scores_with_intervals(found) | ({'sets': sets} if sets else {})
     if 0 in evaluated and len(evaluated) > 1 and (pairs := paired(evaluated[0], evaluated[max(evaluated)])):
-        gain = intervals.with_interval([b['em'] - a['em'] for a, b in pairs])
-        summary['em_gain'] = gain | {'failed': len(evaluated[0]) - len(pairs)}
+        before, after = np.array([[row['em'] for row in pair] for pair in pairs], float).T
+        means = {'before': float(before.mean()), 'after': float(after.mean())}  # of the same questions
+        gain = intervals.with_interval(after - before)
+        summary['em_gain'] = gain | means | {'failed': len(evaluated[0]) - len(pairs)}
     disk.write_text(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
     return summary
 
@@ -201,7 +203,7 @@ def summary_text(summary: dict, workdir: pathlib.Path) -> str:
     if 'cost' in summary:
         lines.append(f'  {summary["cost"]["text"]}')
     if 'em_gain' in summary:
-        lines.append(f'  {_gain_text(summary)}')
+        lines.append(f'  {_gain_text(summary["em_gain"])}')
     if failed := summary.get('failed_searches'):
         lines.append(
             f'  {failed} of {summary["cost"]["queries"]} searches of the training failed; their episodes do not count'
@@ -213,14 +215,13 @@ def _scores_text(scored: dict) -> str:
     return '  '.join(f'{name} {intervals.shown(scored[name])}' for name in METRICS)
 
 
-def _gain_text(summary: dict) -> str:
+def _gain_text(gain: dict) -> str:
     """The line that says what training changed."""
-    gain, found = summary['em_gain'], summary['evaluations']
-    before, after = found['0'], found[max(found, key=int)]
     mean, low, high = (100 * value for value in (gain['mean'], *gain['interval']))
     return (
-        f'Before training {before["em"]["mean"]:.1%} of the held-out questions were answered exactly right, after it '
-        f'{after["em"]["mean"]:.1%}: {mean:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}, paired by question)'
+        f'Before training {gain["before"]:.1%} of the held-out questions were answered exactly right, after it '
+        f'{gain["after"]:.1%}: {mean:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}, paired by question)'
+        + (f'; INCOMPLETE: {gain["failed"]} more failed' if gain['failed'] else '')
     )
 
 
