@@ -283,6 +283,40 @@ def test_questions_that_the_engine_failed_are_asked_again(sources, tmp_path, mon
     assert '| rag | x | 3 | 0 |' in table and 'failed)' not in table and count == len(found) == 12
 
 
+def test_questions_that_failed_are_on_disk_until_their_answers_are(sources, tmp_path, monkeypatch):
+    """A service that is still down does not make its failures unseen; nor does one that fails again double them."""
+    broken = ['why 0?', 'why 2?']
+
+    class Engine:
+        def search(self, queries, k):
+            return [SearchFailed('timeout', 'late') if q in broken else [] for q in queries]
+
+    def failed():
+        found, count = results(tmp_path / 'out')
+        assert count == len(found) == 8
+        return sum(row['status'] == 'search_failed' for row in found.values())
+
+    def down(*_, **__):
+        raise OutsideFailed('down')
+
+    monkeypatch.setattr(result_sources, 'open_search_engine', lambda *_: Engine())
+    made = config(sources, 'rag')
+    made.evaluation.questions = 0
+    run(made, tmp_path / 'out')
+    assert failed() == 2
+    with monkeypatch.context() as before, pytest.raises(OutsideFailed, match='down'):
+        before.setattr(evaluation.preflight, 'check', down)
+        run(made, tmp_path / 'out')
+    assert failed() == 2
+    with monkeypatch.context() as after, pytest.raises(OutsideFailed, match='down'):
+        after.setattr(evaluation, 'check_searches', down)
+        run(made, tmp_path / 'out')
+    assert failed() == 2
+    broken.clear()
+    run(made, tmp_path / 'out')
+    assert failed() == 0
+
+
 def test_an_engine_that_fails_every_search_ends_an_evaluation_in_its_words(sources, tmp_path, monkeypatch):
     class Engine:
         def search(self, queries, k):

@@ -18,7 +18,7 @@ import jax
 from zerosearch_jax import pretrained, progress, settings, sharding
 from zerosearch_jax.data import benchmarks, rows, sources
 from zerosearch_jax.data.rows import Question
-from zerosearch_jax.evaluate import refine, tables
+from zerosearch_jax.evaluate import refine, results, tables
 from zerosearch_jax.evaluate.methods import METHODS, answer_questions, wording
 from zerosearch_jax.evaluate.scores import as_row
 from zerosearch_jax.evaluate.sources import open_source
@@ -29,7 +29,6 @@ from zerosearch_jax.rollout.prompts import fitting
 from zerosearch_jax.rollout.rollout import Trajectory, check_searches
 from zerosearch_jax.run import cost, jsonl, preflight, trained
 from zerosearch_jax.run.workdir import claim
-from zerosearch_jax.search.journal import on_first_process
 from zerosearch_jax.search.remote import EngineConfig
 from zerosearch_jax.simulator.config import SimulatorConfig
 from zerosearch_jax.simulator.writers import EndpointConfig, EngineWriter
@@ -155,20 +154,25 @@ def _evaluate(cfg: Config, workdir: pathlib.Path, given: Collection[str]) -> str
     if not any(weights.values()):
         raise ValueError(f'nothing to run: config.trained names no weights of {", ".join(cfg.methods) or "any method"}')
     questions = load_questions(cfg)
-    missing = _missing(weights, workdir / 'results.jsonl', questions)
+    path = workdir / 'results.jsonl'
+    missing = results.missing(weights, path, questions)
     fit = _fitting(cfg, missing, given)
     jobs = [(m, name, [q for q in part if q in fit]) for m, parts in missing.items() for name, part in parts.items()]
     if any(asked for _, _, asked in jobs):
         _check(cfg, missing)
         evaluator = Evaluator(cfg, weights, workdir, given)
-        with progress.bar(sum(len(asked) for *_, asked in jobs), 'evaluation', 'question', leave=True) as bar:
-            for method, dataset, asked in jobs:
-                bar.set_postfix_str(f'{method}, {dataset}')
-                made = evaluator.run(method, dataset, asked, bar.update)
-                before = len(questions[dataset]) - len(missing[method][dataset])
-                check_searches(made, f'{method}, {dataset}', before)
-                if bar.disable:
-                    progress.log(f'{method}, {dataset}: {len(asked)} questions')
+        try:
+            with progress.bar(sum(len(asked) for *_, asked in jobs), 'evaluation', 'question', leave=True) as bar:
+                for method, dataset, asked in jobs:
+                    bar.set_postfix_str(f'{method}, {dataset}')
+                    made = evaluator.run(method, dataset, asked, bar.update)
+                    before = len(questions[dataset]) - len(missing[method][dataset])
+                    check_searches(made, f'{method}, {dataset}', before)
+                    if bar.disable:
+                        progress.log(f'{method}, {dataset}: {len(asked)} questions')
+        finally:
+            if jax.process_index() == 0:
+                results.latest(path)
     if jax.process_index():
         return ''
     return tables.report(workdir, cfg.methods, weights, cfg.prices)
@@ -204,34 +208,6 @@ def load_questions(cfg: Config) -> dict[str, list[Question]]:
     count = asked.questions
     chosen = {name: rows.subset(each, count) if 0 < count < len(each) else each for name, each in found.items()}
     return rows.whole_batches(chosen, asked.whole_batches_of)
-
-
-def _missing(weights: dict[str, str], path: pathlib.Path, questions: dict[str, list[Question]]):
-    """{method: {data set: questions without a result}}; questions whose search failed are asked again."""
-    asked = {(m, w, name, q.id) for m, w in weights.items() for name, each in questions.items() for q in each}
-
-    def done() -> list[tuple[str, str, str, str]]:
-        found = jsonl.recover_jsonl(path)
-        kept = [row for row in found if row['status'] != 'search_failed' or _key(row) not in asked]
-        if len(kept) < len(found):
-            jsonl.write_jsonl(path, kept)
-        return [_key(row) for row in kept]
-
-    finished = set(map(tuple, on_first_process(done)))
-    missing: dict[str, dict[str, list[Question]]] = {}
-    for method, marked in weights.items():
-        if not marked:
-            progress.log(f'{method}: not run; config.trained.{method} names no weights')
-            continue
-        for name, each in questions.items():
-            left = [q for q in each if (method, marked, name, q.id) not in finished]
-            if left:
-                missing.setdefault(method, {})[name] = left
-    return missing
-
-
-def _key(row: dict) -> tuple[str, str, str, str]:
-    return row['method'], row['weights'], row['dataset'], row['id']
 
 
 def _fitting(cfg: Config, missing: dict[str, dict[str, list[Question]]], given: Collection[str]) -> set[Question]:

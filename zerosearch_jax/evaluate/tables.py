@@ -2,7 +2,8 @@
 
 Averages are over data sets, which count equally; their intervals, and those of differences, resample the questions of
 each set (stratified bootstrap). Differences are paired by question; p is from a sign-flip test. A question whose search
-failed enters the costs alone: it is counted, shown beside every score, and asked again by the next evaluation.
+failed enters the costs alone: it is counted, shown beside every score, and asked again by the next evaluation, whose
+row replaces it.
 """
 
 import json
