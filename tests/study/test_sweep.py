@@ -16,7 +16,7 @@ from zerosearch_jax.evaluate.intervals import detectable, interval, p_value
 from zerosearch_jax.run import jsonl, preemption
 from zerosearch_jax.study import report, sweep
 from zerosearch_jax.train import config as train_config
-from zerosearch_jax.train import rl
+from zerosearch_jax.train import rl, trainer
 
 SPEED = {'speed/rollout_seconds': 1.5, 'speed/update_seconds': 0.5}
 
@@ -298,6 +298,21 @@ def test_a_variant_that_names_methods_asks_the_bases_questions_of_its_engine():
         study(variants={'a': {}, 'b': {'evaluation': {'methods': 'rag,cot'}}})
     with pytest.raises(ValueError, match=r"variant 'b' is an evaluation: set evaluation\.questions"):
         study(variants={'a': {}, 'b': {'evaluation': {'methods': 'rag', 'questions': 0}}})
+
+
+@pytest.mark.parametrize(('questions', 'whole_batches_of'), [(5, 1), (5, 2), (12, 5)])
+def test_trainings_and_evaluations_ask_the_same_questions_of_a_source_with_several_sets(
+    tmp_path, questions, whole_batches_of
+):
+    row = {'question': 'why?', 'golden_answers': ['b']}
+    jsonl.write_jsonl(tmp_path / 'q.jsonl', [row | {'id': f'q{i}', 'dataset': 'xy'[i % 2]} for i in range(12)])
+    made = study(variants=ASKED)
+    made.base.data.update(test=str(tmp_path / 'q.jsonl'), corpus='toy')
+    made.base.engine.kind = 'search_r1'  # no corpus to check
+    made.base.evaluation.update(questions=questions, whole_batches_of=whole_batches_of)
+    _, trained = trainer.load_questions(made.parse('a', 0))
+    sets = evaluation.load_questions(made.parse('b', 0))
+    assert {q.id for q in trained} == {q.id for each in sets.values() for q in each}
 
 
 @pytest.mark.parametrize('evaluated', [{'methods': 'cot'}, {'methods': 'rag', 'datasets': 'toy'}])

@@ -12,6 +12,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Literal
 
 import jax
 
@@ -41,7 +42,8 @@ class EvaluationConfig:
 
     methods: str = 'direct,cot,rag,agent,search_o1'  # names in methods.METHODS; differences are to the first one
     datasets: str = 'world'  # names (data/benchmarks.py; 'seven': all seven) and sources (data/sources.py)
-    questions: int = 500  # the most of each data set, chosen by a hash of their ids; 0: all
+    questions: int = 500  # the most of each of what `questions_of` says, chosen by a hash of their ids; 0: all
+    questions_of: Literal['set', 'source'] = 'set'  # 'source': whatever its sets, as a training's evaluations choose
     corpus: str = 'world'  # passages of the engine 'bm25'
     unscorable: rows.Choice = 'skip'  # what to do with questions whose answers are only punctuation and articles
     too_long: rows.Choice = 'refuse'  # what to do with questions whose prompt is too long for one of the methods
@@ -199,15 +201,22 @@ def load_questions(cfg: Config) -> dict[str, list[Question]]:
     for source in cfg.datasets:
         if local and any(METHODS[method].prompt in ('documents', 'search') for method in cfg.methods):
             sources.check_corpus(source, asked.corpus)
+        given = sources.load_questions(source, 'test', asked.unscorable)
+        if asked.questions_of == 'source':
+            given = rows.whole_batches({source: _at_most(asked.questions, given)}, asked.whole_batches_of)[source]
         sets = collections.defaultdict(list)
-        for question in sources.load_questions(source, 'test', asked.unscorable):
+        for question in given:
             sets[question.dataset or pathlib.Path(source).stem].append(question)
         for name in sets.keys() & found.keys():
             raise ValueError(f'{source} has questions of {name!r}, as another of config.evaluation.datasets does')
         found |= sets
-    count = asked.questions
-    chosen = {name: rows.subset(each, count) if 0 < count < len(each) else each for name, each in found.items()}
+    chosen = {name: _at_most(asked.questions, each) for name, each in found.items()}
     return rows.whole_batches(chosen, asked.whole_batches_of)
+
+
+def _at_most(count: int, questions: list[Question]) -> list[Question]:
+    """All questions in their order, or else `count` of them."""
+    return rows.subset(questions, count) if 0 < count < len(questions) else questions
 
 
 def _fitting(cfg: Config, missing: dict[str, dict[str, list[Question]]], given: Collection[str]) -> set[Question]:

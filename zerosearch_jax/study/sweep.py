@@ -107,7 +107,8 @@ def _as_evaluation(base: ConfigDict) -> ConfigDict:
     given = dataclasses.asdict(train_config.parse(base))
     made = {field.name: given[field.name] for field in dataclasses.fields(evaluation.Config) if field.name in given}
     asked, known = dataclasses.asdict(evaluation.EvaluationConfig()), given['data'] | given['evaluation']
-    asked |= {name: known[name] for name in asked.keys() & known.keys()} | {'datasets': given['data']['test']}
+    asked |= {name: known[name] for name in asked.keys() & known.keys()}
+    asked |= {'datasets': given['data']['test'], 'questions_of': 'source'}
     return ConfigDict(made | {'evaluation': asked})
 
 
