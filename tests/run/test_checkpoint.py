@@ -85,13 +85,13 @@ def damages(directory):
 def test_newest_checkpoint_cut_or_incomplete_is_told_with_the_one_to_continue_from(saved, tmp_path):
     told = 0
     for number, (what, damage) in enumerate(damages(saved / '3')):
-        directory = tmp_path / str(number)
+        directory = tmp_path / f'my run {number}'
         shutil.copytree(saved, directory)
         damage(directory / '3')
         try:
             found, host = restore(directory)
         except ValueError as error:
-            line = rf'checkpoint 3 is damaged \(.{{1,160}}\); delete it to continue from 2: rm -r {directory / "3"}'
+            line = rf'checkpoint 3 is damaged \(.{{1,160}}\); delete it to continue from 2: rm -r \'{directory / "3"}\''
             assert re.fullmatch(line, str(error)), (what, error)
             told += 1
             shutil.rmtree(directory / '3')

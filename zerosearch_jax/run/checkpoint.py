@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 import textwrap
@@ -103,7 +104,8 @@ def _unread(directory: pathlib.Path, error: Exception) -> Exception:
     then = 'start over' if before is None else f'continue from {before}'
     *_, root = disk.causes(error)
     cause = textwrap.shorten(str(root) or type(root).__name__, MOST_OF_A_CAUSE, placeholder=' ...')
-    return ValueError(f'checkpoint {step} is damaged ({cause}); delete it to {then}: rm -r {directory}')
+    command = f'rm -r {shlex.quote(str(directory))}'
+    return ValueError(f'checkpoint {step} is damaged ({cause}); delete it to {then}: {command}')
 
 
 def _shapes(tree) -> list[tuple[int, ...]]:
