@@ -173,7 +173,17 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     for write in (disk.write_text, lambda path, _: trained.note_export(path.parent, 1)):
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path / 'a.json', 'new')
-    assert (tmp_path / 'a.json').read_text() == 'old' and not (tmp_path / trained.EXPORTED_STEP).exists()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a.json', 'old')]
+
+
+def test_two_processes_may_replace_a_file_at_once(tmp_path, monkeypatch):
+    """As the parts of a study do with its report."""
+    with disk.replaced(tmp_path / 'a.json') as first:
+        monkeypatch.setattr(os, 'getpid', lambda: 1)
+        disk.write_text(tmp_path / 'a.json', 'of the second')
+        monkeypatch.undo()
+        first.write(b'of the first')
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a.json', 'of the first')]
 
 
 def test_other_errors_pass_a_full_disk(tmp_path):

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from typing import IO
 
@@ -19,13 +20,19 @@ class DiskFull(OSError):
 
 @contextlib.contextmanager
 def replaced(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """A file to write, which replaces `path` when all of it is on disk: a crash leaves the old or the new file."""
-    partial = path.with_name(f'.{path.name}.partial')
-    with open(partial, 'wb') as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """A file to write, which replaces `path` when all of it is on disk: a crash leaves the old or the new file.
+
+    Several processes may do this at once, for example the parts of a study: the last one to end wins.
+    """
+    partial = path.with_name(f'.{path.name}.{socket.gethostname()}.{os.getpid()}.partial')
+    try:
+        with open(partial, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: pathlib.Path, text: str):
