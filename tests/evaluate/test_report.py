@@ -189,6 +189,15 @@ def test_evaluations_are_known_by_their_rows_and_forgotten_after_the_step_of_a_r
     assert list(report.evaluations(run)) == [0, 4]
 
 
+def test_evaluations_that_are_put_aside_are_in_no_curve(tmp_path):
+    run = make_run(tmp_path / 'run', 0, {0: [1], 2: [1]})
+    steps = [{'step': step, 'reward/mean': 0.1 * step} for step in (1, 2, 3)]
+    asked = [{'step': 0, 'eval/em': 0.1}, {'step': 2, 'eval/em': 0.2, 'eval/failed': 1}]
+    jsonl.write_jsonl(run / 'metrics.jsonl', [asked[0], *steps[:2], asked[1], steps[2]])
+    report.put_evaluations_aside(run)
+    assert jsonl.read_jsonl(run / 'metrics.jsonl') == steps and not report.has_evaluation(run, 0)
+
+
 def test_the_summary_counts_what_all_steps_took(tmp_path):
     run = make_run(tmp_path / 'run', 0, {}, prices={'search_query': 0.5})
     steps = [{'step': n, 'reward/mean': n / 10, 'cost/queries': n, 'speed/device_seconds': 2} for n in (1, 2, 3)]

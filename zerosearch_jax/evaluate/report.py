@@ -82,8 +82,12 @@ def forget_evaluations_after(workdir: pathlib.Path, number: int):
 def put_evaluations_aside(workdir: pathlib.Path):
     """Moves the evaluations so far to their own directory, since later ones are asked differently and not compared.
 
-    Called again after a crash, it completes the move.
+    Their rows leave metrics.jsonl, which is drawn. Called again after a crash, it completes the move.
     """
+    written = jsonl.recover_jsonl(workdir / 'metrics.jsonl')
+    kept = [row for row in written if not any(key.startswith('eval/') for key in row)]
+    if len(kept) < len(written):
+        jsonl.write_jsonl(workdir / 'metrics.jsonl', kept)
     directory = workdir / 'evaluation'
     partial = directory / '.before.partial'
     made = sorted(directory.glob('step_*.jsonl'))
