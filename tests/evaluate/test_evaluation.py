@@ -472,12 +472,19 @@ def test_two_evaluations_stand_side_by_side_over_their_common_questions(tmp_path
     write(tmp_path / 'a', {'rag': {'x': [0, 0, 1, 0]}, 'cot': {'x': [1]}})
     write(tmp_path / 'b', {'rag': {'x': [1, 1, 1]}, 'agent': {'x': [1]}})
     text = tables.compare(tmp_path / 'a', tmp_path / 'b')
-    assert '| rag | EM | 3 | 33.3 | 100.0 | +66.7 [' in text and 'cot' not in text
+    assert '| rag | EM | 3 | 0, 0 | 33.3 | 100.0 | +66.7 [' in text and 'cot' not in text
     command = [sys.executable, '-m', 'launch.compare', str(tmp_path / 'a'), str(tmp_path / 'b')]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.strip() == text
     with pytest.raises(ValueError, match='no method with common questions'):
         tables.compare(tmp_path / 'a', write(tmp_path / 'c', {'direct': {'x': [1]}}))
+
+
+def test_questions_that_failed_are_shown_beside_the_scores_of_two_evaluations(tmp_path):
+    places = [write(tmp_path / name, {'rag': {'x': [1, 1, 1], 'y': [1]}}) for name in 'ab']
+    rows = jsonl.read_jsonl(places[1] / 'results.jsonl')
+    jsonl.write_jsonl(places[1] / 'results.jsonl', [r | {'status': 'search_failed'} for r in rows[:2]] + rows[2:])
+    assert '| rag | EM | 2 | 0, 2 | 100.0 | 100.0 |' in tables.compare(*places)
 
 
 def test_results_of_other_weights_are_kept_and_not_mixed(tmp_path):

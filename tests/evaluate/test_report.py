@@ -52,14 +52,17 @@ def test_a_summary_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
 def test_trainings_are_laid_over_each_other(tmp_path):
     pytest.importorskip('matplotlib')
     places = [make_run(tmp_path / name, 0, {4: coins(i, 0.5)} if i else {}) for i, name in enumerate('ab')]
+    asked = report.evaluation_file(places[1], 4)
+    jsonl.append_jsonl(asked, [jsonl.read_jsonl(asked)[0] | {'id': 'lost', 'status': 'search_failed'}])
     for i, place in enumerate(places):
         jsonl.write_jsonl(place / 'metrics.jsonl', [{'step': s, 'reward/mean': s / 10 + i} for s in (1, 2)])
     command = [sys.executable, '-m', 'launch.compare', *map(str, places), f'--plot={tmp_path}/c.png']
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert (tmp_path / 'c.png').read_bytes().startswith(b'\x89PNG'), done.stderr
     lines = done.stdout.splitlines()
-    assert lines[2] == f'| {places[0]} | 2 | 0.200 | none | none |'
+    assert lines[2] == f'| {places[0]} | 2 | 0.200 | none | none | none |'
     assert lines[3].startswith(f'| {places[1]} | 2 | 1.200 | 0.') and ' after step 4 | 0.' in lines[3]
+    assert lines[3].endswith('] | 1 |')
     with pytest.raises(ValueError, match='x holds no training that made a step'):
         report.overlay([places[0], tmp_path / 'x'], tmp_path / 'd.png')
     with pytest.raises(ValueError, match="no panel 'reward'; the panels are Reward, "):

@@ -143,7 +143,7 @@ def overlay(workdirs: Sequence[pathlib.Path], path: pathlib.Path, titles: Sequen
     if unknown := {*titles} - {panel.title for panel in curves.PANELS}:
         known = ', '.join(panel.title for panel in curves.PANELS)
         raise ValueError(f'there is no panel {min(unknown)!r}; the panels are {known}')
-    lines = ['| run | steps | reward, last step | EM, last evaluation | F1 |', '|---|---|---|---|---|']
+    lines = ['| run | steps | reward, last step | EM, last evaluation | F1 | failed |', '|---|---|---|---|---|---|']
     for workdir in workdirs:
         source = workdir / 'metrics.jsonl'
         rows = [row for row in jsonl.read_jsonl(source) if 'reward/mean' in row] if source.is_file() else []
@@ -154,9 +154,8 @@ def overlay(workdirs: Sequence[pathlib.Path], path: pathlib.Path, titles: Sequen
         scored = scores_with_intervals(evaluated[last]) if evaluated else {}
         cells = [intervals.shown(scored[name]) if scored.get(name) else 'none' for name in ('em', 'f1')]
         at = f' after step {last}' if scored else ''
-        lines.append(
-            f'| {workdir} | {rows[-1]["step"]} | {rows[-1]["reward/mean"]:.3f} | {cells[0]}{at} | {cells[1]} |'
-        )
+        cells = [workdir, rows[-1]['step'], f'{rows[-1]["reward/mean"]:.3f}', cells[0] + at, cells[1]]
+        lines.append(f'| {" | ".join(map(str, cells))} | {scored.get("failed", "none")} |')
     if not curves.plot_curves(*workdirs, path=path, titles=titles):
         raise ValueError(f'{path} cannot be drawn: matplotlib is not installed')
     return '\n'.join([*lines, '', f'{path}; {COVERED}'])

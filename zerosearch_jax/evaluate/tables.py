@@ -262,17 +262,18 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> str:
     lines = [
         f'a: {first}, b: {second}; averages over the questions that both answered',
         '',
-        '| method | score | questions | a | b | b − a | p |',
-        '|---|---|---|---|---|---|---|',
+        '| method | score | questions | failed in a, b | a | b | b − a | p |',
+        '|---|---|---|---|---|---|---|---|',
     ]
     for method in common:
+        failed = ', '.join(str(sum(len(x) - len(counted([*x.values()])) for x in of[method].values())) for of in (a, b))
         for name, title in SCORES.items():
             strata = differences(b[method], a[method], name)
             if not strata:
                 continue
             theirs, mine = (_average_over(x, y, name) for x, y in ((a[method], b[method]), (b[method], a[method])))
             lines.append(
-                f'| {method} | {title} | {sum(map(len, strata))} | {100 * theirs:.1f} | {100 * mine:.1f} | '
+                f'| {method} | {title} | {sum(map(len, strata))} | {failed} | {100 * theirs:.1f} | {100 * mine:.1f} | '
                 f'{_percent(_with_interval(strata), "+")} | {_p(strata)} |'
             )
     if len(lines) == 4:
