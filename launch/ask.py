@@ -30,7 +30,7 @@ def main(argv):
         from zerosearch_jax.evaluate import evaluation
         from zerosearch_jax.tools import ask
 
-        cfg = evaluation.parse(_CONFIG.value)
+        cfg = evaluation.parse(_CONFIG.value, common.given())
         common.set_up_jax()
         run, questions = ask.split_arguments(_CHECKPOINT.value, argv[1:])
         asker = ask.Asker(cfg, run, _BASE.value, _STEP.value, common.given())

@@ -29,7 +29,7 @@ def main(argv):
         from zerosearch_jax.evaluate import evaluation
 
         evaluation.name_run(_CONFIG.value, argv[1:], common.given())
-        cfg = evaluation.parse(_CONFIG.value)
+        cfg = evaluation.parse(_CONFIG.value, common.given())
         common.set_up_jax()
         workdir = pathlib.Path(_WORKDIR.value or common.default_workdir())
         config_json = settings.to_json(_CONFIG.value)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from zerosearch_jax.policy import PolicyConfig, export_weights, make_trainable
 from zerosearch_jax.run import jsonl
 from zerosearch_jax.run.cost import PricesConfig
 from zerosearch_jax.search import remote
-from zerosearch_jax.search.search import OutsideFailed, SearchFailed
+from zerosearch_jax.search.search import DocumentSearch, OutsideFailed, SearchFailed
 from zerosearch_jax.weights import peft
 
 
@@ -251,6 +252,27 @@ def test_the_simulator_can_answer_the_searches(sources, tmp_path):
     found, _ = results(tmp_path / 'out')
     assert {row['status'] for row in found.values()} == {'search_failed'}
     assert {row['searches'][0]['attempts'] for row in found.values()} == {2}
+
+
+def test_a_simulator_writes_as_many_documents_as_its_section_says(sources, tmp_path, capsys, monkeypatch):
+    """Whatever the evaluation's section or the training of the policy says, and that is what is printed."""
+    simulator = types.SimpleNamespace(source=lambda **_: DocumentSearch(lambda *_: []), engine=None)
+    monkeypatch.setattr(result_sources, 'open_simulator', lambda *_, **__: simulator)
+    mesh = sharding.make_mesh()
+    model = pretrained.load_model('tiny', mesh)
+    adapter = make_trainable(model, PolicyConfig(lora_rank=2), mesh, 0).params
+    made = config(sources, 'r1', simulated=True, documents=1)
+    made.simulator.update(model='tiny', documents=4)
+    taught = {'policy': {'model': 'tiny'}, 'rollout': {'max_turns': 0}, 'simulator': {'documents': 2}}
+    made.trained.r1 = str(export_weights(adapter, model, True, tmp_path, json.dumps(taught)))
+    run(made, tmp_path / 'out')
+    assert '0 searches of 4 documents at most' in capsys.readouterr().err
+    rows = jsonl.read_jsonl(tmp_path / 'out' / 'results.jsonl')
+    assert {row['weights'].partition('), ')[2] for row in rows} == {'documents=4'}
+    with pytest.raises(ValueError, match=r'with simulated set config\.simulator\.documents'):
+        evaluation.parse(made, ['evaluation.documents'])
+    made.evaluation.simulated = False
+    assert evaluation.parse(made, ['evaluation.documents']).evaluation.documents == 1
 
 
 def test_limits_may_change_and_two_sources_of_one_name_may_not_meet(sources, tmp_path):

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -47,10 +47,10 @@ class EvaluationConfig:
     corpus: str = 'world'  # passages of the engine 'bm25'
     unscorable: rows.Choice = 'skip'  # what to do with questions whose answers are only punctuation and articles
     too_long: rows.Choice = 'refuse'  # what to do with questions whose prompt is too long for one of the methods
-    documents: int = 5  # documents for a search; for launch.ask also 0: as many as in the policy's training
+    documents: int = 5  # documents of a real engine for a search; for launch.ask also 0: as in the policy's training
     temperature: float = 0.0  # 0: greedy
     whole_batches_of: int = 1  # leave out the questions beyond the last whole batch of this size (difference D6: 64)
-    simulated: bool = False  # config.simulator answers the searches, without noise, in place of config.engine
+    simulated: bool = False  # config.simulator answers the searches, with its documents, without noise, not the engine
     refine_tokens: int = 128  # the most tokens of search_o1's summary of the documents
 
 
@@ -111,7 +111,18 @@ class Config:
 FREE = (*settings.MAY_CHANGE, 'evaluation.methods', 'evaluation.datasets', 'trained')  # may differ within one table
 
 
-parse = functools.partial(settings.build, Config)
+def parse(config: Mapping, given: Collection[str] = ()) -> Config:
+    """The checked configuration; a simulator writes the `documents` of its own section.
+
+    Raises:
+      ValueError: as settings.build, or `given`, the fields that were set explicitly, has a field without effect.
+    """
+    cfg = settings.build(Config, config)
+    if not cfg.evaluation.simulated:
+        return cfg
+    if 'evaluation.documents' in given:
+        raise ValueError('evaluation.documents is of real engines; with simulated set config.simulator.documents')
+    return dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, documents=cfg.simulator.documents))
 
 
 def name_run(config, arguments: Sequence[str], given: Collection[str] = ()):
@@ -145,6 +156,8 @@ def evaluate(
       step: the checkpoint of the runs in config.trained; None: as in trained.find.
     """
     settings.require_positive(cfg.evaluation, 'documents', 'whole_batches_of')
+    if cfg.evaluation.simulated:
+        given = {*given, 'evaluation.documents'}  # those of config.simulator, whatever the training had
     with claim(workdir, Config, config_json, ('results.jsonl',), FREE):
         found = {name: ref and trained.find(ref, step).reference for name, ref in vars(cfg.trained).items()}
         cfg = dataclasses.replace(trained.resolved(cfg, 'policy', 'simulator'), trained=TrainedConfig(**found))

@@ -24,8 +24,8 @@ def open_source(cfg, mesh: jax.sharding.Mesh, log: pathlib.Path | None) -> tuple
       log: file of a remote engine's results; None: not written.
 
     Returns:
-      a function that makes the source of one rollout, given the documents of a search; and the simulator's engine, if
-        the simulator is a model of ours.
+      a function that makes the source of one rollout, given the documents of a search (a simulator's are those of its
+        section); and the simulator's engine, if the simulator is a model of ours.
     """
     passages = functools.partial(sources.load_passages, cfg.evaluation.corpus)
     open_real = functools.partial(open_search_engine, cfg.engine, passages, Journal(log))
