@@ -80,12 +80,24 @@ def test_the_baseline_is_the_one_that_is_named():
         ({'x': {'rl': {'algorithm': 'best'}}}, "variant 'x': config.rl: algorithm = 'best' is none of"),
         ({'x': {'rl': {'algoritm': 'grpo'}}}, "variant 'x': .*algoritm"),
         ({'x': {'rll': {'algorithm': 'grpo'}}}, "variant 'x': .*rll"),
+        ({'x': {'rl': {'steps': 'many'}}}, "variant 'x': .*'steps'.* many is of original type"),
+        ({'x': {'rl': 3}}, "variant 'x': config.rl must be a section, got 3"),
+        ({'x': 3}, "variant 'x': it must have sections with the fields that it changes, got 3"),
         ({}, 'needs variants and seeds'),
     ],
 )
 def test_a_wrong_variant_is_told_before_anything_runs(variants, message):
     with pytest.raises(ValueError, match=message):
         study(variants=variants)
+
+
+@pytest.mark.parametrize(
+    ('seeds', 'message'),
+    [((0.5,), "'seed'.* 0.5 is of"), (('a',), "'seed'.* a is of"), ((0, -1), 'seed must not be negative, got -1')],
+)
+def test_every_seed_is_checked_before_anything_runs(seeds, message):
+    with pytest.raises(ValueError, match=f"variant 'a': .*{message}"):
+        study(seeds=seeds)
 
 
 def test_an_experiment_is_no_study():

@@ -82,7 +82,8 @@ def parse(config) -> Study:
     if config.variants and config.baseline not in config.variants:
         raise ValueError(f'the baseline {config.baseline!r} is none of the variants {", ".join(config.variants)}')
     names = sorted(config.variants, key=lambda name: name != config.baseline)
-    variants = {name: _plain(config.variants[name]) for name in names}
+    plain = _plain(config.variants)
+    variants = {name: plain[name] for name in names}
     pairs = tuple(map(tuple, config.get('pairs', ()))) or tuple((names[0], name) for name in names[1:])
     published = config.get('published') and settings.section(Published, config.published, 'config.published')
     study = Study(config.base, variants, tuple(config.seeds), pairs, published)
@@ -92,14 +93,24 @@ def parse(config) -> Study:
         raise ValueError(f'config.pairs: {name!r} is none of the variants {", ".join(variants)}')
     for name in variants:
         try:
-            cfg = study.parse(name, study.seeds[0])
-        except (KeyError, ValueError) as error:
+            _check_sections(variants[name], config.base)
+            cfg, *_ = [study.parse(name, seed) for seed in study.seeds]
+        except (KeyError, TypeError, ValueError) as error:  # a ConfigDict raises TypeError for a value of another type
             raise ValueError(f'variant {name!r}: {error.args[0]}') from error
         if study.is_evaluation(name) and len(cfg.methods) > 1:
             raise ValueError(f'variant {name!r}: evaluation.methods must be one method, got {", ".join(cfg.methods)}')
         if study.is_evaluation(name) and not cfg.evaluation.questions:  # 0: none in a training, all in an evaluation
             raise ValueError(f'variant {name!r} is an evaluation: set evaluation.questions, how many it asks')
     return study
+
+
+def _check_sections(changes: dict, base: ConfigDict):
+    """Raises ValueError if changes have a value in the place of a section's fields."""
+    if not isinstance(changes, dict):
+        raise ValueError(f'it must have sections with the fields that it changes, got {changes!r}')
+    for name, value in changes.items():
+        if isinstance(base.get(name), ConfigDict) and not isinstance(value, dict):
+            raise ValueError(f'config.{name} must be a section, got {value!r}')
 
 
 def _as_evaluation(base: ConfigDict) -> ConfigDict:
