@@ -278,6 +278,10 @@ def test_a_variant_with_its_own_seed_is_run_once_and_compared_with_all(tmp_path)
         fake_run(tmp_path, made, 'b', seed, scores, [0.5], {'loss/kl': 0.1})
     text = sweep.write_report(made, tmp_path)
     assert '| a | 1 | 0.500' in text and '| b - a | +0.250' in text
+    path = made.place(tmp_path, 'a', 0) / 'answers.jsonl'
+    first, *others = jsonl.read_jsonl(path)
+    jsonl.write_jsonl(path, [first | {'status': 'search_failed'}, *others])
+    assert '| a | 1 (1 answers failed) |' in sweep.write_report(made, tmp_path)
 
 
 def test_what_is_not_run_is_said_so(tmp_path):

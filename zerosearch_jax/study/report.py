@@ -110,17 +110,17 @@ def read_runs(places: Mapping[int, pathlib.Path]) -> Runs:
     Args:
       places: directories by seed.
     """
-    answers, steps, costs, failed = {}, {}, {}, 0
+    answers, steps, costs, failed = {}, {}, {}, {}
     for seed, place in places.items():
         written = jsonl.read_jsonl(place / 'answers.jsonl')
         # launch.evaluate names a set that has no name, launch.train does not: ids alone where they are enough
         unique = len({row['id'] for row in written}) == len(written)
         answers[seed] = {('' if unique else row.get('dataset') or '', row['id']): row for row in counted(written)}
-        failed += len(written) - len(answers[seed])
+        failed[place] = len(written) - len(answers[seed])  # of a run that several seeds of the study share, once
         steps[seed] = [row for row in jsonl.read_jsonl(place / 'metrics.jsonl') if 'reward/mean' in row]
         costs[seed] = json.loads((place / 'summary.json').read_text()).get('cost', {})
     first = next(iter(places.values()))
-    return Runs(answers, steps, costs, jsonl.read_jsonl(first / 'examples.jsonl'), len(set(places.values())), failed)
+    return Runs(answers, steps, costs, jsonl.read_jsonl(first / 'examples.jsonl'), len(failed), sum(failed.values()))
 
 
 def write(results: pathlib.Path, names: Sequence[str], found: Mapping[str, Runs], pairs, published=None) -> str:
