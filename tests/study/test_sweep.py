@@ -133,6 +133,20 @@ def test_runs_are_shared_among_parts_and_finished_ones_are_not_repeated(tmp_path
     assert len(ran) == 5  # another configuration is another run
 
 
+def test_answers_that_failed_are_asked_again_by_a_run_that_can_continue(tmp_path, monkeypatch):
+    made, ran = study(seeds=(0,), variants={'a': {}}), []
+    fake_run(tmp_path / 'results', made, 'a', 0, [1, 0], [0.5])
+    path = made.place(tmp_path / 'results', 'a', 0) / 'answers.jsonl'
+    monkeypatch.setattr(sweep.rl, 'train', lambda *_: ran.append('a'))  # SIGTERM
+    for there, status, runs in ((True, 'answered', 0), (False, 'search_failed', 0), (True, 'search_failed', 1)):
+        jsonl.write_jsonl(path, [row | {'status': status} for row in jsonl.read_jsonl(path)])
+        if there:
+            (made.place(tmp_path / 'work', 'a', 0) / 'checkpoints' / '2').mkdir(parents=True)
+        sweep.sweep(made, tmp_path / 'work', tmp_path / 'results')
+        assert len(ran) == runs
+        shutil.rmtree(tmp_path / 'work', ignore_errors=True)
+
+
 @pytest.mark.thorough
 def test_a_run_that_was_told_to_stop_is_not_taken_for_done(tmp_path, monkeypatch):
     made, results = study(seeds=(0,), variants={'a': {}}), tmp_path / 'results'

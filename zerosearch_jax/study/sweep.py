@@ -4,8 +4,9 @@
     RESULTS/VARIANT/seed_N/     files for the report, written when a run is done, small enough for a repository
     RESULTS/report.{md,json,png}
 
-A run whose results are there is not run again, even if its working directory is gone. A variant that sets
-`evaluation.methods` is a run of launch.evaluate in place of launch.train, with the base's questions and engine.
+A run whose results are there is not run again, even if its working directory is gone. If answers failed, and the run's
+checkpoints are still there, they are asked again. A variant that sets `evaluation.methods` is a run of launch.evaluate
+in place of launch.train, with the base's questions and engine.
 """
 
 import copy
@@ -18,7 +19,9 @@ from ml_collections import ConfigDict
 
 from zerosearch_jax import progress, settings, sharding
 from zerosearch_jax.evaluate import evaluation
-from zerosearch_jax.run import preemption
+from zerosearch_jax.evaluate.scores import counted
+from zerosearch_jax.run import jsonl, preemption
+from zerosearch_jax.run.checkpoint import complete_steps
 from zerosearch_jax.run.workdir import claim
 from zerosearch_jax.study import report
 from zerosearch_jax.study.published import Published
@@ -147,10 +150,10 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
         for number, (variant, seed) in enumerate(runs, start=1):
             cfg, kept = study.parse(variant, seed), study.place(results, variant, seed)
             config_json = settings.to_json(study.config(variant, seed))
-            if sharding.from_first_process(report.is_finished(kept, config_json)):
+            here = study.place(workdir, variant, seed)
+            if sharding.from_first_process(_is_done(here, kept, config_json)):
                 continue
             progress.log(f'run {number}/{len(runs)}: {variant}, seed {cfg.seed}')
-            here = study.place(workdir, variant, seed)
             run = _evaluate if study.is_evaluation(variant) else rl.train
             done = run(cfg, here, config_json) is not None
             if done and jax.process_index() == 0:
@@ -159,6 +162,15 @@ def sweep(study: Study, workdir: pathlib.Path, results: pathlib.Path, part: int 
             if watch.stop_requested():
                 break
     return '' if jax.process_index() else write_report(study, results)
+
+
+def _is_done(here: pathlib.Path, kept: pathlib.Path, config_json: str) -> bool:
+    """Whether a run is finished and has no failed answers that it could ask again."""
+    if not report.is_finished(kept, config_json):
+        return False
+    answers = jsonl.read_jsonl(kept / 'answers.jsonl')
+    there = (here / 'results.jsonl').exists() or complete_steps(here / 'checkpoints')  # else it would be made anew
+    return len(counted(answers)) == len(answers) or not there
 
 
 def _evaluate(cfg: evaluation.Config, here: pathlib.Path, config_json: str) -> str:
