@@ -189,6 +189,18 @@ def test_a_run_is_evaluated_as_what_it_was_trained_as(tmp_path):
         evaluation.name_run(made, ['nothing'])
 
 
+def test_what_would_have_no_effect_beside_a_run_or_without_one_is_refused(sources, tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps({'policy': {'model': 'base'}}))
+    made = config(sources, 'direct')
+    for field in ('evaluation.methods', 'trained.r1'):
+        with pytest.raises(ValueError, match=rf'is evaluated alone, .*: leave out config\.{field}$'):
+            evaluation.name_run(made, [str(tmp_path)], ['seed', field])
+    made.trained.r1 = 'runs/of_a_method_that_is_not_asked'
+    with pytest.raises(ValueError, match='--step=77: no run is evaluated; name one'):
+        evaluation.evaluate(evaluation.parse(made), tmp_path / 'out', settings.to_json(made), step=77)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_a_prompt_of_rag_is_checked_without_the_tokens_of_its_documents(sources, tmp_path):
     made = config(sources, 'rag')
     run(made, tmp_path / 'out')

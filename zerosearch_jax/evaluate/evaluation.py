@@ -126,11 +126,17 @@ def parse(config: Mapping, given: Collection[str] = ()) -> Config:
 
 
 def name_run(config, arguments: Sequence[str], given: Collection[str] = ()):
-    """Sets a run given on the command line as the weights of the one method that is evaluated, and its base."""
+    """Sets a run given on the command line as the weights of the one method that is evaluated, and its base.
+
+    Raises:
+      ValueError: an argument is no run, or `given`, the fields that were set explicitly, has other methods or weights.
+    """
     if not arguments:
         return
     if len(arguments) > 1 or not (pathlib.Path(arguments[0]) / 'config.json').is_file():
         raise ValueError(f'unexpected argument {arguments[-1]!r}: one run, by its directory, may be named')
+    if clash := [name for name in given if name == 'evaluation.methods' or name.partition('.')[0] == 'trained']:
+        raise ValueError(f'{arguments[0]} is evaluated alone, as what it was trained as: leave out config.{min(clash)}')
     run = settings.read_json(pathlib.Path(arguments[0]) / 'config.json')
     method = {'none': 'r1', 'engine': 'search_r1'}.get(run.get('simulator', {}).get('kind'), 'zerosearch')
     config.trained[method] = arguments[0]
@@ -156,6 +162,8 @@ def evaluate(
       step: the checkpoint of the runs in config.trained; None: as in trained.find.
     """
     settings.require_positive(cfg.evaluation, 'documents', 'whole_batches_of')
+    if step is not None and not any(getattr(cfg.trained, name, '') for name in cfg.methods):
+        raise ValueError(f'--step={step}: no run is evaluated; name one as an argument, or in config.trained')
     if cfg.evaluation.simulated:
         given = {*given, 'evaluation.documents'}  # those of config.simulator, whatever the training had
     with claim(workdir, Config, config_json, ('results.jsonl',), FREE):
