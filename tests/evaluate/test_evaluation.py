@@ -482,6 +482,11 @@ def test_there_is_no_average_over_fewer_questions_than_the_others(tmp_path):
     text = tables.report(directory, ['direct', 'rag'], {}, PricesConfig())
     assert '| rag | 100.0 / 100.0 / 50.0 | not run | incomplete |' in text
     assert '| direct | average |' in text and '| rag | average |' not in text
+    assert (directory / 'table.png').exists()
+    first, _, *others = jsonl.read_jsonl(directory / 'results.jsonl')
+    jsonl.write_jsonl(directory / 'results.jsonl', [first, *others])
+    assert 'average | |' not in tables.report(directory, ['direct', 'rag'], {}, PricesConfig())
+    assert not (directory / 'table.png').exists()  # of averages that are no more
 
 
 def test_intervals_are_those_of_the_binomial():

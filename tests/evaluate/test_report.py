@@ -49,7 +49,7 @@ def test_a_summary_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
     assert (run / 'summary.json').read_text() == 'before'
 
 
-def test_trainings_are_laid_over_each_other(tmp_path):
+def test_trainings_are_laid_over_each_other(tmp_path, monkeypatch):
     pytest.importorskip('matplotlib')
     places = [make_run(tmp_path / name, 0, {4: coins(i, 0.5)} if i else {}) for i, name in enumerate('ab')]
     asked = report.evaluation_file(places[1], 4)
@@ -67,6 +67,13 @@ def test_trainings_are_laid_over_each_other(tmp_path):
         report.overlay([places[0], tmp_path / 'x'], tmp_path / 'd.png')
     with pytest.raises(ValueError, match="no panel 'reward'; the panels are Reward, "):
         report.overlay(places, tmp_path / 'd.png', ['reward'])
+    with pytest.raises(ValueError, match='cannot be drawn: none of the runs has measured anything for Evaluation: F1'):
+        report.overlay(places, tmp_path / 'd.png', ['Evaluation: F1'])
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, 'matplotlib.figure', None)
+        without.setattr(report, 'find_spec', lambda _: None)
+        with pytest.raises(ValueError, match='cannot be drawn: matplotlib is not installed'):
+            report.overlay(places, tmp_path / 'd.png')
 
 
 def test_pooling_compares_the_same_questions_first_and_last(tmp_path):

@@ -4,6 +4,7 @@ import collections
 import json
 import pathlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -138,7 +139,8 @@ def overlay(workdirs: Sequence[pathlib.Path], path: pathlib.Path, titles: Sequen
       titles: of the panels (run/curves.py); (): all.
 
     Raises:
-      ValueError: one of them has measured nothing, there is no such panel, or matplotlib is not installed.
+      ValueError: one of them has measured nothing, there is no such panel, nothing to draw in those, or matplotlib is
+        not installed.
     """
     if unknown := {*titles} - {panel.title for panel in curves.PANELS}:
         known = ', '.join(panel.title for panel in curves.PANELS)
@@ -157,7 +159,8 @@ def overlay(workdirs: Sequence[pathlib.Path], path: pathlib.Path, titles: Sequen
         cells = [workdir, rows[-1]['step'], f'{rows[-1]["reward/mean"]:.3f}', cells[0] + at, cells[1]]
         lines.append(f'| {" | ".join(map(str, cells))} | {scored.get("failed", "none")} |')
     if not curves.plot_curves(*workdirs, path=path, titles=titles):
-        raise ValueError(f'{path} cannot be drawn: matplotlib is not installed')
+        why = f'none of the runs has measured anything for {", ".join(titles)}'
+        raise ValueError(f'{path} cannot be drawn: {why if find_spec("matplotlib") else "matplotlib is not installed"}')
     return '\n'.join([*lines, '', f'{path}; {COVERED}'])
 
 

@@ -225,11 +225,12 @@ def _escaped(text: str) -> str:
 
 
 def _plot(order, summary, path: pathlib.Path):
-    """The average scores of every method, with their intervals."""
+    """The average scores of every method, with their intervals; no figure, nor an earlier one, if there are none."""
     from matplotlib.figure import Figure
 
     shown = [method for method in order if method in summary and summary[method]['average']]
     if not shown:
+        path.unlink(missing_ok=True)
         return
     figure = Figure(figsize=(7, 0.45 * len(shown) + 1.4), layout='constrained', dpi=120)
     axes = figure.subplots()
