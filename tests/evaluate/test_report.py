@@ -76,7 +76,7 @@ def test_trainings_are_laid_over_each_other(tmp_path, monkeypatch):
             report.overlay(places, tmp_path / 'd.png')
 
 
-def test_pooling_compares_the_same_questions_first_and_last(tmp_path):
+def test_pooling_compares_the_same_questions_first_and_last(tmp_path, capsys):
     before = coins(1, 0.4)
     after = [before | coins(seed, 0.2) for seed in (2, 3)]
     runs = [
@@ -91,7 +91,11 @@ def test_pooling_compares_the_same_questions_first_and_last(tmp_path):
     assert pooled['em']['gain']['interval'] == interval(gain)
     assert pooled['em']['runs'] == pytest.approx(dict(enumerate(gain.mean(0))))
     assert pooled['f1']['gain']['mean'] == pytest.approx(gain.mean() / 2)
-    assert pooled['searches'] == [1, 2]
+    assert pooled['searches'] == [1, 2] and pooled['step'] == 10 and not capsys.readouterr().err
+    report.evaluation_file(runs[0], 10).unlink()
+    report.evaluation_file(runs[1], 10).unlink()
+    assert report.pool(runs)['step'] == 5  # of runs that are not finished
+    assert 'the runs were last evaluated after step 5 of 10' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

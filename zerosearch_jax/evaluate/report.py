@@ -242,7 +242,8 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
     Returns:
       'before', 'after' and 'gain' for EM and F1: the mean over questions and runs and its interval, which covers both
       (of one run: questions alone), 'searches' before and after, and 'runs' with the gain of each. The comparison is
-      paired: the 'questions' that all evaluations answered; 'failed' counts those whose search failed.
+      paired: the 'questions' that all evaluations answered; 'failed' counts those whose search failed. 'step' is that
+      of the last evaluation; if the runs were to have more, a line says so.
 
     Raises:
       ValueError: no run is there, it has not been evaluated twice, or the runs differ in more than their seed.
@@ -274,7 +275,10 @@ def pool(workdirs: Sequence[pathlib.Path]) -> dict:
     common = sorted(set.intersection(*map(set, pairs)))
     if not common:
         raise ValueError('no question has an answer in all evaluations of all these runs')
-    pooled: dict = {'questions': len(common), 'failed': len(asked) - len(common)}
+    (step,), steps = last, configs[0].get('rl', {}).get('steps', 0)
+    if step < steps:
+        progress.log(f'the runs were last evaluated after step {step} of {steps}: their gain is not that of all steps')
+    pooled: dict = {'step': step, 'questions': len(common), 'failed': len(asked) - len(common)}
     rows = [[[found[i][part] for found in pairs] for i in common] for part in (0, 1)]
     for name in ('em', 'f1'):
         before, after = (np.array([[row[name] for row in runs] for runs in part]) for part in rows)
