@@ -167,6 +167,19 @@ def test_an_evaluation_of_methods_opens_too(tmp_path):
     assert facts['evaluations'][0] == ['rag, nq', 1, 1.0, 1.0, 1.0, 1.0, 0]
 
 
+def test_each_of_a_methods_weights_has_scores_of_its_own(tmp_path):
+    asked = [('rag', 'model', 1.0, ''), ('agent', 'first', 0.0, ''), ('agent', 'second', 0.0, 'search_failed')]
+    asked += [('agent', 'second', 1.0, '')]  # asked again after its search failed
+    rows = [
+        episode(0, em=em) | {'method': method, 'dataset': 'nq', 'weights': weights, 'status': status or 'answered'}
+        for method, weights, em, status in asked
+    ]
+    jsonl.write_jsonl(tmp_path / 'results.jsonl', rows)
+    facts = facts_of(view.write(tmp_path).read_text())
+    found = {name: (count, em, failed) for name, count, em, *_, failed in facts['evaluations']}
+    assert found == {'rag, nq': (1, 1, 0), 'agent, nq, first': (1, 0, 0), 'agent, nq, second': (1, 1, 0)}
+
+
 def test_a_directory_that_is_no_run_is_told_in_one_line(tmp_path):
     (tmp_path / 'config.json').write_text('{}')
     arguments = [sys.executable, '-m', 'launch.view', str(tmp_path)]

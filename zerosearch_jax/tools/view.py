@@ -10,6 +10,7 @@ security policy allows only its own script; all text is inserted as text.
 """
 
 import base64
+import collections
 import gzip
 import hashlib
 import html
@@ -143,14 +144,25 @@ def _sources(workdir: pathlib.Path) -> dict[str, list[dict]]:
     sources = {'training': _read(workdir / 'trajectories.jsonl')}
     for number, found in report.evaluations(workdir).items():
         sources[f'evaluation after step {number}'] = found
-    for row in _read(workdir / 'results.jsonl'):
-        sources.setdefault(f'{row.get("method")}, {row.get("dataset")}', []).append(row)
+    sources |= _answers(_read(workdir / 'results.jsonl'))
     for name, found in sources.items():
         for row in found:
             missing = [key for key in (*BODY, 'id', 'question', 'answer', 'status', *METRICS) if key not in row]
             if missing:
                 raise ValueError(f'{workdir}: a row of {name} is no trajectory, it has no {missing[0]!r}')
     return {name: found for name, found in sources.items() if found}
+
+
+def _answers(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Answers by method, question set and, if the method had several, weights; the last one to each question."""
+    weights = collections.defaultdict(set)
+    for row in rows:
+        weights[row.get('method')].add(row.get('weights'))
+    found = collections.defaultdict(dict)
+    for row in rows:
+        keys = ('method', 'dataset', 'weights') if len(weights[row.get('method')]) > 1 else ('method', 'dataset')
+        found[', '.join(str(row.get(key)) for key in keys)][row.get('id')] = row
+    return {name: [*last.values()] for name, last in found.items()}
 
 
 def _index(sources: dict[str, list[dict]]) -> list[list]:
