@@ -413,6 +413,16 @@ def test_labels_stay_with_the_documents_that_were_shown(page, tmp_path):
     page.wait(lambda: 'with the documents of a search' in page.one('.transcript .k-prompt').text)
 
 
+def test_a_search_with_one_noisy_document_is_mixed(page, tmp_path):
+    rows = [episode(i, labels=labels) for i, labels in enumerate([(True, False, False), (True, True), (False,)])]
+    del rows[1]['searches'][0]['labels']  # as an earlier version wrote it
+    run = make_run(tmp_path, rows)
+    page.open(run, '#view=list')
+    assert page.texts('tr.row .documents')[:3] == ['mixed', 'noisy', 'useful']
+    page.open(run, '#t=training/1/q0/0')
+    page.wait(lambda: page.texts('.columns .label') == ['mixed', 'noisy'])
+
+
 def test_by_keyboard_alone(page, run):
     page.open(run, '#view=list')
     for _ in range(40):

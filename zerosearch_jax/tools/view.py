@@ -32,7 +32,7 @@ PANELS = (
     curves.Panel('Largest gap, engine to trainer', ('loss/logprob_gap_max',), 'nats'),
     curves.Panel('Groups without variance', ('rollout/zero_variance_groups',), 'share of groups'),
 )
-# columns of a row of the index, in this order; source and group are numbers
+# columns of a row of the index, in this order; source and group are numbers, noisy is a share of the documents
 COLUMNS = (
     *('source', 'group', 'step', 'id', 'sample', 'question', 'answer', 'status'),
     *('score', 'em', 'f1', 'advantage', 'searches', 'noisy', 'tokens'),
@@ -178,8 +178,9 @@ def _index(sources: dict[str, list[dict]]) -> list[list]:
             key = ('training', row.get('step')) if name == 'training' else ('', row.get('dataset'))
             group = groups.setdefault((*key, row['id']), len(groups))
             score = row.get('reward', row['f1'])
-            labelled = any(s.get('labels', name == 'training') for s in row['searches'])
-            noisy = sum(bool(s['noisy']) for s in row['searches']) if labelled else None
+            # a training of an earlier version wrote one label for all documents of a search
+            labels = [x for s in row['searches'] for x in s.get('labels', [s['noisy']] if name == 'training' else [])]
+            noisy = float(np.mean(labels)) if labels else None
             about = [row.get('step'), row['id'], row.get('sample', 0), row['question'], row['answer'], row['status']]
             numbers = [score, row['em'], row['f1'], row.get('advantage'), len(row['searches']), noisy]
             found.append([number, group, *about, *numbers, row.get('response_tokens')])
