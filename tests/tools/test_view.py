@@ -546,8 +546,10 @@ def test_failed_searches_and_questions_are_on_the_page(tmp_path):
     ]
     jsonl.write_jsonl(report.evaluation_file(tmp_path, 0), rows)
     jsonl.write_jsonl(tmp_path / 'metrics.jsonl', [{'step': 1, 'reward/mean': 0.5, 'cost/failed_queries': 7}])
-    summary = {'failed_searches': 7, 'evaluations': {'0': report.scores_with_intervals(rows)}}
+    gain = {'mean': 0.5, 'interval': [0.25, 0.75], 'failed': 2}
+    summary = {'failed_searches': 7, 'evaluations': {'0': report.scores_with_intervals(rows)}, 'em_gain': gain}
     (tmp_path / 'summary.json').write_text(json.dumps(summary))
     facts = view.write(tmp_path).read_text()
     assert '["evaluation after step 0",2,0.5,0.0,0.0,0.0,1]' in facts
     assert '["failed searches","7",' in facts and 'incomplete: 1 questions failed' in facts
+    assert '"+0.500","paired, +0.250 to +0.750; incomplete: 2 questions failed"' in facts

@@ -227,15 +227,21 @@ def _headline(summary: dict, series: dict) -> list[list[str]]:
         tiles.append(['reward, last step', f'{reward[-1][1]:.3f}', f'first step {reward[0][1]:.3f}'])
     evaluated = summary.get('evaluations', {})
     for number in sorted(int(step) for step, found in evaluated.items() if found['em'])[-1:]:
-        em, failed = evaluated[str(number)]['em'], evaluated[str(number)].get('failed')
+        em = evaluated[str(number)]['em']
         low, high = em['interval']
-        note = f'95 % interval {low:.3f} to {high:.3f}' + (f'; incomplete: {failed} questions failed' if failed else '')
+        note = f'95 % interval {low:.3f} to {high:.3f}{_incomplete(evaluated[str(number)])}'
         tiles.append([f'exact match after step {number}', f'{em["mean"]:.3f}', note])
     if gain := summary.get('em_gain'):
         low, high = gain['interval']
-        tiles.append(['gain in exact match', f'{gain["mean"]:+.3f}', f'paired, {low:+.3f} to {high:+.3f}'])
+        note = f'paired, {low:+.3f} to {high:+.3f}{_incomplete(gain)}'
+        tiles.append(['gain in exact match', f'{gain["mean"]:+.3f}', note])
     if failed := summary.get('failed_searches'):
         tiles.append(['failed searches', str(failed), 'their episodes do not count'])
     if cost := summary.get('cost'):
         tiles.append(['cost', f'{cost["tokens"]:,} tokens', cost['text'].removeprefix('cost: ')])
     return tiles
+
+
+def _incomplete(scored: dict) -> str:
+    failed = scored.get('failed')
+    return f'; incomplete: {failed} questions failed' if failed else ''
