@@ -133,6 +133,14 @@ def test_a_run_at_a_step_is_shown_up_to_there_and_says_that_it_is_not_finished(t
     assert len(facts_of(view.write(tmp_path).read_text())['rows']) == 4 + 2
 
 
+def test_a_step_before_the_first_one_is_told_from_a_directory_that_is_no_run(tmp_path):
+    jsonl.write_jsonl(tmp_path / 'metrics.jsonl', [{'step': step, 'reward/mean': 0.5} for step in (3, 4)])
+    with pytest.raises(ValueError, match=r'--step=2: the first row of .* is of step 3'):
+        view.write(tmp_path, 2)
+    with pytest.raises(FileNotFoundError, match='holds no run'):
+        view.write(tmp_path / 'x', 2)
+
+
 def test_the_curves_of_other_runs_stand_beside_those_of_the_first(tmp_path):
     first, other = (make_run(tmp_path / name, some()).parent for name in 'ab')
     facts = facts_of(view.write(first, 2, [other]).read_text())

@@ -51,7 +51,7 @@ def write(workdir: pathlib.Path, step: int | None = None, beside: Sequence[pathl
 
     Raises:
       FileNotFoundError: there is no run, or one in `beside` has no curves.
-      ValueError: a row is not one that a run writes.
+      ValueError: a row is not one that a run writes, or all are of steps after `step`.
     """
     sources = {
         name: rows for name, found in _sources(workdir).items() if (rows := [row for row in found if _shown(row, step)])
@@ -65,6 +65,10 @@ def write(workdir: pathlib.Path, step: int | None = None, beside: Sequence[pathl
     config = settings.parse_json(settings.to_json(_json(workdir / 'config.json')))  # an old file may contain keys
     summary = _json(workdir / 'summary.json') if step is None else {}
     if not sources and not series:
+        if step is not None and (later := _measured(workdir, None)[0]):
+            raise ValueError(
+                f'--step={step}: the first row of {workdir} is of step {min(row["step"] for row in later)}'
+            )
         raise FileNotFoundError(
             f'{workdir} holds no run: nothing in metrics.jsonl, trajectories.jsonl, evaluation/ or results.jsonl; '
             'give the --workdir of a training or of an evaluation'
