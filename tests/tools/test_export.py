@@ -162,9 +162,20 @@ def test_export_into_the_directory_that_it_reads_is_refused(run, tmp_path, place
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize('merge', [False, True])
+def test_export_into_another_run_is_refused(run, tmp_path, merge):
+    other = tmp_path / 'other'
+    other.mkdir()
+    (other / 'config.json').write_text(json.dumps(RUN))
+    with pytest.raises(ValueError, match=r'other holds config\.json, which is not overwritten; choose another'):
+        export.export(str(run), other, merge=merge)
+    assert [path.name for path in other.iterdir()] == ['config.json']
+
+
 def test_a_model_below_the_present_directory_can_be_exported_there(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    export.export('base/model', pathlib.Path('again'), dtype='float32')
+    for _ in range(2):  # an export may be written anew
+        export.export('base/model', pathlib.Path('again'), dtype='float32')
     assert (tmp_path / 'again' / 'model.safetensors').is_file()
 
 

@@ -7,7 +7,7 @@ tokenizer*.json, chat_template.jinja, generation_config.json, README.md, curves.
 
 import pathlib
 
-from zerosearch_jax import pretrained, sharding
+from zerosearch_jax import pretrained, settings, sharding
 from zerosearch_jax.models import lora
 from zerosearch_jax.run import curves, trained
 from zerosearch_jax.tools import card
@@ -35,13 +35,13 @@ def export(
 
     Raises:
       FileNotFoundError, ValueError: there are no such weights, an adapter names no model, or the directory holds the
-        other form, the weights that are read, or their run.
+        other form, the weights that are read, or a run.
     """
     found, mesh = trained.find(reference, step), sharding.make_mesh()
     base = base or found.base
     _check_apart(directory, pathlib.Path(found.reference), found.directory, base and pathlib.Path(base))
     whole = found.is_model or merge
-    _check_free(directory, 'adapter_config.json' if whole else 'config.json')
+    _check_free(directory, whole)
     if not found.is_model and not base:
         raise ValueError(f'{reference} does not say which model it was trained on; give --base')
     place = found.reference if found.is_model else base
@@ -68,6 +68,10 @@ def _check_apart(directory: pathlib.Path, *read: pathlib.Path | None):
             raise ValueError(f'{directory} holds the weights to export; choose another directory')
 
 
-def _check_free(directory: pathlib.Path, other: str):
-    if (directory / other).exists():
-        raise ValueError(f'{directory} holds {other}, which is not overwritten; choose another directory')
+def _check_free(directory: pathlib.Path, whole: bool):
+    """Raises ValueError if the directory holds the other form, or a config.json that is no model's but a run's."""
+    other, config = directory / ('adapter_config.json' if whole else 'config.json'), directory / 'config.json'
+    if config.is_file() and 'model_type' not in settings.read_json(config):
+        other = config
+    if other.exists():
+        raise ValueError(f'{directory} holds {other.name}, which is not overwritten; choose another directory')
