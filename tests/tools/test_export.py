@@ -120,6 +120,29 @@ def test_the_card_of_what_was_not_measured_says_so(run, tmp_path):
     assert '\n# a\\|b\\` \\# c\n' in shipped  # what a name holds formats nothing
 
 
+def test_the_card_of_an_earlier_step_counts_only_what_was_done_until_then(run):
+    rows = [{'step': i, 'reward/mean': i / 4, 'cost/failed_queries': i} for i in (1, 2, 3)]
+    jsonl.write_jsonl(run / 'metrics.jsonl', rows)
+    (run / 'summary.json').write_text(json.dumps({'steps': 3, 'cost': {'text': 'cost: all'}, 'failed_searches': 6}))
+    config = json.loads((run / 'config.json').read_text())
+    early, late = (card.card(card.Trained('x', False, '', config, run, step), 'x', '', False) for step in (2, None))
+    assert 'Training took' not in early and '\n3 of its searches failed' in early
+    assert 'Training took all.' in late and '\n6 of its searches failed' in late
+
+
+def test_the_card_of_early_stopping_has_the_loss_of_the_weights_that_it_kept(tmp_path):
+    rows = [{'step': step, 'loss/held_out': loss} for step, loss in ((10, 0.5), (20, 0.1), (30, 0.3))]
+    jsonl.write_jsonl(tmp_path / 'metrics.jsonl', rows)
+    for patience, step, told in (
+        (2, None, 'step 20: 0.1000'),
+        (2, 30, 'step 30: 0.3000'),
+        (0, None, 'step 30: 0.3000'),
+    ):
+        config = {'demos': {'source': 'world:policy'}, 'sft': {'patience': patience, 'steps': 100}}
+        found = card.Trained('x', False, '', config, tmp_path, step)
+        assert f'Held-out loss after {told} nats' in card.card(found, 'x', '', False)
+
+
 def test_a_simulator_has_no_stop_strings(run, tmp_path):
     taught = json.dumps(
         {'model': {'model': str(tmp_path / 'base/model')}, 'demos': {'source': 'world:simulator'}, 'rollout': {}}

@@ -84,8 +84,7 @@ def _results(found: Trained) -> str:
     rows = jsonl.read_jsonl(written) if written and written.is_file() else []
     rows = [row for row in rows if found.step is None or row['step'] <= found.step]
     if 'demos' in run:
-        losses = [(row['step'], row['loss/held_out']) for row in rows if 'loss/held_out' in row]
-        return f'Held-out loss after step {losses[-1][0]}: {losses[-1][1]:.4f} nats a token.' if losses else 'Not run.'
+        return _held_out(found, rows)
     evaluated = report.evaluations(directory) if directory else {}
     evaluated = {step: each for step, each in evaluated.items() if found.step is None or step <= found.step}
     if not evaluated:
@@ -104,6 +103,15 @@ def _results(found: Trained) -> str:
     return '\n'.join([*lines, *_training(directory, rows)])
 
 
+def _held_out(found: Trained, rows: list[dict]) -> str:
+    losses = [(row['loss/held_out'], row['step']) for row in rows if 'loss/held_out' in row]
+    if not losses:
+        return 'Not run.'
+    best = found.step is None and found.run.get('sft', {}).get('patience')  # early stopping exports the best weights
+    loss, step = min(losses) if best else losses[-1]
+    return f'Held-out loss after step {step}: {loss:.4f} nats a token.'
+
+
 def _training(directory: pathlib.Path, rows: list[dict]) -> list[str]:
     rewards = [(row['step'], row['reward/mean']) for row in rows if 'reward/mean' in row]
     lines = []
@@ -111,10 +119,11 @@ def _training(directory: pathlib.Path, rows: list[dict]) -> list[str]:
         lines.append(f'\nMean reward: {rewards[0][1]:.3f} at step 1, {rewards[-1][1]:.3f} at step {rewards[-1][0]}.')
     path = directory / 'summary.json'
     summary = settings.read_json(path) if path.is_file() else {}
-    if cost := summary.get('cost', {}).get('text'):
+    cost = summary.get('cost', {}).get('text')
+    if cost and rewards and summary.get('steps') == rewards[-1][0]:  # it is of the whole run
         lines.append(f'Training took {_line(cost.removeprefix("cost: "))}.')
-    if failed := summary.get('failed_searches'):
-        lines.append(f'{failed} of its searches failed; their episodes do not count.')
+    if failed := sum(row.get('cost/failed_queries', 0) for row in rows):
+        lines.append(f'{failed:.0f} of its searches failed; their episodes do not count.')
     return lines
 
 
