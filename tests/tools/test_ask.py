@@ -167,6 +167,30 @@ def test_a_policy_is_shown_as_many_documents_as_in_its_training(
     assert (asker._cfg.evaluation.documents, asker._size.observation_tokens) == (documents, tokens)
 
 
+@pytest.mark.parametrize(
+    ('chosen', 'given', 'told'),
+    [
+        (
+            ('weights',),
+            {'policy.model'},
+            'weights is asked in place of config.policy, so leave out config.policy.model',
+        ),
+        (('weights',), {'policy.adapter'}, 'leave out config.policy.adapter'),
+        (('', 'tiny'), {}, '--base is for --checkpoint'),
+        (('', '', 3), {}, '--step is for --checkpoint'),
+    ],
+)
+def test_weights_are_not_chosen_twice(config, chosen, given, told):
+    with pytest.raises(ValueError, match=told):
+        ask.Asker(evaluation.parse(config), *chosen, given=given)
+
+
+def test_a_whole_model_has_no_base(config, tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(ValueError, match='is a whole model; leave out --base'):
+        ask.Asker(evaluation.parse(config), str(tmp_path), 'tiny')
+
+
 def test_a_server_of_another_protocol_answers_and_its_failure_is_told(config, scripted, capsys):
     engine = BM25([Passage('s', 'Served', 'about Rome')])
     server = serve_search.Server(serve_search.ServeConfig(port=0), engine.search)

@@ -46,6 +46,7 @@ class Asker:
         step: int | None = None,
         given: Collection[str] = (),
     ):
+        _check_one_choice(checkpoint, base, step, given)
         if cfg.evaluation.simulated and cfg.simulator.kind == 'oracle':
             raise ValueError("config.simulator.kind = 'oracle' needs the answers of the questions; choose another")
         cfg = trained.resolved(cfg, 'policy', 'simulator')
@@ -55,6 +56,8 @@ class Asker:
             self._size, documents = found.rollout_config(cfg.rollout, given), documents or found.documents(DOCUMENTS)
             progress.log(f'{found.reference} {found.state}: {trained.asked_line(self._size, documents)}')
         if checkpoint:
+            if base and found.is_model:
+                raise ValueError(f'{checkpoint} is a whole model; leave out --base, which names one under an adapter')
             asked = dataclasses.replace(policy, model=base or policy.model)
             policy = found.policy_config(asked, ['policy.model'] if base else [])
         evaluation = dataclasses.replace(cfg.evaluation, documents=documents or DOCUMENTS)
@@ -92,6 +95,20 @@ class Asker:
             on_tokens=on_tokens,
         )
         return trajectory
+
+
+def _check_one_choice(checkpoint: str, base: str, step: int | None, given: Collection[str]):
+    """Raises ValueError if weights are chosen in two ways, one of which would count for nothing."""
+    fields = [f'config.{name}' for name in ('policy.model', 'policy.adapter') if name in given]
+    if checkpoint and fields:
+        raise ValueError(
+            f'{checkpoint} is asked in place of config.policy, so leave out {fields[0]}; '
+            '--base names the model under an adapter'
+        )
+    if not checkpoint and (base or step is not None):
+        raise ValueError(
+            f'{"--base" if base else "--step"} is for --checkpoint or a run before the questions; there is neither'
+        )
 
 
 def split_arguments(checkpoint: str, arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
