@@ -210,6 +210,16 @@ def test_a_run_before_the_questions_is_what_is_asked(tmp_path):
     assert ask.split_arguments('', (str(tmp_path), 'why?')) == (str(tmp_path), ('why?',))
     assert ask.split_arguments('', ('why?', 'where?')) == ('', ('why?', 'where?'))
     assert ask.split_arguments('weights', (str(tmp_path),)) == ('weights', (str(tmp_path),))
+    assert ask.split_arguments('', ('why? ' * 99,)) == ('', ('why? ' * 99,))  # longer than the name of a file can be
+
+
+def test_a_mistyped_run_is_not_asked_as_a_question(tmp_path):
+    for path in (f'{tmp_path}/my rnu', 'rnus/quickstart', 'runs/x/adapter.safetensors'):
+        with pytest.raises(ValueError, match='is no directory of a run'):
+            ask.split_arguments('', (path, 'why?'))
+        assert ask.split_arguments('weights', (path, 'why?')) == ('weights', (path, 'why?'))
+    for question in ('Who won in 2019/2020', 'AC/DC?', 'why'):
+        assert ask.split_arguments('', (question,)) == ('', (question,))
 
 
 def test_a_simulator_is_asked_without_an_answer_that_nobody_knows(config, scripted, capsys, monkeypatch):

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-import pathlib
+import os
+import re
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -112,10 +113,27 @@ def _check_one_choice(checkpoint: str, base: str, step: int | None, given: Colle
 
 
 def split_arguments(checkpoint: str, arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """The weights and the questions; without --checkpoint, a directory before the questions is the weights."""
-    if arguments and not checkpoint and pathlib.Path(arguments[0]).is_dir():
+    """The weights and the questions; without --checkpoint, a directory before the questions is the weights.
+
+    Raises:
+      ValueError: what is before the questions is a path, but no directory.
+    """
+    if checkpoint or not arguments:
+        return checkpoint, arguments
+    if os.path.isdir(arguments[0]):  # pathlib's raises if a question is too long for a name
         return arguments[0], arguments[1:]
+    if _is_path(arguments[0]):
+        raise ValueError(
+            f'{arguments[0]!r} is no directory of a run; other weights are given with --checkpoint; '
+            'if it is a question, end it with "?"'
+        )
     return checkpoint, arguments
+
+
+def _is_path(text: str) -> bool:
+    """Whether a mistyped path is more likely than a question: no space, or a directory before its last slash."""
+    parent, slash, _ = text.rpartition('/')
+    return bool(slash) and '?' not in text and (not re.search(r'\s', text) or os.path.isdir(parent or '/'))
 
 
 def read_lines() -> Iterator[str]:
