@@ -94,10 +94,10 @@ class FakeEngine:
 
 
 class FakeSearch:
-    """Answers every query with `answer(query)`, a Result, and notes the queries."""
+    """Answers every query with `answer(query)`, a Result, `at_a_time` in each step, and notes the queries."""
 
-    def __init__(self, answer=lambda query: Result(query, (f'about {query.text}',))):
-        self.queries, self._answer, self._queue = [], answer, []
+    def __init__(self, answer=lambda query: Result(query, (f'about {query.text}',)), at_a_time=None):
+        self.queries, self._answer, self._queue, self._at_a_time = [], answer, [], at_a_time
 
     @property
     def active(self):
@@ -108,7 +108,8 @@ class FakeSearch:
         self._queue.append(query)
 
     def step(self):
-        queue, self._queue = self._queue, []
+        n = self._at_a_time or len(self._queue)
+        queue, self._queue = self._queue[:n], self._queue[n:]
         return [self._answer(query) for query in queue]
 
 

@@ -196,6 +196,12 @@ def test_balancing_keeps_as_many_of_both_and_nothing_twice(useful, noisy, seed):
     assert demonstrations.balanced(items, seed) == kept
 
 
+def test_balancing_says_how_many_it_leaves_out(capsys):
+    items = [Pair(f'{label}{i}', 'p', 'c', label) for label, n in (('useful', 5), ('noisy', 2)) for i in range(n)]
+    assert len(demonstrations.balanced(items, 0)) == 4
+    assert '3 of 7 searches are left out' in capsys.readouterr().err
+
+
 def test_balancing_unlabelled_rows_is_refused():
     with pytest.raises(ValueError, match=r'1 rows say neither .* first is x.*config.demos.balance=False'):
         demonstrations.balanced([Pair('x', 'p', 'c', ''), Pair('y', 'p', 'c', 'noisy')], 0)
@@ -238,12 +244,13 @@ def test_an_episode_that_its_budgets_forbid_is_not_shown():
         return [[Document('', 'text', query.replace('q', 'p'))] for query in queries]
 
     def episode(**budgets):
-        cfg = RolloutConfig(prompt_tokens=512, **{'max_turns': 2} | budgets)
+        cfg = RolloutConfig(**{'prompt_tokens': 512, 'max_turns': 2} | budgets)
         return demonstrations.policy_episode(question, search, BYTES, cfg, 1)
 
     made = episode(turn_tokens=400, response_tokens=2000)
     actions = [len(s.tokens) for s in made if s.kind is Kind.ACTION]
     assert len(actions) == 3
+    assert episode(turn_tokens=400, response_tokens=2000, prompt_tokens=9) is None
     assert episode(turn_tokens=max(actions), response_tokens=2000) is not None
     assert episode(turn_tokens=max(actions) - 1, response_tokens=2000) is None
     assert episode(turn_tokens=400, response_tokens=2000, max_turns=1) is None

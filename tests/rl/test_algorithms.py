@@ -820,6 +820,20 @@ def test_what_does_not_go_together_is_refused():
         RLConfig(algorithm='math.pi')
     with pytest.raises(ValueError, match='epochs must be positive'):
         RLConfig(epochs=0)
+    with pytest.raises(ValueError, match='clip_high needs clip'):
+        RLConfig(clip=0.0, clip_high=0.28)
+
+
+@pytest.mark.parametrize('parts', [{'aggregate': 'tokens'}, {'ratio': 'sequences'}])
+def test_an_algorithm_of_unknown_parts_is_refused(parts, monkeypatch):
+    monkeypatch.setitem(algorithms.ALGORITHMS, 'mine', algorithms.Algorithm(adv.grpo, **parts))
+    with pytest.raises(ValueError, match=r"algorithm = 'mine': .*" + repr(*parts.values())):
+        algorithms.find_algorithm('mine')
+
+
+def test_a_share_of_trajectories_is_not_rounded_up_by_floats():
+    assert RLConfig(deepest=0.07).updates(100) == (1, 7)
+    assert credit.deepest(0.07, [0] * 100, np.ones(100, bool)).sum() == 7
 
 
 # ---------------------------------------------------------------- memory

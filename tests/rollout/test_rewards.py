@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scripted import BYTES, CFG, OSLO, PARIS, ROME, FakeEngine, FakeSearch, play
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from configs import common, llama3_2_3b, qwen2_5_3b, qwen2_5_7b, toy
@@ -16,12 +17,12 @@ from zerosearch_jax.data.rows import Question
 from zerosearch_jax.generate.requests import Stopped
 from zerosearch_jax.rl import state
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.rollout.prompts import encode_prompt, policy_prompt
+from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt, policy_prompt, readable
 from zerosearch_jax.rollout.rewards import RewardConfig, Scorer, actions, found_answer, overlong_penalty, well_formed
 from zerosearch_jax.rollout.rollout import Trajectory, _Episode, rollout
-from zerosearch_jax.search.search import Result
+from zerosearch_jax.search.search import Query, Result
 from zerosearch_jax.simulator.simulator import CompactedQuestions
-from zerosearch_jax.text.tokenizer import Tokenizer
+from zerosearch_jax.text.tokenizer import Tokenizer, byte_tokenizer
 from zerosearch_jax.train import config
 from zerosearch_jax.train.config import EvaluationConfig
 from zerosearch_jax.train.trainer import Trainer, load_questions
@@ -242,6 +243,26 @@ def test_a_chat_template_that_opens_think_counts_as_opened(end, first, expected)
     assert first in ''.join(tokenizer.decode(s.tokens) for s in trajectory.segments)  # what is trained is as sampled
 
 
+def test_a_document_whose_characters_the_tokenizer_normalizes_is_read_to_its_end():
+    hf = byte_tokenizer().hf
+    hf.backend_tokenizer.normalizer = normalizers.NFC()  # as Qwen's
+    tokenizer, cfg = Tokenizer(hf), RolloutConfig(observation_tokens=400)
+    documents = ['Re\u0301union. Its capital is Saint-Denis.', 'Water boils at 373 \u212a.']
+    tokens = encode_observation(tokenizer, documents, cfg)
+    assert readable(tokenizer, tokens, documents, cfg) == [
+        'R\u00e9union. Its capital is Saint-Denis.',
+        'Water boils at 373 K.',
+    ]
+
+
+def test_documents_in_the_prompt_are_shown_as_far_as_it_holds_them():
+    cfg = dataclasses.replace(CFG, prompt='documents', observation_tokens=20, prompt_tokens=2000, max_turns=0)
+    read = {ROME.id: Result(Query(None, ROME, 0, 0, 'x'), ('Rome lies in Italy', 'Paris'))}
+    engine = FakeEngine(lambda *_: [*BYTES.encode('<answer>x</answer>'), BYTES.eos_ids[0]])
+    (trajectory,) = rollout([ROME], 1, engine, FakeSearch(), BYTES, cfg, identity=(0, 1), prompt_results=read)
+    assert trajectory.shown == [['Rome lies in ', '']]
+
+
 @pytest.mark.parametrize(
     ('documents', 'answer', 'limit', 'held'),
     [
@@ -284,26 +305,29 @@ def test_the_end_of_the_budget_costs(length, expected):
 
 
 def test_d1_a_query_carries_the_question_of_the_trajectory_with_its_number_among_the_searching():
-    """Six trajectories of three questions; in the first turn all but the first two search, in the second only one."""
+    """Six trajectories of three questions; in the first turn all but the first two search, in the second three."""
     questions, seen = (ROME, PARIS, OSLO), {}
 
     def script(handle, number, engine):
         place = [q.id for q in questions].index(handle[0]) * 2 + handle[1]
-        searches = place > 1 if number == 0 else place == 5 and number == 1
+        searches = number < 2 and place > 1 + number
         text = f'<search>{place}.{number}</search>' if searches else '<answer>x</answer>'
         return [*BYTES.encode(text), BYTES.eos_ids[0]]
 
-    for compacted in (False, True):
-        engine, search = FakeEngine(script), FakeSearch()
+    for compacted, at_a_time in ((False, None), (True, None), (True, 1), (True, 3)):
+        engine, search = FakeEngine(script), FakeSearch(at_a_time=at_a_time)
         source = CompactedQuestions(search, engine, questions, 2) if compacted else search
         found = rollout(questions, 2, engine, source, BYTES, CFG, identity=(0, 1))
-        seen[compacted] = {query.text: query.question.id for query in search.queries}
+        seen[compacted, at_a_time] = {query.text: query.question.id for query in search.queries}
         for trajectory in found:  # results come back to whom they belong
             assert all(s.query.question == trajectory.question for s in trajectory.searches)
             assert all(s.query.sample == trajectory.sample for s in trajectory.searches)
             assert all(s.documents == (f'about {s.query.text}',) for s in trajectory.searches)
-    assert seen[False] == {'2.0': 'paris', '3.0': 'paris', '4.0': 'oslo', '5.0': 'oslo', '5.1': 'oslo'}
-    assert seen[True] == {'2.0': 'rome', '3.0': 'rome', '4.0': 'paris', '5.0': 'paris', '5.1': 'rome'}
+    own, *renumbered = seen.values()
+    first, second = {'2.0': 'paris', '3.0': 'paris', '4.0': 'oslo', '5.0': 'oslo'}, {'3.1': 'paris', '4.1': 'oslo'}
+    assert own == first | second | {'5.1': 'oslo'}
+    first, second = {'2.0': 'rome', '3.0': 'rome', '4.0': 'paris', '5.0': 'paris'}, {'3.1': 'rome', '4.1': 'rome'}
+    assert renumbered == [first | second | {'5.1': 'paris'}] * 3  # however many the engine answers at a time
 
 
 def test_d4_no_answer_is_scored_as_the_example_of_the_prompt():

@@ -108,6 +108,12 @@ def test_a_question_of_dynamic_sampling_whose_searches_fail_is_counted_and_ends_
         made.collect_dynamic(1, 0.0)
 
 
+def test_every_group_is_replaced_as_long_as_there_are_unseen_questions():
+    made = sampler(lambda *_: 0.0, rounds=3, pool=12)
+    made.collect_dynamic(1, 0.0)
+    assert [len(ids) for ids in made.asked] == [3] * 4
+
+
 def test_the_mean_reward_under_dynamic_sampling_covers_all_sampled_groups():
     """Of the first questions one has different rewards; what replaces the others has them too."""
     first = {}
@@ -156,8 +162,9 @@ def test_the_first_steps_ask_questions_of_enough_hops_and_all_later_ones_any():
         len({q.id for step in (1, 2) for q in made.questions_of(step)}) == 6
     )  # none twice before all eight were asked
     assert all(len(q.metadata['decomposition']) >= 2 for q in made._spare_questions(4, 0))
-    made.cfg.data = DataConfig(first_hops=2)
-    assert 1 in {hops for step in range(1, 5) for hops in asked(step)}
+    for alone in ({'first_hops': 2}, {'first_steps': 4}):
+        with pytest.raises(ValueError, match='set both, or neither'):
+            DataConfig(**alone)
 
 
 def test_first_steps_without_enough_questions_are_refused():
@@ -165,7 +172,6 @@ def test_first_steps_without_enough_questions_are_refused():
         trainer.load_questions(
             dataclasses.replace(TOY, data=dataclasses.replace(TOY.data, first_hops=4, first_steps=1))
         )
-    assert trainer.load_questions(dataclasses.replace(TOY, data=dataclasses.replace(TOY.data, first_hops=4)))
 
 
 def test_an_alarm_ends_a_run_by_the_limits_of_today_and_none_misses_searches_where_there_are_none():

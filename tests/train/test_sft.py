@@ -107,6 +107,13 @@ def test_it_stops_early_and_exports_the_best(rows, tmp_path):
     assert all(np.array_equal(expected[name], value) for name, value in adapter(path).items())
 
 
+def test_stopping_early_needs_held_out_demonstrations(rows, tmp_path):
+    made = config(rows, steps=2, patience=1)
+    made.demos.held_out = 0
+    with pytest.raises(ValueError, match='config.sft.patience watches the held-out loss'):
+        run(tmp_path, made)
+
+
 def test_what_is_taught_from_a_run_names_the_files_that_it_began_with(whole, rows, tmp_path):
     made = config(rows, steps=1)
     made.model.model = str(whole[1])

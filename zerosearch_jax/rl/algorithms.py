@@ -48,6 +48,8 @@ def find_algorithm(name: str) -> Algorithm:
     found = settings.resolve_name(name, ALGORITHMS, 'algorithm')
     if not isinstance(found, Algorithm):
         raise ValueError(f'algorithm = {name!r} is a {type(found).__name__}, not a rl.algorithms.Algorithm')
+    if found.aggregate not in ('token', 'sequence', 'budget', 'micro') or found.ratio not in ('token', 'sequence'):
+        raise ValueError(f'algorithm = {name!r}: there is no aggregate {found.aggregate!r} with ratio {found.ratio!r}')
     return found
 
 
@@ -59,12 +61,8 @@ def weigh_tokens(sequences: Sequence[TokenSequence], aggregate: str, micro: int)
     of every `micro` sequences, as in the published system, which averages the means of micro-batches (difference D12).
     """
     sizes = [float(s.weights.sum()) for s in sequences]
-    if aggregate == 'sequence':
-        divisors = sizes
-    elif aggregate == 'micro':
-        divisors = [sum(sizes[i // micro * micro : (i // micro + 1) * micro]) for i in range(len(sizes))]
-    else:
-        divisors = [1] * len(sizes)
+    parts = [sum(sizes[i // micro * micro : (i // micro + 1) * micro]) for i in range(len(sizes))]
+    divisors = {'sequence': sizes, 'micro': parts}.get(aggregate, [1.0] * len(sizes))
     return [
         dataclasses.replace(s, weights=s.weights / np.float32(d or 1)) for s, d in zip(sequences, divisors, strict=True)
     ]

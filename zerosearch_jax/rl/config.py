@@ -52,8 +52,12 @@ class RLConfig:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if not 0 < self.deepest <= 1:
             raise ValueError(f'deepest must be above 0 and at most 1, got {self.deepest}')
+        if self.clip_high and not self.clip:
+            raise ValueError('clip_high needs clip above 0; without it nothing is clipped')
         if self.has_critic and self.drop_zero_variance:
-            raise ValueError('drop_zero_variance is for algorithms that compare within a group, not for a critic')
+            raise ValueError(
+                'drop_zero_variance compares within groups, a critic does not: set drop_zero_variance=False'
+            )
         if self.token_advantages and self.observations == 'policy':
             raise ValueError("observations='policy' needs one advantage for a trajectory; here every token has its own")
         if self.algorithm in ('grpo', 'gspo') and self.kl and self.kl_estimator == 'k1':
@@ -74,7 +78,7 @@ class RLConfig:
 
     def updates(self, trajectories: int) -> tuple[int, int]:
         """For a step's trajectories: optimizer updates of an epoch, and the most trajectories of one, in even parts."""
-        trained = math.ceil(self.deepest * trajectories)
+        trained = math.ceil(self.deepest * trajectories - 1e-9)  # 0.07 * 100 is a little more than 7
         updates = -(-trained // (self.minibatch or trained))
         return updates, -(-trained // updates)
 

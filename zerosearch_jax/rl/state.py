@@ -34,9 +34,10 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # largest norm of the whole gradient; 0: no clipping
 
     def __post_init__(self):
-        for name in ('b1', 'b2'):
-            if getattr(self, name) >= 1:
-                raise ValueError(f'{name} must be below 1, got {getattr(self, name)}')
+        if max(self.b1, self.b2) >= 1:
+            raise ValueError(f'b1 and b2 must be below 1, got {self.b1} and {self.b2}')
+        if self.warmup_from_zero and not self.warmup_steps:
+            raise ValueError('warmup_from_zero needs warmup_steps above 0')
 
 
 def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -1,6 +1,6 @@
 """What the policy reads, as tokens: its prompt, and the documents of a search, truncated to budgets."""
 
-import itertools
+import os
 from collections.abc import Sequence
 
 from zerosearch_jax import progress
@@ -81,7 +81,7 @@ def fitting(
 
 
 def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], cfg: RolloutConfig) -> tuple[int, ...]:
-    """Documents as the grammar shows them, truncated so that the whole has at most cfg.observation_tokens."""
+    """Documents as the grammar shows them, truncated to cfg.observation_tokens, or to none if its tags need more."""
     grammar, limit = protocol.GRAMMARS[cfg.grammar], cfg.observation_tokens
     body = tokenizer.encode(protocol.neutralize(_rendered(documents), grammar.tag))
     if not grammar.role:
@@ -98,12 +98,11 @@ def encode_observation(tokenizer: Tokenizer, documents: Sequence[str], cfg: Roll
 def readable(tokenizer: Tokenizer, tokens: Sequence[int], documents: Sequence[str], cfg: RolloutConfig) -> list[str]:
     """What an observation of these tokens shows of each document: its beginning, '' if that was cut off too."""
     text, shown = tokenizer.decode(tokens), []
-    for line in protocol.neutralize(_rendered(documents), protocol.GRAMMARS[cfg.grammar].tag).splitlines():
+    whole = protocol.neutralize(_rendered(documents), protocol.GRAMMARS[cfg.grammar].tag)
+    for line in tokenizer.decode(tokenizer.encode(whole)).splitlines():  # a tokenizer may normalize characters
         number = line.split(': ')[0] + ': '
         text = ''.join(text.partition(number)[1:])
-        seen = ''.join(
-            a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, line, strict=False))
-        )
+        seen = os.path.commonprefix([text, line])  # noqa: RUF071 - of characters
         text = text[len(seen) :]  # a document may hold what looks like the next one's number
         shown.append(seen[len(number) :])
     return shown[: len(documents)]

@@ -210,7 +210,7 @@ def _opened(questions, samples: int, policy: Engine, tokenizer: Tokenizer, cfg: 
             handle = (question.id, sample)
             trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)], [*read])
             trajectory.search_turns += [0] * len(read)
-            trajectory.shown += [[*result.documents] for result in read]
+            trajectory.shown += [readable(tokenizer, prompt, result.documents, cfg) for result in read]
             episodes[handle] = _Episode(trajectory, tokenizer, cfg)
             key = prng.row_key(*randomness, question.id, sample)
             budget = min(cfg.turn_tokens, cfg.response_tokens)

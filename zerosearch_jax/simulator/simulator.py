@@ -175,7 +175,7 @@ class CompactedQuestions:
     """The published system's difference D1, for studies of its effect: a query carries another trajectory's question.
 
     The trajectories that search in a turn are renumbered, and each takes the question and answers of the trajectory
-    with this number in the whole batch. A turn waits until no trajectory is writing, so that all that search are known.
+    with this number in the whole batch. A turn waits until none writes or waits, so that all that search are known.
 
     Args:
       source: of the results.
@@ -196,10 +196,10 @@ class CompactedQuestions:
 
     @property
     def active(self) -> int:
-        return self._source.active + (0 if self._policy.active else len(self._queue))
+        return self._source.active or (0 if self._policy.active else len(self._queue))
 
     def step(self) -> list[Result]:
-        if self._queue and not self._policy.active:
+        if self._queue and not self._policy.active and not self._source.active:
             turn = sorted(self._queue, key=lambda q: self._place[q.question.id, q.sample])
             for query, (question, sample) in zip(turn, self._batch, strict=False):
                 self._asked[query.handle] = query

@@ -38,6 +38,8 @@ class DataConfig:
     def __post_init__(self):
         if unknown := set(self.folds) - set(range(rows.FOLDS)):
             raise ValueError(f'folds are numbered from 0 to {rows.FOLDS - 1}, got {min(unknown)}')
+        if bool(self.first_hops) != bool(self.first_steps):
+            raise ValueError('first_hops is for the first_steps steps: set both, or neither')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,5 +105,5 @@ def deepest(share: float, searches: Sequence[int], valid: np.ndarray) -> np.ndar
     """
     chosen = np.zeros(len(valid), bool)
     order = np.argsort(-np.where(valid, searches, -1), kind='stable')
-    chosen[order[: math.ceil(share * len(valid))]] = True
+    chosen[order[: math.ceil(share * len(valid) - 1e-9)]] = True
     return chosen & valid

@@ -17,7 +17,7 @@ from zerosearch_jax import progress
 from zerosearch_jax.data import pairs, rows, sources
 from zerosearch_jax.data.rows import Passage, Question, holds_answer, normalize_answer, permutation
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.rollout.prompts import encode_observation, encode_prompt
+from zerosearch_jax.rollout.prompts import PromptTooLong, encode_observation, encode_prompt
 from zerosearch_jax.search.bm25 import BM25
 from zerosearch_jax.search.search import Document, Query
 from zerosearch_jax.simulator import prompts
@@ -40,8 +40,10 @@ def policy_episode(
 
     guess: (hops, answer): it guesses after this many hops, which training should unlearn; (): it follows all hops.
     """
-    prompt = encode_prompt(tokenizer, question, cfg)
-    segments, learned = [Segment(Kind.PROMPT, prompt)], ''
+    try:
+        segments, learned = [Segment(Kind.PROMPT, encode_prompt(tokenizer, question, cfg))], ''
+    except PromptTooLong:
+        return None
     hops, answer = guess or (None, question.golden_answers[0])
     for step in question.metadata['decomposition'][:hops]:
         found = search([step['query']], documents)[0]
@@ -50,14 +52,20 @@ def policy_episode(
         action = f'<think>{learned}I need {step["need"]}.</think>\n'
         action += protocol.GRAMMARS[cfg.grammar].search(step['query'])
         observation = encode_observation(tokenizer, [d.as_text for d in found], cfg)
-        segments += [Segment(Kind.ACTION, tuple(tokenizer.encode(action))), Segment(Kind.OBSERVATION, observation)]
+        segments += [_action(tokenizer, segments, action), Segment(Kind.OBSERVATION, observation)]
         learned = f'{step["need"][0].upper()}{step["need"][1:]} is {step["answer"]}. '
     says = 'I guess that it' if guess else 'So the answer'
     final = f'<think>{learned}{says} is {answer}.</think>\n<answer>{answer}</answer>'
-    segments.append(Segment(Kind.ACTION, (*tokenizer.encode(final), tokenizer.eos_ids[0])))
+    segments.append(_action(tokenizer, segments, final, tokenizer.eos_ids[0]))
     response, longest = sum(len(s.tokens) for s in segments[1:]), max(len(s.tokens) for s in segments[1::2])
     kept = len(segments) <= 2 * cfg.max_turns + 2 and longest <= cfg.turn_tokens and response <= cfg.response_tokens
     return segments if kept else None
+
+
+def _action(tokenizer: Tokenizer, before: Sequence[Segment], text: str, *end: int) -> Segment:
+    """What the policy writes after these segments; some templates have already begun its thought."""
+    opened = protocol.opens_thought(tokenizer.decode_bytes(before[-1].tokens))
+    return Segment(Kind.ACTION, (*tokenizer.encode(text.removeprefix('<think>') if opened else text), *end))
 
 
 def world_search(
@@ -177,6 +185,8 @@ def simulator_example(
     told = any(said['role'] == 'system' for said in history)
     *before, asked = conversation(message, None if told else template.system)
     prompt = tuple(tokenizer.chat([*before, *history, asked], arguments=arguments))
+    if '</think>' not in completion and protocol.opens_thought(tokenizer.decode_bytes(prompt)):
+        completion = f'</think>\n{completion}'  # what stands in a thought is no document
     return [Segment(Kind.PROMPT, prompt), Segment(Kind.ACTION, (*tokenizer.encode(completion), tokenizer.eos_ids[0]))]
 
 
@@ -194,7 +204,10 @@ def balanced(items: Sequence[pairs.Pair | pairs.RecordedSearch], seed: int) -> l
         )
     parts = [[item for item in items if item.label == label] for label in pairs.LABELS]
     shuffled = [[part[i] for i in permutation(len(part), seed, 0)] for part in parts]
-    return [item for pair in zip(*shuffled, strict=False) for item in pair]
+    kept = [item for pair in zip(*shuffled, strict=False) for item in pair]
+    if len(kept) < len(items):
+        progress.log(f'{len(items) - len(kept)} of {len(items)} searches are left out: of the label that has more')
+    return kept
 
 
 def policy_demos(

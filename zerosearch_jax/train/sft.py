@@ -114,6 +114,8 @@ def load_demonstrations(cfg: Config, model: pretrained.Model) -> tuple[list[Toke
     examples, held_out = (demonstrations.flattened(part, longest) for part in (examples, held_out))
     if not examples:
         raise ValueError('no demonstration is left to train on; look at the fields of config.demos')
+    if cfg.sft.patience and not held_out:
+        raise ValueError('config.sft.patience watches the held-out loss: set config.demos.held_out above 0')
     return examples, held_out
 
 

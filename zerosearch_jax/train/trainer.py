@@ -213,10 +213,10 @@ class Trainer:
         return self.train_questions
 
     def _spare_questions(self, step: int, round_: int) -> list[Question]:
-        """More questions of a step: a function of (seed, step, round) alone."""
+        """The questions of a step in another order: a function of (seed, step, round) alone."""
         pool, epoch = self._pool(step), 10**6 + step * self.cfg.rl.dynamic_sampling + round_
         chosen = rows.permutation(len(pool), self.cfg.seed, epoch)
-        return [pool[i] for i in chosen[: 2 * self.cfg.rollout.questions]]
+        return [pool[i] for i in chosen]
 
     # ---------------------------------------------------------------- episodes
 
