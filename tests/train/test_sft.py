@@ -110,7 +110,7 @@ def test_it_stops_early_and_exports_the_best(rows, tmp_path):
 def test_stopping_early_needs_held_out_demonstrations(rows, tmp_path):
     made = config(rows, steps=2, patience=1)
     made.demos.held_out = 0
-    with pytest.raises(ValueError, match='config.sft.patience watches the held-out loss'):
+    with pytest.raises(ValueError, match=r'config\.sft\.patience watches the held-out loss'):
         run(tmp_path, made)
 
 

@@ -192,7 +192,6 @@ def test_a_published_model_has_its_published_size_and_shards(name):
         ('simulator.attempts', 0, 'attempts must be positive'),
         ('evaluation.documents', 0, 'documents must be positive'),
         ('optimizer.b1', 1.0, 'b1 and b2 must be below 1'),
-        ('optimizer.warmup_from_zero', True, 'warmup_from_zero needs warmup_steps'),
         ('optimizer.learning_rate', float('nan'), 'learning_rate must be finite'),
         ('reward.format', float('inf'), 'format must be finite'),
         ('policy.lora_rank', -1, 'lora_rank must not be negative'),

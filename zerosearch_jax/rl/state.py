@@ -26,7 +26,9 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-6
     warmup_steps: int = 0  # steps of the linear warm-up of the learning rate
-    warmup_from_zero: bool = False  # whether the first update has rate 0, as in the published system (difference D13)
+    warmup_from_zero: bool = (
+        False  # whether the first update of a warm-up has rate 0, as in the published system (difference D13)
+    )
     schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up; cosine: to 0 after the last step
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.999  # decay of the second moment
@@ -36,8 +38,6 @@ class OptimizerConfig:
     def __post_init__(self):
         if max(self.b1, self.b2) >= 1:
             raise ValueError(f'b1 and b2 must be below 1, got {self.b1} and {self.b2}')
-        if self.warmup_from_zero and not self.warmup_steps:
-            raise ValueError('warmup_from_zero needs warmup_steps above 0')
 
 
 def schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:
