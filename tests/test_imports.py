@@ -28,7 +28,7 @@ HIDDEN = {
 MOST_MODULES_AT_THE_ROOT = 6
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 CORE = ('models', 'weights', 'text', 'generate', 'rl', 'search', 'simulator', 'rollout')
-MOST_LINES_OF_THE_CORE = 8234
+MOST_LINES_OF_THE_CORE = 8232
 
 
 def imported(tree, module):

@@ -26,9 +26,7 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-6
     warmup_steps: int = 0  # steps of the linear warm-up of the learning rate
-    warmup_from_zero: bool = (
-        False  # whether the first update of a warm-up has rate 0, as in the published system (difference D13)
-    )
+    warmup_from_zero: bool = False  # whether the first update of a warm-up has rate 0, as published (difference D13)
     schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up; cosine: to 0 after the last step
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.999  # decay of the second moment
