@@ -42,15 +42,15 @@ class EvaluationConfig:
 
     methods: str = 'direct,cot,rag,agent,search_o1'  # names in methods.METHODS; differences are to the first one
     datasets: str = 'world'  # names (data/benchmarks.py; 'seven': all seven) and sources (data/sources.py)
-    questions: int = 500  # the most of each of what `questions_of` says, chosen by a hash of their ids; 0: all
-    questions_of: Literal['set', 'source'] = 'set'  # 'source': whatever its sets, as a training's evaluations choose
+    questions: int = 500  # the most of each data set, chosen by a hash of their ids; 0: all
+    questions_of: Literal['set', 'source'] = 'set'  # 'source': the most of each file or name, as in a training
     corpus: str = 'world'  # passages of the engine 'bm25'
     unscorable: rows.Choice = 'skip'  # what to do with questions whose answers are only punctuation and articles
     too_long: rows.Choice = 'refuse'  # what to do with questions whose prompt is too long for one of the methods
-    documents: int = 5  # documents of a real engine for a search; for launch.ask also 0: as in the policy's training
+    documents: int = 5  # of a real engine for a search; for launch.ask also 0: as many as in the policy's training
     temperature: float = 0.0  # 0: greedy
     whole_batches_of: int = 1  # leave out the questions beyond the last whole batch of this size (difference D6: 64)
-    simulated: bool = False  # config.simulator answers the searches, with its documents, without noise, not the engine
+    simulated: bool = False  # config.simulator answers the searches, without noise, in place of config.engine
     refine_tokens: int = 128  # the most tokens of search_o1's summary of the documents
 
 
