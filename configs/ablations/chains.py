@@ -5,7 +5,8 @@ r"""Which reward, credit and simulator make SmolLM2-135M follow chains of two se
 
 All arms start from one policy that follows a chain or guesses before any hop of it. `grpo` and `turn_hop` train on
 BM25, `told_final` and `told_hop` on the simulator, whose requests tell the question's answer or that of the hop which
-the query asks for. All are judged by BM25 on 256 held-out questions.
+the query asks for, with noise that rises from 0 to 0.5; `told_hop_clear` has no noise. All are judged by BM25 on 256
+held-out questions.
 
 Stated before the runs: some 115 of them need a chain of two. If two arms answer a third of these differently, a
 difference of them has a standard error of 5.4 points for one seed and, if seeds are independent, of 3.1 for three: one
@@ -26,11 +27,13 @@ VARIANTS = {
     'turn_hop': ENGINE | {'rl': {'credit': 'turn'}, 'reward': {'hop': 0.2}},
     'told_final': {'simulator': {'tell': 'final'}},
     'told_hop': {'simulator': {'tell': 'hop'}},
+    'told_hop_clear': {'simulator': {'tell': 'hop'}, 'curriculum': {'end': 0.0}},
 }
 PAIRS = (
     *(('warm_start', name) for name in VARIANTS if name != 'warm_start'),
-    *(('grpo', name) for name in ('turn_hop', 'told_final', 'told_hop')),
+    *(('grpo', name) for name in ('turn_hop', 'told_final', 'told_hop', 'told_hop_clear')),
     ('told_final', 'told_hop'),
+    ('told_hop', 'told_hop_clear'),
 )
 
 
