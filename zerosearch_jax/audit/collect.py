@@ -44,7 +44,7 @@ class CollectConfig:
     corpus: str = 'world'
     questions: int = 64  # 0: all
     documents: int = 5  # documents of a search with the engine
-    label: Literal['answer', 'judge'] = 'answer'  # useful if the answer was right (v1), or by config.judge (v2)
+    label: Literal['answer', 'judge'] = 'answer'  # useful: if the episode's answer is right, or if config.judge says so
 
 
 @dataclasses.dataclass(frozen=True)
