@@ -23,6 +23,7 @@ PRESETS = {
     '': {},
     'own': {
         'data': {'folds': ()},
+        'simulator': {'tell': 'hop'},  # where the hops of a question are known; else the same as 'final'
         'rollout': {'prompt_tokens': 224},
         'evaluation': {'questions': 0},  # those of the built-in world say nothing about others
     },

@@ -14,6 +14,7 @@ def get_config(preset=''):
     no_preset(preset)
     config = quickstart.get_config()
     config.policy.update(model='Qwen/Qwen2.5-0.5B-Instruct', adapter='', lora_rank=16)
+    config.simulator.tell = 'hop'  # as in quickstart_gpu
     config.rollout.update(
         questions=8, group=8, temperature=1.0, turn_tokens=128, prompt_tokens=256, response_tokens=768
     )

@@ -114,15 +114,18 @@ def by_kind(runs, name):
 def test_the_page_of_the_second_search_has_the_committed_results_of_the_chains(tmp_path):
     study, variants = reported(chains, 'chains', tmp_path)
     page, em = (RUNS.parent / 'second_search.md').read_text(), {}
-    for name in variants:
+    for name in (name for name, found in variants.items() if found['runs']):
         places = {seed: study.place(RUNS / 'chains', name, seed) for seed in study.seeds}
         runs = study_report.read_runs({seed: place for seed, place in places.items() if place.exists()})
         em[name], searches = by_kind(runs, 'em'), by_kind(runs, 'searches')
         scores = ' | '.join(percent(intervals.with_interval(em[name][k], (0, 1))) for k in ('all', 1, 2, 'compared'))
         counts = ', '.join(f'{np.mean(searches[k]):.2f}' for k in (1, 2, 'compared'))
         assert f'| `{name}` | {runs.made} | {scores} | {counts} |' in page
-    paired = np.subtract(em['turn_hop'][2], em['grpo'][2])
-    assert f'**{percent(intervals.with_interval(paired))} points**' in page
+    for first, second in (('grpo', 'turn_hop'), ('told_final', 'told_hop')):
+        paired = np.subtract(em[second][2], em[first][2])
+        assert f'**{percent(intervals.with_interval(paired))}' in page
+    for each in paired.T:  # of each seed, over its questions
+        assert percent(intervals.with_interval(each)) in page
 
 
 def test_the_page_of_the_simulator_has_the_committed_results_of_the_schedules(tmp_path):
