@@ -20,7 +20,7 @@ def work(checkpoints: pathlib.Path) -> dict:
     from zerosearch_jax import policy, pretrained, settings
     from zerosearch_jax.audit import audit
     from zerosearch_jax.data.rows import Question
-    from zerosearch_jax.evaluate import evaluation
+    from zerosearch_jax.evaluate.results import missing
     from zerosearch_jax.generate import capacity
     from zerosearch_jax.models import transformer
     from zerosearch_jax.rl import losses, state, step
@@ -64,7 +64,7 @@ def work(checkpoints: pathlib.Path) -> dict:
     row = {'method': 'rag', 'weights': 'w', 'dataset': 'x', 'id': 'q1', 'status': 'answered'}
     made(checkpoints.parent / 'results.jsonl', [row])
     questions = {'x': [Question(name, 'why?', ('b',)) for name in ('q0', 'q1')]}
-    left = evaluation._missing({'rag': 'w'}, checkpoints.parent / 'results.jsonl', questions)
+    left = missing({'rag': 'w'}, checkpoints.parent / 'results.jsonl', questions)
 
     made = sections(audit.Config)
     made.mesh = (2, 2, 2)
