@@ -14,7 +14,7 @@ def get_config(preset=''):
     no_preset(preset)
     config = quickstart.get_config()
     config.policy.dtype = config.simulator.dtype = 'bfloat16'
-    config.simulator.tell = 'hop'  # with 'final' policies gave up the second search: docs/second_search.md
+    config.simulator.tell = 'hop'  # with 'final' a policy gave up the second search: docs/second_search.md
     config.rollout.update(questions=32, group=8, temperature=0.8)
     config.rl.update(steps=20, row_length=2048, rows_per_micro=2, drop_zero_variance=True)
     config.optimizer.update(learning_rate=5e-5, warmup_steps=2)
