@@ -206,11 +206,11 @@ def _opened(questions, samples: int, policy: Engine, tokenizer: Tokenizer, cfg: 
     for question in questions:
         read = [results[question.id]] if results else []
         prompt = encode_prompt(tokenizer, question, cfg, read[0].documents if read else ())
+        shown = [readable(tokenizer, prompt, result.documents, cfg) for result in read]
         for sample in range(samples):
             handle = (question.id, sample)
             trajectory = Trajectory(question, sample, [Segment(Kind.PROMPT, prompt)], [*read])
-            trajectory.search_turns += [0] * len(read)
-            trajectory.shown += [readable(tokenizer, prompt, result.documents, cfg) for result in read]
+            trajectory.search_turns, trajectory.shown = [0] * len(read), [*shown]
             episodes[handle] = _Episode(trajectory, tokenizer, cfg)
             key = prng.row_key(*randomness, question.id, sample)
             budget = min(cfg.turn_tokens, cfg.response_tokens)
