@@ -55,6 +55,15 @@ def test_bad_mesh_says_why(shape, message):
         make_mesh(shape)
 
 
+def test_another_mesh_has_the_same_devices_in_the_same_order():
+    whole = make_mesh((1, 4, 2))
+    assert sharding.regrouped(whole, ()) is whole
+    other = sharding.regrouped(whole, (-1, 1, 1))
+    assert other.devices.shape == (8, 1, 1) and list(other.devices.flat) == list(whole.devices.flat)
+    with pytest.raises(ValueError, match='must have all 8 devices'):
+        sharding.regrouped(whole, (4, 1, 1))
+
+
 def test_spec_maps_logical_axes():
     assert sharding.spec('batch', None, 'mlp') == P(('data', 'fsdp'), None, ('tensor',))
     assert sharding.spec('vocab', 'embed') == P(('tensor',), ('fsdp',))

@@ -88,6 +88,7 @@ class EngineSize(Protocol):
 
     slots: int
     episodes: int
+    mesh: tuple[int, ...]
     cache_gib: float
     grammar: str
     prompt_tokens: int
@@ -102,7 +103,7 @@ def open_policy(model: Model, size: EngineSize, mesh: jax.sharding.Mesh, *, dtyp
     Args:
       model: the engine uses its sizes and its tokenizer.
       size: slots, memory and budgets.
-      mesh: of the weights.
+      mesh: whose devices it uses.
       dtype: compute and cache dtype.
       capacity: tokens of a slot; 0: prompt and response of `size`.
     """
@@ -119,6 +120,7 @@ def open_beside_policy(
     capacity: int = 0,
 ) -> tuple[Engine, ...]:
     """The policy's engine, and one for each other role, an adapter of the same base on the same slots."""
+    mesh = sharding.regrouped(mesh, size.mesh)
     return open_engines(
         model,
         mesh,

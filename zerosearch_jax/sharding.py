@@ -67,6 +67,23 @@ def make_mesh(shape: Sequence[int] = (1, 1, 1), devices: Sequence[jax.Device] | 
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def regrouped(mesh: Mesh, shape: Sequence[int]) -> Mesh:
+    """A mesh of the same devices, in the same order, with these sizes of its axes; `()`: the mesh itself.
+
+    Raises:
+      ValueError: the sizes do not fit the devices, or leave some out.
+    """
+    if not shape:
+        return mesh
+    made = make_mesh(shape, mesh.devices.flatten())
+    if made.size != mesh.size:
+        raise ValueError(
+            f'rollout.mesh or simulator.mesh = {tuple(shape)} must have all {mesh.size} devices of config.mesh; '
+            'set sizes with that product, -1 for the rest of the devices, or () for config.mesh'
+        )
+    return made
+
+
 def spec(*axes: str | None) -> P:
     """Logical axes to a PartitionSpec: spec('batch', None, 'mlp') == P(('data', 'fsdp'), None, ('tensor',))."""
     return P(*(None if axis is None else RULES.get(axis) for axis in axes))

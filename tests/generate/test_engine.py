@@ -478,7 +478,7 @@ def test_a_decode_step_copies_no_cache(span):
     with jax.set_mesh(MESH):
         cache = kv.create(TINY, MESH, 16, 512)
         program = programs.decode.lower(
-            *(serving.base_layout(params(), MESH, dtype=jnp.float32), cache, programs.idle_rows(16), None),
+            *(serving.base_layout(params(), TINY, MESH, dtype=jnp.float32), cache, programs.idle_rows(16), None),
             jnp.zeros((1, TINY.vocab_size), jnp.int32),
             **dict(cfg=TINY, dtype=jnp.float32, steps=4, span=span, eos_ids=(), first_accept=1),
         ).compile()

@@ -54,7 +54,7 @@ def test_a_kernel_that_reads_the_cache_samples_the_same(with_kernel, shape):
 def lowered(steps, slots=8):
     mesh = make_mesh()
     with jax.set_mesh(mesh):
-        params = serving.base_layout(tiny_params(mesh), mesh, dtype=jnp.float32)
+        params = serving.base_layout(tiny_params(mesh), TINY, mesh, dtype=jnp.float32)
         return programs.decode.lower(
             *(params, kv.create(TINY, mesh, slots, 128), programs.idle_rows(slots), None),
             jnp.zeros((1, TINY.vocab_size), jnp.int32),
@@ -76,7 +76,7 @@ def test_a_call_by_matrix_products_ends_with_its_last_row():
     rows = programs.idle_rows(4)
     rows.budget[1] = 2
     with jax.set_mesh(mesh):
-        params = serving.base_layout(tiny_params(mesh), mesh, dtype=jnp.float32)
+        params = serving.base_layout(tiny_params(mesh), TINY, mesh, dtype=jnp.float32)
         cache = kv.create(TINY, mesh, 4, 128)
         cache, after, _, _, counts = programs.decode(
             *(params, cache, rows, None, jnp.zeros((1, TINY.vocab_size), jnp.int32)),

@@ -73,7 +73,7 @@ def test_the_router_is_in_float32():
     _, chosen = experts.route(router, jnp.asarray(x, jnp.bfloat16), MOE)
     assert chosen.tolist() == [[5, 1]]
     mesh = sharding.make_mesh()
-    layer = serving.base_layout(tiny_params(mesh, cfg=MOE), mesh, dtype=jnp.bfloat16)['layers'][0]
+    layer = serving.base_layout(tiny_params(mesh, cfg=MOE), MOE, mesh, dtype=jnp.bfloat16)['layers'][0]
     assert {name for name, w in layer.items() if w.dtype == jnp.float32} == {'router'}
 
 

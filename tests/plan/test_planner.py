@@ -78,12 +78,20 @@ def test_memory_falls_with_the_devices_that_hold_the_weights():
     assert eight.compiler.startswith('XLA:CPU') and eight.peak < one.peak / 4
 
 
+def generating_on(cfg, policy, simulator=()):
+    rollout = dataclasses.replace(cfg.rollout, mesh=policy)
+    return dataclasses.replace(cfg, rollout=rollout, simulator=dataclasses.replace(cfg.simulator, mesh=simulator))
+
+
 @pytest.mark.thorough
-def test_what_is_resident_is_what_a_run_holds(tmp_path):
-    cfg = config((1, 4, 2))
-    made = planned((1, 4, 2))
+@pytest.mark.parametrize('meshes', [((), ()), ((8, 1, 1), (2, 1, 4))], ids=str)
+def test_what_is_resident_is_what_a_run_holds(tmp_path, meshes):
+    cfg = generating_on(config((1, 4, 2)), *meshes)
+    made = planner.plan(cfg, TARGET, *hardware.devices(TARGET))
     trainer = Trainer(cfg, tmp_path)
     trainer.load_simulator()
+    on = trainer.policy_engine.mesh.devices.shape, trainer.simulator.engine.mesh.devices.shape
+    assert on == tuple(mesh or (1, 4, 2) for mesh in meshes)
 
     def held(tree):
         return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
@@ -113,7 +121,7 @@ def test_weights_to_generate_with_are_split_as_the_plan_says(rank):
     expected = serving.abstract(base, [adapter], cfg, mesh, dtype='bfloat16')
     with jax.set_mesh(mesh):
         base, adapter = serving.split_adapter(real)
-        served = serving.base_layout(base, mesh, dtype='bfloat16')
+        served = serving.base_layout(base, cfg, mesh, dtype='bfloat16')
         made = serving.with_adapters(served, [adapter], cfg, mesh, dtype='bfloat16')
     assert jax.tree.structure(made) == jax.tree.structure(expected)
     for (path, got), want in zip(jax.tree.leaves_with_path(made), jax.tree.leaves(expected), strict=True):
@@ -427,6 +435,16 @@ def test_weights_stay_where_they_are_while_a_model_generates(shape):
 
 
 @pytest.mark.thorough
+def test_a_policy_that_every_device_has_generates_without_the_others():
+    run = programs.run_programs(generating_on(config((1, 8, 1)), (8, 1, 1)), make_mesh((1, 8, 1)))
+    for program in run.programs[:2]:
+        with jax.set_mesh(mesh := run.mesh_of(program)):
+            text = program.traced.lower().compile().as_text()
+        moved = sum(one.times * one.received for one in compiled.collectives(text, mesh))
+        assert program.name.startswith('policy') and moved < 8 * 64 * 8, program.name  # results, for the host
+
+
+@pytest.mark.thorough
 def test_the_gradient_of_the_head_is_added_up_once_and_not_in_every_chunk():
     run = programs.run_programs(config((1, 8, 1), chunk=32), make_mesh((1, 8, 1)))
     model, update = programs.PRESETS['tiny'], run.programs[-1]
@@ -576,7 +594,7 @@ def bound(part, name='policy: decode', trajectories=64, rows=8, **changes):
         dataclasses.replace(need, expected=dict.fromkeys(need.expected, 0.001) | {part: float(need.name == name)})
         for need in made.needs
     ]
-    loads = made.loads | {'policy': {'decodes': 10, 'rows': 10 * rows, 'extends': 0, 'tokens': 0}}
+    loads = {name: {'decodes': 10, 'rows': 10 * rows, 'extends': 0, 'tokens': 0} for name in made.loads}
     times = dict.fromkeys(made.times, 1.0)
     made = dataclasses.replace(made, needs=tuple(needs), loads=loads, times=times, trajectories=trajectories)
     return report.binding(made, cfg)
@@ -591,7 +609,10 @@ def test_a_sentence_says_what_binds_and_what_to_change():
     assert bound('memory', trajectories=8, rows=3).endswith(
         'bytes of memory: 3 of 8 slots decode in a call; a larger rollout.questions costs little more.'
     )
-    assert 'a mesh with fewer parts along fsdp' in bound('collectives', trajectories=8)
+    assert bound('collectives', trajectories=8).endswith('; rollout.mesh=8,1,1 has fewer, if the weights fit.')
+    simulator = bound('links', 'simulator: decode', trajectories=8)
+    assert simulator.endswith('; simulator.mesh=2,1,4 has fewer, if the weights fit.')  # it has four heads
+    assert 'a mesh with fewer parts along fsdp' in bound('collectives', 'update')
     assert 'rl.remat=dots' in bound('arithmetic', 'update', remat='full')
     assert 'more devices' in bound('arithmetic', 'update')
     assert 'shorter prompts' in bound('arithmetic', 'policy: prefill')
@@ -605,8 +626,11 @@ def test_suggestions_fit_and_say_how_to_get_them():
     for changed, made in found:
         assert made.fits and made.mesh == changed.mesh
         assert changed.rl.rows_per_micro == changed.mesh[1] and not changed.rollout.slots % changed.mesh[1]
-    said = {changed.mesh: planner.options(changed, cfg) for changed, _ in found}
+        apart = {'policy': (8, 1, 1), 'simulator': (2, 1, 4)}
+        assert made.meshes == (apart if changed.rollout.mesh else dict.fromkeys(apart, changed.mesh))
+    said = {changed.mesh: planner.options(changed, cfg) for changed, _ in found}  # the last of each mesh
     assert said[1, 4, 2].startswith('--config.mesh=1,4,2 --config.rl.rows_per_micro=4')
+    assert '--config.rollout.mesh=8,1,1' in said[1, 4, 2] and said[1, 4, 2].endswith('--config.simulator.mesh=2,1,4')
     none = TARGET._replace(chip=TARGET.chip._replace(memory_gib=1e-4))
     assert not list(planner.suggest(cfg, none, *hardware.devices(TARGET), planner.Workload.of(cfg)))
 

@@ -55,6 +55,18 @@ WRONG = {
     'missing key of a paid engine': ({'engine.kind': 'serpapi'}, remote.SERPAPI_KEY),
     'no address of an endpoint': ({'simulator.kind': 'endpoint', 'endpoint.url': ''}, 'set config.endpoint.url'),
     'mesh against devices': ({'mesh': (1, 64, 1)}, 'mesh (1, 64, 1) needs 64 devices'),
+    'mesh of the simulator against devices': (
+        {'mesh': (1, 4, 1), 'policy.lora_rank': 0, 'simulator.mesh': (1, 1, 2)},
+        'must have all 4 devices of config.mesh',
+    ),
+    'mesh of a simulator against its heads': (
+        {'mesh': (5, 1, 1), 'policy.lora_rank': 0, 'simulator.mesh': (1, 1, 5)},
+        'config.simulator.model on mesh (1, 1, 5)',
+    ),
+    'mesh of a simulator without an engine': (
+        {'simulator.mesh': (1, 1, 1)},
+        'one engine serves policy and simulator; set config.rollout.mesh',
+    ),
     'seed -1': ({'seed': -1}, 'config.seed must not be negative, got -1'),
 }
 

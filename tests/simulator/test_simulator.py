@@ -652,7 +652,7 @@ def test_weights_of_a_simulator_alone_are_taken_over(mesh, monkeypatch, weights)
     expected = load('tiny', mesh).params
     with jax.set_mesh(mesh):
         expected = quant.quantize(expected) if weights == 'int8' else expected
-        expected = serving.base_layout(expected, mesh, dtype='float32')
+        expected = serving.base_layout(expected, TINY, mesh, dtype='float32')
     jax.tree.map(np.testing.assert_array_equal, made.engine._slots._weights.get([0]), expected)
 
 
@@ -683,7 +683,7 @@ def test_a_layer_computes_with_the_scale_and_the_bias():
 @pytest.mark.thorough
 def test_an_engine_of_int8_weights_keeps_them_small_and_writes_nearly_the_same(mesh, params):
     with jax.set_mesh(mesh):
-        served = serving.base_layout(quant.quantize(params), mesh, dtype=jnp.float32)
+        served = serving.base_layout(quant.quantize(params), TINY, mesh, dtype=jnp.float32)
     assert served['layers'][0]['down'].dtype == jnp.int8
     asked = requests((3, 9, 17, 30), 12)
     exact = drain(tiny_engine(mesh, params, temperature=0.0), asked)

@@ -47,8 +47,9 @@ class Planner:
             for name, own, s in needs
         ]
         times, resident = {name: 1.0 for name, *_ in needs}, {'policy': GIB, 'optimizer': 3 * GIB}
-        trajectories, own = cfg.rollout.questions * cfg.rollout.group, ({'policy': 8}, {})
-        return planner.Plan(resident, {}, tuple(costs), *own, trajectories, times, (1, 8, 1), 'a stub', TARGET.memory)
+        own = {'policy': 8}, {}, cfg.rollout.questions * cfg.rollout.group
+        meshes = (1, 8, 1), {'policy': (1, 8, 1)}
+        return planner.Plan(resident, {}, tuple(costs), *own, times, *meshes, 'a stub', TARGET.memory)
 
 
 def dried(made, plan=None, runs=slice(None)):

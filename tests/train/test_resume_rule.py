@@ -56,7 +56,12 @@ ALLOWED = {
     'alarms.stop': {'alarms.stop': True, 'alarms.kl': 0.0},
     'an endpoint that moved': {'endpoint.url': 'http://elsewhere:1/v1'},
     'an engine that moved': {'engine.url': 'http://elsewhere:1/retrieve'},
-    'where it is computed': {'mesh': (1, -1, 1), 'rl.rows_per_micro': 2, 'prices.l4_hour': 1.0},
+    'where it is computed': {
+        'mesh': (1, -1, 1),
+        'rollout.mesh': (-1, 1, 1),
+        'rl.rows_per_micro': 2,
+        'prices.l4_hour': 1.0,
+    },
 }
 REFUSED = {
     'rl.clip': {'rl.clip': 0.3},

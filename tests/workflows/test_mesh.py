@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,9 @@ import pytest
 from helpers import ROOT, TINY, drain, random_batch, requests, tiny_engine, tiny_params
 
 from zerosearch_jax import sharding
+from zerosearch_jax.generate.engine import Engine
+from zerosearch_jax.generate.requests import Role
+from zerosearch_jax.generate.slots import Slots
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.rl import losses, state, step
 from zerosearch_jax.sharding import make_mesh
@@ -122,6 +126,35 @@ def test_samples_do_not_depend_on_the_mesh(shape, temperature):
     for handle in one:
         np.testing.assert_allclose(many[handle].logprobs, one[handle].logprobs, rtol=1e-5, atol=1e-5)
     assert len({r.tokens for r in one.values()}) >= 10
+
+
+@pytest.mark.parametrize(('own', 'shape'), [((1, 8, 1), (8, 1, 1)), ((1, 4, 2), (2, 1, 4))], ids=str)
+def test_samples_do_not_depend_on_the_mesh_that_the_weights_come_from(own, shape):
+    mesh = make_mesh(shape)
+    weights = tiny_params(make_mesh(own))
+    engine = tiny_engine(mesh, weights, temperature=1.0)
+    found, expected = drain(engine, requests((1, 5, 20, 40, 9, 9, 33, 60, 2, 70), 10)), samples((1, 1, 1), 1.0)
+    assert {h: r.tokens for h, r in found.items()} == {h: expected[h].tokens for h in found}
+
+
+@functools.cache
+def samples_of_two_roles(own, shape):
+    """Of two adapters beside one base, which are on the mesh `own` and generate on the mesh `shape`."""
+    own, roles = make_mesh(own), (Role(8), Role(8, stops=False))
+    slots = Slots(TINY, make_mesh(shape), roles, capacity=128, stop=helpers.NO_STOPS, eos_ids=(), decode_steps=4)
+    done = []
+    for role, rank in enumerate((2, 3)):
+        adapter = sharding.init(lora.layout(TINY, rank), jax.random.key(role), own)
+        adapter = jax.tree.map(lambda w: w + 0.1 * jax.random.normal(jax.random.key(2), w.shape), adapter)
+        Engine(slots, role).load(lora.combine(tiny_params(own), adapter))
+    for role in range(2):
+        done.append({h: r.tokens for h, r in drain(Engine(slots, role), requests((5, 20, 40, 9), 10)).items()})
+    return done
+
+
+def test_roles_that_share_a_base_sample_the_same_on_another_mesh():
+    one = samples_of_two_roles((1, 1, 1), (1, 1, 1))
+    assert samples_of_two_roles((1, 4, 2), (8, 1, 1)) == one and one[0] != one[1]
 
 
 WHOLE = 'Involuntary full rematerialization'

@@ -16,12 +16,14 @@ from collections.abc import Collection, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
+from zerosearch_jax import sharding
 from zerosearch_jax.models import lora, transformer
 from zerosearch_jax.models.config import ModelConfig
 
 FUSED = {'qkv': ('q', 'k', 'v'), 'o': ('o',), 'gate_up': ('gate', 'up'), 'down': ('down',)}
+ENDS = '', '_scale', '_bias'  # of the names of a kernel's arrays
 _layer = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
 
@@ -30,32 +32,41 @@ def matrices(mesh: jax.sharding.Mesh) -> Mapping[str, tuple[str, ...]]:
     return FUSED if mesh.shape['tensor'] == 1 else {name: (name,) for name in lora.TARGETS}
 
 
-def base_layout(params: dict, mesh: jax.sharding.Mesh, *, dtype, owned: bool = False) -> dict:
+def base_layout(params: dict, cfg: ModelConfig, mesh: jax.sharding.Mesh, *, dtype, owned: bool = False) -> dict:
     """A copy of weights without adapters, in the compute dtype, the head as [D, V]; int8 stays int8.
 
     Args:
-      params: training layout.
-      mesh: of the weights.
+      params: training layout; its mesh may be another one of the same devices, and no other mesh may be set.
+      cfg: the model.
+      mesh: of the copy.
       dtype: compute dtype.
       owned: no other code needs the layers of `params`: each kernel is freed as soon as it is copied.
     """
-    stacks, layers = dict(params['layers']), tuple({} for _ in range(len(params['layers']['q'])))
-    for name, kernels in matrices(mesh).items():
-        for suffix in ('', '_scale', '_bias'):
-            if f'{kernels[0]}{suffix}' in stacks:
-                _hand_over(layers, f'{name}{suffix}', [stacks.pop(f'{k}{suffix}') for k in kernels], dtype, owned)
-    for name, stack in stacks.items():  # norms, experts
-        _hand_over(layers, name, [stack], jnp.float32 if name == 'router' else dtype, owned)
-    flat = {name: _cast(w, dtype) for name, w in params.items() if name != 'layers'}
-    return {**flat, 'layers': layers, 'head': _cast(transformer.head(params), dtype)}
-
-
-def _hand_over(layers: tuple[dict, ...], name: str, stacks: list[jax.Array], dtype, owned: bool):
-    for i, layer in enumerate(layers):
-        layer[name] = _fused(stacks, i, dtype)
-    if owned:
-        for stack in stacks:
+    stacks, layers = dict(params['layers']), tuple({} for _ in range(cfg.num_layers))
+    kernels = {f'{name}{end}': [f'{k}{end}' for k in own] for name, own in matrices(mesh).items() for end in ENDS}
+    parts = {name: [stacks.pop(k) for k in own] for name, own in kernels.items() if own[0] in stacks}
+    for name, own in (parts | {name: [stack] for name, stack in stacks.items()}).items():  # those left: norms, experts
+        for i, layer in enumerate(layers):
+            made = _fused(own, i, jnp.float32 if name == 'router' else dtype)
+            layer[name] = jax.device_put(made, _place(cfg, mesh, name))
+        for stack in own if owned else ():
             stack.delete()
+    flat = {'head': transformer.head(params)} | {name: w for name, w in params.items() if name != 'layers'}
+    flat = {name: jax.device_put(_cast(w, dtype), _place(cfg, mesh, name)) for name, w in flat.items()}
+    return flat | {'layers': layers}
+
+
+def _place(cfg: ModelConfig, mesh: jax.sharding.Mesh, name: str) -> NamedSharding:
+    """The sharding of an array of a layer, or outside the layers."""
+    layout, (matrix, _, part) = transformer.layout(cfg), name.partition('_lora_')
+    axes = {'head': layout['embed'].axes[::-1]} | {name: p.axes for name, p in layout.items() if name != 'layers'}
+    axes |= {name: p.axes[1:] for name, p in layout['layers'].items()}
+    stem = matrix.removesuffix('_bias').removesuffix('_scale')
+    first = matrices(mesh).get(stem, (stem,))[0]
+    *before, out = axes[first + '_bias' * matrix.endswith('_bias')]
+    if matrix.endswith('_scale'):  # one for each output
+        before.pop()
+    return sharding.named(mesh, *{'': (*before, out), 'a': (*before, None), 'b': (None, out)}[part])
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -88,6 +99,7 @@ def with_adapters(base: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: 
     if not any(adapters):
         return base
     made = [_beside(adapters, i, cfg, tuple(matrices(mesh).items()), dtype) for i in range(cfg.num_layers)]
+    made = [{name: jax.device_put(w, _place(cfg, mesh, name)) for name, w in own.items()} for own in made]
     roles = _roles(adapters, matrices(mesh)) if len(adapters) > 1 else {}  # with one role every row uses every column
     return {**base, 'layers': tuple(layer | own | roles for layer, own in zip(base['layers'], made, strict=True))}
 
@@ -136,28 +148,15 @@ def abstract(params: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: jax
     """The result of base_layout and with_adapters for abstract weights."""
 
     def made(params, adapters):
-        return with_adapters(base_layout(params, mesh, dtype=dtype), adapters, cfg, mesh, dtype=dtype)
+        return with_adapters(base_layout(params, cfg, mesh, dtype=dtype), adapters, cfg, mesh, dtype=dtype)
 
-    def placed(array, *axes):
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+    def placed(name: str, array):
+        place = None if name.endswith('_lora_role') else _place(cfg, mesh, name)  # roles come from the host
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
-    def spec(name: str) -> tuple:
-        matrix, lora_, part = name.partition('_lora_')
-        for fused, (first, *_) in matrices(mesh).items():
-            if matrix == fused and lora_:
-                row, column = params['layers'][first].sharding.spec[1:]
-                return (row, None) if part == 'a' else (None, column)
-            if matrix.removesuffix('_bias').removesuffix('_scale') == fused:
-                return params['layers'][matrix.replace(fused, first)].sharding.spec[1:]
-        return params['layers'][name].sharding.spec[1:]
-
-    whole, embed = jax.eval_shape(made, params, adapters), params['embed'].sharding.spec
-    flat = {name: placed(whole[name], *params[name].sharding.spec) for name in params if name != 'layers'}
-    layers = tuple(
-        {name: w if name.endswith('_lora_role') else placed(w, *spec(name)) for name, w in layer.items()}
-        for layer in whole['layers']
-    )
-    return {'head': placed(whole['head'], *embed[::-1]), **flat, 'layers': layers}
+    whole = jax.eval_shape(made, params, adapters)
+    layers = tuple({name: placed(name, array) for name, array in layer.items()} for layer in whole.pop('layers'))
+    return {name: placed(name, array) for name, array in whole.items()} | {'layers': layers}
 
 
 class Weights:
@@ -185,10 +184,9 @@ class Weights:
     def load(self, role: int, params: dict, owned: bool):
         """Copies a role's weights and its adapter; with several roles the base is copied once, and may come later."""
         self.unload(role)  # before the new copy is made
-        with jax.set_mesh(self._mesh):
-            base, self._adapters[role] = split_adapter(lora.merged(params) if self._merges else params)
-            if self._base is None and 'embed' in base:
-                self._base = base_layout(base, self._mesh, dtype=self._dtype, owned=owned)
+        base, self._adapters[role] = split_adapter(lora.merged(params) if self._merges else params)
+        if self._base is None and 'embed' in base:
+            self._base = base_layout(base, self._cfg, self._mesh, dtype=self._dtype, owned=owned)
 
     def unload(self, role: int):
         """Frees a role's weights, except a base that roles share."""

@@ -20,7 +20,7 @@ from zerosearch_jax.plan import compiled, programs, schedule
 from zerosearch_jax.plan.hardware import REACHED, Hardware
 from zerosearch_jax.plan.schedule import Workload
 from zerosearch_jax.rollout.config import RolloutConfig
-from zerosearch_jax.train.config import Config, with_copy
+from zerosearch_jax.train.config import Config, share_base, with_copy
 from zerosearch_jax.weights import download
 
 RESERVE = 0.08  # of a device's memory, for what no program accounts for: the runtime, fragments, collectives' buffers
@@ -56,6 +56,7 @@ class Plan:
     trajectories: int  # in a step
     times: Mapping[str, float]  # how often a step runs each program
     mesh: tuple[int, ...]  # data, fsdp, tensor
+    meshes: Mapping[str, tuple[int, ...]]  # {engine: the same, of the mesh on which it generates}
     compiler: str
     memory: int  # bytes of a device
 
@@ -82,9 +83,13 @@ class Plan:
     def usable(self) -> int:
         return int(self.memory * (1 - RESERVE))
 
+    def _parts(self, engine: str) -> int:
+        """Parts of the mesh over which an engine's slots are split."""
+        return math.prod(self.meshes[engine][:2])
+
     def slots_that_fit(self, engine: str) -> int:
         """The most slots of one engine if only its cache grows; equally many on each part of the mesh."""
-        parts, name = self.mesh[0] * self.mesh[1], f'{engine} cache'
+        parts, name = self._parts(engine), f'{engine} cache'
         beside = [need for need in self.needs if name in self.resident or need.name.split(':')[0] in self.slots]
         room = self.usable - max(map(self.peak_of, beside))
         share = room / (self.resident | self.generating)[name]
@@ -92,7 +97,7 @@ class Plan:
 
     def useful_slots(self, engine: str) -> int:
         """The most slots that fit and that all trajectories, in all roles of the engine, can use."""
-        parts = self.mesh[0] * self.mesh[1]
+        parts = self._parts(engine)
         return min(self.slots_that_fit(engine), -(-self.trajectories // parts) * parts * len(engine.split(' and ')))
 
     @property
@@ -110,18 +115,18 @@ def plan(cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Wo
     work = work or Workload.of(cfg)
     loads = _loads(cfg, run, work)
     needs, cache = [], download.cache_dir() / 'plans'
-    with jax.set_mesh(run.mesh):
-        for program in run.programs:
-            progress.log(f'compiling {program.name}')
+    for program in run.programs:
+        progress.log(f'compiling {program.name}')
+        with jax.set_mesh(mesh := run.mesh_of(program)):
             lowered = program.traced.lower()
-            made = compiled.measure(lowered, run.mesh, f'{compiler} {hardware}', cache, program.turns)
-            arguments = max(made.arguments, program.arguments)  # of a refused program the compiler reports none
-            engine = program.name.split(':')[0]
-            read = _written(loads[engine], run, engine) if engine in loads else 1.0
-            seconds = _least(program, made, read, hardware, run.mesh.size)
-            expected = _expected(made, program.cached * (1 - read), seconds, hardware, 'stand-in' in compiler)
-            sizes = arguments, arguments - program.arguments, made.own
-            needs.append(ProgramCost(program.name, *sizes, made.refused, seconds, expected, made.received))
+            made = compiled.measure(lowered, mesh, f'{compiler} {hardware}', cache, program.turns)
+        arguments = max(made.arguments, program.arguments)  # of a refused program the compiler reports none
+        engine = program.name.split(':')[0]
+        read = _written(loads[engine], run, engine) if engine in loads else 1.0
+        seconds = _least(program, made, read, hardware, mesh.size)
+        expected = _expected(made, program.cached * (1 - read), seconds, hardware, 'stand-in' in compiler)
+        sizes = arguments, arguments - program.arguments, made.own
+        needs.append(ProgramCost(program.name, *sizes, made.refused, seconds, expected, made.received))
     return Plan(
         run.resident,
         run.generating,
@@ -131,6 +136,7 @@ def plan(cfg: Config, hardware: Hardware, devices: list, compiler: str, work: Wo
         cfg.rollout.questions * cfg.rollout.group,
         _times(cfg, loads, work),
         run.mesh.devices.shape,
+        {name: mesh.devices.shape for name, mesh in run.meshes.items()},
         compiler,
         hardware.memory,
     )
@@ -214,9 +220,9 @@ def _times(cfg: Config, loads: Mapping[str, Mapping[str, int]], work: Workload) 
 # the fields that a plan depends on, except models, KL and algorithm; it depends on no other section
 READ = {
     'policy': ('lora_rank', 'dtype'),
-    'simulator': ('kind', 'dtype', 'weights', 'prompt_tokens', 'max_tokens', 'slots', 'cache_gib'),
+    'simulator': ('kind', 'dtype', 'weights', 'prompt_tokens', 'max_tokens', 'slots', 'mesh', 'cache_gib'),
     # budgets and sampling
-    'rollout': tuple(f.name for f in dataclasses.fields(RolloutConfig) if f.type in (int, float)),
+    'rollout': ('mesh', *(f.name for f in dataclasses.fields(RolloutConfig) if f.type in (int, float))),
     'rl': (
         *('row_length', 'rows_per_micro', 'remat', 'chunk', 'epochs', 'minibatch', 'deepest'),
         *('entropy', 'old_logprobs', 'importance_cap'),
@@ -260,19 +266,36 @@ def suggest(
 ) -> Iterator[tuple[Config, Plan]]:
     """Plans that fit on other meshes, with fewer rows a micro-batch and, if that fits, a slot for every trajectory.
 
-    The weights are split over all devices, along heads and vocabulary over `tensor` of them.
+    The weights are split over all devices, along heads and vocabulary over `tensor` of them; while models generate, in
+    the same way, or as `generation_meshes` says.
     """
     policy, most = programs.model_config(cfg.policy.model), cfg.rollout.questions * cfg.rollout.group
-    for tensor, remat in itertools.product((1, 2, 4, 8), dict.fromkeys((cfg.rl.remat, 'full'))):
+    apart = (), generation_meshes(cfg, hardware.count)
+    for tensor, remat, meshes in itertools.product((1, 2, 4, 8), dict.fromkeys((cfg.rl.remat, 'full')), apart):
         fsdp = hardware.count // tensor
         if hardware.count % tensor or policy.num_heads % tensor or policy.hidden_size % fsdp:
             continue
         for slots in dict.fromkeys(((most, most), (cfg.rollout.slots, cfg.simulator.slots))):
             changed = _on_mesh(cfg, (1, fsdp, tensor), slots, rows_per_micro=fsdp, remat=remat)
+            changed = _generating_on(changed, *meshes)
             made = plan(changed, hardware, devices, compiler, work)
             if made.fits:
                 yield changed, made
                 break
+
+
+def generation_meshes(cfg: Config, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Meshes for rollout.mesh and simulator.mesh with few collectives: every device has the whole policy for its own
+    trajectories, and the simulator is split along its heads."""
+    if cfg.simulator.kind != 'model' or share_base(with_copy(cfg)):
+        return (count, 1, 1), ()
+    tensor = math.gcd(count, programs.model_config(cfg.simulator.model).num_heads)
+    return (count, 1, 1), (count // tensor, 1, tensor)
+
+
+def _generating_on(cfg: Config, policy: tuple[int, ...] = (), simulator: tuple[int, ...] = ()) -> Config:
+    rollout = dataclasses.replace(cfg.rollout, mesh=policy)
+    return dataclasses.replace(cfg, rollout=rollout, simulator=dataclasses.replace(cfg.simulator, mesh=simulator))
 
 
 def fitted(cfg: Config, hardware: Hardware) -> Config:
@@ -301,12 +324,17 @@ def _on_mesh(cfg: Config, mesh: tuple[int, int, int], slots: tuple[int, int], **
 
 def options(changed: Config, cfg: Config) -> str:
     """The command line that turns `cfg` into `changed`."""
-    said = ['--config.mesh=' + ','.join(map(str, changed.mesh))]
-    for section, name in (('rl', 'rows_per_micro'), ('rl', 'remat'), ('rollout', 'slots'), ('simulator', 'slots')):
+    said = ['--config.mesh=' + _listed(changed.mesh)]
+    engines = itertools.product(('rollout', 'simulator'), ('slots', 'mesh'))
+    for section, name in (('rl', 'rows_per_micro'), ('rl', 'remat'), *engines):
         new, old = (getattr(getattr(c, section), name) for c in (changed, cfg))
         if new != old:
-            said.append(f'--config.{section}.{name}={new}')
+            said.append(f'--config.{section}.{name}={_listed(new) if name == "mesh" else new}')
     return ' '.join(said)
+
+
+def _listed(mesh: tuple[int, ...]) -> str:
+    return ','.join(map(str, mesh))
 
 
 # ---------------------------------------------------------------- hours and prices

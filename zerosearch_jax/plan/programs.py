@@ -59,7 +59,12 @@ class Run:
     engines: Mapping[str, Mapping[str, int]]  # {engine: {role: slots}}
     capacity: Mapping[str, int]  # {engine: tokens of a slot}
     extends: Mapping[str, Extend]  # {engine: the largest prefill call}
+    meshes: Mapping[str, jax.sharding.Mesh]  # {engine: on which it generates}
     mesh: jax.sharding.Mesh
+
+    def mesh_of(self, program: Program) -> jax.sharding.Mesh:
+        """The mesh of a program."""
+        return self.meshes.get(program.name.split(':')[0], self.mesh)
 
     @property
     def slots(self) -> dict[str, int]:
@@ -102,21 +107,22 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
     resident = {'policy': size(trained) + size(frozen), 'optimizer': size(train_state.opt_state)}
     learner = _Learner(cfg, policy, trained, frozen, train_state, mesh)
     critic = learner.critic_state(whole) if cfg.rl.has_critic else None
-    programs, engines, capacity, extends, generating = [], {}, {}, {}, {}
-    with jax.set_mesh(mesh):  # compile-only devices: nothing may be computed here, only traced
-        for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
+    programs, engines, capacity, extends, generating, meshes = [], {}, {}, {}, {}, {}
+    for role in _roles(cfg, policy, lora.combine(frozen, trained), mesh):
+        with jax.set_mesh(role.mesh):  # compile-only devices: nothing may be computed here, only traced
             slots = sum(role.slots.values())
-            cache = kv.abstract(role.model, mesh, slots, rounded_capacity(role.tokens), role.dtype)
+            cache = kv.abstract(role.model, role.mesh, slots, rounded_capacity(role.tokens), role.dtype)
             if role.name == 'policy' or cfg.simulator.kind == 'self':
                 generating['policy to generate with'] = size(role.params)
             else:  # a base that both roles share stays in memory during updates
                 resident[role.name] = size(role.params)
             (resident if role.name == 'simulator' else generating)[f'{role.name} cache'] = size(cache)
-            compiled = shapes(mesh, max(role.slots.values()), cache.capacity)
-            programs += _generation(role, cache, compiled, cfg, mesh)
-            engines[role.name], capacity[role.name] = role.slots, cache.capacity
-            parts = sharding.shard_count('batch', mesh)
+            compiled = shapes(role.mesh, max(role.slots.values()), cache.capacity)
+            programs += _generation(role, cache, compiled, cfg)
+            engines[role.name], capacity[role.name], meshes[role.name] = role.slots, cache.capacity, role.mesh
+            parts = sharding.shard_count('batch', role.mesh)
             extends[role.name] = Extend(parts * compiled.extend[-1][0], compiled.width)
+    with jax.set_mesh(mesh):
         if cfg.rl.kl:
             reference = cast(trained, cfg.policy.dtype)
             resident['reference'] = size(reference)
@@ -130,7 +136,7 @@ def run_programs(cfg: Config, mesh: jax.sharding.Mesh) -> Run:
             kept, more = learner.critic(*critic)
             resident['critic'] = kept
             programs += more
-    return Run(resident, generating, tuple(programs), engines, capacity, extends, mesh)
+    return Run(resident, generating, tuple(programs), engines, capacity, extends, meshes, mesh)
 
 
 def abstract_state(layout: dict, tx, mesh: jax.sharding.Mesh) -> tuple[state.TrainState, state.TrainState]:
@@ -160,6 +166,7 @@ class _Role(NamedTuple):
 
     name: str
     model: ModelConfig
+    mesh: jax.sharding.Mesh
     params: dict
     slots: Mapping[str, int]  # {role: slots}
     tokens: int  # of a slot
@@ -173,43 +180,43 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
     tokens = {'policy': own.prompt_tokens + own.response_tokens, 'simulator': sim.prompt_tokens + sim.max_tokens}
     shared, trajectories = share_base(cfg), own.questions * own.group
 
-    def role(name: str, model: ModelConfig, weights: dict, dtype: str, **more) -> _Role:
+    def role(name: str, model: ModelConfig, place, weights: dict, dtype: str, **more) -> _Role:
         longest = max(tokens.values()) if shared else tokens[name]
         wanted = {'policy': own, 'simulator': sim} if shared else {name: own if name == 'policy' else sim}
-        slots = {who: _slots(each, trajectories, model, mesh, longest, dtype) for who, each in wanted.items()}
+        slots = {who: _slots(each, trajectories, model, place, longest, dtype) for who, each in wanted.items()}
         base, adapter = serving.split_adapter(weights)
         count = 1 if sim.kind == 'self' else len(slots)  # of adapters
-        made = serving.Weights(model, mesh, count, dtype).abstract(base, [adapter] * count)
-        return _Role(' and '.join(slots), model, made, slots, longest, dtype, **more)
+        made = serving.Weights(model, place, count, dtype).abstract(base, [adapter] * count)
+        return _Role(' and '.join(slots), model, place, made, slots, longest, dtype, **more)
 
     stops = {'strings': protocol.GRAMMARS[own.grammar].stops, 'truncation': Truncation(top_p=own.top_p)}
-    yield role('policy', policy, params, cfg.policy.dtype, **stops)
+    yield role('policy', policy, sharding.regrouped(mesh, own.mesh), params, cfg.policy.dtype, **stops)
     if sim.kind == 'model' and not shared:
-        model = model_config(sim.model)
-        weights = sharding.abstract(transformer.layout(model), mesh)
-        yield role('simulator', model, weights, sim.dtype, strings=(), truncation=FULL_SUPPORT)
+        model, place = model_config(sim.model), sharding.regrouped(mesh, sim.mesh)
+        weights = sharding.abstract(transformer.layout(model), place)
+        yield role('simulator', model, place, weights, sim.dtype, strings=(), truncation=FULL_SUPPORT)
 
 
 def _slots(wanted, most: int, model: ModelConfig, mesh, longest: int, dtype: str) -> int:
     """The configured number of slots, as far as it fits, else `most`; a multiple of the mesh's parts."""
     parts = sharding.shard_count('batch', mesh)
-    slots = wanted.slots or -(-most // parts) * parts
+    slots = -(-(wanted.slots or most) // parts) * parts
     if not wanted.cache_gib:
         return slots
     return min(slots, slots_that_fit(int(wanted.cache_gib * 2**30), model, mesh, longest, dtype))
 
 
-def _generation(role: _Role, cache: kv.KVCache, shapes: Shapes, cfg: Config, mesh) -> Iterator[Program]:
+def _generation(role: _Role, cache: kv.KVCache, shapes: Shapes, cfg: Config) -> Iterator[Program]:
     """The largest call of the engine for prefill (of prompts and observations) and for decode."""
     steps, slots = cfg.rollout.decode_steps, sum(role.slots.values())
     stops = stop.compile_table(role.strings, [b''] * role.model.vocab_size)
     sampling = {'steps': steps, 'eos_ids': (0,), 'first_accept': stops.first_accept, 'truncation': role.truncation}
     common = {'cfg': role.model, 'dtype': role.dtype}
-    calls = ahead.calls(role.params, cache, stops.table, shapes, slots, mesh, common, sampling)
+    calls = ahead.calls(role.params, cache, stops.table, shapes, slots, role.mesh, common, sampling)
     largest = {call.function: call for call in calls}
     arguments, weights = size(role.params) + size(cache), size({**role.params, 'embed': ()})
     extend, decode = (largest[f].function.trace(*largest[f].arguments, **largest[f].options) for f in GENERATION)
-    read = size(cache) * shapes.extend[-1][0] * sharding.shard_count('batch', mesh) / slots
+    read = size(cache) * shapes.extend[-1][0] * sharding.shard_count('batch', role.mesh) / slots
     yield Program(f'{role.name}: prefill', extend, arguments, weights + read)
     yield Program(f'{role.name}: decode', decode, arguments, steps * weights, steps, steps * size(cache))
 

@@ -1,16 +1,19 @@
 """Prints a plan: a table of its programs, whether it fits, how long it takes, what limits it and what to change."""
 
+import math
 from collections.abc import Iterator
 
 from zerosearch_jax.plan.hardware import Hardware
-from zerosearch_jax.plan.planner import RESERVE, Plan, ProgramCost, dollars, expected_seconds
+from zerosearch_jax.plan.planner import RESERVE, Plan, ProgramCost, dollars, expected_seconds, generation_meshes
 from zerosearch_jax.plan.schedule import Workload
 from zerosearch_jax.train.config import Config
 
 
 def table(made: Plan, hardware: Hardware, cfg: Config, work: Workload) -> str:
     """The plan as Markdown, with its verdict."""
-    shape = 'x'.join(map(str, made.mesh))
+    shape, *others = ('x'.join(map(str, mesh)) for mesh in (made.mesh, *made.meshes.values()))
+    apart = [f'{engine} on {other}' for engine, other in zip(made.meshes, others, strict=True) if other != shape]
+    shape += f' ({", ".join(apart)})' * bool(apart)
     lines = [
         f'{cfg.policy.model} on {hardware}, mesh {shape}, by {made.compiler}; GiB of each device',
         '',
@@ -135,6 +138,10 @@ def _remedy(made: Plan, cfg: Config, engine: str, part: str) -> str:
             return f'{said}; more slots cost little and need fewer calls: set {slots}'
         if rows < slots / 2:
             return f'{said}; a larger rollout.questions costs little more'
+        section = {'simulator': 'simulator'}.get(engine, 'rollout')
+        better = dict(zip(('rollout', 'simulator'), generation_meshes(cfg, math.prod(made.mesh)), strict=True))[section]
+        if part in ('links', 'collectives') and better not in ((), made.meshes[engine]):
+            return f'{said}; {section}.mesh={",".join(map(str, better))} has fewer, if the weights fit'
     if part in ('links', 'collectives'):
         return 'a mesh with fewer parts along fsdp and more along data has fewer, if the weights fit'
     if part == 'arithmetic' and cfg.rl.remats[0] != 'none':

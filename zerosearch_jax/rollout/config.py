@@ -29,6 +29,7 @@ class RolloutConfig:
     # episodes that run at once, rounded up to a multiple of data x fsdp; 0: all of a step, or as many as fit with their
     # cache into a third of an accelerator's memory
     slots: int = 0
+    mesh: tuple[int, ...] = ()  # sizes of the mesh on which the policy generates; (): config.mesh
     cache_gib: float = 0.0  # GiB of a device's memory for their cache: fewer slots if not all fit; 0: no limit
     decode_steps: int = 16  # tokens that one call of the engine decodes
 

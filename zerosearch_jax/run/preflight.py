@@ -7,6 +7,7 @@ import jax
 
 from zerosearch_jax import pretrained, progress, sharding
 from zerosearch_jax.data.rows import require_source
+from zerosearch_jax.models import transformer
 from zerosearch_jax.run import trained
 from zerosearch_jax.search import remote
 from zerosearch_jax.search.remote import EngineConfig
@@ -70,12 +71,22 @@ def check(
                     raise kind(f'config.{name}.{field}: {error}') from error
     for name, section in models.items():
         check_adapter(name, section)
+    if simulator and simulator.kind == 'model':
+        _check_split('simulator', simulator.model, sharding.regrouped(sharding.make_mesh(mesh), simulator.mesh))
     if simulator and simulator.kind in ('model', 'self', 'endpoint'):
         _check_wording(simulator)
     if engine:
         remote.probe(engine)
     if simulator:
         load.probe(simulator, endpoint)
+
+
+def _check_split(name: str, model: str, mesh: jax.sharding.Mesh):
+    """Refuses a mesh that does not divide a model's weights, before other models are loaded."""
+    try:
+        sharding.shardings(transformer.layout(pretrained.open_model(model).cfg), mesh)
+    except ValueError as error:
+        raise ValueError(f'config.{name}.model on mesh {mesh.devices.shape}: {error}') from error
 
 
 def check_adapter(name: str, section):

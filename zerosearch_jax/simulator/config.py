@@ -34,6 +34,7 @@ class SimulatorConfig:
     attempts: int = 3  # the most generations before the search counts as failed
     verify: bool = False  # whether documents that contradict their label are written again, within the same attempts
     slots: int = 0  # requests that it answers at once; 0: as many as config.rollout has episodes
+    mesh: tuple[int, ...] = ()  # as config.rollout.mesh, which is used instead if one engine serves both
     cache_gib: float = 0.0  # as config.rollout.cache_gib, which is used instead if one engine serves both
     remember: str = ''  # file of written documents, by all that they depend on; '': documents are always written anew
 

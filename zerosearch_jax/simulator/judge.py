@@ -32,6 +32,7 @@ class JudgeConfig:
     max_tokens: int = 8
     temperature: float = 0.0
     slots: int = 16
+    mesh: tuple[int, ...] = ()
     cache_gib: float = 0.0
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from zerosearch_jax import pretrained
+from zerosearch_jax import pretrained, sharding
 from zerosearch_jax.data.rows import Passage
 from zerosearch_jax.generate import capacity
 from zerosearch_jax.generate.engine import Engine
@@ -61,7 +61,7 @@ def open_simulator(
     Args:
       cfg: the simulator.
       endpoint: the server of a served model.
-      mesh: of our models.
+      mesh: whose devices our models use.
       decode_steps: tokens that one call of the engine decodes.
       slots: of a model of ours, if `cfg` has 0.
       corpus: opens the corpus of an oracle: (a search in it, its passages).
@@ -161,6 +161,7 @@ def open_writer(
             arguments=arguments,
         )
     name, model = loaded or ('', None)
+    mesh = sharding.regrouped(mesh, cfg.mesh)
     sampling = {'max_tokens': cfg.max_tokens, 'temperature': cfg.temperature, 'arguments': arguments}
     write = functools.partial(EngineWriter, prompt_tokens=cfg.prompt_tokens, **sampling)
     if cfg.kind == 'self':
@@ -176,9 +177,7 @@ def open_writer(
         engine.load(lora.combine(params, adapter))
         return write(engine, model.tokenizer)
     params = lora.combine(params, adapter)
-    if cfg.weights == 'int8':
-        with jax.set_mesh(mesh):
-            params = quant.quantize(params)
+    params = quant.quantize(params) if cfg.weights == 'int8' else params
     (engine,) = pretrained.open_engines(
         model,
         mesh,

@@ -131,7 +131,8 @@ def _misfits(run: Config, devices: list) -> Iterator[str]:
     if own.max_turns and (least := 2 * own.turn_tokens + own.observation_tokens) > own.response_tokens:
         yield f'config.rollout.response_tokens = {own.response_tokens}, but a search and an answer need up to {least}'
     try:
-        data, fsdp, tensor = shape = sharding.make_mesh(run.mesh, devices).devices.shape
+        whole = sharding.make_mesh(run.mesh, devices)
+        engines = {'policy': sharding.regrouped(whole, own.mesh), 'simulator': sharding.regrouped(whole, sim.mesh)}
     except ValueError as error:
         yield str(error)
         return
@@ -139,9 +140,11 @@ def _misfits(run: Config, devices: list) -> Iterator[str]:
         model = programs.model_config((run.policy if sim.kind == 'self' else getattr(run, name)).model)
         if longest > model.max_position:
             yield f'config.{name}.model has {model.max_position} positions, but prompt and response may have {longest}'
-        if model.hidden_size % fsdp or model.num_heads % tensor:
-            wide = f'{model.hidden_size} wide with {model.num_heads} heads'
-            yield f'config.mesh = {shape} does not divide config.{name}.model, {wide}'
+        for shape in dict.fromkeys((engines[name].devices.shape, whole.devices.shape)):
+            if model.hidden_size % shape[1] or model.num_heads % shape[2]:
+                wide = f'{model.hidden_size} wide with {model.num_heads} heads'
+                yield f'mesh {shape} does not divide config.{name}.model, {wide}'
+    data, fsdp, _ = whole.devices.shape
     if run.rl.rows_per_micro % (data * fsdp):
         yield f'config.rl.rows_per_micro = {run.rl.rows_per_micro} is not a multiple of data x fsdp = {data * fsdp}'
 

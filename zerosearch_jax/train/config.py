@@ -120,6 +120,10 @@ class Config:
             )
         if (self.simulator.kind == 'none') != (self.rollout.max_turns == 0):
             raise ValueError("config.simulator.kind = 'none' and config.rollout.max_turns = 0 go together: no search")
+        if self.simulator.mesh and share_base(with_copy(self)):
+            raise ValueError(
+                'config.simulator.mesh: one engine serves policy and simulator; set config.rollout.mesh instead'
+            )
         longest = self.rollout.prompt_tokens + self.rollout.response_tokens
         if longest > self.rl.row_length:
             raise ValueError(
