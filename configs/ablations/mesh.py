@@ -21,4 +21,5 @@ def get_config(preset=''):
     base.optimizer.learning_rate = 0.01  # random weights earn no reward, but entropy changes them
     base.evaluation.questions = 0
     variants = {'x'.join(map(str, mesh)): {'mesh': mesh} for mesh in MESHES}
+    variants['1x8x1_8x1x1'] = {'mesh': (1, 8, 1), 'rollout': {'mesh': (8, 1, 1)}}  # the latter generates
     return ConfigDict({'base': base, 'baseline': '1x1x1', 'variants': variants, 'seeds': (0,)})

@@ -609,9 +609,11 @@ def test_a_sentence_says_what_binds_and_what_to_change():
     assert bound('memory', trajectories=8, rows=3).endswith(
         'bytes of memory: 3 of 8 slots decode in a call; a larger rollout.questions costs little more.'
     )
-    assert bound('collectives', trajectories=8).endswith('; rollout.mesh=8,1,1 has fewer, if the weights fit.')
+    assert bound('collectives', trajectories=8).endswith(
+        '; 98% of its time is exchange, rollout.mesh=8,1,1 has less, if it fits.'
+    )
     simulator = bound('links', 'simulator: decode', trajectories=8)
-    assert simulator.endswith('; simulator.mesh=2,1,4 has fewer, if the weights fit.')  # it has four heads
+    assert simulator.endswith('simulator.mesh=2,1,4 has less, if it fits.')  # it has four heads
     assert 'a mesh with fewer parts along fsdp' in bound('collectives', 'update')
     assert 'rl.remat=dots' in bound('arithmetic', 'update', remat='full')
     assert 'more devices' in bound('arithmetic', 'update')

@@ -3,6 +3,7 @@
 No accelerator is needed, only its compiler: `pip install -e '.[test,cuda]'`, `'.[test,tpu]'`, or both. Minutes each.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -95,6 +96,34 @@ def test_the_published_runs_fit(name):
         assert peak < CASES[name].gib * 2**30, (program.name, peak / 2**30)
 
 
+def activations(model, rows, mesh):
+    """Bytes of activations that a decode step moves to each device."""
+    width, kv = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
+    _, fsdp, tensor = mesh
+    layer = (2 * (width + kv + 2 * model.mlp_size) + width) / tensor + 2 * 2 * 2 * 2  # all-reduces count twice
+    along_fsdp = 2 * (1 - 1 / fsdp) * (model.num_layers * layer + 2 * 2 * model.vocab_size / tensor)
+    return rows * (along_fsdp + 2 * (1 - 1 / tensor) * model.num_layers * 2 * 2 * model.hidden_size / fsdp)
+
+
+def test_on_meshes_to_generate_on_the_policy_moves_nothing_and_the_simulator_two_sums_a_layer():
+    cfg, whole = run('3b on 8 A100s')
+    rollout = dataclasses.replace(cfg.rollout, mesh=(8, 1, 1))
+    cfg = dataclasses.replace(cfg, rollout=rollout, simulator=dataclasses.replace(cfg.simulator, mesh=(1, 1, 8)))
+    own, received, sums = programs.run_programs(cfg, whole.mesh), {}, {}
+    for program in own.programs:
+        if program.name.endswith('decode'):
+            with jax.set_mesh(mesh := own.mesh_of(program)):
+                found = compiled.collectives(program.traced.lower().compile().as_text(), mesh)
+            received[program.name] = sum(one.times * one.received for one in found)
+            sums[program.name] = sum(one.times for one in found if 'while/body' in one.operation)
+    model, steps = programs.model_config(cfg.simulator.model), cfg.rollout.decode_steps
+    assert received['policy: decode'] < own.slots['policy'] * steps * 16  # what was sampled, for the host
+    logits = own.slots['simulator'] * 2 * (1 - 1 / 8) * model.vocab_size  # gathered, so that every device samples
+    expected = (activations(model, own.slots['simulator'], (1, 1, 8)) + logits) * steps
+    assert expected / 2 < received['simulator: decode'] < 1.1 * expected
+    assert sums['policy: decode'] == 0 and sums['simulator: decode'] <= 2.2 * model.num_layers * steps, sums
+
+
 @pytest.mark.parametrize('role', ['policy', 'simulator'])
 @pytest.mark.parametrize('name', CASES)
 def test_a_decode_step_moves_activations_alone(name, role):
@@ -104,13 +133,7 @@ def test_a_decode_step_moves_activations_alone(name, role):
     """
     cfg, whole = run(name)
     model = programs.model_config(getattr(cfg, role).model)
-    rows, width = whole.slots[role], model.num_heads * model.head_dim
-    kv = 2 * model.num_kv_heads * model.head_dim
-    _, fsdp, tensor = cfg.mesh
-    layer = (2 * (width + kv + 2 * model.mlp_size) + width) / tensor + 2 * 2 * 2 * 2  # all-reduces count twice
-    expected = rows * 2 * (1 - 1 / fsdp) * (model.num_layers * layer + 2 * 2 * model.vocab_size / tensor)
-    expected += rows * 2 * (1 - 1 / tensor) * model.num_layers * 2 * 2 * model.hidden_size / fsdp
-    expected *= cfg.rollout.decode_steps  # of a call
+    expected = activations(model, whole.slots[role], cfg.mesh) * cfg.rollout.decode_steps  # of a call
     found = moved(name, f'{role}: decode')
     assert {one.axes for one in found} == {axis for axis in ('fsdp', 'tensor') if whole.mesh.shape[axis] > 1}
     assert sum(one.times * one.received for one in found) < 1.1 * expected

@@ -324,16 +324,16 @@ def _on_mesh(cfg: Config, mesh: tuple[int, int, int], slots: tuple[int, int], **
 
 def options(changed: Config, cfg: Config) -> str:
     """The command line that turns `cfg` into `changed`."""
-    said = ['--config.mesh=' + _listed(changed.mesh)]
+    said = ['--config.mesh=' + listed(changed.mesh)]
     engines = itertools.product(('rollout', 'simulator'), ('slots', 'mesh'))
     for section, name in (('rl', 'rows_per_micro'), ('rl', 'remat'), *engines):
         new, old = (getattr(getattr(c, section), name) for c in (changed, cfg))
         if new != old:
-            said.append(f'--config.{section}.{name}={_listed(new) if name == "mesh" else new}')
+            said.append(f'--config.{section}.{name}={listed(new) if name == "mesh" else new}')
     return ' '.join(said)
 
 
-def _listed(mesh: tuple[int, ...]) -> str:
+def listed(mesh: tuple[int, ...]) -> str:
     return ','.join(map(str, mesh))
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from zerosearch_jax.plan.hardware import Hardware
-from zerosearch_jax.plan.planner import RESERVE, Plan, ProgramCost, dollars, expected_seconds, generation_meshes
+from zerosearch_jax.plan.planner import RESERVE, Plan, ProgramCost, dollars, expected_seconds, generation_meshes, listed
 from zerosearch_jax.plan.schedule import Workload
 from zerosearch_jax.train.config import Config
 
@@ -107,6 +107,7 @@ def advice(made: Plan, cfg: Config) -> Iterator[str]:
     yield f'more devices (mesh={data},{2 * fsdp},{tensor})'
 
 
+MOVING = 0.2  # share of a program's time from which another mesh to generate on is proposed
 BOUND = {  # parts of ProgramCost.expected
     'arithmetic': 'arithmetic',
     'memory': 'bytes of memory',
@@ -122,10 +123,10 @@ def binding(made: Plan, cfg: Config) -> str:
     need = max(made.needs, key=lambda need: total[need.name])
     part = max(need.expected, key=need.expected.get)
     engine, share = need.name.split(':')[0], total[need.name] / sum(total.values())
-    return f'{share:.0%} of a step is {need.name}, limited by {BOUND[part]}: {_remedy(made, cfg, engine, part)}.'
+    return f'{share:.0%} of a step is {need.name}, limited by {BOUND[part]}: {_remedy(made, cfg, engine, need, part)}.'
 
 
-def _remedy(made: Plan, cfg: Config, engine: str, part: str) -> str:
+def _remedy(made: Plan, cfg: Config, engine: str, need: ProgramCost, part: str) -> str:
     if engine in made.slots:
         slots, load, useful = made.slots[engine], made.loads[engine], made.useful_slots(engine)
         rows = load['rows'] / load['decodes']
@@ -138,10 +139,11 @@ def _remedy(made: Plan, cfg: Config, engine: str, part: str) -> str:
             return f'{said}; more slots cost little and need fewer calls: set {slots}'
         if rows < slots / 2:
             return f'{said}; a larger rollout.questions costs little more'
-        section = {'simulator': 'simulator'}.get(engine, 'rollout')
-        better = dict(zip(('rollout', 'simulator'), generation_meshes(cfg, math.prod(made.mesh)), strict=True))[section]
-        if part in ('links', 'collectives') and better not in ((), made.meshes[engine]):
-            return f'{said}; {section}.mesh={",".join(map(str, better))} has fewer, if the weights fit'
+        section = 'simulator' if engine == 'simulator' else 'rollout'
+        better = generation_meshes(cfg, math.prod(made.mesh))[section == 'simulator']
+        moving = sum(need.expected[part] for part in ('links', 'collectives')) / sum(need.expected.values())
+        if moving > MOVING and better != made.meshes[engine]:
+            return f'{said}; {moving:.0%} of its time is exchange, {section}.mesh={listed(better)} has less, if it fits'
     if part in ('links', 'collectives'):
         return 'a mesh with fewer parts along fsdp and more along data has fewer, if the weights fit'
     if part == 'arithmetic' and cfg.rl.remats[0] != 'none':
