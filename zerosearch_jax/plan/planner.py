@@ -270,7 +270,7 @@ def suggest(
     the same way, or as `generation_meshes` says.
     """
     policy, most = programs.model_config(cfg.policy.model), cfg.rollout.questions * cfg.rollout.group
-    apart = (), generation_meshes(cfg, hardware.count)
+    apart = ((), generation_meshes(cfg, hardware.count)) if hardware.count > 1 else ((),)
     for tensor, remat, meshes in itertools.product((1, 2, 4, 8), dict.fromkeys((cfg.rl.remat, 'full')), apart):
         fsdp = hardware.count // tensor
         if hardware.count % tensor or policy.num_heads % tensor or policy.hidden_size % fsdp:
