@@ -46,9 +46,9 @@ def base_layout(params: dict, cfg: ModelConfig, mesh: jax.sharding.Mesh, *, dtyp
     kernels = {f'{name}{end}': [f'{k}{end}' for k in own] for name, own in matrices(mesh).items() for end in ENDS}
     parts = {name: [stacks.pop(k) for k in own] for name, own in kernels.items() if own[0] in stacks}
     for name, own in (parts | {name: [stack] for name, stack in stacks.items()}).items():  # those left: norms, experts
+        place, kept = _place(cfg, mesh, name), jnp.float32 if name == 'router' else dtype
         for i, layer in enumerate(layers):
-            made = _fused(own, i, jnp.float32 if name == 'router' else dtype)
-            layer[name] = jax.device_put(made, _place(cfg, mesh, name))
+            layer[name] = jax.device_put(_fused(own, i, kept), place)
         for stack in own if owned else ():
             stack.delete()
     flat = {'head': transformer.head(params)} | {name: w for name, w in params.items() if name != 'layers'}
