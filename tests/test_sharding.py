@@ -57,11 +57,12 @@ def test_bad_mesh_says_why(shape, message):
 
 def test_another_mesh_has_the_same_devices_in_the_same_order():
     whole = make_mesh((1, 4, 2))
-    assert sharding.regrouped(whole, ()) is whole
-    other = sharding.regrouped(whole, (-1, 1, 1))
+    assert sharding.regrouped(whole, (), 'mesh') is whole
+    other = sharding.regrouped(whole, (-1, 1, 1), 'mesh')
     assert other.devices.shape == (8, 1, 1) and list(other.devices.flat) == list(whole.devices.flat)
-    with pytest.raises(ValueError, match='must have all 8 devices'):
-        sharding.regrouped(whole, (4, 1, 1))
+    for shape, why in (((4, 1, 1), 'must have the 8 devices'), ((2, 4), 'three sizes'), ((3, -1, 1), '3 does not div')):
+        with pytest.raises(ValueError, match=f'^config.x.mesh.*{why}'):
+            sharding.regrouped(whole, shape, 'config.x.mesh')
 
 
 def test_spec_maps_logical_axes():

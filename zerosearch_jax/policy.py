@@ -120,7 +120,7 @@ def open_beside_policy(
     capacity: int = 0,
 ) -> tuple[Engine, ...]:
     """The policy's engine, and one for each other role, an adapter of the same base on the same slots."""
-    mesh = sharding.regrouped(mesh, size.mesh)
+    mesh = sharding.regrouped(mesh, size.mesh, 'config.rollout.mesh')
     return open_engines(
         model,
         mesh,

@@ -177,7 +177,7 @@ MAY_CHANGE = (
     'run.wandb',
     'sft.wandb',
     'sft.checkpoint_every',
-    *(f'{role}.{name}' for role in ('rollout', 'simulator') for name in ('slots', 'mesh', 'cache_gib')),
+    *(f'{role}.{name}' for role in ('rollout', 'simulator', 'judge') for name in ('slots', 'mesh', 'cache_gib')),
     # a run that began with 'refuse' has no question to leave out
     *(f'{section}.{name}' for section in ('data', 'evaluation') for name in ('unscorable', 'too_long')),
     *(f'rl.{name}' for name in ('rows_per_micro', 'remat', 'chunk')),

@@ -67,21 +67,23 @@ def make_mesh(shape: Sequence[int] = (1, 1, 1), devices: Sequence[jax.Device] | 
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def regrouped(mesh: Mesh, shape: Sequence[int]) -> Mesh:
+def regrouped(mesh: Mesh, shape: Sequence[int], field: str) -> Mesh:
     """A mesh of the same devices, in the same order, with these sizes of its axes; `()`: the mesh itself.
 
     Raises:
-      ValueError: the sizes do not fit the devices, or leave some out.
+      ValueError: the sizes do not fit the devices, or leave some out; `field` is the field that has them.
     """
     if not shape:
         return mesh
-    made = make_mesh(shape, mesh.devices.flatten())
-    if made.size != mesh.size:
+    if -1 not in shape and math.prod(shape) != mesh.size:
         raise ValueError(
-            f'rollout.mesh or simulator.mesh = {tuple(shape)} must have all {mesh.size} devices of config.mesh; '
-            'set sizes with that product, -1 for the rest of the devices, or () for config.mesh'
+            f'{field} = {tuple(shape)} must have the {mesh.size} devices of config.mesh; set sizes with that product, '
+            '-1 for the rest of the devices, or () for config.mesh'
         )
-    return made
+    try:
+        return make_mesh(shape, mesh.devices.flatten())
+    except ValueError as error:
+        raise ValueError(f'{field}: {error}') from error
 
 
 def spec(*axes: str | None) -> P:

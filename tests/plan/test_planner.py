@@ -610,7 +610,7 @@ def test_a_sentence_says_what_binds_and_what_to_change():
         'bytes of memory: 3 of 8 slots decode in a call; a larger rollout.questions costs little more.'
     )
     assert bound('collectives', trajectories=8).endswith(
-        '; 98% of its time is exchange, rollout.mesh=8,1,1 has less, if it fits.'
+        '; 100% of its time is exchange, rollout.mesh=8,1,1 has less, if it fits.'
     )
     simulator = bound('links', 'simulator: decode', trajectories=8)
     assert simulator.endswith('simulator.mesh=2,1,4 has less, if it fits.')  # it has four heads
@@ -618,6 +618,19 @@ def test_a_sentence_says_what_binds_and_what_to_change():
     assert 'rl.remat=dots' in bound('arithmetic', 'update', remat='full')
     assert 'more devices' in bound('arithmetic', 'update')
     assert 'shorter prompts' in bound('arithmetic', 'policy: prefill')
+
+
+def test_meshes_to_generate_on_are_said_as_options():
+    cfg = config((1, 8, 1))
+    copy = dataclasses.replace(cfg.simulator, kind='self', live=False, model='tiny', adapter='')
+    for changed in (cfg, dataclasses.replace(cfg, simulator=copy)):  # a frozen copy of the policy has an engine too
+        assert planner.generation_meshes(changed, 8) == ((8, 1, 1), (2, 1, 4))
+    on = generating_on(cfg, (8, 1, 1), (2, 1, 4))
+    assert planner.options(on, cfg).endswith('--config.rollout.mesh=8,1,1 --config.simulator.mesh=2,1,4')
+    fitted = planner.fitted(on, hardware.parse('v5e:4x4'))  # the old meshes do not have these devices
+    assert (fitted.rollout.mesh, fitted.simulator.mesh) == ((), ())
+    said = planner.options(fitted, on).split()
+    assert {"--config.rollout.mesh='()'", "--config.simulator.mesh='()'"} < {*said}
 
 
 @pytest.mark.thorough

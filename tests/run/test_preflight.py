@@ -57,11 +57,16 @@ WRONG = {
     'mesh against devices': ({'mesh': (1, 64, 1)}, 'mesh (1, 64, 1) needs 64 devices'),
     'mesh of the simulator against devices': (
         {'mesh': (1, 4, 1), 'policy.lora_rank': 0, 'simulator.mesh': (1, 1, 2)},
-        'must have all 4 devices of config.mesh',
+        'config.simulator.mesh = (1, 1, 2) must have the 4 devices of config.mesh',
     ),
     'mesh of a simulator against its heads': (
         {'mesh': (5, 1, 1), 'policy.lora_rank': 0, 'simulator.mesh': (1, 1, 5)},
-        'config.simulator.model on mesh (1, 1, 5)',
+        'config.simulator.model: on mesh (1, 1, 5) ',
+    ),
+    'mesh of the policy against devices': ({'rollout.mesh': (2, 1, -1)}, 'config.rollout.mesh: mesh (2, 1, -1)'),
+    'mesh of the policy against its width': (
+        {'mesh': (5, 1, 1), 'rollout.mesh': (1, 5, 1)},
+        'config.policy.model: on mesh (1, 5, 1) ',
     ),
     'mesh of a simulator without an engine': (
         {'simulator.mesh': (1, 1, 1)},

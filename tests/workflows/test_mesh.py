@@ -1,5 +1,6 @@
 """Loss, gradients and greedy samples do not depend on the mesh, and nothing is resharded on the way."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import ROOT, TINY, drain, random_batch, requests, tiny_engine, tiny_params
+from jax._src import array
 
 from zerosearch_jax import sharding
 from zerosearch_jax.generate.engine import Engine
@@ -128,11 +130,26 @@ def test_samples_do_not_depend_on_the_mesh(shape, temperature):
     assert len({r.tokens for r in one.values()}) >= 10
 
 
+@contextlib.contextmanager
+def no_weights_over_the_host():
+    """Fails where a sharded array is gathered on the host, as device_put to another mesh does."""
+    gathered = array.ArrayImpl._value
+
+    def refused(x):
+        return gathered.fget(x) if x.is_fully_replicated else pytest.fail(f'{x.shape} came to the host')
+
+    array.ArrayImpl._value = property(refused)
+    try:
+        yield
+    finally:
+        array.ArrayImpl._value = gathered
+
+
 @pytest.mark.parametrize(('own', 'shape'), [((1, 8, 1), (8, 1, 1)), ((1, 4, 2), (2, 1, 4))], ids=str)
 def test_samples_do_not_depend_on_the_mesh_that_the_weights_come_from(own, shape):
-    mesh = make_mesh(shape)
     weights = tiny_params(make_mesh(own))
-    engine = tiny_engine(mesh, weights, temperature=1.0)
+    with no_weights_over_the_host():
+        engine = tiny_engine(make_mesh(shape), weights, temperature=1.0)
     found, expected = drain(engine, requests((1, 5, 20, 40, 9, 9, 33, 60, 2, 70), 10)), samples((1, 1, 1), 1.0)
     assert {h: r.tokens for h, r in found.items()} == {h: expected[h].tokens for h in found}
 

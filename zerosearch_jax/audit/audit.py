@@ -214,7 +214,7 @@ def _ask(cfg: Config, here: pathlib.Path, asked: list[Query], mesh):
         return
     reader = {'reader': cfg.reader} if cfg.audit.read else {}
     checked = {'simulator': cfg.simulator, 'endpoint': cfg.endpoint, 'corpus': cfg.audit.corpus}
-    preflight.check(cfg.mesh, reader, **checked)
+    preflight.check(cfg.mesh, reader, rollout_mesh=cfg.rollout.mesh, **checked)
     simulator, failed, answered = _simulator(cfg, mesh), [], 0
     began = time.perf_counter()
     with progress.bar(sum(map(len, missing.values())), f'audit of {cfg.audit.name}', 'query') as bar:

@@ -104,7 +104,8 @@ def _explore(cfg: Config, workdir: pathlib.Path, questions: list[Question], mesh
     missing = [question for question in questions if question.id not in done]
     if missing:
         judged = cfg.collect.label == 'judge' and cfg.judge.kind == 'model'
-        preflight.check(cfg.mesh, {'policy': cfg.policy} | ({'judge': cfg.judge} if judged else {}))
+        models = {'policy': cfg.policy} | ({'judge': cfg.judge} if judged else {})
+        preflight.check(cfg.mesh, models, rollout_mesh=cfg.rollout.mesh)
         if cfg.collect.label == 'judge':
             probe(cfg.judge, cfg.endpoint)  # now, not after hours of episodes
         model = pretrained.load_model(cfg.policy.model, mesh)

@@ -207,6 +207,7 @@ def _check(cfg: Config, methods: Collection[str]):
     preflight.check(
         cfg.mesh,
         {'policy': cfg.policy},
+        rollout_mesh=cfg.rollout.mesh,
         engine=cfg.engine if searches and not simulated else None,
         simulator=cfg.simulator if searches and simulated else None,
         endpoint=cfg.endpoint,
@@ -332,7 +333,7 @@ class Evaluator:
         most = size.prompt_tokens + size.response_tokens + cfg.evaluation.documents * refine.TOKENS
         (engine,) = pretrained.open_engines(
             self._model,
-            self._mesh,
+            sharding.regrouped(self._mesh, size.mesh, 'config.rollout.mesh'),
             (Role(size.slots or size.episodes),),
             cache_gib=size.cache_gib,
             capacity=most + cfg.evaluation.refine_tokens,

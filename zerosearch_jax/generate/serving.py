@@ -48,12 +48,12 @@ def base_layout(params: dict, cfg: ModelConfig, mesh: jax.sharding.Mesh, *, dtyp
     for name, own in (parts | {name: [stack] for name, stack in stacks.items()}).items():  # those left: norms, experts
         place, kept = _place(cfg, mesh, name), jnp.float32 if name == 'router' else dtype
         for i, layer in enumerate(layers):
-            layer[name] = jax.device_put(_fused(own, i, kept), place)
+            layer[name] = _placed(_fused, 2, place)(own, i, kept)
         for stack in own if owned else ():
             stack.delete()
     flat = {'head': transformer.head(params)} | {name: w for name, w in params.items() if name != 'layers'}
-    flat = {name: jax.device_put(_cast(w, dtype), _place(cfg, mesh, name)) for name, w in flat.items()}
-    return flat | {'layers': layers}
+    placed = {name: _placed(_cast, 1, _place(cfg, mesh, name))(w, dtype) for name, w in flat.items()}
+    return placed | {'layers': layers}
 
 
 def _place(cfg: ModelConfig, mesh: jax.sharding.Mesh, name: str) -> NamedSharding:
@@ -64,18 +64,21 @@ def _place(cfg: ModelConfig, mesh: jax.sharding.Mesh, name: str) -> NamedShardin
     stem = matrix.removesuffix('_bias').removesuffix('_scale')
     first = matrices(mesh).get(stem, (stem,))[0]
     *before, out = axes[first + '_bias' * matrix.endswith('_bias')]
-    if matrix.endswith('_scale'):  # one for each output
-        before.pop()
+    before = before[:-1] if matrix.endswith('_scale') else before  # one for each output
     return sharding.named(mesh, *{'': (*before, out), 'a': (*before, None), 'b': (None, out)}[part])
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.cache
+def _placed(function, static: int, place: NamedSharding):
+    """A jitted function whose result is on `place`; `device_put` to another mesh would go through the host."""
+    return jax.jit(function, static_argnums=static, out_shardings=place)
+
+
 def _cast(w: jax.Array, dtype) -> jax.Array:
     return w if w.dtype == jnp.int8 else w.astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnums=2)  # a layer at a time: a program of all layers compiles for seconds
-def _fused(stacks_LxN: list[jax.Array], i: int, dtype) -> jax.Array:
+def _fused(stacks_LxN: list[jax.Array], i: int, dtype) -> jax.Array:  # a layer: all at once compile for seconds
     return _cast(jnp.concatenate([_layer(w, i) for w in stacks_LxN], axis=-1), dtype)
 
 
@@ -99,7 +102,7 @@ def with_adapters(base: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: 
     if not any(adapters):
         return base
     made = [_beside(adapters, i, cfg, tuple(matrices(mesh).items()), dtype) for i in range(cfg.num_layers)]
-    made = [{name: jax.device_put(w, _place(cfg, mesh, name)) for name, w in own.items()} for own in made]
+    made = [{name: _placed(_cast, 1, _place(cfg, mesh, name))(w, dtype) for name, w in own.items()} for own in made]
     roles = _roles(adapters, matrices(mesh)) if len(adapters) > 1 else {}  # with one role every row uses every column
     return {**base, 'layers': tuple(layer | own | roles for layer, own in zip(base['layers'], made, strict=True))}
 
@@ -147,14 +150,12 @@ def for_rows(layer: dict, roles_B: jax.Array) -> dict:
 def abstract(params: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: jax.sharding.Mesh, *, dtype) -> dict:
     """The result of base_layout and with_adapters for abstract weights."""
 
-    def made(params, adapters):
-        return with_adapters(base_layout(params, cfg, mesh, dtype=dtype), adapters, cfg, mesh, dtype=dtype)
-
     def placed(name: str, array):
         place = None if name.endswith('_lora_role') else _place(cfg, mesh, name)  # roles come from the host
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
-    whole = jax.eval_shape(made, params, adapters)
+    base = jax.eval_shape(lambda params: base_layout(params, cfg, mesh, dtype=dtype), params)
+    whole = jax.eval_shape(lambda *both: with_adapters(*both, cfg, mesh, dtype=dtype), base, adapters)
     layers = tuple({name: placed(name, array) for name, array in layer.items()} for layer in whole.pop('layers'))
     return {name: placed(name, array) for name, array in whole.items()} | {'layers': layers}
 

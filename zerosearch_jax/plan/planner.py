@@ -270,14 +270,14 @@ def suggest(
     the same way, or as `generation_meshes` says.
     """
     policy, most = programs.model_config(cfg.policy.model), cfg.rollout.questions * cfg.rollout.group
-    apart = ((), generation_meshes(cfg, hardware.count)) if hardware.count > 1 else ((),)
-    for tensor, remat, meshes in itertools.product((1, 2, 4, 8), dict.fromkeys((cfg.rl.remat, 'full')), apart):
+    own = cfg.rollout.mesh, cfg.simulator.mesh
+    pairs = dict.fromkeys((((), ()), own, *[generation_meshes(cfg, hardware.count)] * (hardware.count > 1)))
+    for tensor, remat, pair in itertools.product((1, 2, 4, 8), dict.fromkeys((cfg.rl.remat, 'full')), pairs):
         fsdp = hardware.count // tensor
         if hardware.count % tensor or policy.num_heads % tensor or policy.hidden_size % fsdp:
             continue
         for slots in dict.fromkeys(((most, most), (cfg.rollout.slots, cfg.simulator.slots))):
-            changed = _on_mesh(cfg, (1, fsdp, tensor), slots, rows_per_micro=fsdp, remat=remat)
-            changed = _generating_on(changed, *meshes)
+            changed = _on_mesh(cfg, (1, fsdp, tensor), slots, pair, rows_per_micro=fsdp, remat=remat)
             made = plan(changed, hardware, devices, compiler, work)
             if made.fits:
                 yield changed, made
@@ -287,15 +287,11 @@ def suggest(
 def generation_meshes(cfg: Config, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Meshes for rollout.mesh and simulator.mesh with few collectives: every device has the whole policy for its own
     trajectories, and the simulator is split along its heads."""
-    if cfg.simulator.kind != 'model' or share_base(with_copy(cfg)):
+    cfg = with_copy(cfg)
+    if cfg.simulator.kind != 'model' or share_base(cfg):
         return (count, 1, 1), ()
     tensor = math.gcd(count, programs.model_config(cfg.simulator.model).num_heads)
     return (count, 1, 1), (count // tensor, 1, tensor)
-
-
-def _generating_on(cfg: Config, policy: tuple[int, ...] = (), simulator: tuple[int, ...] = ()) -> Config:
-    rollout = dataclasses.replace(cfg.rollout, mesh=policy)
-    return dataclasses.replace(cfg, rollout=rollout, simulator=dataclasses.replace(cfg.simulator, mesh=simulator))
 
 
 def fitted(cfg: Config, hardware: Hardware) -> Config:
@@ -310,15 +306,16 @@ def fitted(cfg: Config, hardware: Hardware) -> Config:
     return _on_mesh(cfg, (data, fsdp, tensor), (cfg.rollout.slots, cfg.simulator.slots), rows_per_micro=rows)
 
 
-def _on_mesh(cfg: Config, mesh: tuple[int, int, int], slots: tuple[int, int], **rl) -> Config:
+def _on_mesh(cfg: Config, mesh: tuple[int, int, int], slots: tuple[int, int], meshes=((), ()), **rl) -> Config:
+    """`cfg` on another mesh, with these slots, and meshes to generate on, of policy and simulator."""
     parts = mesh[0] * mesh[1]
     policy, simulator = (max(count // parts, 1) * parts if count else 0 for count in slots)
     return dataclasses.replace(
         cfg,
         mesh=mesh,
         rl=dataclasses.replace(cfg.rl, **rl),
-        rollout=dataclasses.replace(cfg.rollout, slots=policy),
-        simulator=dataclasses.replace(cfg.simulator, slots=simulator),
+        rollout=dataclasses.replace(cfg.rollout, slots=policy, mesh=meshes[0]),
+        simulator=dataclasses.replace(cfg.simulator, slots=simulator, mesh=meshes[1]),
     )
 
 
@@ -334,7 +331,8 @@ def options(changed: Config, cfg: Config) -> str:
 
 
 def listed(mesh: tuple[int, ...]) -> str:
-    return ','.join(map(str, mesh))
+    """A mesh as an option's value."""
+    return ','.join(map(str, mesh)) or "'()'"
 
 
 # ---------------------------------------------------------------- hours and prices

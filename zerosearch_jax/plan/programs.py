@@ -190,9 +190,10 @@ def _roles(cfg: Config, policy: ModelConfig, params: dict, mesh) -> Iterator[_Ro
         return _Role(' and '.join(slots), model, place, made, slots, longest, dtype, **more)
 
     stops = {'strings': protocol.GRAMMARS[own.grammar].stops, 'truncation': Truncation(top_p=own.top_p)}
-    yield role('policy', policy, sharding.regrouped(mesh, own.mesh), params, cfg.policy.dtype, **stops)
+    place = sharding.regrouped(mesh, own.mesh, 'config.rollout.mesh')
+    yield role('policy', policy, place, params, cfg.policy.dtype, **stops)
     if sim.kind == 'model' and not shared:
-        model, place = model_config(sim.model), sharding.regrouped(mesh, sim.mesh)
+        model, place = model_config(sim.model), sharding.regrouped(mesh, sim.mesh, 'config.simulator.mesh')
         weights = sharding.abstract(transformer.layout(model), place)
         yield role('simulator', model, place, weights, sim.dtype, strings=(), truncation=FULL_SUPPORT)
 

@@ -24,6 +24,7 @@ def check(
     mesh: tuple[int, int, int],
     models: Mapping[str, object],
     *,
+    rollout_mesh: tuple[int, ...] = (),
     engine: EngineConfig | None = None,
     simulator: SimulatorConfig | None = None,
     endpoint: EndpointConfig | None = None,
@@ -35,6 +36,7 @@ def check(
     Args:
       mesh: config.mesh.
       models: {name of the section: section with `model` and `adapter`}; a simulator of ours is added.
+      rollout_mesh: config.rollout.mesh, for the models whose section has no mesh.
       engine: the real search engine, if it will be used.
       simulator: the simulator, if it will be used.
       endpoint: the server of a served simulator.
@@ -44,10 +46,11 @@ def check(
     Raises:
       ValueError, OSError: one line says what is wrong and what to set.
     """
-    if (used := sharding.make_mesh(mesh).size) < jax.device_count():
+    whole, places = sharding.make_mesh(mesh), {}
+    if (used := whole.size) < jax.device_count():
         shape = 'x'.join(map(str, mesh))
         progress.log(f'mesh {shape} uses {used} of {jax.device_count()} devices; -1 in config.mesh takes the rest')
-    parts = sharding.shard_count('batch', sharding.make_mesh(mesh))
+    parts = sharding.shard_count('batch', whole)
     for field, count in (rows or {}).items():
         if count % parts:
             progress.log(f'config.{field} = {count} is no multiple of data x fsdp = {parts}: devices idle in updates')
@@ -61,18 +64,21 @@ def check(
         simulator_template(simulator.template)
     if simulator and simulator.kind == 'model':
         models = {**models, 'simulator': simulator}
+    for name, section in models.items():
+        shape, of = (section.mesh, name) if hasattr(section, 'mesh') else (rollout_mesh, 'rollout')
+        places[name] = sharding.regrouped(whole, shape, f'config.{of}.mesh')
     for look, field in ((pretrained.find_adapter, 'adapter'), (pretrained.open_model, 'model')):
         for name, section in models.items():
             if reference := getattr(section, field):
                 try:
-                    look(reference)
+                    found = look(reference)
+                    if field == 'model':
+                        _check_split(found, places[name])
                 except (ValueError, OSError) as error:
                     kind = ValueError if isinstance(error, ValueError) else OSError
                     raise kind(f'config.{name}.{field}: {error}') from error
     for name, section in models.items():
         check_adapter(name, section)
-    if simulator and simulator.kind == 'model':
-        _check_split('simulator', simulator.model, sharding.regrouped(sharding.make_mesh(mesh), simulator.mesh))
     if simulator and simulator.kind in ('model', 'self', 'endpoint'):
         _check_wording(simulator)
     if engine:
@@ -81,12 +87,12 @@ def check(
         load.probe(simulator, endpoint)
 
 
-def _check_split(name: str, model: str, mesh: jax.sharding.Mesh):
-    """Refuses a mesh that does not divide a model's weights, before other models are loaded."""
+def _check_split(model: pretrained.Model, mesh: jax.sharding.Mesh):
+    """Refuses a mesh that does not divide a model's weights."""
     try:
-        sharding.shardings(transformer.layout(pretrained.open_model(model).cfg), mesh)
+        sharding.shardings(transformer.layout(model.cfg), mesh)
     except ValueError as error:
-        raise ValueError(f'config.{name}.model on mesh {mesh.devices.shape}: {error}') from error
+        raise ValueError(f'on mesh {mesh.devices.shape} {error}') from error
 
 
 def check_adapter(name: str, section):

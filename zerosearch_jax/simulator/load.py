@@ -161,15 +161,14 @@ def open_writer(
             arguments=arguments,
         )
     name, model = loaded or ('', None)
-    mesh = sharding.regrouped(mesh, cfg.mesh)
+    mesh = sharding.regrouped(mesh, cfg.mesh, 'mesh of the simulator or judge')
     sampling = {'max_tokens': cfg.max_tokens, 'temperature': cfg.temperature, 'arguments': arguments}
     write = functools.partial(EngineWriter, prompt_tokens=cfg.prompt_tokens, **sampling)
     if cfg.kind == 'self':
         if engine is None:
             raise ValueError("config.simulator.kind = 'self' works only with launch.train; set kind='model'")
         return write(engine, model.tokenizer)  # it has the weights while the policy has
-    owned = name != cfg.model
-    if owned:
+    if owned := name != cfg.model:
         model = pretrained.load_model(cfg.model, mesh, cfg.dtype)
     params, model = model.params, dataclasses.replace(model, params={})
     adapter = pretrained.load_adapter(cfg.adapter, model.cfg, mesh) if cfg.adapter else {}

@@ -66,6 +66,7 @@ class Asker:
         preflight.check(
             cfg.mesh,
             {'policy': policy},
+            rollout_mesh=cfg.rollout.mesh,
             engine=None if cfg.evaluation.simulated else cfg.engine,
             simulator=cfg.simulator if cfg.evaluation.simulated else None,
             endpoint=cfg.endpoint,

@@ -132,7 +132,9 @@ def _misfits(run: Config, devices: list) -> Iterator[str]:
         yield f'config.rollout.response_tokens = {own.response_tokens}, but a search and an answer need up to {least}'
     try:
         whole = sharding.make_mesh(run.mesh, devices)
-        engines = {'policy': sharding.regrouped(whole, own.mesh), 'simulator': sharding.regrouped(whole, sim.mesh)}
+        meshes = {'policy': (whole, sharding.regrouped(whole, own.mesh, 'config.rollout.mesh'))}
+        if sim.kind == 'model':
+            meshes['simulator'] = (sharding.regrouped(whole, sim.mesh, 'config.simulator.mesh'),)
     except ValueError as error:
         yield str(error)
         return
@@ -140,7 +142,7 @@ def _misfits(run: Config, devices: list) -> Iterator[str]:
         model = programs.model_config((run.policy if sim.kind == 'self' else getattr(run, name)).model)
         if longest > model.max_position:
             yield f'config.{name}.model has {model.max_position} positions, but prompt and response may have {longest}'
-        for shape in dict.fromkeys((engines[name].devices.shape, whole.devices.shape)):
+        for shape in dict.fromkeys(mesh.devices.shape for mesh in meshes.get(name, ())):
             if model.hidden_size % shape[1] or model.num_heads % shape[2]:
                 wide = f'{model.hidden_size} wide with {model.num_heads} heads'
                 yield f'mesh {shape} does not divide config.{name}.model, {wide}'

@@ -92,6 +92,7 @@ def _check(cfg: Config, workdir: pathlib.Path) -> int:
     preflight.check(
         cfg.mesh,
         {'policy': cfg.policy},
+        rollout_mesh=cfg.rollout.mesh,
         engine=cfg.engine if to_come and searched else None,
         simulator=cfg.simulator if to_come else None,
         endpoint=cfg.endpoint,
