@@ -167,7 +167,7 @@ def test_what_is_begun_from_a_live_run_keeps_its_files_when_that_goes_on(run, tm
     resolved = trained.with_files(cfg, text, workdir, ('policy', 'simulator'))
     begun = PolicyConfig('tiny', str(run / 'weights' / 'step_000003' / 'adapter.safetensors'))
     assert resolved[0].policy == begun and resolved[0].simulator.adapter == begun.adapter
-    assert json.loads(resolved[1]) == dataclasses.asdict(resolved[0])
+    assert json.loads(resolved[1]) == json.loads(json.dumps(dataclasses.asdict(resolved[0])))
     workdir.mkdir()
     (workdir / 'config.json').write_text(resolved[1])
     export_weights(weights(9), pretrained.load_model('tiny', MESH), True, run, json.dumps(CONFIG))
