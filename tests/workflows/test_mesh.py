@@ -169,6 +169,7 @@ def samples_of_two_roles(own, shape):
     return done
 
 
+@pytest.mark.thorough
 def test_roles_that_share_a_base_sample_the_same_on_another_mesh():
     one = samples_of_two_roles((1, 1, 1), (1, 1, 1))
     assert samples_of_two_roles((1, 4, 2), (8, 1, 1)) == one and one[0] != one[1]
