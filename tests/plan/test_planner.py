@@ -112,17 +112,19 @@ def test_what_is_resident_is_what_a_run_holds(tmp_path, meshes):
 
 
 @pytest.mark.parametrize('rank', [0, 4])
-def test_weights_to_generate_with_are_split_as_the_plan_says(rank):
+@pytest.mark.parametrize('shape', [(1, 4, 2), (2, 1, 4), (8, 1, 1)], ids=str)
+def test_weights_to_generate_with_are_split_as_the_plan_says(rank, shape):
+    """On the mesh that they come from, and on others."""
     cfg, mesh = PRESETS['tiny'], sharding.make_mesh((1, 4, 2))
     layouts = [transformer.layout(cfg), *([lora.layout(cfg, rank)] if rank else [])]
     real = functools.reduce(lora.combine, (sharding.init(one, jax.random.key(0), mesh) for one in layouts))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), real)
     base, adapter = serving.split_adapter(abstract)
-    expected = serving.abstract(base, [adapter], cfg, mesh, dtype='bfloat16')
-    with jax.set_mesh(mesh):
-        base, adapter = serving.split_adapter(real)
-        served = serving.base_layout(base, cfg, mesh, dtype='bfloat16')
-        made = serving.with_adapters(served, [adapter], cfg, mesh, dtype='bfloat16')
+    to = sharding.make_mesh(shape)
+    expected = serving.abstract(base, [adapter], cfg, to, dtype='bfloat16')
+    base, adapter = serving.split_adapter(real)
+    served = serving.base_layout(base, cfg, to, dtype='bfloat16')
+    made = serving.with_adapters(served, [adapter], cfg, to, dtype='bfloat16')
     assert jax.tree.structure(made) == jax.tree.structure(expected)
     for (path, got), want in zip(jax.tree.leaves_with_path(made), jax.tree.leaves(expected), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype), path
