@@ -78,7 +78,7 @@ def _cast(w: jax.Array, dtype) -> jax.Array:
     return w if w.dtype == jnp.int8 else w.astype(dtype)
 
 
-def _fused(stacks_LxN: list[jax.Array], i: int, dtype) -> jax.Array:  # a layer: all at once compile for seconds
+def _fused(stacks_LxN: list[jax.Array], i: int, dtype) -> jax.Array:  # a program of all layers compiles for seconds
     return _cast(jnp.concatenate([_layer(w, i) for w in stacks_LxN], axis=-1), dtype)
 
 
@@ -101,14 +101,14 @@ def with_adapters(base: dict, adapters: Sequence[dict], cfg: ModelConfig, mesh: 
     """
     if not any(adapters):
         return base
-    made = [_beside(adapters, i, cfg, tuple(matrices(mesh).items()), dtype) for i in range(cfg.num_layers)]
+    made = [_beside(adapters, i, cfg, tuple(matrices(mesh).items())) for i in range(cfg.num_layers)]
     made = [{name: _placed(_cast, 1, _place(cfg, mesh, name))(w, dtype) for name, w in own.items()} for own in made]
     roles = _roles(adapters, matrices(mesh)) if len(adapters) > 1 else {}  # with one role every row uses every column
     return {**base, 'layers': tuple(layer | own | roles for layer, own in zip(base['layers'], made, strict=True))}
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _beside(adapters: Sequence[dict], i: int, cfg: ModelConfig, matrices, dtype) -> dict:
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _beside(adapters: Sequence[dict], i: int, cfg: ModelConfig, matrices) -> dict:
     """The adapters of a layer, those of all roles and kernels of a matrix side by side."""
     kernels, made = transformer.layout(cfg)['layers'], {}
     for name, parts in matrices:
@@ -120,8 +120,8 @@ def _beside(adapters: Sequence[dict], i: int, cfg: ModelConfig, matrices, dtype)
             for part, end in zip(parts, ends, strict=True):
                 if f'{part}_lora_a' in adapter:
                     beside = int(end) - kernels[part].shape[-1], int(ends[-1] - end)
-                    a.append(_layer(adapter[f'{part}_lora_a'], i).astype(dtype))
-                    b.append(jnp.pad(_layer(adapter[f'{part}_lora_b'], i).astype(dtype), ((0, 0), beside)))
+                    a.append(_layer(adapter[f'{part}_lora_a'], i))
+                    b.append(jnp.pad(_layer(adapter[f'{part}_lora_b'], i), ((0, 0), beside)))
         if a:
             made |= {f'{name}_lora_a': jnp.concatenate(a, axis=1), f'{name}_lora_b': jnp.concatenate(b, axis=0)}
     return made
