@@ -59,7 +59,7 @@ def get_config(preset=''):
     steps, variants, pairs = STUDIES[preset]
     base = quickstart.get_config()
     base.policy.update(adapter='runs/chains_sft', dtype='bfloat16')
-    base.simulator.update(dtype='bfloat16', tell='final')
+    base.simulator.dtype = 'bfloat16'
     base.data.folds = (4, 5, 6, 7, 8, 9)
     base.rollout.response_tokens = 512
     base.rl.steps = steps

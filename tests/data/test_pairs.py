@@ -401,28 +401,7 @@ def test_an_excerpt_is_whole_sentences(text, answers, expected):
     assert demonstrations.excerpt('The Book', text, 5, answers) == expected
 
 
-@pytest.mark.parametrize(
-    ('text', 'answers', 'expected'),
-    [
-        ('One two. The red house fell. Six.', (), 'The red house fell. Six.'),
-        ('Red one. The red house fell. A house is red.', (), 'The red house fell.'),  # among equal ones the first
-        ('red house of it. One two three. Four.', (), 'One two three. Four.'),  # never the end of another sentence
-        ('Ann. The red house fell. Ann is red.', ('Ann',), 'Ann is red.'),  # the answer before the words of the query
-        ('Ann. The red house fell. Two.', ('Ann',), 'Ann. The red house fell.'),
-    ],
-)
-def test_an_excerpt_begins_where_the_query_is_spoken_of(text, answers, expected):
-    assert demonstrations.excerpt('', text, 5, answers, 'Who sold the red house?') == expected
-
-
-def test_documents_of_a_recorded_search_are_cut_where_they_are_about_its_query():
-    texts = [f'First line {i}. Query of {i} w{i} w{i}.' for i in ('ann', 'bea')]
-    item = recorded('noisy', *texts)
-    cut = demonstrations.recorded_search(dataclasses.replace(item, query='query'), 2, 5)
-    assert [p.text for p in cut.passages] == ['Query of ann wann wann.', 'Query of bea wbea wbea.']
-
-
-def world(turn, noisy, documents=2, seed=0):
+def world(turn, noisy, documents=2):
     steps = [{'query': f'q{i}', 'passage': f'p{i}', 'need': 'it', 'answer': f'hop{i}'} for i in range(2)]
     question = Question('q', 'who?', ('last',), metadata={'decomposition': steps})
     found = [
@@ -431,8 +410,8 @@ def world(turn, noisy, documents=2, seed=0):
         Document('C', 'hop0', 'p0'),
         Document('D', 'hop1 last', 'p1'),
     ]
-    found += [Document('E', 'nil'), Document('F', 'naught'), Document('G', 'nix'), Document('H', 'zero')]
-    rng = np.random.default_rng(seed)
+    found += [Document('E', 'nil'), Document('F', 'naught')]
+    rng = np.random.default_rng(0)
     return demonstrations.world_search(
         question, noisy, lambda q, k: [found[:k]], documents=documents, turn=turn, rng=rng
     )
@@ -444,11 +423,7 @@ def test_a_search_of_the_world_tells_what_its_right_passage_holds(turn):
     assert useful.passages[0].id == f'p{turn}' and len(useful.passages) == 2
     assert useful.question.golden_answers == (f'hop{turn}',) and useful.query == f'q{turn}'
     assert not any(holds_answer(p.text, ('last', f'hop{turn}')) for p in noisy.passages) and len(noisy.passages) == 2
-    assert world(turn, True, 7) is None
-
-
-def test_noise_of_the_world_is_among_the_best_results_without_an_answer():
-    assert {p.title for seed in range(20) for p in world(0, True, seed=seed).passages} == {*'BEFG'}
+    assert world(turn, True, 5) is None
 
 
 def test_answers_are_found_word_for_word():

@@ -81,7 +81,7 @@ def world_search(
     golds = (*question.golden_answers, step['answer'])
     others = [d for d in found if d.id != step['passage']]
     if noisy:
-        others = [d for d in others if not holds_answer(d.as_text, golds)][: 2 * documents]
+        others = [d for d in others if not holds_answer(d.as_text, golds)]
         chosen = [others[i] for i in rng.permutation(len(others))[:documents]]
     else:
         question = replace(question, golden_answers=(step['answer'],))
@@ -103,8 +103,7 @@ def recorded_search(
     for labels of a judge.
     """
     answers, useful = search.question.golden_answers, search.label == 'useful'
-    texts = [excerpt(p.title, p.text, words, answers, search.query) for p in search.passages]
-    cut = _different([replace(p, text=text) for p, text in zip(search.passages, texts, strict=True)])
+    cut = _different([replace(p, text=excerpt(p.title, p.text, words, answers)) for p in search.passages])
     told = sorted(answers, key=lambda a: -sum(holds_answer(_text(p), (a,)) for p in cut))[:1] if useful else []
     right = [p for p in cut if holds_answer(_text(p), told or answers) == useful]
     chosen = right if checked else right + [p for p in cut if p not in right]
@@ -132,21 +131,19 @@ def _text(passage: Passage) -> str:
 _SENTENCE_END = re.compile(r'(?<!\b[A-Z])(?<!\b(?:Mr|Ms|Dr|St|Jr))(?<!\bMrs)[.!?]["\')]*\s+(?=["\'(]?[A-Z0-9])')
 
 
-def excerpt(title: str, text: str, words: int, answers: Sequence[str], query: str = '') -> str:
+def excerpt(title: str, text: str, words: int, answers: Sequence[str]) -> str:
     """About `words` words of a text, in whole sentences if they fit.
 
-    It begins with a sentence that holds an answer or else with one that begins within the text: among several with the
-    one that has the most words of the query, or else the first. A title that the text repeats is dropped.
+    It begins with the first sentence that holds an answer or else with the first sentence that begins within the text.
+    A title that the text repeats is dropped.
     """
     text = ' '.join(text.split())
     rest = text.removeprefix(f'{title} ')
     text = rest if title and rest[:1].isupper() else text
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     sentences = [text[a:b].strip() for a, b in itertools.pairwise((0, *ends, len(text)))]
-    held = [holds_answer(sentence, answers) for sentence in sentences]
-    whole = [not sentences[0][:1].islower() or held[0], *[True] * (len(sentences) - 1)]  # else the end of another one
-    worth = list(zip(held, whole, [share_held(query, [sentence]) for sentence in sentences], strict=True))
-    begin = worth.index(max(worth))
+    whole = 1 if len(sentences) > 1 and sentences[0][:1].islower() else 0  # the first may be the end of another
+    begin = next((i for i, sentence in enumerate(sentences) if holds_answer(sentence, answers)), whole)
     chosen = _some_words(sentences[begin], words, answers)
     for sentence in sentences[begin + 1 :]:
         if len(f'{chosen} {sentence}'.split()) > words:
