@@ -113,7 +113,10 @@ def by_kind(runs, name):
 
 @pytest.mark.parametrize(
     ('preset', 'name', 'pairs'),
-    [('', 'chains', (('grpo', 'turn_hop'), ('told_final', 'told_hop'))), ('long', 'chains_long', ())],
+    [
+        ('', 'chains', (('grpo', 'turn_hop'), ('told_final', 'told_hop'))),
+        ('long', 'chains_long', (('warm_start', 'grpo'), ('warm_start', 'turn_hop_price'), ('grpo', 'turn_hop_price'))),
+    ],
 )
 def test_the_page_of_the_second_search_has_the_committed_results_of_the_chains(preset, name, pairs, tmp_path):
     study, variants = reported(chains, name, tmp_path, preset)
@@ -127,7 +130,7 @@ def test_the_page_of_the_second_search_has_the_committed_results_of_the_chains(p
         assert f'| `{variant}` | {runs.made} | {scores} | {counts} |' in page
     for first, second in pairs:
         paired = np.subtract(em[second][2], em[first][2])
-        assert f'**{percent(intervals.with_interval(paired))}' in page
+        assert f'**{percent(intervals.with_interval(paired))}' in page.replace('\n', ' ')
         for each in paired.T if first == 'told_final' else ():  # of each seed, over its questions
             assert percent(intervals.with_interval(each)) in page
 
