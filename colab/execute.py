@@ -8,6 +8,7 @@ They run in an empty directory. What is kept has no path of the machine in it an
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import sys
@@ -50,9 +51,16 @@ def execute(notebook: nbformat.NotebookNode, directory: pathlib.Path, given: Map
     client.execute(env=environment)
 
 
+def adapters() -> dict[str, str]:
+    """{name of a shipped adapter: its sha256}; what a notebook shows is theirs."""
+    files = sorted((HERE.parent / 'zerosearch_jax' / 'adapters').glob('*.safetensors'))
+    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def tidy(notebook: nbformat.NotebookNode):
     """Leaves out, in place, what is only of this machine: paths, versions, frames (no saved page shows them)."""
-    notebook.metadata = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
+    kernel = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
+    notebook.metadata = {'kernelspec': kernel, 'adapters': adapters()}
     for cell in notebook.cells:
         if cell.cell_type == 'code':
             cell.outputs = [output for output in map(_tidied, cell.outputs) if output]

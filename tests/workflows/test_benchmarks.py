@@ -163,29 +163,21 @@ TINY = '--model tiny --repeats 1'
 SMALL = f'{TINY} --questions 1 --group 4 --slots 4'
 # {program and flags: the names of its lines}; `{tmp}` is a directory
 PROGRAMS = {
-    f'decode {TINY} --batches 1 2 --new 8': [
-        'decode, batch 1',
-        'prefill, batch 1',
-        'decode, batch 2',
-        'prefill, batch 2',
-    ],
-    f'update {TINY} --length 512': ['update, full rows', 'update, packed trajectories'],
     f'compile_time {TINY}': ['compilation of the update, 28 layers'],
     'decode_attention': ['decode_attention'] * 3,
     'train_attention': ['train_attention_gradient'] * 2,
     'linear_gradient': ['linear_gradient'],
-    'startup --config configs/tiny.py': ['start-up, cold cache', 'start-up, warm cache'],
     'forecast --model tiny --batch 4 --config configs/tiny.py --measured benchmarks/results/cpu.jsonl': [
         *('forecast: decode, batch 4', 'forecast: prefill, batch 4', 'forecast: update, full rows'),
         'forecast: a step of configs/tiny.py',
     ],
     f'search_step {SMALL} --record {{tmp}}/record.json': ['search step, 1 x 4'],
-    f'peers.grpo_step {TINY} --new 8': ['GRPO step'],
     "plan_memory --experiment tiny --only 'an adapter is trained'": ['an adapter is trained'],
     f'decode {TINY} --batches 2 --prompt 9 --new 8 --capacity 128 --calls 4 1': [
         *('decode, batch 2, capacity 128', 'prefill, batch 2, capacity 128', 'decode, batch 2, capacity 128, of calls')
     ],
 }
+STARTED = {'startup', 'update', 'peers.grpo_step'}  # by gpu and peers.run, with the lines that are checked below
 WRITTEN = {  # what writes its lines to a file
     f'all --only decode {TINY} --batches 2 --new 8 --out {{out}}': ['decode, batch 2', 'prefill, batch 2'],
     'gpu --model tiny --minutes 20 --only decode start-up update forecast --out {out}': [
@@ -373,4 +365,4 @@ def test_every_program_is_run_here():
         if re.search(r'^def main\(', path.read_text(), re.MULTILINE)
     }
     by_themselves = re.findall(r"\brun\(f?'([\w.]+) ", pathlib.Path(__file__).read_text())
-    assert programs == {command.split()[0] for command in (*PROGRAMS, *WRITTEN, *PEERS)} | set(by_themselves)
+    assert programs == {command.split()[0] for command in (*PROGRAMS, *WRITTEN, *PEERS)} | STARTED | set(by_themselves)
