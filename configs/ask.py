@@ -16,5 +16,5 @@ def get_config(preset=''):
     config.policy.adapter = 'smollm2_policy'
     config.evaluation.documents = 0  # as many as in its training
     config.rollout.update(slots=1, decode_steps=4)  # one question at a time, shown every four tokens
-    config.simulator.slots = 1
+    config.simulator.update(slots=1, documents=2)  # two, as in the training of the shipped policy
     return config
