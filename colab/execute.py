@@ -9,6 +9,7 @@ They run in an empty directory. What is kept has no path of the machine in it an
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pathlib
 import sys
@@ -68,8 +69,8 @@ def tidy(notebook: nbformat.NotebookNode):
 
 def _tidied(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
     if 'text' in output:
-        lines = [line for line in output.text.splitlines(keepends=True) if not _of_machine(line)]
-        output.text = ''.join(lines)
+        lines = (line for line in output.text.splitlines(keepends=True) if not _of_machine(line))
+        output.text = ''.join(line for line, _ in itertools.groupby(lines))  # progress that stands still once
         return output if output.text else None
     return None if '<iframe' in ''.join(output.get('data', {}).get('text/html', '')) else output
 

@@ -100,6 +100,11 @@ def test_a_notebook_shows_a_run_and_no_machine(name):
 
 
 @pytest.mark.parametrize('name', execute.NOTEBOOKS)
+def test_a_notebook_shows_what_the_shipped_adapters_do(name):
+    assert execute.read(name).metadata.adapters == execute.adapters()
+
+
+@pytest.mark.parametrize('name', execute.NOTEBOOKS)
 def test_files_are_named_and_not_linked_because_colab_follows_no_relative_link(name):
     text = ''.join(cell.source for cell in execute.read(name).cells if cell.cell_type == 'markdown')
     assert not re.findall(r'\]\((?!https://)', text)
