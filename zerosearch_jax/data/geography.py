@@ -97,7 +97,7 @@ def _clean(name: str) -> str:
     return ' '.join(unicodedata.normalize('NFC', name).split())
 
 
-@functools.cache  # names recur ten times in the questions of a world
+@functools.cache  # a world asks for the same names again and again
 def name_key(name: str) -> str:
     """What two names must share to be mistaken for each other: letters without case, accents and punctuation."""
     letters = unicodedata.normalize('NFKD', name).casefold()
